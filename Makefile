@@ -1,0 +1,55 @@
+# make quickstart   everything, from a fresh clone to a trained network and a table (10 minutes on two cores)
+# make setup        system packages, libtorch into .libtorch/
+# make build        the programs, in target/release/
+# make test         the whole test suite
+# make install      the programs, libtorch, configs and shell completions under PREFIX
+
+PREFIX ?= /usr/local
+RANKS ?= 2
+QUICK ?= fashion_quick.yaml
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+CARGO ?= cargo
+BIN = target/release
+BINARIES = codinet-train codinet-data codinet-launch
+
+.PHONY: quickstart setup build test install data lint
+
+quickstart: build data
+	@$(BIN)/codinet-launch -n $(RANKS) $(QUICK) $(ARGS)
+	@echo "train again, longer: $(BIN)/codinet-launch -n $(RANKS) $(QUICK) --set stages.0.epochs=10"
+	@echo "(Ctrl-C stops it with a checkpoint, and says how to go on)"
+
+setup:
+	@sh cluster/setup.sh
+
+build: setup
+	@$(CARGO) build --release --locked
+
+data: data/fashion-mnist/test/dataset.json
+
+data/fashion-mnist/test/dataset.json: | build
+	@$(BIN)/codinet-data import fashion-mnist --src $(FASHION_MNIST) --out data/fashion-mnist
+
+test: setup
+	@$(CARGO) test --release --locked --workspace
+
+lint: setup
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+install: build
+	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet $(PREFIX)/share/codinet/configs
+	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
+	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs
+	rm -rf $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia
+	@if [ -z "$$LIBTORCH" ]; then set -x; \
+	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia/cu13; \
+	    cp -R .libtorch/torch/lib $(PREFIX)/lib/codinet/torch; \
+	    cp -R .libtorch/nvidia/cu13/lib $(PREFIX)/lib/codinet/nvidia/cu13; fi
+	@set -e; for program in $(BINARIES); do \
+	    install -d $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d; \
+	    $(PREFIX)/bin/$$program --completions bash >$(PREFIX)/share/bash-completion/completions/$$program; \
+	    $(PREFIX)/bin/$$program --completions zsh >$(PREFIX)/share/zsh/site-functions/_$$program; \
+	    $(PREFIX)/bin/$$program --completions fish >$(PREFIX)/share/fish/vendor_completions.d/$$program.fish; \
+	done
+	@echo "installed under $(PREFIX)"

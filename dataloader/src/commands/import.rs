@@ -1,0 +1,83 @@
+//! `codinet-data import`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use codinet_dataloader::encode::Encoding;
+use codinet_dataloader::import::{Outcome, fashion_mnist};
+use codinet_dataloader::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::print;
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    dataset: DatasetName,
+}
+
+#[derive(Subcommand)]
+enum DatasetName {
+    /// Fashion-MNIST: 70,000 grey 28x28 images of clothing in 10 classes.
+    FashionMnist(Common),
+}
+
+#[derive(Args)]
+struct Common {
+    /// Folder of the published files, as downloaded; nothing in it is changed.
+    #[arg(long, value_name = "DIR")]
+    src: PathBuf,
+
+    /// Folder for the shards: train/ and test/ are made in it. What is complete there already is kept.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// How images are stored: jpeg (small, nearly lossless) or png (lossless).
+    #[arg(long, value_enum, default_value_t = Format::Jpeg)]
+    format: Format,
+
+    /// Samples in each shard.
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
+    samples_per_shard: u32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Jpeg,
+    Png,
+}
+
+/// Errors of up to 3 of 255 levels on Fashion-MNIST's sharp edges, at about the size of the raw pixels.
+const JPEG_QUALITY: u8 = 98;
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let DatasetName::FashionMnist(common) = &arguments.dataset;
+    let import = fashion_mnist::Import {
+        source: common.src.clone(),
+        out: common.out.clone(),
+        encoding: match common.format {
+            Format::Jpeg => Encoding::Jpeg { quality: JPEG_QUALITY },
+            Format::Png => Encoding::Png,
+        },
+        samples_per_shard: common.samples_per_shard,
+    };
+    // Draws on a terminal only; elsewhere the final lines have to do.
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} images, {eta} left")
+        .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+    bar.set_style(style);
+    let splits = import.run(|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    for split in splits? {
+        let verb = match split.outcome {
+            Outcome::Written => "wrote",
+            Outcome::AlreadyComplete => "already complete:",
+        };
+        let fashion_mnist::Split { folder, info, .. } = split;
+        print(&format!("{verb} {} samples in {} shards, {}\n", info.samples, info.shards, folder.display()));
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `codinet-data inspect`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use clap::Args;
+use codinet_dataloader::index::IndexState;
+use codinet_dataloader::{Channels, Dataset, Decoder, Error, Result};
+
+use super::print;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar') or one shard.
+    shards: String,
+
+    /// How many images to decode, evenly spread over the samples.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    decode: usize,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let dataset = Dataset::open(&arguments.shards)?;
+    let images = decode_some(&dataset, arguments.decode)?;
+    let mut text = String::new();
+    // Writing to a String can't fail.
+    let _ = describe_shards(&mut text, &dataset);
+    let _ = describe_classes(&mut text, &dataset);
+    let _ = describe_images(&mut text, &images);
+    print(&text);
+    if let Some(classes) = dataset.classes() {
+        dataset.check_labels(classes)?;
+    }
+    match images.bad.into_iter().next() {
+        Some(bad) => Err(bad),
+        None => Ok(()),
+    }
+}
+
+fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
+    if let Some(info) = dataset.info() {
+        let size = info.image_size.map_or(String::new(), |size| format!(", {size}x{size}"));
+        writeln!(text, "name     {}, {} classes, {} channels{size}", info.name, info.classes, info.channels)?;
+    }
+    let bytes: u64 = dataset.shards().map(|shard| shard.bytes).sum();
+    let index = |state| dataset.shards().filter(|shard| shard.index == state).count();
+    let (rebuilt, unsaved) = (index(IndexState::Rebuilt), index(IndexState::Unsaved));
+    writeln!(text, "shards   {}, {:.1} MB", dataset.shards().len(), bytes as f64 / 1e6)?;
+    writeln!(text, "samples  {}", dataset.len())?;
+    match (rebuilt, unsaved) {
+        (0, 0) => writeln!(text, "index    up to date"),
+        (_, 0) => writeln!(text, "index    {rebuilt} missing or out of date, written anew"),
+        _ => writeln!(text, "index    {unsaved} missing or out of date, and the folder can't be written"),
+    }?;
+    writeln!(text, "content  sha256 {}", dataset.fingerprint())
+}
+
+fn describe_classes(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
+    let mut counts = BTreeMap::<u32, usize>::new();
+    for label in (0..dataset.len()).filter_map(|sample| dataset.meta(sample)).map(|sample| sample.label) {
+        *counts.entry(label).or_default() += 1;
+    }
+    writeln!(text, "labels   {} different", counts.len())?;
+    let names = dataset.info().and_then(|info| info.class_names.as_deref()).unwrap_or_default();
+    let largest = counts.values().copied().max().unwrap_or(1);
+    for (label, count) in counts {
+        let bar = "#".repeat((count * 30).div_ceil(largest));
+        let name = names.get(label as usize).map_or("", String::as_str);
+        writeln!(text, "  {label:>5}  {count:>8}  {bar:<30}  {name}")?;
+    }
+    Ok(())
+}
+
+/// What came of decoding some of the images.
+struct Images {
+    decoded: usize,
+    /// Format and size, and how many have them.
+    kinds: BTreeMap<String, usize>,
+    bad: Vec<Error>,
+}
+
+fn decode_some(dataset: &Dataset, most: usize) -> Result<Images> {
+    let channels = Channels::new(dataset.info().map_or(3, |info| info.channels))?;
+    let mut images = Images { decoded: 0, kinds: BTreeMap::new(), bad: Vec::new() };
+    let (mut decoder, mut encoded, mut pixels) = (Decoder::new()?, Vec::new(), Vec::new());
+    let count = most.min(dataset.len());
+    for sample in (0..count).map(|step| step * dataset.len() / count) {
+        let info = dataset.read(sample, &mut encoded)?;
+        let decoded = decoder.header(&encoded).and_then(|header| {
+            decoder.decode(&encoded, &header, channels, &mut pixels)?;
+            Ok(format!("{} {}x{}", header.format, header.width, header.height))
+        });
+        images.decoded += 1;
+        match decoded {
+            Ok(kind) => *images.kinds.entry(kind).or_default() += 1,
+            Err(bad) => images.bad.push(bad.at(info.shard, info.key)),
+        }
+    }
+    Ok(images)
+}
+
+fn describe_images(text: &mut String, images: &Images) -> std::fmt::Result {
+    const MOST_KINDS: usize = 10; // photographs come in hundreds of sizes
+    writeln!(text, "images   {} decoded, {} bad", images.decoded, images.bad.len())?;
+    let mut kinds: Vec<_> = images.kinds.iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (kind, count) in kinds.iter().take(MOST_KINDS) {
+        writeln!(text, "  {count:>5}  {kind}")?;
+    }
+    if kinds.len() > MOST_KINDS {
+        let rest: usize = kinds[MOST_KINDS..].iter().map(|(_, count)| **count).sum();
+        writeln!(text, "  {rest:>5}  in {} other sizes", kinds.len() - MOST_KINDS)?;
+    }
+    for bad in &images.bad {
+        writeln!(text, "  bad    {bad}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Files that are either there and whole, or not there.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{IoContext, Result};
+
+/// Replaces the file at `path` by `contents` in one step: a reader sees the old file or the new one.
+/// Several processes, on several machines, may do so at once; the last one wins.
+pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+    let temporary = unique_sibling(path);
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary); // the first error is the one to report
+    }
+    written.context("write", path)
+}
+
+/// Makes a rename in `folder` survive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).context("write to", folder)
+}
+
+/// The file's name for messages and fingerprints; lossy where it isn't UTF-8.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A hidden name beside `path` that no other thread, process or machine picks: process ids repeat across
+/// machines that share a file system, hence the clock as well.
+fn unique_sibling(path: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+    path.with_file_name(format!(".{}.{}-{nanos}-{count}.tmp", file_name(path), std::process::id()))
+}

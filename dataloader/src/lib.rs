@@ -1,0 +1,35 @@
+//! Image data for training: tar shards in, batches of augmented views out.
+//!
+//! ```text
+//! *.tar shards ─► Dataset (read one sample's bytes) ─► Decoder (JPEG, PNG to u8 pixels)
+//!     ─► Transform (draw M views, cut, resize, flip) ─► Loader: batches u8 [L, M, H, W, C]
+//! ```
+//!
+//! Two properties hold throughout. *Order*: which samples a batch holds and how each is cropped is a pure
+//! function of (seed, epoch, position, view), see [`random`] and [`order`]; the number of threads, the number
+//! of ranks and timing have no part in it. *Honesty*: whatever is wrong with the data is an [`Error`] that
+//! names the shard and the key; nothing is skipped or padded in silence.
+
+pub mod dataset;
+pub mod decode;
+pub mod encode;
+pub mod error;
+pub mod import;
+pub mod index;
+pub mod loader;
+pub mod order;
+pub mod random;
+pub mod shard;
+pub mod transform;
+
+mod files;
+mod pattern;
+mod pool;
+
+pub use dataset::{Dataset, DatasetInfo, SampleInfo};
+pub use decode::{Channels, Decoder};
+pub use error::{BadImage, Error, Result};
+pub use loader::{Batch, BatchPlan, Loader, LoaderSpec};
+pub use order::{EpochOrder, eval_samples};
+pub use shard::ShardWriter;
+pub use transform::{Crop, Transform};

@@ -1,0 +1,203 @@
+//! The shard format, and how shards are written.
+//!
+//! A shard is a tar archive by the convention of WebDataset: a sample is an image member `KEY.jpg`, `KEY.jpeg`
+//! or `KEY.png` and, right before or after it, a label member `KEY.cls` that holds the class number in ASCII
+//! decimal. The key is the member's path up to the first dot of its file name, so it may contain folders.
+//! Members with other extensions are ignored. An [index](crate::index) lies beside each shard.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, IoContext, Result};
+use crate::files;
+use crate::index::ShardIndex;
+
+/// Splits a member's path into the sample's key and the extension, at the first dot of the file name:
+/// `train/n01440764_18.JPEG` is (`train/n01440764_18`, `JPEG`). The extension is empty where there is no dot.
+pub fn split_name(name: &str) -> (&str, &str) {
+    let file_name_at = name.rfind('/').map_or(0, |slash| slash + 1);
+    match name[file_name_at..].find('.') {
+        Some(dot) => (&name[..file_name_at + dot], &name[file_name_at + dot + 1..]),
+        None => (name, ""),
+    }
+}
+
+/// Whether a member with this extension is a sample's image.
+pub fn is_image(extension: &str) -> bool {
+    ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+/// Whether a member with this extension is a sample's label.
+pub fn is_label(extension: &str) -> bool {
+    extension.eq_ignore_ascii_case("cls")
+}
+
+/// Writes samples to `NAME-000000.tar`, `NAME-000001.tar`, …, each with its index.
+///
+/// The bytes written are a function of the samples alone: owners and times in the headers are constants.
+/// A shard gets its name only when it is complete and on disk; until then it ends in `.tar.tmp`.
+pub struct ShardWriter {
+    folder: PathBuf,
+    name: String,
+    samples_per_shard: u32,
+    shards: u32,
+    samples: u64,
+    open: Option<OpenShard>,
+}
+
+struct OpenShard {
+    tar: tar::Builder<BufWriter<File>>,
+    temporary: PathBuf,
+    path: PathBuf,
+    samples: u32,
+}
+
+impl ShardWriter {
+    /// Creates `folder` where needed. Existing shards of this name are overwritten one by one.
+    pub fn new(folder: &Path, name: &str, samples_per_shard: u32) -> Result<ShardWriter> {
+        if samples_per_shard == 0 {
+            return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
+        }
+        fs::create_dir_all(folder).context("create folder", folder)?;
+        Ok(ShardWriter {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            samples_per_shard,
+            shards: 0,
+            samples: 0,
+            open: None,
+        })
+    }
+
+    /// Adds a sample: its key, the image's extension (`jpg`, `jpeg` or `png`), the encoded image, the label.
+    ///
+    /// # Errors
+    /// A key or extension the format can't hold, or a disk that can't be written.
+    pub fn write(&mut self, key: &str, extension: &str, image: &[u8], label: u32) -> Result<()> {
+        let image_name = format!("{key}.{extension}");
+        let control = key.contains(char::is_control);
+        if key.is_empty() || key.ends_with('/') || control || split_name(&image_name) != (key, extension) {
+            return Err(Error::InvalidArgument(format!(
+                "'{key}' can't be a sample's key; give it a file name without dots and control characters"
+            )));
+        }
+        if !is_image(extension) {
+            return Err(Error::InvalidArgument(format!(
+                "'{extension}' isn't the extension of an image shards hold; use jpg, jpeg or png"
+            )));
+        }
+        let mut shard = match self.open.take() {
+            Some(shard) => shard,
+            None => self.start()?,
+        };
+        shard.append(&image_name, image)?;
+        shard.append(&format!("{key}.cls"), label.to_string().as_bytes())?;
+        shard.samples += 1;
+        self.samples += 1;
+        if shard.samples == self.samples_per_shard {
+            shard.complete(&self.folder)?;
+        } else {
+            self.open = Some(shard);
+        }
+        Ok(())
+    }
+
+    /// Completes the last shard. Returns the number of shards and of samples written.
+    pub fn finish(mut self) -> Result<(u32, u64)> {
+        if let Some(shard) = self.open.take() {
+            shard.complete(&self.folder)?;
+        }
+        Ok((self.shards, self.samples))
+    }
+
+    fn start(&mut self) -> Result<OpenShard> {
+        let path = self.folder.join(format!("{}-{:06}.tar", self.name, self.shards));
+        let temporary = path.with_extension("tar.tmp");
+        let file = File::create(&temporary).context("create", &temporary)?;
+        self.shards += 1;
+        Ok(OpenShard { tar: tar::Builder::new(BufWriter::new(file)), temporary, path, samples: 0 })
+    }
+}
+
+impl OpenShard {
+    fn append(&mut self, name: &str, contents: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).map_err(|reason| {
+            Error::InvalidArgument(format!(
+                "'{name}' can't be a tar member ({reason}); use a shorter, relative key"
+            ))
+        })?;
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        self.tar.append(&header, contents).context("write", &self.temporary)
+    }
+
+    /// Brings the shard to disk under its name, then writes its index.
+    fn complete(self, folder: &Path) -> Result<()> {
+        let OpenShard { tar, temporary, path, .. } = self;
+        tar.into_inner()
+            .and_then(|mut buffer| buffer.flush().and_then(|()| buffer.get_ref().sync_all()))
+            .context("write", &temporary)?;
+        fs::rename(&temporary, &path).context("rename to", &path)?;
+        files::sync_folder(folder)?;
+        ShardIndex::rebuild(&path)?.save(&path) // the index holds the modification time: after the rename
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_end_at_the_first_dot_of_the_file_name() {
+        assert_eq!(split_name("a.jpg"), ("a", "jpg"));
+        assert_eq!(split_name("v1.0/b_2.seg.png"), ("v1.0/b_2", "seg.png"));
+        assert_eq!(split_name("dir.d/none"), ("dir.d/none", ""));
+    }
+
+    #[test]
+    fn keys_that_would_not_come_back_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::new(folder.path(), "x", 10).unwrap();
+        for key in ["", "a.b", "dir/", "tab\tbed", "/absolute", "../up"] {
+            assert!(matches!(writer.write(key, "jpg", b"", 0), Err(Error::InvalidArgument(_))), "{key:?}");
+        }
+        assert!(matches!(writer.write("a", "gif", b"", 0), Err(Error::InvalidArgument(_))));
+        assert!(matches!(ShardWriter::new(folder.path(), "x", 0), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn shards_roll_over_and_are_reproducible_to_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let folder = folder.path().join(name);
+            let mut writer = ShardWriter::new(&folder, "x", 2).unwrap();
+            for label in 0..5 {
+                writer.write(&format!("k{label}"), "png", &[label as u8; 700], label).unwrap();
+            }
+            assert_eq!(writer.finish().unwrap(), (3, 5));
+            let mut names: Vec<_> =
+                fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(
+                names,
+                [
+                    "x-000000.idx",
+                    "x-000000.tar",
+                    "x-000001.idx",
+                    "x-000001.tar",
+                    "x-000002.idx",
+                    "x-000002.tar"
+                ]
+            );
+            fs::read(folder.join("x-000001.tar")).unwrap()
+        };
+        assert_eq!(write("first"), write("second"));
+    }
+}

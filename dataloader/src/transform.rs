@@ -1,0 +1,224 @@
+//! Which part of an image each view shows, and how it becomes a square of `image_size` pixels.
+//!
+//! In two steps. [`Transform::draw`] needs only the image's size, so it runs before the decode and could tell
+//! the decoder which part is wanted. [`Renderer::render`] then cuts, resizes and mirrors the decoded pixels.
+//! Laws and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
+//! bilinear); its random *stream* is not.
+
+use rand_chacha::rand_core::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::decode::MOST_PIXELS;
+use crate::error::{BadImage, Error, Result};
+use crate::random::{below, uniform, unit};
+
+mod render;
+#[cfg(test)]
+mod tests;
+
+pub use render::Renderer;
+
+/// How images become network inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Transform {
+    /// Augmented, for training: each view is drawn at random.
+    Train {
+        /// Which part of the image a view shows.
+        crop: Crop,
+        /// Probability, 0 to 1, that a view is mirrored left to right.
+        flip: f64,
+    },
+    /// The same for every epoch and view, for evaluation: the centre square of `image_size` pixels.
+    Eval {
+        /// Pixels the image's shorter side is resized to beforehand (256 for ImageNet at 224); must be at least
+        /// `image_size`. Without it, images are cut as they are.
+        #[serde(default)]
+        resize: Option<u32>,
+    },
+}
+
+/// Random crops for training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Crop {
+    /// No random crop: the centre square of `image_size` pixels (all of an image of just that size).
+    None,
+    /// A square of `image_size` pixels at a random place, after a black border has been added around the image.
+    Pad {
+        /// Width of the border on each side, in pixels; 4 for CIFAR.
+        pixels: u32,
+    },
+    /// A rectangle of random area, shape and place, resized to `image_size`².
+    RandomResized {
+        /// Smallest and largest area, as a share of the image's; `[0.08, 1.0]` for ImageNet.
+        scale: (f64, f64),
+        /// Smallest and largest ratio of width to height; `[0.75, 1.3333333]` for ImageNet.
+        ratio: (f64, f64),
+    },
+}
+
+/// A rectangle of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Columns left of it.
+    pub left: u32,
+    /// Rows above it.
+    pub top: u32,
+    /// Columns in it.
+    pub width: u32,
+    /// Rows in it.
+    pub height: u32,
+}
+
+/// What one view shows: `region` of the image, resized to `scaled`, of which the square of `image_size` pixels
+/// at `corner` is taken (black where it lies outside), mirrored if `flip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The only pixels of the image that the view depends on.
+    pub region: Region,
+    /// Width and height the region is resized to; the region's own where it isn't resized.
+    pub scaled: (u32, u32),
+    /// Left and top of the square, from the scaled region's top left corner; may be negative.
+    pub corner: (i64, i64),
+    /// Whether left and right are exchanged.
+    pub flip: bool,
+}
+
+impl Transform {
+    /// Checks the settings against each other and against `image_size`.
+    ///
+    /// # Errors
+    /// A probability, range or size that can't be meant.
+    pub fn check(&self, image_size: u32) -> Result<()> {
+        let invalid = |what: String| Err(Error::InvalidArgument(what));
+        if image_size == 0 || image_size > MOST_SIDE {
+            return invalid(format!("image_size must be 1 to {MOST_SIDE} pixels, not {image_size}"));
+        }
+        match self {
+            Transform::Eval { resize: Some(resize) } if !(image_size..=MOST_SIDE).contains(resize) => {
+                invalid(format!(
+                    "resize must be {image_size} (image_size) to {MOST_SIDE} pixels, not {resize}"
+                ))
+            }
+            Transform::Train { flip, .. } if !(0.0..=1.0).contains(flip) => {
+                invalid(format!("flip is a probability, 0 to 1, not {flip}"))
+            }
+            Transform::Train { crop: Crop::Pad { pixels }, .. } if *pixels > MOST_SIDE => {
+                invalid(format!("pad.pixels must be at most {MOST_SIDE}, not {pixels}"))
+            }
+            Transform::Train { crop: Crop::RandomResized { scale, ratio }, .. } => {
+                let ordered = |(low, high): (f64, f64)| 0.0 < low && low <= high && high.is_finite();
+                if !ordered(*scale) || scale.1 > 1.0 {
+                    return invalid(format!(
+                        "scale must be two shares of the image, 0 < low <= high <= 1, not {scale:?}"
+                    ));
+                }
+                if !ordered(*ratio) {
+                    return invalid(format!("ratio must be two ratios, 0 < low <= high, not {ratio:?}"));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Draws one view of an image of `width` × `height` pixels. The crop is drawn first, then the flip.
+    ///
+    /// # Errors
+    /// An image too small to cut `image_size` pixels from.
+    pub fn draw(
+        &self,
+        width: u32,
+        height: u32,
+        image_size: u32,
+        rng: &mut impl Rng,
+    ) -> Result<View, BadImage> {
+        let whole = Region { left: 0, top: 0, width, height };
+        let (region, scaled, corner) = match self {
+            Transform::Eval { resize: None } | Transform::Train { crop: Crop::None, .. } => {
+                (whole, (width, height), centre(width, height, image_size)?)
+            }
+            Transform::Eval { resize: Some(shorter) } => {
+                let scaled = resized(width, height, *shorter)?;
+                (whole, scaled, centre(scaled.0, scaled.1, image_size)?)
+            }
+            Transform::Train { crop: Crop::Pad { pixels }, .. } => {
+                let top = padded_offset(height, *pixels, image_size, rng);
+                let left = padded_offset(width, *pixels, image_size, rng);
+                let corner = left.zip(top).ok_or_else(|| too_small(width, height, image_size))?;
+                (whole, (width, height), corner)
+            }
+            Transform::Train { crop: Crop::RandomResized { scale, ratio }, .. } => {
+                (resized_crop(width, height, *scale, *ratio, rng), (image_size, image_size), (0, 0))
+            }
+        };
+        let flip = match self {
+            Transform::Train { flip, .. } => unit(rng) < *flip,
+            Transform::Eval { .. } => false,
+        };
+        Ok(View { region, scaled, corner, flip })
+    }
+}
+
+/// More than any image side in use; keeps sizes in bytes far from overflow.
+const MOST_SIDE: u32 = 16_384;
+
+/// torchvision's `center_crop`, which rounds halves to even; but an image that is too small is refused, where
+/// torchvision pads it.
+fn centre(width: u32, height: u32, image_size: u32) -> Result<(i64, i64), BadImage> {
+    if width < image_size || height < image_size {
+        return Err(too_small(width, height, image_size));
+    }
+    let middle = |side: u32| (f64::from(side - image_size) / 2.0).round_ties_even() as i64;
+    Ok((middle(width), middle(height)))
+}
+
+fn too_small(width: u32, height: u32, image_size: u32) -> BadImage {
+    BadImage(format!(
+        "{width}x{height} pixels are too few to cut {image_size}x{image_size} from; resize, or lower image_size"
+    ))
+}
+
+/// torchvision's `Resize`: the shorter side becomes `shorter`, the longer one keeps the ratio, rounded down.
+fn resized(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage> {
+    let (short, long) = (width.min(height), width.max(height));
+    let longer = u64::from(shorter) * u64::from(long) / u64::from(short).max(1);
+    if longer * u64::from(shorter) > MOST_PIXELS {
+        return Err(BadImage(format!("{width}x{height} pixels are too narrow to resize to {shorter}")));
+    }
+    let longer = longer as u32; // no larger than MOST_PIXELS
+    Ok(if width <= height { (shorter, longer) } else { (longer, shorter) })
+}
+
+/// Where, along one side, the square begins relative to the image: -pad to side + pad - image_size, each
+/// equally likely. `None` where the padded side is shorter than the square.
+fn padded_offset(side: u32, pad: u32, image_size: u32, rng: &mut impl Rng) -> Option<i64> {
+    let room = (u64::from(side) + 2 * u64::from(pad)).checked_sub(image_size.into())?;
+    Some(i64::from(below(rng, room as u32 + 1)) - i64::from(pad))
+}
+
+/// torchvision's `RandomResizedCrop.get_params`: ten tries at a rectangle that fits, then the largest one in
+/// the centre whose ratio is allowed.
+fn resized_crop(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut impl Rng) -> Region {
+    let area = f64::from(width) * f64::from(height);
+    for _ in 0..10 {
+        let target = area * uniform(rng, scale.0, scale.1);
+        let aspect = uniform(rng, ratio.0.ln(), ratio.1.ln()).exp();
+        let w = (target * aspect).sqrt().round_ties_even() as u32;
+        let h = (target / aspect).sqrt().round_ties_even() as u32;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let top = below(rng, height - h + 1);
+            let left = below(rng, width - w + 1);
+            return Region { left, top, width: w, height: h };
+        }
+    }
+    let aspect = f64::from(width) / f64::from(height);
+    let (mut w, mut h) = (width, height);
+    if aspect < ratio.0 {
+        h = ((f64::from(width) / ratio.0).round_ties_even() as u32).clamp(1, height);
+    } else if aspect > ratio.1 {
+        w = ((f64::from(height) * ratio.1).round_ties_even() as u32).clamp(1, width);
+    }
+    Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+}

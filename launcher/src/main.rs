@@ -1,0 +1,116 @@
+//! `codinet-launch`: starts `codinet-train` on this machine, a rank a process, under the MPI that it has.
+
+use clap::{CommandFactory, Parser};
+use codinet_launcher::{Flavour, trainer};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitCode;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+const EXAMPLES: &str = "\
+Examples:
+  codinet-launch -n 2 fashion_quick.yaml
+  codinet-launch my.yaml --set optim.batch_size=256 --resume auto
+  codinet-launch --print -n 8 my.yaml           the command alone
+
+Ctrl-C, SIGTERM and SIGUSR2 make the ranks checkpoint and stop (exit 75); a second one ends them at once.
+The exit code is codinet-train's: see codinet-train --help.";
+
+/// Start codinet-train under mpirun, with the flags that this machine's MPI needs.
+#[derive(Debug, Parser)]
+#[command(name = "codinet-launch", version, after_help = EXAMPLES)]
+struct Args {
+    /// Ranks to start; by default one a GPU, or one where there is none.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    n: Option<u32>,
+
+    /// Prints the command and stops.
+    #[arg(long)]
+    print: bool,
+
+    /// Prints a completion script for a shell, and stops.
+    #[arg(long, value_name = "SHELL")]
+    completions: Option<clap_complete::Shell>,
+
+    /// The config, and whatever else codinet-train takes.
+    #[arg(
+        required_unless_present = "completions",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CONFIG [ARGS]"
+    )]
+    arguments: Vec<String>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(shell) = args.completions {
+        clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    match launch(args).await {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn launch(args: Args) -> Result<ExitCode, String> {
+    let flavour = Flavour::of_this_machine()?;
+    let ranks = args.n.map_or_else(gpus, |n| n as usize).max(1);
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0);
+    let mut words = flavour.flags(ranks, root);
+    words.push(trainer().to_string_lossy().into_owned());
+    words.extend(args.arguments);
+    let shown: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    println!("mpirun {}", shown.join(" "));
+    if args.print {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A process group of its own: Ctrl-C reaches this program alone, which passes on what the ranks take.
+    let child = Command::new("mpirun").args(&words).process_group(0).spawn();
+    let status = relay(child.map_err(|error| format!("cannot run mpirun: {error}"))?).await;
+    let status = status.map_err(|error| format!("lost mpirun: {error}"))?;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(ExitCode::from(code as u8))
+}
+
+/// Waits for mpirun; turns a first signal into the SIGUSR2 that it forwards to the ranks, a second into an end.
+async fn relay(mut child: Child) -> std::io::Result<std::process::ExitStatus> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut checkpoint = signal(SignalKind::user_defined2())?;
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = checkpoint.recv() => {}
+        }
+        if let Some(pid) = child.id() {
+            let name = if asked { "-TERM" } else { "-USR2" };
+            Command::new("kill").args([name, &pid.to_string()]).status().await?;
+        }
+        asked = true;
+    }
+}
+
+/// GPUs of this machine, by the NVIDIA driver's own list.
+fn gpus() -> usize {
+    std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(1, |entries| entries.count())
+}
+
+/// A word as a shell would need it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}

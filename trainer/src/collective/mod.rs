@@ -1,0 +1,172 @@
+//! Where ranks meet. The trainer knows this trait alone: a world of one and MPI stand behind it, and
+//! nothing else in the crate asks which of them it is.
+//!
+//! Every method is called by all ranks, in the same order; none stands under an `if rank == 0`.
+
+mod alone;
+#[cfg(feature = "mpi")]
+mod mpi;
+
+use crate::error::{Error, Exit, Result};
+use tch::{Device, Kind, Tensor};
+
+/// A group of ranks, each a process, that compute together.
+pub trait Collective {
+    /// This process's number, `0..world()`.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn world(&self) -> usize;
+
+    /// This rank's number among those on the same host, and how many those are.
+    fn local(&self) -> (usize, usize);
+
+    /// Afterwards `tensor` holds on every rank what it held on rank `root`.
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()>;
+
+    /// Afterwards `tensor` (f32 or f64) holds on every rank the sum over ranks, to the bit the same on all.
+    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()>;
+
+    /// Returns `[world, …]`: every rank's `tensor`, which has the same shape and kind on all, in rank order.
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor>;
+
+    /// Returns once every rank has come here.
+    fn barrier(&self) -> Result<()>;
+}
+
+/// Joins the world that the launcher made: MPI's where one of its launchers started this process, a world
+/// of one otherwise. To be called once, before anything that may fail on one rank only.
+pub fn join() -> Result<Box<dyn Collective>> {
+    const LAUNCHED: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
+    let launched = LAUNCHED.iter().any(|name| std::env::var_os(name).is_some());
+    #[cfg(feature = "mpi")]
+    if launched {
+        return Ok(Box::new(mpi::MpiWorld::join()?));
+    }
+    #[cfg(not(feature = "mpi"))]
+    if launched {
+        return Err(Error::new(
+            Exit::Communication,
+            "an MPI launcher started this program, but it was built without MPI; build it with --features mpi",
+        ));
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<usize>().ok());
+    match (number("SLURM_STEP_NUM_TASKS"), number("SLURM_PROCID")) {
+        (Some(tasks), Some(rank)) if tasks > 1 => {
+            let mut error = Error::new(
+                Exit::Communication,
+                format!("srun started {tasks} tasks that cannot find one another; use srun --mpi=pmix"),
+            );
+            error.agreed = rank != 0; // rank 0 speaks for all
+            Err(error)
+        }
+        _ => Ok(Box::new(alone::Alone)),
+    }
+}
+
+/// Ends every rank of the job at once, from any state: for panics and for errors that one rank has alone.
+pub fn abort(code: i32) -> ! {
+    #[cfg(feature = "mpi")]
+    mpi::abort_if_joined(code);
+    std::process::exit(code)
+}
+
+/// Every rank's bytes, in rank order; lengths may differ.
+pub fn all_gather_bytes(world: &dyn Collective, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let lengths = world.all_gather(&Tensor::from(bytes.len() as i64))?;
+    let lengths: Vec<usize> =
+        Vec::<i64>::try_from(&lengths).expect("i64s").into_iter().map(|n| n as usize).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let mut padded = bytes.to_vec();
+    padded.resize(longest, 0);
+    let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.world() as i64, longest as i64]);
+    let rows = Vec::<Vec<u8>>::try_from(&rows).expect("u8 rows");
+    Ok(rows.into_iter().zip(lengths).map(|(row, n)| row[..n].to_vec()).collect())
+}
+
+/// Rank 0's text, on every rank.
+pub fn broadcast_text(world: &dyn Collective, text: &str) -> Result<String> {
+    let mine = if world.rank() == 0 { text.as_bytes() } else { &[] };
+    let all = all_gather_bytes(world, mine)?;
+    Ok(String::from_utf8_lossy(&all[0]).into_owned())
+}
+
+/// All ranks: turns "some rank failed" into "every rank failed, of the same cause" (the lowest failing
+/// rank's), so that all of them leave in order and one line is printed.
+pub fn agree<T>(world: &dyn Collective, result: Result<T>) -> Result<T> {
+    let mine = match &result {
+        Ok(_) => Vec::new(),
+        Err(error) => {
+            let mut bytes = (error.exit as i32).to_le_bytes().to_vec();
+            bytes.extend_from_slice(error.message.as_bytes());
+            bytes
+        }
+    };
+    let all = all_gather_bytes(world, &mine)?;
+    match all.iter().find(|bytes| bytes.len() >= 4) {
+        None => result,
+        Some(bytes) => {
+            let code = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            let message = String::from_utf8_lossy(&bytes[4..]).into_owned();
+            Err(Error { exit: Exit::from_code(code).unwrap_or(Exit::Panic), message, agreed: true })
+        }
+    }
+}
+
+/// The mean over ranks, in place; every rank ends with the same bits.
+pub fn all_reduce_mean(world: &dyn Collective, tensor: &Tensor) -> Result<()> {
+    world.all_reduce_sum(tensor)?;
+    if world.world() > 1 {
+        let _ = tensor.shallow_clone().g_div_scalar_(world.world() as f64);
+    }
+    Ok(())
+}
+
+/// Refuses what no backend here can carry, with a message that names it.
+fn reducible(tensor: &Tensor) -> Result<()> {
+    match tensor.kind() {
+        Kind::Float | Kind::Double => Ok(()),
+        kind => Err(Error::new(Exit::Communication, format!("cannot sum tensors of {kind:?} over ranks"))),
+    }
+}
+
+/// Runs `host` on a contiguous CPU tensor and brings the result back to `tensor`'s device and layout.
+fn on_host(tensor: &Tensor, host: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+    if tensor.device() == Device::Cpu && tensor.is_contiguous() {
+        return host(tensor);
+    }
+    let copy = tensor.detach().to_device(Device::Cpu).contiguous();
+    host(&copy)?;
+    tch::no_grad(|| tensor.shallow_clone().copy_(&copy));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_world_of_one_is_a_world() {
+        let world = alone::Alone;
+        let tensor = Tensor::from_slice(&[1.5f32, 2.5]);
+        all_reduce_mean(&world, &tensor).unwrap();
+        world.broadcast(&tensor, 0).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, 2.5]);
+        assert_eq!(world.all_gather(&tensor).unwrap().size(), [1, 2]);
+        assert_eq!(all_gather_bytes(&world, b"abc").unwrap(), [b"abc".to_vec()]);
+        assert_eq!(broadcast_text(&world, "runs/x").unwrap(), "runs/x");
+    }
+
+    #[test]
+    fn an_agreed_error_keeps_its_code_and_words() {
+        let error = agree::<()>(&alone::Alone, Err(Error::new(Exit::Data, "no shards in x"))).unwrap_err();
+        assert!(error.agreed);
+        assert_eq!((error.exit, error.message.as_str()), (Exit::Data, "no shards in x"));
+        assert!(agree(&alone::Alone, Ok(7)).is_ok_and(|value| value == 7));
+    }
+
+    #[test]
+    fn integers_are_not_summed_silently() {
+        assert!(alone::Alone.all_reduce_sum(&Tensor::from_slice(&[1i64])).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! Ranks over MPI. The only module that calls it, by its C interface: rsmpi's own collectives drop return
+//! codes, and its `Universe` finalises while unwinding, which leaves the other ranks waiting for ever.
+//!
+//! Calls come from the thread that joined (`MPI_THREAD_FUNNELED`), `MPI_Abort` from whichever panics.
+#![expect(unsafe_code, reason = "MPI is a C library")]
+
+use super::{Collective, on_host, reducible};
+use crate::error::{Error, Exit, Result};
+use mpi::ffi;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::{Kind, Tensor};
+
+static JOINED: AtomicBool = AtomicBool::new(false);
+
+/// `MPI_COMM_WORLD`, from `MPI_Init` to `MPI_Finalize`.
+pub struct MpiWorld {
+    rank: usize,
+    world: usize,
+    local: (usize, usize),
+}
+
+/// The communicator of all ranks.
+fn comm() -> ffi::MPI_Comm {
+    // SAFETY: a constant of the MPI library, initialised before main.
+    unsafe { ffi::RSMPI_COMM_WORLD }
+}
+
+/// The `MPI_Op` for sums.
+fn sum() -> ffi::MPI_Op {
+    // SAFETY: as above.
+    unsafe { ffi::RSMPI_SUM }
+}
+
+/// The MPI datatype of a tensor's elements.
+fn datatype(kind: Kind) -> Result<ffi::MPI_Datatype> {
+    // SAFETY: constants of the MPI library, initialised before main.
+    let known = unsafe {
+        match kind {
+            Kind::Float => Some(ffi::RSMPI_FLOAT),
+            Kind::Double => Some(ffi::RSMPI_DOUBLE),
+            Kind::Int64 => Some(ffi::RSMPI_INT64_T),
+            Kind::Uint8 | Kind::Bool => Some(ffi::RSMPI_UINT8_T),
+            _ => None,
+        }
+    };
+    known.ok_or_else(|| Error::new(Exit::Communication, format!("cannot send tensors of {kind:?}")))
+}
+
+/// Turns an MPI return code into a result that names the call.
+fn check(code: c_int, call: &str) -> Result<()> {
+    if code == ffi::MPI_SUCCESS as c_int {
+        return Ok(());
+    }
+    let mut text = vec![0u8; ffi::MPI_MAX_ERROR_STRING as usize];
+    let mut length: c_int = 0;
+    // SAFETY: `text` has the MPI_MAX_ERROR_STRING bytes that MPI_Error_string asks for.
+    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
+    let text = String::from_utf8_lossy(&text[..length.max(0) as usize]).into_owned();
+    Err(Error::new(Exit::Communication, format!("{call} failed: {text}")))
+}
+
+/// An MPI element count, which is a C int.
+fn count(tensor: &Tensor) -> Result<c_int> {
+    c_int::try_from(tensor.numel()).map_err(|_| {
+        Error::new(Exit::Communication, "a tensor of over 2³¹ elements cannot be sent in one call")
+    })
+}
+
+impl MpiWorld {
+    /// `MPI_Init`, by every rank; afterwards errors come back as results instead of ending the job.
+    pub fn join() -> Result<Self> {
+        let (mut rank, mut size, mut local_rank, mut local_size) = (0, 0, 0, 0);
+        // SAFETY: null argc/argv are allowed since MPI-2; the out-pointers outlive the calls; the
+        // communicator of the shared-memory split is freed before it leaves scope.
+        unsafe {
+            let mut provided = 0;
+            check(
+                ffi::MPI_Init_thread(
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    ffi::RSMPI_THREAD_FUNNELED,
+                    &mut provided,
+                ),
+                "MPI_Init_thread",
+            )?;
+            JOINED.store(true, Ordering::SeqCst);
+            check(ffi::MPI_Comm_set_errhandler(comm(), ffi::RSMPI_ERRORS_RETURN), "MPI_Comm_set_errhandler")?;
+            check(ffi::MPI_Comm_rank(comm(), &mut rank), "MPI_Comm_rank")?;
+            check(ffi::MPI_Comm_size(comm(), &mut size), "MPI_Comm_size")?;
+            let mut host = ffi::RSMPI_COMM_NULL;
+            let shared = ffi::RSMPI_COMM_TYPE_SHARED;
+            check(
+                ffi::MPI_Comm_split_type(comm(), shared, rank, ffi::RSMPI_INFO_NULL, &mut host),
+                "MPI_Comm_split_type",
+            )?;
+            check(ffi::MPI_Comm_rank(host, &mut local_rank), "MPI_Comm_rank")?;
+            check(ffi::MPI_Comm_size(host, &mut local_size), "MPI_Comm_size")?;
+            check(ffi::MPI_Comm_free(&mut host), "MPI_Comm_free")?;
+        }
+        Ok(Self {
+            rank: rank as usize,
+            world: size as usize,
+            local: (local_rank as usize, local_size as usize),
+        })
+    }
+}
+
+impl Drop for MpiWorld {
+    /// `MPI_Finalize` waits for every rank, so it is skipped while unwinding.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            JOINED.store(false, Ordering::SeqCst);
+            // SAFETY: MPI is initialised, and this is the thread that did it.
+            unsafe { ffi::MPI_Finalize() };
+        }
+    }
+}
+
+/// `MPI_Abort`, where MPI runs: every rank ends, and `mpirun` returns `code`.
+pub fn abort_if_joined(code: i32) {
+    if JOINED.load(Ordering::SeqCst) {
+        // SAFETY: MPI is initialised and not finalised; MPI_Abort does not return.
+        unsafe { ffi::MPI_Abort(comm(), code) };
+    }
+}
+
+impl Collective for MpiWorld {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.world
+    }
+
+    fn local(&self) -> (usize, usize) {
+        self.local
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        on_host(tensor, |tensor| {
+            let (count, datatype) = (count(tensor)?, datatype(tensor.kind())?);
+            // SAFETY: a contiguous CPU tensor of `count` elements of `datatype`, alive through the call.
+            let code = unsafe { ffi::MPI_Bcast(tensor.data_ptr(), count, datatype, root as c_int, comm()) };
+            check(code, "MPI_Bcast")
+        })
+    }
+
+    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
+        reducible(tensor)?;
+        on_host(tensor, |tensor| {
+            let (count, datatype) = (count(tensor)?, datatype(tensor.kind())?);
+            let mine = tensor.copy(); // MPI_IN_PLACE is a C macro, which rsmpi's bindings lack
+            // SAFETY: as for MPI_Bcast, twice; the two buffers do not overlap.
+            let code = unsafe {
+                ffi::MPI_Allreduce(mine.data_ptr(), tensor.data_ptr(), count, datatype, sum(), comm())
+            };
+            check(code, "MPI_Allreduce")
+        })
+    }
+
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        let mine = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let (count, datatype) = (count(&mine)?, datatype(mine.kind())?);
+        let mut shape = vec![self.world as i64];
+        shape.extend(mine.size());
+        let all = Tensor::empty(&shape, (mine.kind(), tch::Device::Cpu));
+        // SAFETY: `all` has room for `count` elements of every rank; both tensors are contiguous and alive.
+        let code = unsafe {
+            ffi::MPI_Allgather(mine.data_ptr(), count, datatype, all.data_ptr(), count, datatype, comm())
+        };
+        check(code, "MPI_Allgather")?;
+        Ok(all.to_device(tensor.device()))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        // SAFETY: MPI is initialised.
+        check(unsafe { ffi::MPI_Barrier(comm()) }, "MPI_Barrier")
+    }
+}

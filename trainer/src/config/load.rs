@@ -1,0 +1,242 @@
+//! Reading a config: the file (or a shipped one), `--set`, and the one line that says what is wrong.
+
+use super::Config;
+use crate::error::{Error, Exit, Result};
+use include_dir::{Dir, include_dir};
+use serde_json::Value;
+use std::path::Path;
+
+/// The shipped configs, so that their bare names work from any folder.
+pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/../configs");
+
+/// Reads `name` (a path, or the bare name of a shipped config), applies `--set` overrides in order, and
+/// checks every value.
+pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
+    let text = read(name)?;
+    let options = || serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    let config: Config =
+        serde_saphyr::from_str_with_options(&text, options()).map_err(|error| explain(name, &error))?;
+    let set_by = |key: &str| overrides.iter().find(|setting| setting.split('=').next() == Some(key));
+    // Before the overrides: a number that is none (.nan) would be lost in the tree.
+    if let Some((key, wanted)) = config.out_of_range().filter(|(key, _)| set_by(key).is_none()) {
+        return Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted));
+    }
+    let mut tree = serde_json::to_value(&config).expect("a config is a JSON tree");
+    for setting in overrides {
+        apply(&mut tree, setting)?;
+    }
+    let config: Config = serde_json::from_value(tree)
+        .map_err(|error| wrong(format!("--set {}: {error}", overrides.join(" --set "))))?;
+    match config.out_of_range() {
+        None => Ok(config),
+        Some((key, wanted)) => {
+            let place = set_by(&key).map_or_else(|| name.to_owned(), |setting| format!("--set {setting}"));
+            Err(out_of_range(&place, &key, &wanted))
+        }
+    }
+}
+
+fn out_of_range(place: &str, key: &str, wanted: &str) -> Error {
+    wrong(format!("{place}: {key} is out of range; it takes {wanted}"))
+}
+
+/// The name among `known` that `typed` comes nearest to, where one comes near.
+pub fn nearest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|name| (strsim::jaro_winkler(typed, name), *name));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.6).map(|(_, name)| name)
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(Exit::Config, message)
+}
+
+fn read(name: &str) -> Result<String> {
+    if Path::new(name).exists() {
+        return std::fs::read_to_string(name).map_err(|error| wrong(format!("cannot read {name}: {error}")));
+    }
+    if let Some(file) = BUILT_IN.get_file(name) {
+        return Ok(String::from_utf8_lossy(file.contents()).into_owned());
+    }
+    let shipped: Vec<&str> = BUILT_IN.files().filter_map(|file| file.path().to_str()).collect();
+    let hint = match nearest(name, &shipped) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("shipped configs: {}", shipped.join(", ")),
+    };
+    Err(wrong(format!("{name}: no such file, nor a shipped config; {hint}")))
+}
+
+/// A parser's complaint as one line: file, line, what, the nearest valid name.
+fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
+    use serde_saphyr::Error::{SerdeUnknownField, SerdeUnknownVariant};
+    let error = error.without_snippet();
+    let line = error.location().map_or(0, |location| location.line());
+    let suggest = |what: &str, typed: &str, known: &[&str]| match nearest(typed, known) {
+        Some(near) => format!("unknown {what} {typed:?}; did you mean {near:?}?"),
+        None => format!("unknown {what} {typed:?}; known: {}", known.join(", ")),
+    };
+    let what = match error {
+        SerdeUnknownField { field, expected, .. } => suggest("key", field, expected),
+        SerdeUnknownVariant { variant, expected, .. } => suggest("value", variant, expected),
+        other => other.to_string().replace('\n', " "),
+    };
+    wrong(format!("{file}:{line}: {what}"))
+}
+
+/// Sets one `a.b=value`; the value is read as YAML.
+fn apply(tree: &mut Value, setting: &str) -> Result<()> {
+    let Some((path, text)) = setting.split_once('=') else {
+        return Err(wrong(format!("--set {setting}: expected key=value, such as --set optim.batch_size=64")));
+    };
+    let mut place = tree;
+    for key in path.split('.') {
+        let index = key.parse::<usize>();
+        let next = match (&mut *place, index) {
+            (Value::Object(map), _) => {
+                let known: Vec<String> = map.keys().cloned().collect();
+                map.get_mut(key).ok_or(known)
+            }
+            (Value::Array(items), Ok(index)) => {
+                let known = (0..items.len()).map(|i| i.to_string()).collect();
+                items.get_mut(index).ok_or(known)
+            }
+            _ => Err(Vec::new()),
+        };
+        place = next.map_err(|known| {
+            let names: Vec<&str> = known.iter().map(String::as_str).collect();
+            let hint = match nearest(key, &names) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("known here: {}", names.join(", ")),
+            };
+            wrong(format!("--set {setting}: unknown key {key:?}; {hint}"))
+        })?;
+    }
+    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    *place = match place {
+        Value::String(_) if text.is_empty() => Value::String(String::new()),
+        _ => serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| wrong(format!("--set {setting}: {}", error.to_string().replace('\n', " "))))?,
+    };
+    Ok(())
+}
+
+/// The line (from 1) on which the file says `key` (such as `stages.0.lr`), or the nearest section above it.
+fn line_of(text: &str, key: &str) -> usize {
+    let mut found = 1;
+    let mut from = 0;
+    let lines: Vec<&str> = text.lines().collect();
+    for part in key.split('.') {
+        let items = part.parse::<usize>().ok();
+        let mut seen = 0;
+        let hit = lines.iter().enumerate().skip(from).find(|(_, line)| {
+            let line = line.trim_start();
+            match items {
+                Some(index) => {
+                    seen += usize::from(line.starts_with("- "));
+                    seen == index + 1
+                }
+                None => line.strip_prefix("- ").unwrap_or(line).starts_with(&format!("{part}:")),
+            }
+        });
+        let Some((line, _)) = hit else { break };
+        (found, from) = (line + 1, line + usize::from(items.is_none()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::NamedTempFile, String) {
+        let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let name = file.path().to_str().unwrap().to_owned();
+        (file, name)
+    }
+
+    const FINE: &str =
+        "data:\n  train: a\n  val: b\nloss:\n  gamma: 0.02\nstages:\n  - epochs: 2\n    lr: 0.1\n";
+
+    fn complaint(text: &str, set: &[&str]) -> String {
+        let (_file, name) = file(text);
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        let error = load(&name, &set).unwrap_err();
+        assert_eq!(error.exit, Exit::Config);
+        assert!(!error.message.contains('\n'), "one line: {}", error.message);
+        error.message.replace(&name, "FILE")
+    }
+
+    #[test]
+    fn values_come_from_the_file_the_defaults_and_set() {
+        let (_file, name) = file(FINE);
+        let set = ["loss.alpha=0.5", "stages.0.schedule=cosine", "run.dir=/tmp/a b"].map(String::from);
+        let config = load(&name, &set).unwrap();
+        assert_eq!((config.loss.gamma, config.loss.alpha, config.loss.beta), (0.02, 0.5, 0.2));
+        assert_eq!(config.stages[0].schedule, super::super::Schedule::Cosine);
+        assert_eq!(config.run.dir.as_deref(), Some("/tmp/a b"));
+        assert_eq!(config.optim.momentum, 0.9);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line_and_its_neighbour() {
+        let text = FINE.replace("gamma", "gama");
+        assert_eq!(complaint(&text, &[]), "FILE:5: unknown key \"gama\"; did you mean \"gamma\"?");
+        let nested = FINE.replace("    lr: 0.1", "    lr: 0.1\n    schedul: cosine");
+        assert_eq!(complaint(&nested, &[]), "FILE:9: unknown key \"schedul\"; did you mean \"schedule\"?");
+        assert!(complaint(FINE, &["loss.alfa=1"]).contains("did you mean \"alpha\"?"));
+        assert!(complaint(FINE, &["loss"]).contains("expected key=value"));
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_with_its_line() {
+        let said = complaint(&FINE.replace("0.02", "much"), &[]);
+        assert!(said.starts_with("FILE:5: "), "{said}");
+        let said = complaint(FINE, &["loss.gamma=much"]);
+        assert!(said.starts_with("--set loss.gamma=much: "), "{said}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_line() {
+        assert!(
+            complaint(&FINE.replace("0.02", "-1"), &[]).starts_with("FILE:5: loss.gamma is out of range")
+        );
+        assert!(
+            complaint(&FINE.replace("0.02", ".nan"), &[]).starts_with("FILE:5: loss.gamma is out of range")
+        );
+        assert!(
+            complaint(&FINE.replace("lr: 0.1", "lr: 0"), &[]).starts_with("FILE:8: stages.0.lr is out of")
+        );
+        let said = complaint(FINE, &["model.arch=resnet21"]);
+        assert!(
+            said.starts_with("--set model.arch=resnet21: model.arch") && said.contains("resnet20"),
+            "{said}"
+        );
+        assert!(complaint("data: {train: a, val: b}\n", &[]).contains("stages is out of range"));
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_brings_the_nearest_shipped_one() {
+        let error = load("fashion_quik.yaml", &[]).unwrap_err();
+        assert!(error.message.contains("did you mean fashion_quick.yaml?"), "{}", error.message);
+    }
+
+    #[test]
+    fn schedules_follow_their_formulas() {
+        let stage = |schedule, warmup_epochs| super::super::Stage {
+            epochs: 10,
+            lr: 0.2,
+            schedule,
+            warmup_epochs,
+            ..Default::default()
+        };
+        use super::super::Schedule::*;
+        let steps = stage(MultiStep { milestones: vec![4, 8], factor: 0.1 }, 2.0);
+        for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (3.9, 0.2), (4.0, 0.02), (9.0, 0.002)] {
+            assert!((steps.lr_at(epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+        let cosine = stage(Cosine, 0.0);
+        for (epoch, lr) in [(0.0, 0.2), (5.0, 0.1), (10.0, 0.0)] {
+            assert!((cosine.lr_at(epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `--dry-run`: what a run would be, without one.
+
+use crate::collective::Collective;
+use crate::config::Config;
+use crate::input::Input;
+use crate::model::Net;
+use std::fmt::Write;
+use tch::Device;
+
+/// The resolved config, the model's table and the steps an epoch, as text.
+pub fn describe(config: &Config, world: &dyn Collective) -> String {
+    let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
+    let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
+    let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
+    text += &table(&net);
+    let batch = config.optim.batch_size;
+    let _ = match Input::open(config, world, Device::Cpu) {
+        Ok(input) => writeln!(
+            text,
+            "\n{} training samples × {} views in {} steps an epoch of {batch} samples; {} validation images",
+            input.samples,
+            config.data.views,
+            input.steps(config),
+            input.val.len()
+        ),
+        Err(error) => writeln!(text, "\nsteps an epoch: unknown, {error}"),
+    };
+    text
+}
+
+fn table(net: &Net) -> String {
+    let costs = &net.costs;
+    let mut text =
+        format!("\n{:<12}{:>16}{:>14}{:>12}{:>10}\n", "block", "output", "parameters", "MMACs", "router");
+    let mut row = |name: &str, shape: String, params: i64, macs: i64, router: Option<i64>| {
+        let share =
+            router.map_or("–".into(), |router| format!("{:.2} %", 100.0 * router as f64 / macs as f64));
+        let _ = writeln!(text, "{name:<12}{shape:>16}{params:>14}{:>12.3}{share:>10}", macs as f64 / 1e6);
+    };
+    let params = |prefixes: &[&str]| -> i64 {
+        let ours =
+            net.params.trained.iter().filter(|p| prefixes.iter().any(|prefix| p.name.starts_with(prefix)));
+        ours.map(|p| p.tensor.numel() as i64).sum()
+    };
+    row("stem", String::new(), params(&["conv1.", "bn1."]), costs.stem, None);
+    for block in &costs.blocks {
+        let shape = format!("{}×{}×{}", block.shape.c, block.shape.h, block.shape.w);
+        row(&block.name, shape, block.params, block.run, block.router);
+    }
+    row("fc", String::new(), params(&["fc."]), costs.head, None);
+    let gates = costs.gated().count();
+    let all_on = costs.mean_macs(&vec![1.0; gates]) / 1e9;
+    let all_off = costs.mean_macs(&vec![0.0; gates]) / 1e9;
+    let _ = write!(
+        text,
+        "\n{} parameters · {:.6} GMACs static · {all_on:.6} with every block run, {all_off:.6} with none ({gates} gates)\n",
+        net.params.count(),
+        costs.static_macs() as f64 / 1e9,
+    );
+    text
+}

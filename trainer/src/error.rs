@@ -1,0 +1,93 @@
+//! What can go wrong, as a person reads it and as a script sees it: one line, one exit code.
+
+use std::fmt;
+use std::path::Path;
+
+/// How a process ends; the numbers are part of the interface (`--help` and the README list them).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Exit {
+    /// The config or the command line is wrong.
+    Config = 2,
+    /// Samples cannot be found, read or decoded.
+    Data = 3,
+    /// A checkpoint is missing, broken, or of another network.
+    Checkpoint = 4,
+    /// The loss or a gradient is no longer finite.
+    Diverged = 5,
+    /// The run directory cannot be written.
+    Disk = 6,
+    /// Ranks cannot reach one another, or do not fit together.
+    Communication = 7,
+    /// Stopped on request, with a checkpoint to go on from.
+    Interrupted = 75,
+    /// A bug: a panic, on whatever rank.
+    Panic = 101,
+}
+
+/// Every exit code with its meaning, for `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  2    the config or the command line is wrong
+  3    samples cannot be found, read or decoded
+  4    a checkpoint is missing, broken, or of another network
+  5    the loss or a gradient is no longer finite
+  6    the run directory cannot be written
+  7    ranks cannot reach one another, or do not fit together
+  75   stopped on request, with a checkpoint to go on from (--resume auto)
+  101  a bug (panic)";
+
+/// One line for the terminal, and the exit code.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// The process's exit code.
+    pub exit: Exit,
+    /// What is wrong, where, and how to mend it: one line.
+    pub message: String,
+    /// Whether every rank holds this same error, so that all can leave in order; otherwise the rank that
+    /// has it must abort the job.
+    pub agreed: bool,
+}
+
+/// A result with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of this rank alone, until [`crate::collective::agree`] has spread it.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), agreed: false }
+    }
+
+    /// A file or folder of the run directory that cannot be written or read.
+    pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
+        Self::new(
+            Exit::Disk,
+            format!("cannot {doing} {}: {error}; free some space or choose another run.dir", path.display()),
+        )
+    }
+}
+
+impl Exit {
+    /// The exit code with this number, where there is one.
+    pub fn from_code(code: i32) -> Option<Self> {
+        use Exit::*;
+        [Config, Data, Checkpoint, Diverged, Disk, Communication, Interrupted, Panic]
+            .into_iter()
+            .find(|exit| *exit as i32 == code)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<codinet_dataloader::Error> for Error {
+    fn from(error: codinet_dataloader::Error) -> Self {
+        Self::new(Exit::Data, error.to_string())
+    }
+}

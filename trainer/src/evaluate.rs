@@ -1,0 +1,82 @@
+//! Evaluation with hard decisions (Eq. 13), every validation sample exactly once.
+
+use crate::collective::{self, Collective};
+use crate::config::Config;
+use crate::error::Result;
+use crate::input::Input;
+use crate::loss;
+use crate::model::{Decisions, Net};
+use std::collections::HashSet;
+use tch::{Kind, Tensor, no_grad};
+
+/// What an evaluation found, over all ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Images seen.
+    pub images: u64,
+    /// Share of images whose class came first.
+    pub top1: f64,
+    /// Share of images whose class came among the first five.
+    pub top5: f64,
+    /// Mean cross entropy.
+    pub ce: f64,
+    /// Mean multiply-accumulates an image, in billions: routers and skip branches included.
+    pub gmacs: f64,
+    /// How many different routing paths the images took.
+    pub distinct_paths: usize,
+    /// Share of images that ran each gated block, `[n]`.
+    pub rates: Vec<f64>,
+    /// Mean training loss over the epoch before; NaN where there was none.
+    pub train_loss: f64,
+}
+
+/// All ranks: evaluates the network with rank 0's running statistics.
+pub fn evaluate(world: &dyn Collective, config: &Config, net: &Net, input: &Input) -> Result<Evaluation> {
+    for (_, buffer) in &net.params.buffers {
+        world.broadcast(buffer, 0)?;
+    }
+    let gates = net.costs.gated().count();
+    let mut loader = input.validation(config, world)?;
+    // Images, first-place hits, first-five hits, cross entropy, and how often each block ran.
+    let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
+    let mut paths = HashSet::new();
+    let mut failed = Ok(());
+    while let Some(batch) = loader.next() {
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(error) => {
+                failed = Err(error.into());
+                break;
+            }
+        };
+        let (images, labels) = input.tensors(&batch, &config.data);
+        let out = no_grad(|| net.forward(&images, Decisions::Hard, false));
+        let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
+        let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
+        let ce = loss::classification(&out.logits, &labels, 1).to_kind(Kind::Double) * labels.size()[0];
+        let count = Tensor::from(labels.size()[0] as f64).to_device(hits.device());
+        let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
+        let rates = out.path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
+        sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);
+        let rows = Vec::<Vec<u8>>::try_from(&out.path.to_kind(Kind::Uint8)).expect("rows of bits");
+        paths.extend(rows);
+        loader.recycle(batch);
+    }
+    collective::agree(world, failed)?;
+    world.all_reduce_sum(&sums)?;
+    let all = collective::all_gather_bytes(world, &paths.into_iter().flatten().collect::<Vec<u8>>())?;
+    let distinct: HashSet<&[u8]> = all.iter().flat_map(|bytes| bytes.chunks(gates.max(1))).collect();
+    let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
+    let means: Vec<f64> = sums.iter().map(|sum| sum / sums[0]).collect();
+    let rates = means[4..].to_vec();
+    Ok(Evaluation {
+        images: sums[0] as u64,
+        top1: means[1],
+        top5: means[2],
+        ce: means[3],
+        gmacs: net.costs.mean_macs(&rates) / 1e9,
+        distinct_paths: distinct.len().max(1),
+        rates,
+        train_loss: f64::NAN,
+    })
+}

@@ -1,0 +1,20 @@
+//! Distributed training of CoDiNet (Wang et al., "CoDiNet: Path Distribution Modeling with Consistency and
+//! Diversity for Dynamic Routing"): ResNets whose blocks a router may skip, with routing paths that are
+//! alike for the views of one sample and unlike for different samples.
+//!
+//! Follow the data: [`input`] turns a batch of bytes into a tensor, [`model`] decides and computes, [`loss`]
+//! has the paper's equations, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files
+//! are written.
+
+pub mod cli;
+pub mod collective;
+pub mod config;
+pub mod dry_run;
+pub mod error;
+pub mod evaluate;
+pub mod input;
+pub mod loss;
+pub mod model;
+pub mod optim;
+pub mod run;
+pub mod train;

@@ -1,0 +1,43 @@
+//! `codinet-train`: parse, join the other ranks, run, and turn what happened into one line and an exit code.
+
+use clap::{CommandFactory, Parser};
+use codinet_trainer::cli::{self, Args};
+use codinet_trainer::collective;
+use codinet_trainer::error::{Error, Exit};
+
+fn main() {
+    let args = Args::parse();
+    if let Some(shell) = args.completions {
+        clap_complete::generate(shell, &mut Args::command(), "codinet-train", &mut std::io::stdout());
+        return;
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        eprintln!("error: a bug in codinet-train at {place}: {what}; please report it");
+        collective::abort(Exit::Panic as i32);
+    }));
+    let world = match collective::join() {
+        Ok(world) => world,
+        Err(error) => leave(&error, 0),
+    };
+    if let Err(error) = cli::run(&args, world.as_ref()) {
+        if !error.agreed || world.barrier().is_err() {
+            eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
+            collective::abort(error.exit as i32);
+        }
+        let rank = world.rank();
+        drop(world);
+        leave(&error, rank);
+    }
+}
+
+/// Ends this process with the error's code; rank 0 says why.
+fn leave(error: &Error, rank: usize) -> ! {
+    match error.exit {
+        _ if rank > 0 => {}
+        Exit::Interrupted => eprintln!("{error}"),
+        _ => eprintln!("error: {error}"),
+    }
+    std::process::exit(error.exit as i32)
+}

@@ -1,0 +1,145 @@
+//! Convolution, batch norm and linear layers, and the builder that names them, draws their first values
+//! and counts their multiply-accumulates.
+
+use super::params::{Params, Role};
+use codinet_dataloader::random::{self, Domain};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal, Uniform};
+use tch::{Kind, Tensor};
+
+/// Makes layers and keeps the books: names, first values, shapes, MACs.
+#[derive(Debug)]
+pub struct Builder {
+    /// The tensors made so far.
+    pub params: Params,
+    /// Multiply-accumulates of the layers made so far, for one image.
+    pub macs: i64,
+    /// Whether what is made next belongs to a router.
+    pub router: bool,
+    seed: u64,
+    drawn: u64,
+}
+
+/// The shape of one image's activation, `[channels, height, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Channels.
+    pub c: i64,
+    /// Height in pixels.
+    pub h: i64,
+    /// Width in pixels.
+    pub w: i64,
+}
+
+/// A convolution without bias.
+#[derive(Debug)]
+pub struct Conv {
+    weight: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+/// Batch normalisation over `[N, H, W]`.
+#[derive(Debug)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+}
+
+/// `x·Wᵀ + b`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Builder {
+    /// An empty network whose first values follow from `seed` alone.
+    pub fn new(seed: u64) -> Self {
+        Self { params: Params::default(), macs: 0, router: false, seed, drawn: 0 }
+    }
+
+    /// A k×k convolution with padding k/2; returns it and the shape that it gives. First values: normal with
+    /// the fan-out variance of He et al. (arXiv 1502.01852), as torchvision's.
+    pub fn conv(&mut self, name: &str, from: Shape, c: i64, k: i64, stride: i64) -> (Conv, Shape) {
+        let padding = k / 2;
+        let out = |size: i64| (size + 2 * padding - k) / stride + 1;
+        let shape = Shape { c, h: out(from.h), w: out(from.w) };
+        self.macs += shape.h * shape.w * shape.c * from.c * k * k;
+        let deviation = (2.0 / (c * k * k) as f64).sqrt() as f32;
+        let values = self.draw(c * from.c * k * k, |rng| {
+            let x: f32 = StandardNormal.sample(rng);
+            x * deviation
+        });
+        let value = Tensor::from_slice(&values).view([c, from.c, k, k]);
+        let weight = self.train(name, "weight", value, false);
+        (Conv { weight, stride, padding }, shape)
+    }
+
+    /// Batch normalisation of `c` channels.
+    pub fn norm(&mut self, name: &str, c: i64) -> BatchNorm {
+        let options = (Kind::Float, tch::Device::Cpu);
+        BatchNorm {
+            weight: self.train(name, "weight", Tensor::ones([c], options), true),
+            bias: self.train(name, "bias", Tensor::zeros([c], options), true),
+            mean: self.params.keep(format!("{name}.running_mean"), Tensor::zeros([c], options)),
+            var: self.params.keep(format!("{name}.running_var"), Tensor::ones([c], options)),
+        }
+    }
+
+    /// A linear layer; first values uniform in ±1/√inputs, as PyTorch's.
+    pub fn linear(&mut self, name: &str, inputs: i64, outputs: i64) -> Linear {
+        self.macs += inputs * outputs;
+        let bound = 1.0 / (inputs as f32).sqrt();
+        let uniform = Uniform::new(-bound, bound).expect("a bound above zero");
+        let weight = self.draw(inputs * outputs, |rng| uniform.sample(rng));
+        let bias = self.draw(outputs, |rng| uniform.sample(rng));
+        let weight = Tensor::from_slice(&weight).view([outputs, inputs]);
+        Linear {
+            weight: self.train(name, "weight", weight, false),
+            bias: self.train(name, "bias", Tensor::from_slice(&bias), true),
+        }
+    }
+
+    fn train(&mut self, layer: &str, name: &str, value: Tensor, norm_or_bias: bool) -> Tensor {
+        let role = Role { router: self.router, norm_or_bias };
+        self.params.train(format!("{layer}.{name}"), value, role)
+    }
+
+    fn draw(&mut self, n: i64, mut one: impl FnMut(&mut ChaCha8Rng) -> f32) -> Vec<f32> {
+        let mut rng = random::stream(Domain::Init, self.seed, self.drawn, 0, 0);
+        self.drawn += 1;
+        (0..n).map(|_| one(&mut rng)).collect()
+    }
+}
+
+impl Conv {
+    /// `[N, C, H, W]` → `[N, C', H', W']`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        x.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+    }
+}
+
+impl BatchNorm {
+    /// Normalises with the batch's statistics in training (and moves the running ones by 0.1 towards them),
+    /// with the running ones otherwise.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let scale = (Some(&self.weight), Some(&self.bias));
+        Tensor::batch_norm(x, scale.0, scale.1, Some(&self.mean), Some(&self.var), train, 0.1, 1e-5, true)
+    }
+}
+
+impl Linear {
+    /// `[N, inputs]` → `[N, outputs]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+
+    /// Sets the bias.
+    pub fn set_bias(&self, values: &[f32]) {
+        tch::no_grad(|| self.bias.shallow_clone().copy_(&Tensor::from_slice(values)));
+    }
+}

@@ -1,0 +1,382 @@
+//! Residual networks, static or gated: the 32×32 family of He et al. (arXiv 1512.03385, Section 4.2; option-A
+//! shortcuts) and the ImageNet family, with torchvision's names.
+
+use super::gate::{Decisions, Gate};
+use super::layers::{BatchNorm, Builder, Conv, Linear, Shape};
+use super::params::Params;
+use crate::config;
+use tch::{Device, Kind, Tensor};
+
+/// A ResNet, gated or static.
+#[derive(Debug)]
+pub struct Net {
+    /// Its tensors.
+    pub params: Params,
+    /// What each part costs.
+    pub costs: Costs,
+    stem: (Conv, BatchNorm),
+    pool: bool,
+    blocks: Vec<Block>,
+    head: Linear,
+}
+
+/// What a forward pass gives.
+#[derive(Debug)]
+pub struct Output {
+    /// `[N, classes]`.
+    pub logits: Tensor,
+    /// U[1] − U[0] of every gate, `[N, n]`.
+    pub gates: Tensor,
+    /// The decisions that the blocks were blended by, v or u: the routing path, `[N, n]`.
+    pub path: Tensor,
+}
+
+/// Multiply-accumulates of one image, part by part.
+#[derive(Debug)]
+pub struct Costs {
+    /// Everything before the first block.
+    pub stem: i64,
+    /// The classifier.
+    pub head: i64,
+    /// Block by block.
+    pub blocks: Vec<BlockCost>,
+}
+
+/// One block's books.
+#[derive(Debug)]
+pub struct BlockCost {
+    /// Its name, such as `layer1.0`.
+    pub name: String,
+    /// The shape that it gives.
+    pub shape: Shape,
+    /// Trained numbers, the gate's included.
+    pub params: i64,
+    /// MACs of the block itself with its shortcut: F_k.
+    pub run: i64,
+    /// MACs of its way around.
+    pub skip: i64,
+    /// MACs of its router; `None` for a block that always runs.
+    pub router: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Block {
+    layers: Vec<(Conv, BatchNorm)>,
+    shortcut: Shortcut,
+    gate: Option<Gate>,
+}
+
+/// The residual connection inside a block.
+#[derive(Debug)]
+enum Shortcut {
+    Identity,
+    /// Option A: every `stride`-th pixel, the new channels zero.
+    Pad {
+        stride: i64,
+        channels: i64,
+    },
+    Project(Conv, BatchNorm),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    /// 32×32 inputs: 3×3 stem, three stages of basic blocks, option-A shortcuts.
+    Small,
+    /// 224×224 inputs: 7×7 stem and pooling, four stages of basic blocks.
+    Basic,
+    /// As `Basic`, of bottleneck blocks.
+    Bottleneck,
+}
+
+/// What a plan of a network says.
+struct Plan {
+    family: Family,
+    depths: &'static [i64],
+}
+
+/// The names that `model.arch` may have.
+pub const ARCHITECTURES: [&str; 11] = [
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet74",
+    "resnet110",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+];
+
+fn plan(arch: &str) -> Option<Plan> {
+    let (family, depths): (_, &'static [i64]) = match arch {
+        "resnet20" => (Family::Small, &[3; 3]),
+        "resnet32" => (Family::Small, &[5; 3]),
+        "resnet44" => (Family::Small, &[7; 3]),
+        "resnet56" => (Family::Small, &[9; 3]),
+        "resnet74" => (Family::Small, &[12; 3]),
+        "resnet110" => (Family::Small, &[18; 3]),
+        "resnet18" => (Family::Basic, &[2, 2, 2, 2]),
+        "resnet34" => (Family::Basic, &[3, 4, 6, 3]),
+        "resnet50" => (Family::Bottleneck, &[3, 4, 6, 3]),
+        "resnet101" => (Family::Bottleneck, &[3, 4, 23, 3]),
+        "resnet152" => (Family::Bottleneck, &[3, 8, 36, 3]),
+        _ => return None,
+    };
+    Some(Plan { family, depths })
+}
+
+impl Net {
+    /// Builds the network for images of `channels × size × size`, its first values a function of `seed`, and
+    /// moves it to `device`. `model.arch` is one of [`ARCHITECTURES`].
+    pub fn new(
+        model: &config::Model,
+        channels: i64,
+        size: i64,
+        classes: i64,
+        seed: u64,
+        device: Device,
+    ) -> Self {
+        let Plan { family, depths } = plan(&model.arch).expect("the config was checked");
+        let mut builder = Builder::new(seed);
+        let b = &mut builder;
+        let image = Shape { c: channels, h: size, w: size };
+        let (width, pool) = if family == Family::Small { (16, false) } else { (64, true) };
+        let (conv, mut shape) =
+            b.conv("conv1", image, width, if pool { 7 } else { 3 }, if pool { 2 } else { 1 });
+        let stem = (conv, b.norm("bn1", width));
+        if pool {
+            (shape.h, shape.w) = ((shape.h + 1) / 2, (shape.w + 1) / 2);
+        }
+        let mut costs = Costs { stem: b.macs, head: 0, blocks: Vec::new() };
+        let mut blocks = Vec::new();
+        for (stage, &depth) in depths.iter().enumerate() {
+            for index in 0..depth {
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let name = format!("layer{}.{index}", stage + 1);
+                let (block, cost) = Block::new(b, model, family, name, shape, width << stage, stride);
+                shape = cost.shape;
+                blocks.push(block);
+                costs.blocks.push(cost);
+            }
+        }
+        let before = b.macs;
+        let head = b.linear("fc", shape.c, classes);
+        costs.head = b.macs - before;
+        let mut params = builder.params;
+        params.flatten(device);
+        Self { params, costs, stem, pool, blocks, head }
+    }
+
+    /// `x` is `[N, C, H, W]`, normalised. `train` chooses the batch's statistics over the running ones.
+    pub fn forward(&self, x: &Tensor, decisions: Decisions, train: bool) -> Output {
+        let mut x = self.stem.1.forward(&self.stem.0.forward(x), train).relu();
+        if self.pool {
+            x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        }
+        let (mut gates, mut path) = (Vec::new(), Vec::new());
+        for block in &self.blocks {
+            let Some(gate) = &block.gate else {
+                x = block.run(&x, train);
+                continue;
+            };
+            let logit = gate.logit(&x);
+            let v = decisions.decide(&logit, gates.len() as i64);
+            // Eq. 7: a_k = v·F_k(a_{k−1}) + (1 − v)·skip(a_{k−1}).
+            x = gate.skip(&x, train).lerp_tensor(&block.run(&x, train), &v.view([-1, 1, 1, 1]));
+            gates.push(logit);
+            path.push(v);
+        }
+        let logits = self.head.forward(&x.mean_dim([2, 3].as_slice(), false, Kind::Float));
+        let stack = |columns: Vec<Tensor>| match columns.is_empty() {
+            true => Tensor::zeros([x.size()[0], 0], (Kind::Float, x.device())),
+            false => Tensor::stack(&columns, 1),
+        };
+        Output { logits, gates: stack(gates), path: stack(path) }
+    }
+}
+
+impl Block {
+    fn new(
+        b: &mut Builder,
+        model: &config::Model,
+        family: Family,
+        name: String,
+        from: Shape,
+        width: i64,
+        stride: i64,
+    ) -> (Self, BlockCost) {
+        let (macs, params) = (b.macs, b.params.count());
+        let v1 = model.stride_in == config::StrideIn::Conv1;
+        // Kernel, channels and stride of each convolution.
+        let plan: &[(i64, i64, i64)] = match family {
+            Family::Bottleneck if v1 => &[(1, width, stride), (3, width, 1), (1, 4 * width, 1)],
+            Family::Bottleneck => &[(1, width, 1), (3, width, stride), (1, 4 * width, 1)],
+            _ => &[(3, width, stride), (3, width, 1)],
+        };
+        let mut layers = Vec::new();
+        let mut shape = from;
+        for (i, &(k, c, stride)) in plan.iter().enumerate() {
+            let (conv, next) = b.conv(&format!("{name}.conv{}", i + 1), shape, c, k, stride);
+            layers.push((conv, b.norm(&format!("{name}.bn{}", i + 1), c)));
+            shape = next;
+        }
+        let shortcut = if from == shape {
+            Shortcut::Identity
+        } else if family == Family::Small {
+            Shortcut::Pad { stride, channels: shape.c - from.c }
+        } else {
+            let (conv, _) = b.conv(&format!("{name}.downsample.0"), from, shape.c, 1, stride);
+            Shortcut::Project(conv, b.norm(&format!("{name}.downsample.1"), shape.c))
+        };
+        let run = b.macs - macs;
+        let (gate, router, skip) = if model.gated {
+            let hidden = model.router.hidden.of(from.c);
+            let (gate, router, skip) = Gate::new(b, &name, from, shape, hidden, model.router.open_bias);
+            (Some(gate), Some(router), skip)
+        } else {
+            (None, None, 0)
+        };
+        let cost = BlockCost { name, shape, params: b.params.count() - params, run, skip, router };
+        (Self { layers, shortcut, gate }, cost)
+    }
+
+    /// F(x): the convolutions, the residual connection and the last ReLU.
+    fn run(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut y = x.shallow_clone();
+        for (i, (conv, norm)) in self.layers.iter().enumerate() {
+            if i > 0 {
+                y = y.relu();
+            }
+            y = norm.forward(&conv.forward(&y), train);
+        }
+        let shortcut = match &self.shortcut {
+            Shortcut::Identity => x.shallow_clone(),
+            Shortcut::Pad { stride, channels } => {
+                let picked = x.slice(2, None, None, *stride).slice(3, None, None, *stride);
+                let before = channels / 2;
+                picked.constant_pad_nd([0, 0, 0, 0, before, channels - before])
+            }
+            Shortcut::Project(conv, norm) => norm.forward(&conv.forward(x), train),
+        };
+        (y + shortcut).relu()
+    }
+}
+
+impl Costs {
+    /// MACs of the network without its routers and skip branches: the static backbone's.
+    pub fn static_macs(&self) -> i64 {
+        self.stem + self.head + self.blocks.iter().map(|block| block.run).sum::<i64>()
+    }
+
+    /// Mean MACs an image where gate k runs its block for a share `rates[k]` of the images:
+    /// stem + head + routers + Σ (u_k·F_k + (1 − u_k)·skip_k).
+    pub fn mean_macs(&self, rates: &[f64]) -> f64 {
+        let mut rates = rates.iter();
+        let block = |block: &BlockCost| match block.router {
+            None => block.run as f64,
+            Some(router) => {
+                let rate = rates.next().expect("a rate for every gate");
+                router as f64 + rate * block.run as f64 + (1.0 - rate) * block.skip as f64
+            }
+        };
+        (self.stem + self.head) as f64 + self.blocks.iter().map(block).sum::<f64>()
+    }
+
+    /// The gated blocks, in the order of a path's elements.
+    pub fn gated(&self) -> impl Iterator<Item = &BlockCost> {
+        self.blocks.iter().filter(|block| block.router.is_some())
+    }
+
+    /// c_k of Eq. 11, `[n]`: each gated block's MACs in units of their mean, so that Σ c_k = n.
+    pub fn relative(&self) -> Vec<f32> {
+        let runs: Vec<f64> = self.gated().map(|block| block.run as f64).collect();
+        let mean = runs.iter().sum::<f64>() / runs.len() as f64;
+        runs.into_iter().map(|run| (run / mean) as f32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(arch: &str, gated: bool, stride_in: config::StrideIn) -> Net {
+        let model = config::Model { arch: arch.into(), gated, stride_in, ..Default::default() };
+        let (size, classes) = if arch.len() == "resnet20".len() && plan(arch).unwrap().family != Family::Small
+        {
+            (224, 1000)
+        } else if plan(arch).unwrap().family == Family::Small {
+            (32, 10)
+        } else {
+            (224, 1000)
+        };
+        Net::new(&model, 3, size, classes, 0, Device::Cpu)
+    }
+
+    /// The counts known from the paper's Table 5 and from torchvision, to the last digit.
+    #[test]
+    fn parameters_and_macs_are_the_known_ones() {
+        use config::StrideIn::{Conv1, Conv2};
+        for (arch, stride_in, static_params, gated_params, macs) in [
+            ("resnet20", Conv2, 269_722, 285_644, 0.040551),
+            ("resnet32", Conv2, 464_154, 491_512, 0.068863),
+            ("resnet74", Conv2, 1_144_666, 1_212_050, 0.167953),
+            ("resnet110", Conv2, 1_727_962, 1_829_654, 0.252888),
+            ("resnet50", Conv1, 25_557_032, 44_302_344, 3.857973),
+            ("resnet50", Conv2, 25_557_032, 44_302_344, 4.089184),
+            ("resnet101", Conv1, 44_549_160, 81_172_522, 7.570194),
+            ("resnet101", Conv2, 44_549_160, 81_172_522, 7.801405),
+        ] {
+            let plain = net(arch, false, stride_in);
+            assert_eq!(plain.params.count(), static_params, "{arch} static");
+            let gated = net(arch, true, stride_in);
+            assert_eq!(gated.params.count(), gated_params, "{arch} gated");
+            for net in [&plain, &gated] {
+                assert_eq!(
+                    format!("{:.6}", net.costs.static_macs() as f64 / 1e9),
+                    format!("{macs:.6}"),
+                    "{arch}"
+                );
+            }
+            let parts: i64 = gated.costs.blocks.iter().map(|block| block.params).sum();
+            let ends: i64 = gated
+                .params
+                .trained
+                .iter()
+                .filter(|p| !p.name.starts_with("layer"))
+                .map(|p| p.tensor.numel() as i64)
+                .sum();
+            assert_eq!(parts + ends, gated_params, "{arch}: the table's rows add up");
+        }
+    }
+
+    #[test]
+    fn a_gate_that_is_shut_leaves_the_block_out() {
+        let net = net("resnet20", true, config::StrideIn::Conv2);
+        let x = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let shut = Tensor::full([2, 9], -1e9, (Kind::Float, Device::Cpu));
+        let open = Tensor::full([2, 9], 1e9, (Kind::Float, Device::Cpu));
+        let run = |noise: &Tensor| net.forward(&x, Decisions::Relaxed { noise, temperature: 1.0 }, false);
+        assert_eq!(f64::try_from(run(&shut).path.sum(Kind::Float)).unwrap(), 0.0);
+        assert_eq!(f64::try_from(run(&open).path.sum(Kind::Float)).unwrap(), 18.0);
+        // Changing a block's weights must change nothing where its gate is shut, and something where not.
+        let (before_shut, before_open) = (run(&shut).logits, run(&open).logits);
+        let weight = net.params.trained.iter().find(|p| p.name == "layer1.1.conv1.weight").unwrap();
+        tch::no_grad(|| {
+            let _ = weight.tensor.shallow_clone().fill_(0.3);
+        });
+        assert!(run(&shut).logits.equal(&before_shut));
+        assert!(!run(&open).logits.equal(&before_open));
+    }
+
+    #[test]
+    fn rates_give_macs() {
+        let costs = net("resnet20", true, config::StrideIn::Conv2).costs;
+        let routers: i64 = costs.gated().map(|block| block.router.unwrap()).sum();
+        let skips: i64 = costs.gated().map(|block| block.skip).sum();
+        assert_eq!(costs.mean_macs(&[1.0; 9]), (costs.static_macs() + routers) as f64);
+        assert_eq!(costs.mean_macs(&[0.0; 9]), (costs.stem + costs.head + routers + skips) as f64);
+        assert!((costs.relative().iter().sum::<f32>() - 9.0).abs() < 1e-5);
+    }
+}

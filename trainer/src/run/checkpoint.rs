@@ -1,0 +1,188 @@
+//! Checkpoints: `checkpoints/step-00001234/` with `model.safetensors`, `optimizer.safetensors`, `state.json`
+//! and an empty `COMPLETE`, then `checkpoints/latest`.
+//!
+//! A checkpoint is written under another name, synced, and renamed: at any moment the folder holds only
+//! whole ones.
+
+use super::{sync_folder, write_whole};
+use crate::error::{Error, Exit, Result};
+use crate::model::Params;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+const VERSION: u32 = 1;
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Where training stands, beside the tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Format of this file.
+    pub version: u32,
+    /// Steps taken since the start of the run.
+    pub step: u64,
+    /// The stage that goes on, from 0.
+    pub stage: usize,
+    /// Epochs of that stage that are done.
+    pub epoch: u64,
+    /// Samples of the current epoch that are done, over all ranks.
+    pub sample: u64,
+    /// Samples seen since the start of the run.
+    pub samples: u64,
+    /// Seconds spent so far.
+    pub seconds: f64,
+    /// Seconds spent in training steps so far.
+    pub training_seconds: f64,
+    /// Sums of the current epoch's metrics, so that its means do not forget what came before a stop.
+    pub epoch_sums: Vec<f64>,
+    /// γ, the weight of the cost loss.
+    pub gamma: f64,
+    /// Results of the stages that are done, as `summary.json` has them.
+    pub stages: Vec<serde_json::Value>,
+    /// What the order of samples depends on: the fingerprint of the training data.
+    pub data: String,
+    /// SHA-256 of each file.
+    pub files: BTreeMap<String, String>,
+}
+
+/// Rank 0: writes the checkpoint of `state.step` and drops all but the newest `keep`.
+pub fn save(
+    run: &Path,
+    params: &Params,
+    momentum: &Tensor,
+    mut state: State,
+    keep: usize,
+) -> Result<PathBuf> {
+    let folder = run.join("checkpoints");
+    let place = folder.join(format!("step-{:08}", state.step));
+    let partial = folder.join(format!(".partial-step-{:08}", state.step));
+    state.version = VERSION;
+    let mut write = || -> io::Result<()> {
+        let _ = fs::remove_dir_all(&partial); // left by a run that was killed while saving
+        fs::create_dir_all(&partial)?;
+        for (name, tensors) in [(MODEL, params.named()), (OPTIMIZER, params.named_views(momentum))] {
+            let path = partial.join(name);
+            Tensor::write_safetensors(&tensors, &path).map_err(io::Error::other)?;
+            state.files.insert(name.into(), checksum(&path)?);
+            File::open(&path)?.sync_all()?;
+        }
+        for (name, bytes) in [("state.json", serde_json::to_vec_pretty(&state)?), ("COMPLETE", Vec::new())] {
+            let path = partial.join(name);
+            fs::write(&path, bytes)?;
+            File::open(&path)?.sync_all()?;
+        }
+        sync_folder(&partial)?;
+        if place.exists() {
+            fs::remove_dir_all(&place)?; // the same step, saved again: at an epoch's end, or after a resume
+        }
+        fs::rename(&partial, &place)?;
+        sync_folder(&folder)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_dir_all(&partial);
+        Error::disk("write checkpoint", &place, &error)
+    })?;
+    write_whole(&folder.join("latest"), place.file_name().expect("a name").as_encoded_bytes())?;
+    for old in steps(&folder).iter().rev().skip(keep) {
+        let _ = fs::remove_dir_all(old); // a leftover costs space alone
+    }
+    Ok(place)
+}
+
+/// The newest complete checkpoint of a run.
+pub fn newest(run: &Path) -> Option<PathBuf> {
+    steps(&run.join("checkpoints")).pop()
+}
+
+/// Whether a folder is a checkpoint that was written to its end.
+pub fn is_complete(checkpoint: &Path) -> bool {
+    checkpoint.join("COMPLETE").exists() && checkpoint.join("state.json").exists()
+}
+
+/// Reads where training stood, and checks every file against its checksum.
+pub fn read_state(checkpoint: &Path) -> Result<State> {
+    let path = checkpoint.join("state.json");
+    let broken = |what: String| Error::new(Exit::Checkpoint, format!("{}: {what}", checkpoint.display()));
+    let text = fs::read(&path).map_err(|error| broken(format!("cannot read state.json: {error}")))?;
+    let state: State =
+        serde_json::from_slice(&text).map_err(|error| broken(format!("state.json is damaged: {error}")))?;
+    if state.version != VERSION {
+        return Err(broken(format!("has format {}; this program reads {VERSION}", state.version)));
+    }
+    for (name, expected) in &state.files {
+        let sum = checksum(&checkpoint.join(name))
+            .map_err(|error| broken(format!("cannot read {name}: {error}")))?;
+        if sum != *expected {
+            return Err(broken(format!(
+                "{name} is damaged: its SHA-256 is not the one in state.json; use an older step"
+            )));
+        }
+    }
+    Ok(state)
+}
+
+/// Fills the parameters and buffers, and the momenta, from a checkpoint.
+pub fn load(checkpoint: &Path, params: &Params, momentum: &Tensor) -> Result<()> {
+    fill(&checkpoint.join(MODEL), &params.named())?;
+    fill(&checkpoint.join(OPTIMIZER), &params.named_views(momentum))
+}
+
+/// Fills the parameters and buffers from a model file, or from the newest checkpoint of a run.
+pub fn load_model(path: &Path, params: &Params) -> Result<PathBuf> {
+    let file = match newest(path) {
+        Some(checkpoint) => checkpoint.join(MODEL),
+        None if path.is_dir() => path.join(MODEL),
+        None => path.to_path_buf(),
+    };
+    fill(&file, &params.named())?;
+    Ok(file)
+}
+
+fn fill(path: &Path, into: &[(String, Tensor)]) -> Result<()> {
+    let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", path.display())));
+    let mut read = match Tensor::read_safetensors(path) {
+        Ok(tensors) => tensors.into_iter().collect::<BTreeMap<_, _>>(),
+        Err(error) => return refuse(format!("cannot be read: {}", error.to_string().replace('\n', " "))),
+    };
+    let missing: Vec<&str> =
+        into.iter().map(|(name, _)| name.as_str()).filter(|name| !read.contains_key(*name)).collect();
+    if let Some(first) = missing.first() {
+        return refuse(format!(
+            "is of another network: {} tensors are missing, such as {first}",
+            missing.len()
+        ));
+    }
+    for (name, tensor) in into {
+        let source = read.remove(name).expect("looked for above");
+        if source.size() != tensor.size() {
+            let (theirs, ours) = (source.size(), tensor.size());
+            return refuse(format!("is of another network: {name} is {theirs:?} there and {ours:?} here"));
+        }
+        tch::no_grad(|| tensor.shallow_clone().copy_(&source));
+    }
+    match read.keys().next() {
+        Some(name) => {
+            refuse(format!("is of another network: it has {} tensors too many, such as {name}", read.len()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Complete checkpoints, oldest first.
+fn steps(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let named =
+        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+    let mut steps: Vec<PathBuf> = entries.filter(|path| named(path) && is_complete(path)).collect();
+    steps.sort();
+    steps
+}
+
+fn checksum(path: &Path) -> io::Result<String> {
+    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+}

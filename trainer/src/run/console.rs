@@ -1,0 +1,89 @@
+//! What a person sees: plain lines, kept in `log.txt` too, and a progress bar where there is a terminal.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+
+/// Rank 0's terminal and log; silent on the other ranks.
+#[derive(Debug, Default)]
+pub struct Console {
+    speaks: bool,
+    log: Option<File>,
+    bar: Option<ProgressBar>,
+}
+
+impl Console {
+    /// A console that speaks on rank 0 alone.
+    pub fn new(rank: usize) -> Self {
+        Self { speaks: rank == 0, ..Self::default() }
+    }
+
+    /// From here on every line is kept in `log.txt` too; a log that cannot be opened is done without.
+    pub fn keep_log(&mut self, dir: &Path) {
+        if self.speaks {
+            self.log = OpenOptions::new().create(true).append(true).open(dir.join("log.txt")).ok();
+        }
+    }
+
+    /// Prints a line, and logs it with the time.
+    pub fn say(&mut self, text: &str) {
+        if !self.speaks {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{text}")),
+            None => println!("{text}"),
+        }
+        self.note(text);
+    }
+
+    /// Logs a line without printing it.
+    pub fn note(&mut self, text: &str) {
+        if let Some(log) = &mut self.log {
+            let now = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S");
+            for line in text.lines() {
+                let _ = writeln!(log, "{now} {line}");
+            }
+        }
+    }
+
+    /// Shows a bar of `steps` steps, `done` of them done, where there is a terminal.
+    pub fn start_bar(&mut self, steps: u64, done: u64) {
+        if self.speaks && on_terminal() {
+            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(5));
+            let style =
+                ProgressStyle::with_template("{bar:30} step {pos}/{len}  {per_sec}  {eta} left  {msg}");
+            bar.set_style(style.expect("a valid template").progress_chars("━╸ "));
+            bar.set_position(done);
+            bar.reset_eta();
+            self.bar = Some(bar);
+        }
+    }
+
+    /// Moves the bar; `status` is what changed since the last line.
+    pub fn step(&mut self, step: u64, status: Option<&str>) {
+        match (&self.bar, status) {
+            (Some(bar), Some(status)) => {
+                bar.set_message(status.to_owned());
+                bar.set_position(step);
+                self.note(&format!("step {step}  {status}"));
+            }
+            (Some(bar), None) => bar.set_position(step),
+            (None, Some(status)) => self.say(&format!("step {step}  {status}")),
+            (None, None) => {}
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end_bar(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Whether a person watches.
+fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

@@ -1,0 +1,38 @@
+//! The run directory: what a run leaves behind, and the interface between the tools.
+//!
+//! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`.
+//! Rank 0 alone writes; what it could not write ends the run with one line.
+
+pub mod checkpoint;
+mod choose;
+mod console;
+mod records;
+mod tensorboard;
+
+pub use choose::{Place, Resume, choose};
+pub use console::Console;
+pub use records::Records;
+
+use crate::error::{Error, Result};
+use std::fs::{self, File};
+use std::path::Path;
+
+/// Writes `bytes` so that `path` holds either what it held or all of them, whenever the machine stops.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("partial");
+    let write = || {
+        fs::write(&temporary, bytes)?;
+        File::open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder(path.parent().unwrap_or(Path::new(".")))
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        Error::disk("write", path, &error)
+    })
+}
+
+/// Makes the names in a folder last.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}

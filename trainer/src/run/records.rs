@@ -1,0 +1,92 @@
+//! What a run records while it goes on: `metrics.jsonl`, and the same numbers for TensorBoard.
+
+use super::tensorboard::EventFile;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The open files.
+#[derive(Debug)]
+pub struct Records {
+    path: PathBuf,
+    metrics: File,
+    events: EventFile,
+}
+
+impl Records {
+    /// Opens a run's records; what a run that is resumed at `step` had recorded after it is taken back.
+    pub fn open(dir: &Path, step: u64) -> Result<Self> {
+        let path = dir.join("metrics.jsonl");
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        let kept: Vec<&str> = before.lines().filter(|line| recorded_by(line, step)).collect();
+        if kept.len() < before.lines().count() {
+            super::write_whole(
+                &path,
+                (kept.join("\n") + if kept.is_empty() { "" } else { "\n" }).as_bytes(),
+            )?;
+        }
+        let metrics = OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
+        Ok(Self { path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
+    }
+
+    /// Records one line of `kind`; every number in it is a TensorBoard scalar as well, `kind/name`.
+    pub fn record(&mut self, kind: &str, step: u64, fields: Value) -> Result<()> {
+        let Value::Object(fields) = fields else { unreachable!("records are objects") };
+        let mut line = Map::new();
+        line.insert("kind".into(), kind.into());
+        line.insert("step".into(), step.into());
+        line.extend(fields.clone());
+        let line = Value::Object(line).to_string() + "\n";
+        self.metrics.write_all(line.as_bytes()).map_err(|error| Error::disk("write", &self.path, &error))?;
+        let mut scalars = Vec::new();
+        for (name, value) in &fields {
+            match value {
+                Value::Number(number) => {
+                    scalars.push((format!("{kind}/{name}"), number.as_f64().unwrap_or(f64::NAN)))
+                }
+                Value::Array(items) => scalars.extend(
+                    items
+                        .iter()
+                        .enumerate()
+                        .filter_map(|(i, item)| Some((format!("{kind}_{name}/{i:02}"), item.as_f64()?))),
+                ),
+                _ => {}
+            }
+        }
+        self.events.scalars(step, &scalars);
+        Ok(())
+    }
+}
+
+/// Whether a line was recorded at `step` or before; a torn line was not.
+fn recorded_by(line: &str, step: u64) -> bool {
+    serde_json::from_str::<Value>(line)
+        .is_ok_and(|value| value.get("step").and_then(Value::as_u64).is_some_and(|at| at <= step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_resume_takes_back_what_came_after_its_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut records = Records::open(dir.path(), 0).unwrap();
+        for step in 1..=4 {
+            records.record("train", step, json!({"loss": step})).unwrap();
+        }
+        drop(records);
+        let path = dir.path().join("metrics.jsonl");
+        let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
+        fs::write(&path, torn).unwrap();
+        Records::open(dir.path(), 2).unwrap().record("train", 3, json!({"loss": 30})).unwrap();
+        let lines = fs::read_to_string(&path).unwrap();
+        let losses: Vec<_> =
+            lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].clone()).collect();
+        assert_eq!(losses, [1, 2, 30]);
+    }
+}

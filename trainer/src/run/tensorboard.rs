@@ -1,0 +1,143 @@
+//! TensorBoard event files: TFRecord framing around a few protobuf messages.
+//!
+//! Written here rather than with tensorboard-rs, whose writer panics on a full disk, keeps one record in
+//! seven of those written just before the process ends, and cannot mark where a resumed run starts. An
+//! event file that cannot be written is given up with one warning: it never stops training.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `tensorflow.Event`, as far as it is needed here.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<SummaryValue>,
+}
+
+/// `tensorflow.Summary.Value`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct SummaryValue {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `tensorflow.SessionLog.START`: readers drop what earlier files hold from this step on.
+const START: i32 = 1;
+
+/// A file being written; nothing, after a write failed.
+#[derive(Debug)]
+pub struct EventFile {
+    file: Option<File>,
+}
+
+impl EventFile {
+    /// Starts a new event file in `folder` for a run that goes on from `step`.
+    pub fn create(folder: &Path, step: u64) -> Self {
+        let open = || -> io::Result<File> {
+            fs::create_dir_all(folder)?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "host".into());
+            let name =
+                format!("events.out.tfevents.{}.{}.{}", now.as_secs(), host.trim(), std::process::id());
+            File::create(folder.join(name))
+        };
+        let mut events = Self { file: None };
+        match open() {
+            Ok(file) => events.file = Some(file),
+            Err(error) => warn(&error),
+        }
+        events.write(0, What::FileVersion("brain.Event:2".into()));
+        events.write(step + 1, What::SessionLog(SessionLog { status: START }));
+        events
+    }
+
+    /// Writes numbers at a step.
+    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) {
+        let value = |(tag, value): &(String, f64)| SummaryValue {
+            tag: tag.clone(),
+            simple_value: Some(*value as f32),
+        };
+        self.write(step, What::Summary(Summary { value: scalars.iter().map(value).collect() }));
+    }
+
+    fn write(&mut self, step: u64, what: What) {
+        let Some(file) = &mut self.file else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let event = Event { wall_time: now.as_secs_f64(), step: step as i64, what: Some(what) };
+        if let Err(error) = file.write_all(&framed(&prost::Message::encode_to_vec(&event))) {
+            warn(&error);
+            self.file = None;
+        }
+    }
+}
+
+fn warn(error: &io::Error) {
+    eprintln!("warning: cannot write TensorBoard's event file: {error}; training goes on without");
+}
+
+/// A TFRecord: length, masked CRC-32C of the length, data, masked CRC-32C of the data; little-endian.
+fn framed(data: &[u8]) -> Vec<u8> {
+    let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8);
+    let length = (data.len() as u64).to_le_bytes();
+    let mut record = length.to_vec();
+    record.extend(masked(&length).to_le_bytes());
+    record.extend(data);
+    record.extend(masked(data).to_le_bytes());
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The record that TensorFlow itself writes for its version event at wall time 0.
+    #[test]
+    fn framing_is_tensorflows() {
+        let event = Event { wall_time: 0.0, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) };
+        let data = prost::Message::encode_to_vec(&event);
+        assert_eq!(data, b"\x1a\x0dbrain.Event:2");
+        // CRC-32C of "123456789" is e3069283, its masked form by the formula of tensorflow/core/lib/hash/crc32c.h.
+        let record = framed(b"123456789");
+        let masked = 0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8);
+        assert_eq!(record[21..], masked.to_le_bytes());
+        assert_eq!(record.len(), 12 + 9 + 4);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_stops_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut events = EventFile::create(&file.path().join("below a file"), 0);
+        events.scalars(1, &[("train/loss".into(), 1.0)]);
+        assert!(events.file.is_none());
+    }
+}
