@@ -87,7 +87,7 @@ fn fashion_mnist_becomes_shards() {
 
     let text = stdout(&import(source.path(), out.path(), &["--samples-per-shard", "3"]));
     assert!(
-        text.contains("wrote 7 samples in 3 shards") && text.contains("wrote 3 samples in 1 shards"),
+        text.contains("train (samples: 7, shards: 3)") && text.contains("test (samples: 3, shards: 1)"),
         "{text}"
     );
     assert!(worst_pixel(&train, 7) <= 3 && worst_pixel(&test, 3) <= 3);
@@ -103,7 +103,7 @@ fn fashion_mnist_becomes_shards() {
     fs::write(train.join("train-000001.tar"), b"half").unwrap();
     fs::write(train.join("notes.txt"), b"mine").unwrap();
     let text = stdout(&import(source.path(), out.path(), &["--format", "png"]));
-    assert!(text.contains("wrote 7 samples in 1 shards") && !text.contains("already"), "{text}");
+    assert!(text.contains("train (samples: 7, shards: 1)") && !text.contains("already"), "{text}");
     assert_eq!(worst_pixel(&train, 7), 0, "PNG is lossless");
     assert!(!train.join("train-000001.tar").exists() && train.join("notes.txt").exists());
 }

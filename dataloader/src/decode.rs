@@ -96,7 +96,7 @@ impl Decoder {
         let (format, width, height) = if encoded.starts_with(&[0xFF, 0xD8]) {
             let header = self.jpeg.read_header(encoded).map_err(jpeg_error)?;
             if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
-                return Err(BadImage("CMYK JPEGs aren't supported yet; convert it to RGB".into()));
+                return Err(BadImage("a CMYK JPEG, which isn't supported yet; convert it to RGB".into()));
             }
             (Format::Jpeg, header.width as u64, header.height as u64)
         } else if encoded.starts_with(b"\x89PNG") {
@@ -105,11 +105,15 @@ impl Decoder {
             (Format::Png, info.width.into(), info.height.into())
         } else {
             let start = &encoded[..encoded.len().min(4)];
-            return Err(BadImage(format!("neither a JPEG nor a PNG (it starts with {start:02x?})")));
+            return Err(BadImage(format!(
+                "neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image"
+            )));
         };
         match width.checked_mul(height) {
             Some(1..=MOST_PIXELS) => Ok(Header { format, width: width as u32, height: height as u32 }),
-            _ => Err(BadImage(format!("{width}x{height} pixels; the most allowed is {MOST_PIXELS} in all"))),
+            _ => Err(BadImage(format!(
+                "{width}x{height} pixels, when 1 to {MOST_PIXELS} are allowed; replace the image"
+            ))),
         }
     }
 
@@ -162,11 +166,15 @@ impl Decoder {
         decoder.set_ignore_text_chunk(true);
         decoder.set_ignore_iccp_chunk(true);
         let mut reader = decoder.read_info().map_err(png_error)?;
-        let size = reader.output_buffer_size().ok_or_else(|| BadImage("PNG too large for memory".into()))?;
+        let size = reader
+            .output_buffer_size()
+            .ok_or_else(|| BadImage("a PNG too large for memory; replace the image".into()))?;
         self.png_pixels.resize(size, 0);
         let frame = reader.next_frame(&mut self.png_pixels).map_err(png_error)?;
         if (frame.width, frame.height) != (header.width, header.height) {
-            return Err(BadImage("PNG whose first frame is smaller than the image".into()));
+            return Err(BadImage(
+                "an animated PNG whose first frame is smaller than the image; replace it".into(),
+            ));
         }
         let samples = frame.color_type.samples();
         let source = self.png_pixels[..frame.buffer_size()].chunks_exact(samples);
@@ -196,11 +204,11 @@ fn is_harmless(error: &turbojpeg::Error) -> bool {
 }
 
 fn jpeg_error(error: turbojpeg::Error) -> BadImage {
-    BadImage(format!("broken JPEG ({error})"))
+    BadImage(format!("broken JPEG ({error}); replace the image"))
 }
 
 fn png_error(error: png::DecodingError) -> BadImage {
-    BadImage(format!("broken PNG ({error})"))
+    BadImage(format!("broken PNG ({error}); replace the image"))
 }
 
 #[cfg(test)]

@@ -31,13 +31,13 @@ pub enum Error {
     },
 
     /// A sample's image can't be decoded, or can't be cropped as asked.
-    #[error("{}, key '{key}': {reason}; replace the image or leave the sample out", shard.display())]
+    #[error("{}, key '{key}': {reason}", shard.display())]
     Undecodable {
         /// The shard that holds the sample.
         shard: PathBuf,
         /// The sample's key in it.
         key: String,
-        /// What the decoder objected to.
+        /// What is wrong with the image, and how to mend it.
         reason: String,
     },
 
@@ -103,7 +103,7 @@ impl Error {
     }
 }
 
-/// Why an image can't be used, said by code that doesn't know where the image came from.
+/// Why an image can't be used, and how to mend it, said by code that doesn't know where the image came from.
 /// [`BadImage::at`] adds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadImage(pub String);

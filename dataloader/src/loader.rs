@@ -46,13 +46,13 @@ pub struct BatchPlan {
 pub struct Batch {
     /// The epoch it was planned for.
     pub epoch: u64,
-    /// Dataset indices, [L].
+    /// Dataset indices, `[L]`.
     pub samples: Vec<u32>,
-    /// Class numbers, [L].
+    /// Class numbers, `[L]`.
     pub labels: Vec<i64>,
     /// M.
     pub views: usize,
-    /// Pixels, contiguous u8 [L, M, H, W, C].
+    /// Pixels, contiguous u8 `[L, M, H, W, C]`.
     pub images: BytesMut,
 }
 
@@ -95,7 +95,7 @@ impl Loader {
             .collect();
         let mut loader = Loader {
             pool: Some(Pool::new(workers?)?),
-            plan: Box::new(plan),
+            plan: Box::new(plan.fuse()),
             in_flight: VecDeque::with_capacity(spec.prefetch),
             prefetch: spec.prefetch,
             views: spec.views,

@@ -185,7 +185,9 @@ fn resized(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage
     let (short, long) = (width.min(height), width.max(height));
     let longer = u64::from(shorter) * u64::from(long) / u64::from(short).max(1);
     if longer * u64::from(shorter) > MOST_PIXELS {
-        return Err(BadImage(format!("{width}x{height} pixels are too narrow to resize to {shorter}")));
+        return Err(BadImage(format!(
+            "{width}x{height} pixels are too narrow to resize to {shorter}; replace the image"
+        )));
     }
     let longer = longer as u32; // no larger than MOST_PIXELS
     Ok(if width <= height { (shorter, longer) } else { (longer, shorter) })

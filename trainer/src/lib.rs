@@ -3,7 +3,7 @@
 //! alike for the views of one sample and unlike for different samples.
 //!
 //! Follow the data: [`input`] turns a batch of bytes into a tensor, [`model`] decides and computes, [`loss`]
-//! has the paper's equations, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files
+//! has the paper's equations, [`step`] puts them together, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files
 //! are written.
 
 pub mod cli;
@@ -17,4 +17,5 @@ pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod run;
+pub mod step;
 pub mod train;

@@ -32,16 +32,16 @@ pub struct Parts {
 
 /// Row-wise L² norm over the last dimension, whose gradient at 0 is 0 and not NaN.
 fn norm(x: &Tensor) -> Tensor {
-    let squared = x.square().sum_dim_intlist([-1].as_slice(), false, Kind::Float);
+    let squared = x.square().sum_dim_intlist([-1].as_slice(), false, None);
     let positive = squared.gt(0.0);
     let one = Tensor::ones_like(&squared);
     // The inner `where` keeps √0, whose derivative is infinite, out of the graph.
-    squared.where_self(&positive, &one).sqrt() * positive.to_kind(Kind::Float)
+    squared.where_self(&positive, &one).sqrt() * positive.to_kind(x.kind())
 }
 
 /// Path centres r̄_i: the mean over the M views, `[L·M, n]` → `[L, n]`.
 pub fn centres(paths: &Tensor, views: i64) -> Tensor {
-    by_sample(paths, views).mean_dim([1].as_slice(), false, Kind::Float)
+    by_sample(paths, views).mean_dim([1].as_slice(), false, None)
 }
 
 fn by_sample(paths: &Tensor, views: i64) -> Tensor {
@@ -63,7 +63,7 @@ pub fn classification(logits: &Tensor, labels: &Tensor, views: i64) -> Tensor {
 /// Eq. 8: L_con = 1/(L·M) Σ_i Σ_j \[‖r_ij − r̄_i‖ − m_c\]₊². `paths` is `[L·M, n]`, `centres` `[L, n]`.
 pub fn consistency(paths: &Tensor, centres: &Tensor, views: i64, margin: f64) -> Tensor {
     let distances = norm(&(by_sample(paths, views) - centres.unsqueeze(1)));
-    (distances - margin).relu().square().mean(Kind::Float)
+    (distances - margin).relu().square().mean(None)
 }
 
 /// Eq. 9, one rank's share: P_r = 1/(G(G−1)) Σ_{i on r} Σ_{j≠i} \[m_d − ‖c_i − key_j‖\]₊².
@@ -74,19 +74,19 @@ pub fn consistency(paths: &Tensor, centres: &Tensor, views: i64, margin: f64) ->
 pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Tensor {
     let (own, all) = (centres.size()[0], keys.size()[0]);
     if all < 2 || centres.size()[1] == 0 {
-        return (centres * 0.0).sum(Kind::Float);
+        return (centres * 0.0).sum(None);
     }
     let distances = norm(&(centres.unsqueeze(1) - keys.unsqueeze(0))); // [L, G]
     let options = (Kind::Int64, centres.device());
     let (rows, columns) = (Tensor::arange(own, options) + first, Tensor::arange(all, options));
-    let others = rows.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(Kind::Float);
+    let others = rows.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
     let hinge = (-distances + margin).relu().square() * others;
-    hinge.sum(Kind::Float) / (all * (all - 1)) as f64
+    hinge.sum(None) / (all * (all - 1)) as f64
 }
 
 /// Eq. 11: L_cost = Σ_k c_k·v_k, the mean over inputs. `paths` is `[N, n]`, `costs` `[n]`.
 pub fn cost(paths: &Tensor, costs: &Tensor) -> Tensor {
-    (paths * costs).sum_dim_intlist([1].as_slice(), false, Kind::Float).mean(Kind::Float)
+    (paths * costs).sum_dim_intlist([1].as_slice(), false, None).mean(None)
 }
 
 impl Parts {

@@ -5,11 +5,12 @@ use crate::config::{Config, Routers, Stage};
 use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::input::Input;
-use crate::loss::{self, Parts, Weights};
+use crate::loss::Weights;
 use crate::model::{Decisions, Net, gumbel_noise};
 use crate::optim::Sgd;
 use crate::run::checkpoint::{self, State};
 use crate::run::{Console, Place, Records, write_whole};
+use crate::step::{Measured, Step};
 use codinet_dataloader::Batch;
 use serde_json::json;
 use std::sync::Arc;
@@ -35,21 +36,6 @@ pub struct Trainer<'a> {
     /// Set by a signal: checkpoint and leave.
     stop: Arc<AtomicBool>,
     started: Instant,
-}
-
-/// What a step measured: means over all ranks.
-#[derive(Clone, Debug)]
-struct Measured {
-    ce: f64,
-    con: f64,
-    div: f64,
-    cost: f64,
-    top1: f64,
-    grad_norm: f64,
-    /// Whether any rank was asked to stop.
-    stop: bool,
-    /// Mean decision of each gate, `[n]`.
-    rates: Vec<f64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -189,76 +175,32 @@ impl<'a> Trainer<'a> {
         Ok(evaluation.expect("a stage ends with an evaluation"))
     }
 
-    /// All ranks: one step, the paper's Section 3 from top to bottom.
+    /// All ranks: one step, the paper's Section 3.4.
     fn step(&mut self, batch: &Batch, stage: &Stage, lr: f64) -> Result<Measured> {
-        let (config, world) = (self.config, self.world);
-        let (views, samples) = (batch.views as i64, batch.samples.len() as i64);
-        let weights = self.weights(stage);
+        let (config, seed) = (self.config, self.config.run.seed);
         let (images, labels) = self.input.tensors(batch, &config.data); // [L·M, C, H, W], [L]
-
-        // Forward: logits and relaxed paths (Eqs. 6 and 7), or hard ones where routers are frozen.
-        let gates = self.costs.size()[0];
+        let gates = self.costs.size()[0] as usize;
         let noise =
-            gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates as usize);
-        let noise = noise.to_device(self.device);
+            gumbel_noise(seed, self.state.step, &batch.samples, batch.views, gates).to_device(self.device);
         let decisions = match stage.routers {
             Routers::Train => {
                 Decisions::Relaxed { noise: &noise, temperature: config.model.router.temperature }
             }
             Routers::Freeze => Decisions::Hard,
         };
-        let out = self.net.forward(&images, decisions, true);
-
-        // The objective (Eqs. 8 to 12): centres meet those of all ranks.
-        let centres = loss::centres(&out.path, views); // [L, n]
-        let keys = world.all_gather(&centres)?.flatten(0, 1); // [G, n]
-        let first = world.rank() as i64 * samples;
-        let parts = Parts {
-            ce: loss::classification(&out.logits, &labels, views),
-            con: loss::consistency(&out.path, &centres, views, weights.consistency_margin),
-            div: loss::diversity(&centres, &keys, first, weights.diversity_margin),
-            cost: loss::cost(&out.path, &self.costs),
+        let step = Step {
+            world: self.world,
+            net: &self.net,
+            costs: &self.costs,
+            weights: self.weights(stage),
+            routers: stage.routers,
+            views: batch.views as i64,
+            batch_statistics: true,
         };
-
-        // Backward, and the mean over ranks of gradients and measurements in one go.
-        let gradient = self.backward(&parts.total(&weights, world.world()), stage);
-        let measured = self.measure(&parts, &out.logits, &labels, &out.path, views);
-        let flat = Tensor::cat(&[&gradient, &measured], 0);
-        collective::all_reduce_mean(world, &flat)?;
-        let gradient = flat.narrow(0, 0, gradient.size()[0]);
-        let measured = Measured::read(&flat.narrow(0, gradient.size()[0], measured.size()[0]), &gradient);
-
-        // Update, unless something is not finite: then it is so on every rank.
-        measured.check(self.state.step, &weights)?;
+        let (gradient, measured) = step.gradient(&images, &labels, decisions, self.asked_to_stop())?;
+        measured.check(self.state.step + 1)?;
         self.sgd.step(&self.net.params, &gradient, lr, stage.routers);
         Ok(measured)
-    }
-
-    /// The gradient of `loss`, laid out as the flat parameters; zero for what does not train.
-    fn backward(&self, loss: &Tensor, stage: &Stage) -> Tensor {
-        let trains = |router: bool| !(router && stage.routers == Routers::Freeze);
-        let trained = &self.net.params.trained;
-        let inputs: Vec<&Tensor> =
-            trained.iter().filter(|p| trains(p.role.router)).map(|p| &p.tensor).collect();
-        let mut gradients = Tensor::run_backward(&[loss], &inputs, false, false).into_iter();
-        let flat: Vec<Tensor> = trained
-            .iter()
-            .map(|parameter| match trains(parameter.role.router).then(|| gradients.next()).flatten() {
-                Some(gradient) if gradient.defined() => gradient.reshape([-1]),
-                _ => parameter.tensor.detach().zeros_like().view([-1]),
-            })
-            .collect();
-        Tensor::cat(&flat, 0)
-    }
-
-    /// What this rank measured, in a form whose mean over ranks is the whole batch's: see [`Measured::read`].
-    fn measure(&self, parts: &Parts, logits: &Tensor, labels: &Tensor, paths: &Tensor, views: i64) -> Tensor {
-        let labels = loss::by_view(labels, views);
-        let top1 = logits.argmax(1, false).eq_tensor(&labels).to_kind(tch::Kind::Float).mean(None);
-        let stop = Tensor::from(f32::from(u8::from(self.asked_to_stop()))).to_device(self.device);
-        let div = &parts.div * self.world.world() as f64; // L_div is a sum over ranks
-        let scalars = Tensor::stack(&[&parts.ce, &parts.con, &div, &parts.cost, &top1, &stop], 0);
-        Tensor::cat(&[scalars, paths.mean_dim([0].as_slice(), false, None)], 0).detach()
     }
 
     /// α, β and γ as they hold in a stage: with frozen routers there is nothing for them to move.
@@ -443,43 +385,6 @@ impl<'a> Trainer<'a> {
         let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
         self.console.say(&format!("\n{}\n\nlook at it: tensorboard --logdir {dir}", table.join("\n")));
         Ok(())
-    }
-}
-
-impl Measured {
-    /// Reads what [`Trainer::measure`] wrote, after the mean over ranks.
-    fn read(values: &Tensor, gradient: &Tensor) -> Self {
-        let values = Vec::<f64>::try_from(values.to_kind(tch::Kind::Double)).expect("a vector of numbers");
-        let grad_norm = f64::try_from(gradient.norm()).expect("one number");
-        Self {
-            ce: values[0],
-            con: values[1],
-            div: values[2],
-            cost: values[3],
-            top1: values[4],
-            grad_norm,
-            stop: values[5] > 0.0,
-            rates: values[6..].to_vec(),
-        }
-    }
-
-    /// Eq. 12.
-    fn loss(&self, weights: &Weights) -> f64 {
-        self.ce + weights.alpha * self.con + weights.beta * self.div + weights.gamma * self.cost
-    }
-
-    /// An error on every rank alike where the loss or the gradient is not finite.
-    fn check(&self, step: u64, weights: &Weights) -> Result<()> {
-        if self.loss(weights).is_finite() && self.grad_norm.is_finite() {
-            return Ok(());
-        }
-        let Self { ce, con, div, cost, grad_norm, .. } = self;
-        let message = format!(
-            "step {}: not finite: ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm}; \
-             lower stages.*.lr or raise warmup_epochs, and go on from the last checkpoint with --resume auto",
-            step + 1
-        );
-        Err(Error { exit: Exit::Diverged, message, agreed: true })
     }
 }
 

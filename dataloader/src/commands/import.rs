@@ -32,7 +32,7 @@ struct Common {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// How images are stored: jpeg (small, nearly lossless) or png (lossless).
+    /// How images are stored: jpeg (of quality 98) or png (lossless).
     #[arg(long, value_enum, default_value_t = Format::Jpeg)]
     format: Format,
 
@@ -47,7 +47,7 @@ enum Format {
     Png,
 }
 
-/// Errors of up to 3 of 255 levels on Fashion-MNIST's sharp edges, at about the size of the raw pixels.
+/// On Fashion-MNIST, pixels come back within 4 of 255 levels, on average within 0.4.
 const JPEG_QUALITY: u8 = 98;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Outcome::AlreadyComplete => "already complete:",
         };
         let fashion_mnist::Split { folder, info, .. } = split;
-        print(&format!("{verb} {} samples in {} shards, {}\n", info.samples, info.shards, folder.display()));
+        print(&format!("{verb} {} (samples: {}, shards: {})\n", folder.display(), info.samples, info.shards));
     }
     Ok(())
 }

@@ -39,8 +39,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
     if let Some(info) = dataset.info() {
+        let colours = if info.channels == 1 { "grey" } else { "RGB" };
         let size = info.image_size.map_or(String::new(), |size| format!(", {size}x{size}"));
-        writeln!(text, "name     {}, {} classes, {} channels{size}", info.name, info.classes, info.channels)?;
+        writeln!(text, "name     {}, {} classes, {colours}{size}", info.name, info.classes)?;
     }
     let bytes: u64 = dataset.shards().map(|shard| shard.bytes).sum();
     let index = |state| dataset.shards().filter(|shard| shard.index == state).count();

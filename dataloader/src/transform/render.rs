@@ -86,7 +86,9 @@ impl Renderer {
             Channels::Rgb => PixelType::U8x3,
         };
         let (scaled_width, scaled_height) = view.scaled;
-        let failed = |reason: &dyn std::fmt::Display| BadImage(format!("can't be resized ({reason})"));
+        let failed = |reason: &dyn std::fmt::Display| {
+            BadImage(format!("can't be resized ({reason}); replace the image"))
+        };
         self.scaled.resize(scaled_width as usize * scaled_height as usize * channels.count(), 0);
         let image = ImageRef::new(width, height, pixels, pixel_type).map_err(|error| failed(&error))?;
         // A cropped view, not `ResizeOptions::crop`: that one reads pixels outside the crop, at its borders.

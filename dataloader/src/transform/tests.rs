@@ -81,6 +81,7 @@ fn random_resized_crops_obey_their_law() {
         draws(&train(Crop::RandomResized { scale: SCALE, ratio: RATIO }, 0.5), (width, height), 224, 4000);
     let area = f64::from(width * height);
     let (mut flips, mut small, mut mean) = (0, 0, 0.0);
+    let (mut lefts, mut tops) = (Vec::new(), Vec::new()); // as shares of the room there is
     for View { region, scaled, corner, flip } in views {
         assert!(region.left + region.width <= width && region.top + region.height <= height);
         assert_eq!((scaled, corner), ((224, 224), (0, 0)));
@@ -91,11 +92,20 @@ fn random_resized_crops_obey_their_law() {
         flips += u32::from(flip);
         small += u32::from(share < 0.3);
         mean += share / 4000.0;
+        if region.width < width && region.height < height {
+            lefts.push(f64::from(region.left) / f64::from(width - region.width));
+            tops.push(f64::from(region.top) / f64::from(height - region.height));
+        }
     }
     assert!((1900..2100).contains(&flips), "{flips}");
     // 200,000 draws of a transcription of torchvision's get_params to Python: mean share 0.433, 32.3 % below 0.3.
     assert!((0.421..0.445).contains(&mean), "{mean}");
     assert!((1200..1380).contains(&small), "{small}");
+    for places in [lefts, tops] {
+        let mean = places.iter().sum::<f64>() / places.len() as f64;
+        assert!((0.48..0.52).contains(&mean), "{mean}");
+        assert!(places.contains(&0.0) && places.contains(&1.0), "the borders are never reached");
+    }
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! What bad input gets: one clear line and a non-zero exit on every rank, with no hang, no backtrace and
+//! nothing half-written.
+
+mod common;
+
+use common::{Bench, finish, write_shards};
+use std::fs;
+use std::process::Command;
+
+/// Runs the command, which must fail with `code` and say each of `parts` in its only error line.
+fn refused(command: &mut Command, code: i32, parts: &[&str]) {
+    let output = finish(command);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "one line: {said}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{part:?} in {:?}", errors[0]);
+    }
+    assert!(!said.contains("panicked") && !said.contains("stack backtrace"), "{said}");
+}
+
+#[test]
+fn no_shards_at_all() {
+    let bench = Bench::new();
+    fs::remove_dir_all(bench.path("train")).unwrap();
+    refused(&mut bench.train(2, &[]), 3, &["train"]);
+    fs::create_dir(bench.path("train")).unwrap();
+    refused(&mut bench.train(2, &[]), 3, &["train", ".tar"]);
+    assert!(!bench.path("runs").exists(), "nothing half-written");
+}
+
+#[test]
+fn a_shard_is_missing() {
+    let bench = Bench::new();
+    fs::remove_file(bench.path("train/bars-000001.tar")).unwrap();
+    refused(&mut bench.train(2, &[]), 3, &["train", "3", "2"]);
+}
+
+#[test]
+fn a_tar_is_cut_short() {
+    let bench = Bench::new();
+    let tar = bench.path("train/bars-000002.tar");
+    let bytes = fs::read(&tar).unwrap();
+    fs::write(&tar, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&mut bench.train(2, &[]), 3, &["bars-000002.tar"]);
+}
+
+#[test]
+fn an_image_cannot_be_decoded() {
+    let bench = Bench::new();
+    // The same lengths and times, so that the index still fits: only the image's own bytes are wrong.
+    let tar = bench.path("train/bars-000000.tar");
+    let mut bytes = fs::read(&tar).unwrap();
+    let modified = fs::metadata(&tar).unwrap().modified().unwrap();
+    let at = bytes.windows(4).position(|window| window == b"IDAT").unwrap();
+    bytes[at + 8..at + 40].fill(0);
+    fs::write(&tar, bytes).unwrap();
+    fs::File::open(&tar).unwrap().set_modified(modified).unwrap();
+    refused(&mut bench.train(2, &[]), 3, &["bars-000000.tar", "000000"]);
+}
+
+#[test]
+fn a_label_lies_outside_the_classes() {
+    let bench = Bench::new();
+    refused(&mut bench.train(2, &["--set", "data.classes=3"]), 3, &["bars-000000.tar", "000003", "3"]);
+}
+
+#[test]
+fn fewer_samples_than_a_batch() {
+    let bench = Bench::new();
+    refused(
+        &mut bench.train(2, &["--set", "optim.batch_size=100"]),
+        3,
+        &["96 samples", "100", "optim.batch_size"],
+    );
+    refused(&mut bench.train(2, &["--set", "optim.batch_size=7"]), 2, &["7", "2 ranks", "optim.batch_size"]);
+}
+
+#[test]
+fn a_config_is_wrong() {
+    let bench = Bench::new();
+    let text = fs::read_to_string(&bench.config).unwrap();
+    fs::write(&bench.config, text.replace("batch_size: 8\n  eval", "batchsize: 8\n  eval")).unwrap();
+    refused(&mut bench.train(2, &[]), 2, &["bars.yaml:10", "batchsize", "batch_size"]);
+    refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
+    fs::write(&bench.config, &text).unwrap();
+    refused(&mut bench.train(2, &["--set", "loss.gamma=-1"]), 2, &["--set loss.gamma=-1", "at least 0"]);
+    refused(&mut bench.train(2, &["--eval-only"]), 2, &["--eval-only", "--resume"]);
+}
+
+#[test]
+fn a_checkpoint_is_of_another_network_or_damaged() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    let set = format!("run.dir={}", run.display());
+    common::succeed(&mut bench.train(1, &["--set", &set]));
+    let resume = ["--resume", run.to_str().unwrap()];
+    let other = [&resume[..], &["--set", "model.arch=resnet32"]].concat();
+    refused(&mut bench.train(2, &other), 4, &["another network", "layer1.3.conv1.weight"]);
+    let classes = [&resume[..], &["--set", "data.classes=5"]].concat();
+    refused(&mut bench.train(2, &classes), 4, &["another network", "fc.weight", "[4, 64]", "[5, 64]"]);
+    refused(&mut bench.train(2, &["--resume", "nowhere"]), 4, &["nowhere"]);
+
+    // The samples of another data set.
+    fs::remove_dir_all(bench.path("train")).unwrap();
+    write_shards(&bench.path("train"), 64);
+    refused(&mut bench.train(2, &resume), 4, &["data.train"]);
+
+    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    let model = run.join("checkpoints").join(latest).join("model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&model, &bytes).unwrap();
+    refused(&mut bench.train(2, &resume), 4, &["model.safetensors", "damaged"]);
+    fs::write(&model, &bytes[..middle]).unwrap();
+    refused(
+        &mut bench.train(2, &["--eval-only", "--resume", model.to_str().unwrap()]),
+        4,
+        &["model.safetensors"],
+    );
+}
+
+#[test]
+fn a_disk_is_read_only_or_full() {
+    let bench = Bench::new();
+    refused(&mut bench.train(2, &["--set", "run.dir=/proc/codinet"]), 6, &["/proc/codinet"]);
+    // A limit on file sizes stands in for a full disk: the write itself fails.
+    let run = bench.path("run");
+    let set = format!("run.dir={}", run.display());
+    let plain = bench.train(2, &["--set", &set]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$@\"", "sh"]);
+    limited.arg(plain.get_program()).args(plain.get_args()).current_dir(bench.folder.path());
+    for (name, value) in plain.get_envs() {
+        limited.env(name, value.unwrap());
+    }
+    refused(&mut limited, 6, &["checkpoint", "step-00000012"]);
+    let left = fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert_eq!(left, 0, "no half-written checkpoint");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_with_its_step_and_parts() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    let set = format!("run.dir={}", run.display());
+    let args = ["--set", &set, "--set", "stages.0.lr=1e30", "--set", "stages.0.schedule=constant"];
+    refused(&mut bench.train(2, &args), 5, &["step ", "ce ", "con ", "div ", "cost "]);
+    assert!(!run.join("checkpoints/latest").exists(), "no checkpoint of such weights");
+}

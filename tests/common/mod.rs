@@ -1,0 +1,121 @@
+//! What the trainer's integration tests share: small shards to train on, and mpirun as these machines need it.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part")]
+
+use codinet_dataloader::encode::{Encoder, Encoding};
+use codinet_dataloader::{Channels, DatasetInfo, ShardWriter};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Side of the images that the tests train on, in pixels.
+pub const SIDE: u32 = 16;
+
+/// `mpirun -n ranks`, for root and ordinary users, on however few cores, under Open MPI 4, 5 or MPICH.
+pub fn mpirun(ranks: usize) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["-n", &ranks.to_string()]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("OMPI_MCA_rmaps_base_oversubscribe", "1").env("OMPI_MCA_hwloc_base_binding_policy", "none");
+    command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
+    command.env("OMPI_MCA_mpi_yield_when_idle", "1");
+    command
+}
+
+/// Writes `samples` grey images of four classes as shards of at most 32 into `folder`: bars whose direction
+/// and brightness tell the class, over noise that tells the sample.
+pub fn write_shards(folder: &Path, samples: u32) {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut writer = ShardWriter::new(folder, "bars", 32).unwrap();
+    let mut encoder = Encoder::new(Encoding::Png).unwrap();
+    for sample in 0..samples {
+        let label = sample % 4;
+        let pixels: Vec<u8> = (0..SIDE * SIDE)
+            .map(|at| {
+                let (x, y) = (at % SIDE, at / SIDE);
+                let along = if label % 2 == 0 { x } else { y };
+                let bar = if along / 4 % 2 == 0 { 60 + 100 * (label / 2) } else { 20 };
+                let noise = (sample.wrapping_mul(2_654_435_761) ^ at.wrapping_mul(40_503)) >> 7 & 31;
+                (bar + noise) as u8
+            })
+            .collect();
+        let png = encoder.encode(&pixels, SIDE, SIDE, Channels::Grey).unwrap();
+        writer.write(&format!("{sample:06}"), "png", &png, label).unwrap();
+    }
+    let (shards, _) = writer.finish().unwrap();
+    let info = DatasetInfo {
+        version: 1,
+        name: "bars".into(),
+        classes: 4,
+        channels: 1,
+        image_size: Some(SIDE),
+        samples: samples.into(),
+        shards: shards.into(),
+        class_names: None,
+    };
+    info.save(folder).unwrap();
+}
+
+/// A folder with training and validation shards and a config that trains on them in seconds.
+pub struct Bench {
+    /// The folder; it goes when this does.
+    pub folder: tempfile::TempDir,
+    /// The config.
+    pub config: PathBuf,
+}
+
+impl Bench {
+    /// 96 training samples, 37 for validation: a prime number, which no world size divides.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_shards(&folder.path().join("train"), 96);
+        write_shards(&folder.path().join("val"), 37);
+        let config = folder.path().join("bars.yaml");
+        let text = format!(
+            "data:\n  train: {root}/train\n  val: {root}/val\n  classes: 4\n  channels: 1\n  image_size: {SIDE}\n  \
+             crop: {{pad: {{pixels: 2}}}}\nmodel:\n  arch: resnet20\noptim:\n  batch_size: 8\n  eval_batch_size: 8\n\
+             run:\n  log_every: 3\n  device: cpu\n  threads: 1\nstages:\n  - name: relaxed\n    epochs: 1\n    lr: 0.05\n    \
+             schedule: cosine\n  - name: hard\n    epochs: 1\n    lr: 0.01\n    routers: freeze\n",
+            root = folder.path().display()
+        );
+        std::fs::write(&config, text).unwrap();
+        Self { folder, config }
+    }
+
+    /// A path inside the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `codinet-train` on the config, by `ranks` ranks; one rank runs without mpirun.
+    pub fn train(&self, ranks: usize, args: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_codinet-train");
+        let mut command = if ranks == 1 { Command::new(program) } else { mpirun(ranks) };
+        if ranks > 1 {
+            command.arg(program);
+        }
+        command.arg(&self.config).args(args).current_dir(self.folder.path());
+        command
+    }
+}
+
+/// Runs a command to its end, at most two minutes long, and returns what it printed.
+pub fn finish(command: &mut Command) -> Output {
+    let mut bounded = Command::new("timeout");
+    bounded.args(["--kill-after=5", "120"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            bounded.env(name, value);
+        }
+    }
+    if let Some(folder) = command.get_current_dir() {
+        bounded.current_dir(folder);
+    }
+    bounded.output().expect("timeout and the program run")
+}
+
+/// Runs a command that must succeed, and returns its standard output.
+pub fn succeed(command: &mut Command) -> String {
+    let output = finish(command);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}\n{}\n{out}\n{err}", output.status);
+    out.into_owned()
+}

@@ -1,0 +1,143 @@
+//! The paper's equations against values worked out by hand, and their gradients against finite differences.
+
+use codinet_trainer::loss::{self, Parts, Weights};
+use codinet_trainer::model::{Decisions, gumbel_noise};
+use tch::{Kind, Tensor};
+
+fn rows<const N: usize>(rows: &[[f64; N]]) -> Tensor {
+    Tensor::from_slice2(rows)
+}
+
+fn value(tensor: &Tensor) -> f64 {
+    f64::try_from(tensor).unwrap()
+}
+
+fn close(found: f64, expected: f64, tolerance: f64) {
+    assert!((found - expected).abs() <= tolerance, "found {found}, expected {expected}");
+}
+
+#[test]
+fn equation_6_relaxes_the_decision() {
+    // logit 1, noise 0.5, T 0.5: σ(3); noise −1: σ(0).
+    let noise = Tensor::from_slice(&[9.0f32, 0.5, 9.0, -1.0]).view([2, 2]);
+    let v =
+        Decisions::Relaxed { noise: &noise, temperature: 0.5 }.decide(&Tensor::from_slice(&[1.0f32, 1.0]), 1);
+    let v = Vec::<f32>::try_from(v).unwrap();
+    close(v[0].into(), 1.0 / (1.0 + (-3.0f64).exp()), 1e-6);
+    close(v[1].into(), 0.5, 1e-6);
+}
+
+#[test]
+fn equation_13_decides_at_a_half() {
+    let u = Decisions::Hard.decide(&Tensor::from_slice(&[-0.1f32, 0.0, 0.1]), 0);
+    assert_eq!(Vec::<f32>::try_from(u).unwrap(), [0.0, 1.0, 1.0]);
+}
+
+#[test]
+fn gumbel_noise_has_its_law_and_belongs_to_its_sample() {
+    let noise = gumbel_noise(7, 3, &(0..500).collect::<Vec<u32>>(), 2, 20).to_kind(Kind::Double);
+    // The difference of two Gumbel variables is logistic: mean 0, variance π²/3.
+    close(value(&noise.mean(None)), 0.0, 0.05);
+    close(value(&noise.var(true)), std::f64::consts::PI.powi(2) / 3.0, 0.1);
+    let alone = gumbel_noise(7, 3, &[41], 2, 20);
+    assert!(
+        alone.to_kind(Kind::Double).equal(&noise.narrow(0, 82, 2)),
+        "noise follows the sample, not its place"
+    );
+    assert!(!alone.equal(&gumbel_noise(7, 4, &[41], 2, 20)), "each step draws anew");
+    assert!(!alone.get(0).equal(&alone.get(1)), "each view draws its own");
+}
+
+#[test]
+fn classification_is_cross_entropy_over_views() {
+    // Two views of one sample of class 1: −ln(3/4) and −ln(1/4).
+    let logits = rows(&[[0.0, 3f64.ln()], [3f64.ln(), 0.0]]);
+    let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]), 2);
+    close(value(&ce), -(0.75f64.ln() + 0.25f64.ln()) / 2.0, 1e-12);
+}
+
+#[test]
+fn equation_8_by_hand() {
+    // Sample 1: views (0,0) and (1,0), centre (½,0), distances ½: [½ − 0.2]² each. Sample 2: both views alike.
+    let paths = rows(&[[0.0, 0.0], [1.0, 0.0], [0.3, 0.7], [0.3, 0.7]]);
+    let centres = loss::centres(&paths, 2);
+    assert!(centres.allclose(&rows(&[[0.5, 0.0], [0.3, 0.7]]), 1e-12, 1e-12, false));
+    close(value(&loss::consistency(&paths, &centres, 2, 0.2)), 2.0 * 0.09 / 4.0, 1e-12);
+    close(value(&loss::consistency(&paths, &centres, 2, 0.6)), 0.0, 0.0);
+}
+
+#[test]
+fn equation_9_by_hand() {
+    // Distances 0.3, 0.4 and 0.5 at a margin of ½: 2·(0.2² + 0.1² + 0)/(3·2).
+    let centres = rows(&[[0.0, 0.0], [0.3, 0.0], [0.0, 0.4]]);
+    close(value(&loss::diversity(&centres, &centres, 0, 0.5)), 2.0 * 0.05 / 6.0, 1e-12);
+    // The shares of two ranks add up to it.
+    let shares = [(0, 1), (1, 2)]
+        .map(|(first, n)| value(&loss::diversity(&centres.narrow(0, first, n), &centres, first, 0.5)));
+    close(shares.iter().sum::<f64>(), 2.0 * 0.05 / 6.0, 1e-12);
+    // One sample has nothing to differ from.
+    close(value(&loss::diversity(&centres.narrow(0, 0, 1), &centres.narrow(0, 0, 1), 0, 0.5)), 0.0, 0.0);
+}
+
+#[test]
+fn equation_11_by_hand() {
+    let cost = loss::cost(&rows(&[[1.0, 0.5], [0.0, 0.5]]), &Tensor::from_slice(&[0.8, 1.2]));
+    close(value(&cost), (1.4 + 0.6) / 2.0, 1e-12);
+}
+
+#[test]
+fn equation_12_weighs_its_parts() {
+    let [ce, con, div, cost] = [1.0, 2.0, 3.0, 4.0].map(Tensor::from);
+    let weights =
+        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, consistency_margin: 0.0, diversity_margin: 0.0 };
+    // Rank r of 4 back-propagates 2·4·β of its share.
+    close(value(&Parts { ce, con, div, cost }.total(&weights, 4)), 1.0 + 0.2 + 0.24 + 0.004, 1e-12);
+}
+
+#[test]
+fn identical_centres_give_zero_gradient_and_never_nan() {
+    let paths = rows(&[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]).set_requires_grad(true);
+    let centres = loss::centres(&paths, 2);
+    let loss =
+        loss::consistency(&paths, &centres, 2, 0.2) + loss::diversity(&centres, &centres.detach(), 0, 0.5);
+    close(value(&loss), 0.25, 1e-12); // every pair at distance 0: 0.5²
+    loss.backward();
+    assert!(paths.grad().equal(&paths.zeros_like()));
+}
+
+/// The gradient that training uses against central differences of the losses of the whole batch.
+#[test]
+fn gradients_match_finite_differences() {
+    let start = Tensor::from_slice(&[
+        0.1, 0.9, 0.3, 0.2, 0.7, 0.4, 0.6, 0.1, 0.5, 0.3, 0.8, 0.2, 0.15, 0.65, 0.35, 0.45, 0.25, 0.75,
+    ])
+    .view([6, 3]);
+    let costs = Tensor::from_slice(&[0.5, 1.0, 1.5]);
+    let global = |paths: &Tensor| {
+        let centres = loss::centres(paths, 2);
+        let con = loss::consistency(paths, &centres, 2, 0.1);
+        let div = loss::diversity(&centres, &centres, 0, 0.9);
+        value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4))
+    };
+    let paths = start.copy().set_requires_grad(true);
+    let centres = loss::centres(&paths, 2);
+    let parts = Parts {
+        ce: Tensor::from(0.0),
+        con: loss::consistency(&paths, &centres, 2, 0.1),
+        div: loss::diversity(&centres, &centres.detach(), 0, 0.9),
+        cost: loss::cost(&paths, &costs),
+    };
+    let weights =
+        Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, consistency_margin: 0.1, diversity_margin: 0.9 };
+    parts.total(&weights, 1).backward();
+    let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
+    let numbers = Vec::<f64>::try_from(start.reshape([-1])).unwrap();
+    for (i, found) in gradient.iter().enumerate() {
+        let moved = |by: f64| {
+            let mut numbers = numbers.clone();
+            numbers[i] += by;
+            global(&Tensor::from_slice(&numbers).view([6, 3]))
+        };
+        close(*found, (moved(1e-6) - moved(-1e-6)) / 2e-6, 1e-8);
+    }
+}

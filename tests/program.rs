@@ -1,0 +1,184 @@
+//! `codinet-train` as a user runs it: alone and under mpirun, stopped and resumed.
+
+mod common;
+
+use common::{Bench, finish, succeed};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn lines(run: &Path, kind: &str) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    all.filter(|line| line["kind"] == kind).collect()
+}
+
+fn last_model(run: &Path) -> Vec<u8> {
+    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    fs::read(run.join("checkpoints").join(latest).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn one_rank_and_two_train_alike_and_leave_a_whole_run() {
+    let bench = Bench::new();
+    let runs = [1, 2].map(|ranks| {
+        let run = bench.path(&format!("run{ranks}"));
+        let set = format!("run.dir={}", run.display());
+        let out = succeed(&mut bench.train(ranks, &["--set", &set, "--set", "stages.0.epochs=3"]));
+        assert!(out.contains("top-1") && out.contains("tensorboard --logdir"), "{out}");
+        run
+    });
+    for (run, ranks) in runs.iter().zip([1, 2]) {
+        let summary = json(&run.join("summary.json"));
+        assert_eq!(summary["validation_images"], 37, "each validation image once");
+        assert_eq!(summary["world_size"], ranks);
+        for key in ["top1", "top5", "gmacs", "gmacs_static", "distinct_paths", "images_per_second", "seconds"]
+        {
+            assert!(summary[key].as_f64().unwrap() > 0.0, "{key}: {}", summary[key]);
+        }
+        assert_eq!(summary["top5"], 1.0, "four classes are all among the first five");
+        assert_eq!(summary["stages"].as_array().unwrap().len(), 2);
+        assert!(summary["top1"].as_f64().unwrap() > 0.5, "the classes are easy: {}", summary["top1"]);
+        for file in ["config.yaml", "log.txt", "metrics.jsonl", "checkpoints/latest"] {
+            assert!(run.join(file).exists(), "{file}");
+        }
+        let events = fs::read_dir(run.join("tensorboard")).unwrap().next().unwrap().unwrap();
+        assert!(events.metadata().unwrap().len() > 1000);
+        // 12 steps an epoch: a line every third, an evaluation an epoch, three checkpoints kept.
+        assert_eq!(lines(run, "train").len(), 16);
+        assert_eq!(lines(run, "eval").len(), 4);
+        let kept = fs::read_dir(run.join("checkpoints")).unwrap().flatten();
+        assert_eq!(kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("step-")).count(), 3);
+    }
+    // The same samples, crops and noise at every world size: the first losses differ by rounding and by the
+    // batches that batch norm sees.
+    let first = |run: &Path| lines(run, "train")[0]["samples"].as_u64().unwrap();
+    assert_eq!(first(&runs[0]), first(&runs[1]));
+    let loss = |run: &Path| lines(run, "train")[0]["ce"].as_f64().unwrap();
+    assert!((loss(&runs[0]) / loss(&runs[1]) - 1.0).abs() < 0.2, "{} {}", loss(&runs[0]), loss(&runs[1]));
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_as_one_that_was_not() {
+    let bench = Bench::new();
+    let (whole, parted) = (bench.path("whole"), bench.path("parted"));
+    let long = ["--set", "stages.0.epochs=4", "--set", "stages.1.epochs=2"];
+    let command = |run: &Path| {
+        let set = format!("run.dir={}", run.display());
+        bench.train(2, &[&["--set", &set][..], &long, &["--resume", "auto"]].concat())
+    };
+    succeed(&mut command(&whole));
+
+    let mut stops = 0;
+    loop {
+        // Stop each attempt once it has logged something new: in mid-epoch, whatever the machine's speed.
+        let before = fs::read_to_string(parted.join("metrics.jsonl")).unwrap_or_default().len();
+        let mut child = command(&parted).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        while fs::metadata(parted.join("metrics.jsonl")).map_or(0, |file| file.len()) as usize <= before
+            && child.try_wait().unwrap().is_none()
+        {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if stops < 3 {
+            Command::new("kill").args(["-USR2", &child.id().to_string()]).status().unwrap();
+        }
+        let status = child.wait().unwrap();
+        if status.success() {
+            break;
+        }
+        assert_eq!(status.code(), Some(75));
+        stops += 1;
+        assert!(stops < 10);
+    }
+    assert!(stops >= 2, "stopped {stops} times");
+    assert!(last_model(&whole) == last_model(&parted), "the same weights to the bit");
+    let numbers = |run: &Path| -> Vec<(u64, Value)> {
+        lines(run, "eval")
+            .iter()
+            .map(|line| (line["step"].as_u64().unwrap(), line["train_loss"].clone()))
+            .collect()
+    };
+    assert_eq!(numbers(&whole), numbers(&parted), "an epoch's mean does not forget what came before a stop");
+}
+
+#[test]
+fn a_file_named_stop_ends_a_run_and_resume_goes_on() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    let set = format!("run.dir={}", run.display());
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("stop"), "").unwrap();
+    let output = finish(&mut bench.train(1, &["--set", &set]));
+    assert_eq!(output.status.code(), Some(75));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--resume"), "it says how to go on");
+    assert!(!run.join("stop").exists());
+    let refused = finish(&mut bench.train(1, &["--set", &set]));
+    assert_eq!(refused.status.code(), Some(2), "a run is not started over by accident");
+    succeed(&mut bench.train(1, &["--resume", run.to_str().unwrap()]));
+    assert_eq!(json(&run.join("summary.json"))["validation_images"], 37);
+}
+
+#[test]
+fn auto_finds_the_newest_run_of_an_equal_config() {
+    let bench = Bench::new();
+    succeed(&mut bench.train(1, &[]));
+    let run = fs::read_dir(bench.path("runs")).unwrap().next().unwrap().unwrap().path();
+    assert!(run.file_name().unwrap().to_string_lossy().starts_with("bars-"));
+    let out = succeed(&mut bench.train(1, &["--resume", "auto"]));
+    assert!(out.contains("going on from"), "{out}");
+    // Another learning rate is another run.
+    let out = succeed(&mut bench.train(1, &["--resume", "auto", "--set", "stages.0.lr=0.02"]));
+    assert!(!out.contains("going on from"), "{out}");
+    assert_eq!(fs::read_dir(bench.path("runs")).unwrap().count(), 2);
+}
+
+#[test]
+fn evaluation_alone_finds_what_training_found() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    succeed(&mut bench.train(1, &["--set", &format!("run.dir={}", run.display())]));
+    let before = fs::read_dir(&run).unwrap().count();
+    let top1 = json(&run.join("summary.json"))["top1"].as_f64().unwrap();
+    for ranks in [1, 2] {
+        let out = succeed(&mut bench.train(ranks, &["--eval-only", "--resume", run.to_str().unwrap()]));
+        assert!(
+            out.contains(&format!("top-1 {:.2} %", 100.0 * top1)) && out.contains("of 37 images"),
+            "{out}"
+        );
+    }
+    assert_eq!(fs::read_dir(&run).unwrap().count(), before);
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_touches_nothing() {
+    let bench = Bench::new();
+    let out = succeed(&mut bench.train(2, &["--dry-run"]));
+    for part in [
+        "gamma: 0.01",
+        "layer3.2",
+        "285068 parameters",
+        "12 steps an epoch of 8 samples",
+        "37 validation images",
+    ] {
+        assert_eq!(out.matches(part).count(), 1, "{part} in {out}");
+    }
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn every_shipped_config_is_sound() {
+    for file in codinet_trainer::config::BUILT_IN.files() {
+        let name = file.path().to_str().unwrap();
+        let out = succeed(Command::new(env!("CARGO_BIN_EXE_codinet-train")).args([name, "--dry-run"]));
+        assert!(out.contains("GMACs static"), "{name}: {out}");
+    }
+}
