@@ -82,7 +82,7 @@ fn a_config_is_wrong() {
     let bench = Bench::new();
     let text = fs::read_to_string(&bench.config).unwrap();
     fs::write(&bench.config, text.replace("batch_size: 8\n  eval", "batchsize: 8\n  eval")).unwrap();
-    refused(&mut bench.train(2, &[]), 2, &["bars.yaml:10", "batchsize", "batch_size"]);
+    refused(&mut bench.train(2, &[]), 2, &["bars.yaml:11", "batchsize", "batch_size"]);
     refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&bench.config, &text).unwrap();
     refused(&mut bench.train(2, &["--set", "loss.gamma=-1"]), 2, &["--set loss.gamma=-1", "at least 0"]);
@@ -126,16 +126,22 @@ fn a_checkpoint_is_of_another_network_or_damaged() {
 fn a_disk_is_read_only_or_full() {
     let bench = Bench::new();
     refused(&mut bench.train(2, &["--set", "run.dir=/proc/codinet"]), 6, &["/proc/codinet"]);
-    // A limit on file sizes stands in for a full disk: the write itself fails.
+    // A limit on file sizes stands in for a full disk: the write of the 45 MB model itself fails.
     let run = bench.path("run");
-    let set = format!("run.dir={}", run.display());
-    let plain = bench.train(2, &["--set", &set]);
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$@\"", "sh"]);
-    limited.arg(plain.get_program()).args(plain.get_args()).current_dir(bench.folder.path());
-    for (name, value) in plain.get_envs() {
-        limited.env(name, value.unwrap());
-    }
+    let mut limited = common::mpirun(2);
+    limited.args([
+        "sh",
+        "-c",
+        "trap '' XFSZ; ulimit -f 40000; exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_codinet-train"),
+    ]);
+    limited.arg(&bench.config).args([
+        "--set",
+        &format!("run.dir={}", run.display()),
+        "--set",
+        "model.arch=resnet18",
+    ]);
     refused(&mut limited, 6, &["checkpoint", "step-00000012"]);
     let left = fs::read_dir(run.join("checkpoints")).unwrap().count();
     assert_eq!(left, 0, "no half-written checkpoint");

@@ -165,7 +165,7 @@ fn a_dry_run_shows_the_plan_and_touches_nothing() {
     for part in [
         "gamma: 0.01",
         "layer3.2",
-        "285068 parameters",
+        "284966 parameters",
         "12 steps an epoch of 8 samples",
         "37 validation images",
     ] {
