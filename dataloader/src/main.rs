@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod commands;
 
@@ -11,10 +11,14 @@ const DATA_ERROR: u8 = 3;
 
 /// Make and examine the tar shards that codinet-train reads.
 #[derive(Parser)]
-#[command(name = "codinet-data", version, after_help = EXAMPLES)]
+#[command(name = "codinet-data", version, after_help = EXAMPLES, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+
+    /// Prints a completion script for a shell, and stops.
+    #[arg(long, value_name = "SHELL")]
+    completions: Option<clap_complete::Shell>,
 }
 
 #[derive(Subcommand)]
@@ -34,9 +38,14 @@ Examples:
 Exit codes: 0 done, 2 wrong usage, 3 something is wrong with the data or a disk.";
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Import(arguments) => commands::import::run(&arguments),
-        Command::Inspect(arguments) => commands::inspect::run(&arguments),
+    let cli = Cli::parse();
+    if let Some(shell) = cli.completions {
+        clap_complete::generate(shell, &mut Cli::command(), "codinet-data", &mut std::io::stdout());
+    }
+    let result = match cli.command {
+        Some(Command::Import(arguments)) => commands::import::run(&arguments),
+        Some(Command::Inspect(arguments)) => commands::inspect::run(&arguments),
+        None => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

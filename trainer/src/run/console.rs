@@ -51,7 +51,7 @@ impl Console {
     /// Shows a bar of `steps` steps, `done` of them done, where there is a terminal.
     pub fn start_bar(&mut self, steps: u64, done: u64) {
         if self.speaks && on_terminal() {
-            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(5));
+            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stdout_with_hz(5));
             let style =
                 ProgressStyle::with_template("{bar:30} step {pos}/{len}  {per_sec}  {eta} left  {msg}");
             bar.set_style(style.expect("a valid template").progress_chars("━╸ "));
@@ -83,7 +83,10 @@ impl Console {
     }
 }
 
-/// Whether a person watches.
+/// Whether a person watches. Open MPI gives ranks a terminal of its own making, so what counts under it is where
+/// mpirun, the parent, writes to.
 fn on_terminal() -> bool {
-    std::io::stderr().is_terminal()
+    let mpirun = || std::fs::read_link(format!("/proc/{}/fd/1", std::os::unix::process::parent_id()));
+    let launched = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some();
+    std::io::stdout().is_terminal() && (!launched || mpirun().is_ok_and(|to| to.starts_with("/dev/pts")))
 }

@@ -1,0 +1,148 @@
+//! The network, the losses and their gradients against an independent PyTorch version: `golden/reference.py`
+//! wrote the numbers, from weights, inputs and noise that are sines of their indices here and there.
+
+use codinet_trainer::collective;
+use codinet_trainer::config::{Model, Routers, StrideIn};
+use codinet_trainer::loss::{self, Weights};
+use codinet_trainer::model::{Decisions, Net};
+use codinet_trainer::step::Step;
+use serde::Deserialize;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor};
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    channels: i64,
+    size: i64,
+    classes: i64,
+    samples: i64,
+    views: i64,
+    stride_in: StrideIn,
+    batch_statistics: bool,
+    logits: Vec<Vec<f64>>,
+    gates: Vec<Vec<f64>>,
+    path: Vec<Vec<f64>>,
+    hard_logits: Vec<Vec<f64>>,
+    hard_path: Vec<Vec<f64>>,
+    ce: f64,
+    con: f64,
+    div: f64,
+    cost: f64,
+    /// Norm of each parameter's gradient, and its product with `wave`.
+    grads: HashMap<String, (f64, f64)>,
+}
+
+/// sin(12.9898 j + 78.233 k) for j in 0..n.
+fn wave(n: i64, k: usize) -> Tensor {
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + 78.233 * k as f64).sin()
+}
+
+fn sines(n: i64, step: f64) -> Tensor {
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * step).sin()
+}
+
+fn fill(net: &Net) {
+    let mut tensors = net.params.named();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    for (k, (name, tensor)) in tensors.iter().enumerate() {
+        let shape = tensor.size();
+        let wave = wave(tensor.numel() as i64, k).view(shape.as_slice());
+        let value = match shape[..] {
+            [out, _, h, w] => wave * (2.0 / ((out * h * w) as f64).sqrt()),
+            [_, inputs] => wave * (1.7 / (inputs as f64).sqrt()),
+            _ if name.ends_with("running_var") => wave * 0.5 + 1.0,
+            _ if name.ends_with("weight") => wave * 0.2 + 0.5,
+            _ => wave * 0.1,
+        };
+        tch::no_grad(|| tensor.shallow_clone().copy_(&value));
+    }
+}
+
+/// Largest difference to the expected rows, in units of their largest value (or 1).
+fn off(found: &Tensor, expected: &[Vec<f64>]) -> f64 {
+    let found = Vec::<Vec<f64>>::try_from(found.to_kind(Kind::Double)).unwrap();
+    assert_eq!(found.len(), expected.len());
+    let pairs = || found.iter().flatten().zip(expected.iter().flatten());
+    let largest = pairs().fold(1f64, |most, (_, expected)| most.max(expected.abs()));
+    pairs().fold(0f64, |worst, (found, expected)| worst.max((found - expected).abs())) / largest
+}
+
+fn check(case: &Case) {
+    let name = &case.name;
+    let model = Model { arch: name.clone(), stride_in: case.stride_in, ..Model::default() };
+    let net = Net::new(&model, case.channels, case.size, case.classes, 0, Device::Cpu);
+    fill(&net);
+    let (n, gates) = (case.samples * case.views, case.gates[0].len() as i64);
+    let side = case.size;
+    let images =
+        sines(n * case.channels * side * side, 0.7).to_kind(Kind::Float).view([n, case.channels, side, side]);
+    let noise = (sines(n * gates, 1.3) * 2.0).to_kind(Kind::Float).view([n, gates]);
+    let labels = Tensor::arange(case.samples, (Kind::Int64, Device::Cpu)).remainder(case.classes);
+
+    let hard = tch::no_grad(|| net.forward(&images, Decisions::Hard, false));
+    assert!(off(&hard.path, &case.hard_path) == 0.0, "{name}: hard path");
+    assert!(off(&hard.logits, &case.hard_logits) < 1e-4, "{name}: hard logits");
+
+    let decisions = Decisions::Relaxed { noise: &noise, temperature: 1.0 };
+    let out = tch::no_grad(|| net.forward(&images, decisions, case.batch_statistics));
+    for (what, found, expected) in [
+        ("logits", &out.logits, &case.logits),
+        ("gates", &out.gates, &case.gates),
+        ("path", &out.path, &case.path),
+    ] {
+        assert!(off(found, expected) < 1e-4, "{name}: {what} are off by {}", off(found, expected));
+    }
+    let one = |tensor: Tensor| f64::try_from(tensor).unwrap();
+    let close = |what: &str, found: f64, expected: f64| {
+        assert!(
+            (found - expected).abs() < 1e-4 * expected.abs().max(1.0),
+            "{name}: {what} {found}, {expected}"
+        );
+    };
+    close("ce", one(loss::classification(&out.logits, &labels, case.views)), case.ce);
+
+    let world = collective::join().unwrap();
+    let costs = Tensor::from_slice(&net.costs.relative());
+    let weights =
+        Weights { alpha: 0.7, beta: 0.9, gamma: 0.02, consistency_margin: 0.1, diversity_margin: 1.5 };
+    let step = Step {
+        world: world.as_ref(),
+        net: &net,
+        costs: &costs,
+        weights,
+        routers: Routers::Train,
+        views: case.views,
+        batch_statistics: case.batch_statistics,
+    };
+    let (gradient, measured) = step.gradient(&images, &labels, decisions, false).unwrap();
+    close("con", measured.con, case.con);
+    close("div", measured.div, case.div);
+    close("cost", measured.cost, case.cost);
+    let gradients = net.params.named_views(&gradient);
+    assert_eq!(gradients.len(), case.grads.len());
+    // A gradient that is 0 but for rounding is compared on the scale of the largest.
+    let scale = case.grads.values().fold(0f64, |most, (norm, _)| most.max(*norm));
+    for (parameter, gradient) in gradients {
+        let (norm, product) = case.grads[&parameter];
+        let gradient = gradient.to_kind(Kind::Double).view(-1);
+        let found = (one(gradient.norm()), one((&gradient * wave(gradient.size()[0], 0)).sum(None)));
+        let bound = 1e-3 * norm + 1e-5 * scale;
+        assert!((found.0 - norm).abs() < bound, "{name}: |∂{parameter}| {} for {norm}", found.0);
+        assert!((found.1 - product).abs() < bound, "{name}: ∂{parameter}·wave {} for {product}", found.1);
+    }
+}
+
+#[test]
+fn forward_losses_and_gradients_are_pytorchs() {
+    tch::set_num_threads(1);
+    let golden: Golden = serde_json::from_str(include_str!("golden/golden.json")).unwrap();
+    let names: Vec<&str> = golden.cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["resnet20", "resnet110", "resnet18", "resnet50", "resnet101"]);
+    golden.cases.iter().for_each(check);
+}
