@@ -37,7 +37,8 @@ lint: setup
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
-install: build
+install:
+	@test -x $(BIN)/codinet-train || { echo "run make build first (as the user who builds, not as root)" >&2; exit 1; }
 	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet $(PREFIX)/share/codinet/configs
 	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
 	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs

@@ -11,10 +11,10 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return
-    for path in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib*/libclang.so* /usr/lib/*/libclang*.so*; do
-        [ -e "$path" ] && return
-    done
-    return 1
+    # The library, and the headers that it comes with.
+    ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib*/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null |
+        grep -qv libclang-cpp && ls /usr/lib*/*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h \
+        >/dev/null 2>&1
 }
 
 # Each line: how to tell that it is there, and the Debian package that brings it.
@@ -32,7 +32,7 @@ need libclang - libclang-dev
     python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 }
 data=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
-[ -e "$data" ] || [ -e .libtorch/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
+[ -e "$data" ] || [ -e data/fashion-mnist/test/dataset.json ] || missing="$missing dataset-fashion-mnist"
 if [ -n "$missing" ]; then
     have apt-get || fail "please install what these Debian packages hold:$missing"
     [ "$(id -u)" = 0 ] || have sudo || fail "please have these packages installed: apt-get install$missing"

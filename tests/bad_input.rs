@@ -82,7 +82,7 @@ fn a_config_is_wrong() {
     let bench = Bench::new();
     let text = fs::read_to_string(&bench.config).unwrap();
     fs::write(&bench.config, text.replace("batch_size: 8\n  eval", "batchsize: 8\n  eval")).unwrap();
-    refused(&mut bench.train(2, &[]), 2, &["bars.yaml:11", "batchsize", "batch_size"]);
+    refused(&mut bench.train(2, &[]), 2, &["bars.yaml:11", "`batchsize`", "`batch_size`"]);
     refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&bench.config, &text).unwrap();
     refused(&mut bench.train(2, &["--set", "loss.gamma=-1"]), 2, &["--set loss.gamma=-1", "at least 0"]);
@@ -113,13 +113,53 @@ fn a_checkpoint_is_of_another_network_or_damaged() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&model, &bytes).unwrap();
-    refused(&mut bench.train(2, &resume), 4, &["model.safetensors", "damaged"]);
+    let step = model.parent().unwrap();
+    refused(&mut bench.train(2, &["--resume", step.to_str().unwrap()]), 4, &["model.safetensors", "damaged"]);
+    let output = common::finish(&mut bench.train(2, &resume));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("warning: ") && said.contains("damaged"), "the one before is taken: {said}");
     fs::write(&model, &bytes[..middle]).unwrap();
     refused(
         &mut bench.train(2, &["--eval-only", "--resume", model.to_str().unwrap()]),
         4,
         &["model.safetensors"],
     );
+}
+
+#[test]
+fn a_run_directory_belongs_to_one_run_at_a_time() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    fs::create_dir(&run).unwrap();
+    let set = format!("run.dir={}", run.display());
+    let other = fs::File::open(&run).unwrap();
+    other.lock().unwrap();
+    refused(&mut bench.train(2, &["--set", &set]), 2, &["in use", "run.dir"]);
+    other.unlock().unwrap();
+    common::succeed(&mut bench.train(1, &["--set", &set]));
+    refused(&mut bench.train(2, &["--set", &set]), 2, &["holds a run", "--resume auto"]);
+    // Nor may a run branch off into another's directory, or go on past the end of its config.
+    let branch = bench.path("branch");
+    fs::create_dir_all(branch.join("checkpoints")).unwrap();
+    let into = format!("run.dir={}", branch.display());
+    refused(
+        &mut bench.train(1, &["--resume", run.to_str().unwrap(), "--set", &into]),
+        2,
+        &["branch holds a run"],
+    );
+    let shorter = ["--resume", run.to_str().unwrap(), "--set", "stages=[{epochs: 1}]"];
+    refused(&mut bench.train(2, &shorter), 4, &["stages.2", "config is over"]);
+    let seed = ["--resume", run.to_str().unwrap(), "--set", "run.seed=2"];
+    refused(&mut bench.train(2, &seed), 4, &["run.seed 1"]);
+}
+
+#[test]
+fn settings_do_not_suit_the_images() {
+    let bench = Bench::new();
+    refused(&mut bench.train(2, &["--set", "data.image_size=18"]), 3, &["16x16", "18x18"]);
+    refused(&mut bench.train(2, &["--set", "data.eval_resize=8"]), 2, &["data.eval_resize", "16"]);
+    refused(&mut bench.train(2, &["--set", "data.crop={pad: {pixels: 99999}}"]), 2, &["data.crop", "pixels"]);
+    assert!(!bench.path("runs").exists());
 }
 
 #[test]

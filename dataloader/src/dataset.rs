@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -147,6 +148,7 @@ impl Dataset {
         if let Some(info) = &info {
             expect("shards", info.shards, paths.len() as u64)?;
         }
+        allow_open_files(paths.len());
         let mut shards = Vec::with_capacity(paths.len());
         let mut len = 0;
         for path in paths {
@@ -257,6 +259,17 @@ impl Dataset {
         let after = self.shards.partition_point(|shard| shard.start <= sample);
         let shard = &self.shards[after.checked_sub(1)?];
         Some((shard, shard.index.get(sample - shard.start)?))
+    }
+}
+
+/// Raises the process's limit on open files where `shards` come near it, as far as it may: each stays open. Where
+/// that isn't far enough, opening one fails and says so.
+fn allow_open_files(shards: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = shards as u64 + 256;
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 

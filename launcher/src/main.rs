@@ -2,8 +2,9 @@
 
 use clap::{CommandFactory, Parser};
 use codinet_launcher::{Flavour, trainer};
+use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,7 +73,7 @@ async fn launch(args: Args) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     }
     // A process group of its own: Ctrl-C reaches this program alone, which passes on what the ranks take.
-    let child = Command::new("mpirun").args(&words).process_group(0).spawn();
+    let child = Command::new("mpirun").args(&words).stdin(Stdio::null()).process_group(0).spawn();
     let status = relay(child.map_err(|error| format!("cannot run mpirun: {error}"))?).await;
     let status = status.map_err(|error| format!("lost mpirun: {error}"))?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -83,6 +84,7 @@ async fn launch(args: Args) -> Result<ExitCode, String> {
 async fn relay(mut child: Child) -> std::io::Result<std::process::ExitStatus> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut checkpoint = signal(SignalKind::user_defined2())?;
     let mut asked = false;
     loop {
@@ -90,11 +92,12 @@ async fn relay(mut child: Child) -> std::io::Result<std::process::ExitStatus> {
             status = child.wait() => return status,
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
             _ = checkpoint.recv() => {}
         }
-        if let Some(pid) = child.id() {
-            let name = if asked { "-TERM" } else { "-USR2" };
-            Command::new("kill").args([name, &pid.to_string()]).status().await?;
+        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
+            // Fails only where mpirun has just ended, which the next turn sees.
+            let _ = kill_process(pid, if asked { Signal::TERM } else { Signal::USR2 });
         }
         asked = true;
     }

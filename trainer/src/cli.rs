@@ -2,23 +2,25 @@
 
 use crate::collective::{self, Collective, agree};
 use crate::config::{self, Config};
+use crate::cuda;
 use crate::dry_run;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::input::{self, Input};
 use crate::model::Net;
-use crate::run::{Console, Place, Resume, checkpoint, choose};
+use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 codinet-train imagenet.yaml          a rank a process, a process a GPU
+  mpirun -n 8 codinet-train my.yaml                a rank a process, a process a GPU
   codinet-train fashion_quick.yaml --dry-run       what the run would be
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
   codinet-train my.yaml --resume auto              go on where the last run of this config stopped
@@ -56,76 +58,74 @@ pub struct Args {
 }
 
 /// All ranks: does what the command line asks for.
-pub fn run(args: &Args, world: &dyn Collective) -> Result<()> {
+pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result<()> {
+    cuda::register();
     let name = args.config.as_deref().unwrap_or_default();
     let config = agree(world, config::load(name, &args.set))?;
     if args.dry_run {
         if world.rank() == 0 {
-            print!("{}", dry_run::describe(&config, world));
+            let _ = write!(std::io::stdout(), "{}", dry_run::describe(&config, world));
         }
         return Ok(());
     }
-    let stop = stop_on_signals()?;
     let device = agree(world, input::prepare(&config, world))?;
-    if args.eval_only {
-        return eval_only(args, &config, world, device);
-    }
     let input = agree(world, Input::open(&config, world, device))?;
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let place = agree_on_place(world, choose(&stem, &config, &args.resume))?;
-    Trainer::new(world, &config, place, input, device, stop, Console::new(world.rank()))?.run()?;
+    if args.eval_only {
+        let weights = || Ok(choose_weights(&stem, &config, &args.resume)?.to_string_lossy().into_owned());
+        let path = rank_zeros(world, weights)?;
+        return eval_only(&config, world, device, &input, Path::new(&path));
+    }
+    let dir_and_step = || {
+        let Place { dir, checkpoint } = choose(&stem, &config, &args.resume)?;
+        Ok(format!("{}\n{}", dir.display(), checkpoint.unwrap_or_default().display()))
+    };
+    let chosen = rank_zeros(world, dir_and_step)?;
+    let (dir, checkpoint) = chosen.split_once('\n').expect("two lines");
+    let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
+    let program = std::env::args().next().unwrap_or_default();
+    let command = match world.world() {
+        1 => format!("{program} {name}"),
+        ranks => format!("mpirun -n {ranks} {program} {name}"),
+    };
+    Trainer::new(world, &config, place, input, device, stop, command)?.run()?;
     Ok(())
 }
 
 /// All ranks: `--eval-only`.
-fn eval_only(args: &Args, config: &Config, world: &dyn Collective, device: Device) -> Result<()> {
-    let path = match &args.resume {
-        Resume::From(path) => Ok(path.clone()),
-        Resume::Auto if config.run.dir.is_some() => {
-            Ok(PathBuf::from(config.run.dir.clone().unwrap_or_default()))
-        }
-        _ => Err(Error::new(
-            Exit::Config,
-            "--eval-only needs a checkpoint: add --resume RUN, where RUN is a run directory, a step folder or a \
-             model.safetensors",
-        )),
-    };
-    let path = agree(world, path)?;
-    let input = agree(world, Input::open(config, world, device))?;
+fn eval_only(
+    config: &Config,
+    world: &dyn Collective,
+    device: Device,
+    input: &Input,
+    path: &Path,
+) -> Result<()> {
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, device);
-    let file = agree(world, checkpoint::load_model(&path, &net.params))?;
-    let evaluation = evaluate(world, config, &net, &input)?;
-    if world.rank() == 0 {
-        println!(
-            "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs an image (static {:.4}) · {} distinct paths",
-            file.display(),
-            100.0 * evaluation.top1,
-            100.0 * evaluation.top5,
-            evaluation.images,
-            evaluation.gmacs,
-            net.costs.static_macs() as f64 / 1e9,
-            evaluation.distinct_paths
-        );
-    }
+    agree(world, checkpoint::load_model(path, &net.params))?;
+    let evaluation = evaluate(world, config, &net, input)?;
+    let text = format!(
+        "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs an image (static {:.4}) · {} distinct paths",
+        path.display(),
+        100.0 * evaluation.top1,
+        100.0 * evaluation.top5,
+        evaluation.images,
+        evaluation.gmacs,
+        net.costs.static_macs() as f64 / 1e9,
+        evaluation.distinct_paths
+    );
+    Console::new(world.rank()).say(&text);
     Ok(())
 }
 
-/// All ranks: rank 0's choice holds for all.
-fn agree_on_place(world: &dyn Collective, mine: Result<Place>) -> Result<Place> {
-    let mine = if world.rank() == 0 { mine.map(Some) } else { Ok(None) };
-    let mine = agree(world, mine)?.map(|place| {
-        let checkpoint = place.checkpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-        format!("{}\n{checkpoint}", place.dir.display())
-    });
-    let text = collective::broadcast_text(world, &mine.unwrap_or_default())?;
-    let (dir, checkpoint) = text.split_once('\n').expect("two lines");
-    let checkpoint = (!checkpoint.is_empty()).then(|| PathBuf::from(checkpoint));
-    Ok(Place { dir: dir.into(), checkpoint })
+/// All ranks: what rank 0, and no other, decides.
+fn rank_zeros(world: &dyn Collective, decide: impl FnOnce() -> Result<String>) -> Result<String> {
+    let mine = agree(world, if world.rank() == 0 { decide() } else { Ok(String::new()) })?;
+    collective::broadcast_text(world, &mine)
 }
 
 /// The first SIGUSR2, SIGTERM or SIGINT asks for a checkpoint and an end; a second one ends at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGUSR2, SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())

@@ -59,6 +59,15 @@ impl Error {
         Self { exit, message: message.into(), agreed: false }
     }
 
+    /// Every rank's error where training has left the numbers behind.
+    pub fn diverged(step: u64, what: &str) -> Self {
+        let message = format!(
+            "step {step}: {what}; lower stages.*.lr or raise stages.*.warmup_epochs, and start anew or go on from \
+             the last checkpoint with --resume RUN"
+        );
+        Self { exit: Exit::Diverged, message, agreed: true }
+    }
+
     /// A file or folder of the run directory that cannot be written or read.
     pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
         Self::new(

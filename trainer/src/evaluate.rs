@@ -67,6 +67,7 @@ pub fn evaluate(world: &dyn Collective, config: &Config, net: &Net, input: &Inpu
     let all = collective::all_gather_bytes(world, &paths.into_iter().flatten().collect::<Vec<u8>>())?;
     let distinct: HashSet<&[u8]> = all.iter().flat_map(|bytes| bytes.chunks(gates.max(1))).collect();
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
+    assert_eq!(sums[0] as usize, input.val.len(), "each validation sample counts once");
     let means: Vec<f64> = sums.iter().map(|sum| sum / sums[0]).collect();
     let rates = means[4..].to_vec();
     Ok(Evaluation {

@@ -1,6 +1,6 @@
 //! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
 
-use crate::collective::Collective;
+use crate::collective::{Collective, all_gather_bytes};
 use crate::config::{Config, Data, DeviceChoice};
 use crate::error::{Error, Exit, Result};
 use codinet_dataloader::order::EpochOrder;
@@ -27,9 +27,13 @@ impl Input {
     /// Opens both datasets and checks that they suit the config and the world.
     pub fn open(config: &Config, world: &dyn Collective, device: Device) -> Result<Self> {
         let data = &config.data;
-        let (train, val) = (Dataset::open(&data.train)?, Dataset::open(&data.val)?);
-        for dataset in [&train, &val] {
+        let (train, val) = (Arc::new(Dataset::open(&data.train)?), Arc::new(Dataset::open(&data.val)?));
+        for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
             dataset.check_labels(data.classes as usize)?;
+            // The first image of each, as the run will see it: settings that do not suit the images end it here.
+            let first = std::iter::once(BatchPlan { epoch: 0, samples: vec![0] });
+            Loader::new(dataset.clone(), spec(config, transform, 1), first)?
+                .try_for_each(|batch| batch.map(drop))?;
         }
         let samples = train.len().min(data.train_samples.unwrap_or(usize::MAX));
         let (batch, ranks) = (config.optim.batch_size, world.world());
@@ -45,7 +49,7 @@ impl Input {
             return Err(Error::new(
                 Exit::Data,
                 format!(
-                    "{} holds {samples} samples, fewer than one batch of {batch}; lower optim.batch_size",
+                    "{} gives {samples} samples, fewer than one batch of {batch}; lower optim.batch_size",
                     data.train
                 ),
             ));
@@ -56,7 +60,7 @@ impl Input {
             Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
         };
         let (mean, std) = (per_channel(&data.mean), per_channel(&data.std));
-        Ok(Self { train: Arc::new(train), val: Arc::new(val), samples, mean, std, device })
+        Ok(Self { train, val, samples, mean, std, device })
     }
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
@@ -84,8 +88,7 @@ impl Input {
                 samples: order.rank_samples(step as usize, batch, rank, ranks).to_vec(),
             })
         });
-        let transform = Transform::Train { crop: config.data.crop.clone(), flip: config.data.flip };
-        Ok(Loader::new(self.train.clone(), spec(config, transform, config.data.views), plan)?)
+        Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)
     }
 
     /// This rank's share of the validation samples: over all ranks, each sample once.
@@ -96,8 +99,7 @@ impl Input {
             epoch: 0,
             samples: (first..mine.end.min(first + batch as u32)).collect(),
         });
-        let transform = Transform::Eval { resize: config.data.eval_resize };
-        Ok(Loader::new(self.val.clone(), spec(config, transform, 1), plans)?)
+        Ok(Loader::new(self.val.clone(), spec(config, config.evaluation(), 1), plans)?)
     }
 
     /// u8 `[L, M, H, W, C]` → normalised f32 `[L·M, C, H, W]`, and the labels `[L]`, both on the device.
@@ -123,17 +125,17 @@ fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
     }
 }
 
-/// Chooses the rank's device and the number of its compute threads.
-///
-/// libtorch's CUDA half is loaded here where it is installed, so that one binary serves both kinds of machine.
+/// All ranks: chooses the rank's device and the number of its compute threads.
 pub fn prepare(config: &Config, world: &dyn Collective) -> Result<Device> {
+    // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
+    let place = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let status = place("/proc/self/status");
+    let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();
+    let mine = format!("{}{allowed}", place("/proc/sys/kernel/hostname")).into_bytes();
+    let sharers = all_gather_bytes(world, &mine)?.iter().filter(|theirs| **theirs == mine).count();
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let (local_rank, local_ranks) = world.local();
-    // A launcher that binds leaves each rank cores of its own; one that does not leaves all to all.
-    let bound = cores < count_of_cores();
-    let share = if bound { cores } else { (cores / local_ranks).max(1) };
-    tch::set_num_threads(config.run.threads.unwrap_or(share) as i32);
-    load_cuda();
+    tch::set_num_threads(config.run.threads.unwrap_or((cores / sharers).max(1)) as i32);
+
     match config.run.device {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Auto if !tch::Cuda::is_available() => Ok(Device::Cpu),
@@ -142,25 +144,6 @@ pub fn prepare(config: &Config, world: &dyn Collective) -> Result<Device> {
             "run.device is cuda, but libtorch finds no GPU here; set run.device=cpu, or check the driver",
         )),
         // A rank that is shown one GPU alone takes that one.
-        _ => Ok(Device::Cuda(local_rank % tch::Cuda::device_count() as usize)),
-    }
-}
-
-fn count_of_cores() -> usize {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    let ranges = online.trim().split(',').filter_map(|range| {
-        let (from, to) = range.split_once('-').unwrap_or((range, range));
-        Some(to.parse::<usize>().ok()? + 1 - from.parse::<usize>().ok()?)
-    });
-    ranges.sum()
-}
-
-fn load_cuda() {
-    #![expect(unsafe_code, reason = "loading a library runs its constructors")]
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: the constructors of libtorch_cuda.so register its backend with libtorch, which is loaded, and do
-    // nothing else.
-    if let Ok(library) = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
-        std::mem::forget(library); // registered for as long as the process lives
+        _ => Ok(Device::Cuda(world.local().0 % tch::Cuda::device_count() as usize)),
     }
 }

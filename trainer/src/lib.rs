@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod collective;
 pub mod config;
+mod cuda;
 pub mod dry_run;
 pub mod error;
 pub mod evaluate;

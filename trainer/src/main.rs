@@ -6,7 +6,11 @@ use codinet_trainer::collective;
 use codinet_trainer::error::{Error, Exit};
 
 fn main() {
-    let args = Args::parse();
+    let launched_rank = collective::launched_rank();
+    let args = Args::try_parse().unwrap_or_else(|error| match launched_rank {
+        0 => error.exit(), // prints help, or what is wrong with the command line
+        _ => std::process::exit(error.exit_code()),
+    });
     if let Some(shell) = args.completions {
         clap_complete::generate(shell, &mut Args::command(), "codinet-train", &mut std::io::stdout());
         return;
@@ -17,11 +21,10 @@ fn main() {
         eprintln!("error: a bug in codinet-train at {place}: {what}; please report it");
         collective::abort(Exit::Panic as i32);
     }));
-    let world = match collective::join() {
-        Ok(world) => world,
-        Err(error) => leave(&error, 0),
-    };
-    if let Err(error) = cli::run(&args, world.as_ref()) {
+    // Before anything takes time: a signal that comes early is not lost.
+    let stop = cli::stop_on_signals().unwrap_or_else(|error| leave(&error, launched_rank));
+    let world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
+    if let Err(error) = cli::run(&args, world.as_ref(), stop) {
         if !error.agreed || world.barrier().is_err() {
             eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
             collective::abort(error.exit as i32);

@@ -2,7 +2,7 @@
 
 use crate::collective::{self, Collective};
 use crate::config::Routers;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 use crate::loss::{self, Parts, Weights};
 use crate::model::{Decisions, Net};
 use tch::{Kind, Tensor};
@@ -135,10 +135,8 @@ impl Measured {
         if [ce, con, div, cost, grad_norm].into_iter().all(|value| value.is_finite()) {
             return Ok(());
         }
-        let message = format!(
-            "step {step}: not finite: ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm}; \
-             lower stages.*.lr or raise stages.*.warmup_epochs, and go on from the last checkpoint with --resume auto"
-        );
-        Err(Error { exit: Exit::Diverged, message, agreed: true })
+        let what =
+            format!("not finite: ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm}");
+        Err(Error::diverged(step, &what))
     }
 }

@@ -11,11 +11,12 @@ use crate::optim::Sgd;
 use crate::run::checkpoint::{self, State};
 use crate::run::{Console, Place, Records, write_whole};
 use crate::step::{Measured, Step};
-use codinet_dataloader::Batch;
+use codinet_dataloader::{Batch, Loader};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
 
 /// A run in progress, as one rank holds it.
@@ -33,9 +34,28 @@ pub struct Trainer<'a> {
     /// Open on rank 0 alone.
     records: Option<Records>,
     console: Console,
+    /// What started this run, for telling how to go on with it.
+    command: String,
     /// Set by a signal: checkpoint and leave.
     stop: Arc<AtomicBool>,
     started: Instant,
+}
+
+/// What speed is measured by: since the last log line.
+struct Pace {
+    since: Instant,
+    steps: u64,
+    waited: Duration,
+}
+
+impl Pace {
+    fn start(loader: &Loader) -> Self {
+        Self { since: Instant::now(), steps: 0, waited: loader.wait() }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.since.elapsed().as_secs_f64()
+    }
 }
 
 impl<'a> Trainer<'a> {
@@ -47,19 +67,19 @@ impl<'a> Trainer<'a> {
         input: Input,
         device: Device,
         stop: Arc<AtomicBool>,
-        mut console: Console,
+        command: String,
     ) -> Result<Self> {
         let data = &config.data;
         let (channels, size) = (data.channels.into(), data.image_size.into());
         let net = Net::new(&config.model, channels, size, data.classes, config.run.seed, device);
         let sgd = Sgd::new(&net.params, &config.optim);
         let costs = Tensor::from_slice(&net.costs.relative()).to_device(device);
-        let fingerprint = input.train.fingerprint();
-        let mut state = State { data: fingerprint.clone(), gamma: config.loss.gamma, ..State::default() };
+        let order = (config.run.seed, input.samples as u64, input.train.fingerprint());
+        let mut state = State { order: order.clone(), ..State::default() };
         if let Some(folder) = &place.checkpoint {
             let resumed = checkpoint::read_state(folder).and_then(|state| {
                 checkpoint::load(folder, &net.params, &sgd.momentum)?;
-                check_place(&state, folder, &fingerprint, config)?;
+                check_place(&state, folder, &order, config)?;
                 Ok(state)
             });
             state = collective::agree(world, resumed)?;
@@ -68,6 +88,7 @@ impl<'a> Trainer<'a> {
         world.broadcast(net.params.flat(), 0)?;
         let opened = if world.rank() == 0 { open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
+        let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
         let started = Instant::now();
         Ok(Self {
@@ -82,6 +103,7 @@ impl<'a> Trainer<'a> {
             state,
             records,
             console,
+            command,
             stop,
             started,
         })
@@ -97,9 +119,17 @@ impl<'a> Trainer<'a> {
         }
         let evaluation = match last {
             Some(evaluation) => evaluation,
-            None => evaluate(self.world, self.config, &self.net, &self.input)?, // resumed after its end
+            None => self.evaluate_again()?, // resumed after its end
         };
         self.finish(&evaluation)?;
+        Ok(evaluation)
+    }
+
+    /// All ranks: evaluates a run that has no step left to take.
+    fn evaluate_again(&mut self) -> Result<Evaluation> {
+        let mut evaluation = evaluate(self.world, self.config, &self.net, &self.input)?;
+        let last = self.state.stages.last();
+        evaluation.train_loss = last.and_then(|stage| stage["train_loss"].as_f64()).unwrap_or(f64::NAN);
         Ok(evaluation)
     }
 
@@ -108,71 +138,66 @@ impl<'a> Trainer<'a> {
         let (config, steps) = (self.config, self.input.steps(self.config));
         let batch_size = config.optim.batch_size as u64;
         let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
-        let first = self.state.sample / batch_size;
         let (from, to) = (before + self.state.epoch, before + stage.epochs);
-        let mut loader = self.input.training(config, self.world, from, first, to)?;
-        self.console.start_bar(stage.epochs * steps, self.state.epoch * steps + first);
-        let mut evaluation = None;
-        let mut clock = Instant::now();
-        let (mut since, mut waited) = (0, loader.wait());
-        while self.state.epoch < stage.epochs {
+        let mut loader = self.input.training(config, self.world, from, self.state.sample / batch_size, to)?;
+        let mut pace = Pace::start(&loader);
+        self.console.start_bar(stage.epochs * steps, self.step_of_stage());
+        loop {
             while self.state.sample < steps * batch_size {
                 let batch = loader.next().expect("as many batches as steps")?;
-                let progress =
-                    (self.state.epoch * steps + self.state.sample / batch_size) as f64 / steps as f64;
-                let lr = stage.lr_at(progress);
+                let lr = stage.lr_at(self.step_of_stage() as f64 / steps as f64);
                 let measured = self.step(&batch, stage, lr)?;
                 loader.recycle(batch);
                 self.state.step += 1;
                 self.state.sample += batch_size;
                 self.state.samples += batch_size;
-                self.add_to_epoch(stage, &measured);
-                since += 1;
-
-                let stop = measured.stop;
-                let logs = stop || self.state.step.is_multiple_of(config.run.log_every);
+                self.state.epoch_loss += measured.loss(&self.weights(stage));
+                pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
-                if logs {
-                    let seconds = clock.elapsed().as_secs_f64();
-                    self.state.training_seconds += seconds;
-                    let wait = (loader.wait() - waited).as_secs_f64() / seconds;
-                    let images = (since * batch_size * config.data.views as u64) as f64 / seconds;
-                    self.log_step(stage, &measured, lr, images, wait)?;
-                    (clock, since, waited) = (Instant::now(), 0, loader.wait());
+                if measured.stop || self.state.step.is_multiple_of(config.run.log_every) {
+                    self.log_step(stage, &measured, lr, &pace, &loader)?;
+                    self.state.training_seconds += pace.seconds();
+                    pace = Pace::start(&loader);
                 } else {
-                    self.console.step(self.step_of_stage(steps), None);
+                    self.console.step(self.step_of_stage(), None);
                 }
-                // Once in a while, or when any rank was asked to stop: a checkpoint.
+                // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
-                if stop || (every > 0 && self.state.step.is_multiple_of(every)) {
+                let due = every > 0 && self.state.step.is_multiple_of(every);
+                if measured.stop || due || self.state.sample == steps * batch_size {
                     self.checkpoint()?;
-                    if stop {
-                        return Err(self.interrupted());
-                    }
+                }
+                if measured.stop {
+                    return Err(self.interrupted());
                 }
             }
-            self.state.training_seconds += clock.elapsed().as_secs_f64();
-            self.state.epoch += 1;
-            self.state.sample = 0;
-            // Once in a while, all ranks: evaluation. Then a checkpoint, so that an epoch ends but once.
-            let last = self.state.epoch == stage.epochs;
-            if last || self.state.epoch.is_multiple_of(config.run.evaluate_every) {
-                evaluation = Some(self.evaluate_epoch(stage)?);
+            self.state.training_seconds += pace.seconds();
+            let evaluation = self.end_epoch(stage, steps)?;
+            if let Some(evaluation) = evaluation.filter(|_| self.state.epoch == 0) {
+                self.console.end_bar();
+                return Ok(evaluation);
             }
-            self.state.epoch_sums.clear();
-            if last {
-                let evaluation = evaluation.as_ref().expect("the last epoch is evaluated");
-                self.state.stages.push(stage_summary(stage, evaluation));
-                (self.state.stage, self.state.epoch) = (self.state.stage + 1, 0);
-            }
-            self.checkpoint()?;
-            (clock, since, waited) = (Instant::now(), 0, loader.wait());
-            if last {
-                break;
-            }
+            pace = Pace::start(&loader);
         }
-        self.console.end_bar();
-        Ok(evaluation.expect("a stage ends with an evaluation"))
+    }
+
+    /// All ranks: what follows an epoch's last step: evaluation, once in a while, and then a checkpoint, which
+    /// stands at the start of what comes next.
+    fn end_epoch(&mut self, stage: &Stage, steps: u64) -> Result<Option<Evaluation>> {
+        let train_loss = self.state.epoch_loss / steps as f64;
+        self.state.epoch += 1;
+        (self.state.sample, self.state.epoch_loss) = (0, 0.0);
+        let last = self.state.epoch == stage.epochs;
+        let mut evaluation = None;
+        if last || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
+            evaluation = Some(self.evaluate_epoch(stage, train_loss)?);
+        }
+        if let Some(evaluation) = evaluation.as_ref().filter(|_| last) {
+            self.state.stages.push(stage_summary(stage, evaluation));
+            (self.state.stage, self.state.epoch) = (self.state.stage + 1, 0);
+        }
+        self.checkpoint()?;
+        Ok(evaluation)
     }
 
     /// All ranks: one step, the paper's Section 3.4.
@@ -210,7 +235,7 @@ impl<'a> Trainer<'a> {
         Weights {
             alpha: on * loss.alpha,
             beta: on * loss.beta,
-            gamma: on * self.state.gamma,
+            gamma: on * loss.gamma,
             consistency_margin: loss.consistency_margin,
             diversity_margin: loss.diversity_margin,
         }
@@ -222,9 +247,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: evaluation at an epoch's end; rank 0 records it.
-    fn evaluate_epoch(&mut self, stage: &Stage) -> Result<Evaluation> {
+    fn evaluate_epoch(&mut self, stage: &Stage, train_loss: f64) -> Result<Evaluation> {
         let mut evaluation = evaluate(self.world, self.config, &self.net, &self.input)?;
-        evaluation.train_loss = self.epoch_mean();
+        evaluation.train_loss = train_loss;
+        if !evaluation.ce.is_finite() {
+            return Err(Error::diverged(
+                self.state.step,
+                "the validation images' cross entropy is not finite",
+            ));
+        }
         let State { step, samples, epoch, .. } = self.state;
         if let Some(records) = &mut self.records {
             let fields = json!({
@@ -254,12 +285,15 @@ impl<'a> Trainer<'a> {
         stage: &Stage,
         measured: &Measured,
         lr: f64,
-        images: f64,
-        wait: f64,
+        pace: &Pace,
+        loader: &Loader,
     ) -> Result<()> {
+        let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
+        let wait = (loader.wait() - pace.waited).as_secs_f64() / pace.seconds();
         let loss = measured.loss(&self.weights(stage));
         let Measured { ce, con, div, cost, top1, grad_norm, ref rates, .. } = *measured;
-        let State { step, samples, epoch, gamma, .. } = self.state;
+        let State { step, samples, epoch, .. } = self.state;
+        let gamma = self.weights(stage).gamma;
         if let Some(records) = &mut self.records {
             let fields = json!({
                 "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
@@ -271,30 +305,27 @@ impl<'a> Trainer<'a> {
         let status = format!(
             "loss {loss:.4} (ce {ce:.4}  con {con:.4}  div {div:.4}  cost {cost:.3})  lr {lr:.4}  {images:.0} images/s"
         );
-        self.console.step(self.step_of_stage(self.input.steps(self.config)), Some(&status));
+        self.console.step(self.step_of_stage(), Some(&status));
         Ok(())
     }
 
-    fn step_of_stage(&self, steps: u64) -> u64 {
-        self.state.epoch * steps + self.state.sample / self.config.optim.batch_size as u64
+    /// Steps of the current stage that are done.
+    fn step_of_stage(&self) -> u64 {
+        self.state.epoch * self.input.steps(self.config)
+            + self.state.sample / self.config.optim.batch_size as u64
     }
 
-    fn add_to_epoch(&mut self, stage: &Stage, measured: &Measured) {
-        let loss = measured.loss(&self.weights(stage));
-        self.state.epoch_sums.resize(2, 0.0);
-        self.state.epoch_sums[0] += 1.0;
-        self.state.epoch_sums[1] += loss;
+    /// Images a step, over all ranks: every view counts.
+    fn images_a_step(&self) -> u64 {
+        (self.config.optim.batch_size * self.config.data.views) as u64
     }
 
-    fn epoch_mean(&self) -> f64 {
-        match self.state.epoch_sums[..] {
-            [steps, loss] => loss / steps,
-            _ => f64::NAN,
-        }
-    }
-
-    /// Rank 0 writes: a checkpoint of this moment.
+    /// All ranks: a checkpoint of this moment, which rank 0 writes; weights that are not finite are refused.
     fn checkpoint(&mut self) -> Result<()> {
+        let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
+        if !largest.is_finite() {
+            return Err(Error::diverged(self.state.step, "a weight is not finite"));
+        }
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         if self.records.is_some() {
@@ -317,8 +348,9 @@ impl<'a> Trainer<'a> {
             let _ = std::fs::remove_file(self.place.dir.join("stop"));
         }
         let message = format!(
-            "stopped on request after step {}; go on with the same command and --resume {}",
+            "stopped on request after step {}; to go on: {} --resume {}",
             self.state.step,
+            self.command,
             self.place.dir.display()
         );
         self.console.note(&message);
@@ -353,8 +385,7 @@ impl<'a> Trainer<'a> {
     fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
         let Some(_) = &self.records else { return Ok(()) };
         let State { samples, training_seconds, seconds, .. } = self.state;
-        let images = samples * self.config.data.views as u64;
-        let speed = images as f64 / training_seconds;
+        let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
         let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
         let summary = json!({
             "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
@@ -383,7 +414,11 @@ impl<'a> Trainer<'a> {
             ("run directory", dir.to_string()),
         ];
         let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
-        self.console.say(&format!("\n{}\n\nlook at it: tensorboard --logdir {dir}", table.join("\n")));
+        self.console.say(&format!(
+            "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
+            table.join("\n"),
+            self.command
+        ));
         Ok(())
     }
 }
@@ -392,23 +427,40 @@ impl<'a> Trainer<'a> {
 fn open(place: &Place, config: &Config, state: &State) -> Result<Records> {
     let dir = &place.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
+    let records = Records::open(dir, state.step)?;
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
-    Records::open(dir, state.step)
+    checkpoint::remove_partial(dir);
+    Ok(records)
 }
 
 /// Refuses to go on from a checkpoint that this config cannot continue.
-fn check_place(state: &State, folder: &std::path::Path, data: &str, config: &Config) -> Result<()> {
+fn check_place(state: &State, folder: &Path, order: &(u64, u64, String), config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", folder.display())));
-    let batch = config.optim.batch_size as u64;
-    if state.data != data {
+    let (seed, samples, data) = &state.order;
+    if *data != order.2 {
         return refuse("was trained on other samples than data.train holds now".into());
     }
+    if (*seed, *samples) != (order.0, order.1) {
+        return refuse(format!(
+            "belongs to a run of run.seed {seed} on {samples} samples; here they are {} and {}",
+            order.0, order.1
+        ));
+    }
+    let batch = config.optim.batch_size as u64;
     if !state.sample.is_multiple_of(batch) {
         let sample = state.sample;
         return refuse(format!(
-            "stands at sample {sample} of its epoch, which optim.batch_size {batch} does not divide"
+            "stands at sample {sample} of its epoch, no multiple of optim.batch_size {batch}"
         ));
+    }
+    let in_plan = match config.stages.get(state.stage) {
+        Some(stage) => state.epoch < stage.epochs,
+        None => state.stage == config.stages.len(),
+    };
+    if !in_plan {
+        let State { stage, epoch, .. } = state;
+        return refuse(format!("stands after {epoch} epochs of stages.{stage}, where this config is over"));
     }
     Ok(())
 }

@@ -34,34 +34,52 @@ pub trait Collective {
     fn barrier(&self) -> Result<()>;
 }
 
+/// A number from the environment.
+fn number(name: &str) -> Option<usize> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// This process's rank as its launcher tells it, for use before [`join`]; 0 where there is none.
+pub fn launched_rank() -> usize {
+    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]
+        .into_iter()
+        .find_map(number)
+        .unwrap_or(0)
+}
+
 /// Joins the world that the launcher made: MPI's where one of its launchers started this process, a world
 /// of one otherwise. To be called once, before anything that may fail on one rank only.
 pub fn join() -> Result<Box<dyn Collective>> {
     const LAUNCHED: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
     let launched = LAUNCHED.iter().any(|name| std::env::var_os(name).is_some());
-    #[cfg(feature = "mpi")]
-    if launched {
-        return Ok(Box::new(mpi::MpiWorld::join()?));
-    }
-    #[cfg(not(feature = "mpi"))]
-    if launched {
-        return Err(Error::new(
-            Exit::Communication,
-            "an MPI launcher started this program, but it was built without MPI; build it with --features mpi",
-        ));
-    }
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<usize>().ok());
-    match (number("SLURM_STEP_NUM_TASKS"), number("SLURM_PROCID")) {
-        (Some(tasks), Some(rank)) if tasks > 1 => {
-            let mut error = Error::new(
+    let world: Box<dyn Collective> = if launched { started_by_mpi()? } else { Box::new(alone::Alone) };
+    // Ranks that cannot find one another would each train alone, in the same directory.
+    let started = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"].into_iter().find_map(number);
+    match started {
+        Some(tasks) if tasks != world.world() && (launched || std::env::var_os("SLURM_PROCID").is_some()) => {
+            Err(Error::new(
                 Exit::Communication,
-                format!("srun started {tasks} tasks that cannot find one another; use srun --mpi=pmix"),
-            );
-            error.agreed = rank != 0; // rank 0 speaks for all
-            Err(error)
+                format!(
+                    "the launcher started {tasks} ranks, but MPI joins {}; start them with the mpirun of the MPI \
+                     that this program was built with, or with srun --mpi=pmix",
+                    world.world()
+                ),
+            ))
         }
-        _ => Ok(Box::new(alone::Alone)),
+        _ => Ok(world),
     }
+}
+
+#[cfg(feature = "mpi")]
+fn started_by_mpi() -> Result<Box<dyn Collective>> {
+    Ok(Box::new(mpi::MpiWorld::join()?))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn started_by_mpi() -> Result<Box<dyn Collective>> {
+    let what =
+        "an MPI launcher started this program, which was built without MPI; build it with --features mpi";
+    Err(Error::new(Exit::Communication, what))
 }
 
 /// Ends every rank of the job at once, from any state: for panics and for errors that one rank has alone.

@@ -13,20 +13,26 @@ pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 /// checks every value.
 pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
     let text = read(name)?;
-    let options = || serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-    let config: Config =
-        serde_saphyr::from_str_with_options(&text, options()).map_err(|error| explain(name, &error))?;
-    let set_by = |key: &str| overrides.iter().find(|setting| setting.split('=').next() == Some(key));
-    // Before the overrides: a number that is none (.nan) would be lost in the tree.
+    let mut config: Config = parse(&text).map_err(|error| explain(name, &text, &error))?;
+    // The override that set a key, or the section it is in.
+    let set_by = |key: &str| {
+        let sets = |setting: &&String| {
+            let rest = setting.split_once('=').and_then(|(path, _)| key.strip_prefix(path));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        overrides.iter().rfind(sets)
+    };
+    // Before the overrides: a number that is none (.nan) would be lost on the way through the tree.
     if let Some((key, wanted)) = config.out_of_range().filter(|(key, _)| set_by(key).is_none()) {
         return Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted));
     }
-    let mut tree = serde_json::to_value(&config).expect("a config is a JSON tree");
     for setting in overrides {
+        let mut tree = serde_json::to_value(&config).expect("a config is a JSON tree");
         apply(&mut tree, setting)?;
+        let complaint =
+            |error: serde_json::Error| wrong(format!("--set {setting}: {}", plainly(&error.to_string())));
+        config = serde_json::from_value(tree).map_err(complaint)?;
     }
-    let config: Config = serde_json::from_value(tree)
-        .map_err(|error| wrong(format!("--set {}: {error}", overrides.join(" --set "))))?;
     match config.out_of_range() {
         None => Ok(config),
         Some((key, wanted)) => {
@@ -34,6 +40,11 @@ pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
             Err(out_of_range(&place, &key, &wanted))
         }
     }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> std::result::Result<T, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 fn out_of_range(place: &str, key: &str, wanted: &str) -> Error {
@@ -65,21 +76,35 @@ fn read(name: &str) -> Result<String> {
     Err(wrong(format!("{name}: no such file, nor a shipped config; {hint}")))
 }
 
-/// A parser's complaint as one line: file, line, what, the nearest valid name.
-fn explain(file: &str, error: &serde_saphyr::Error) -> Error {
-    use serde_saphyr::Error::{SerdeUnknownField, SerdeUnknownVariant};
+/// A parser's complaint as one line: file, line, key, what, the nearest valid name.
+fn explain(file: &str, text: &str, error: &serde_saphyr::Error) -> Error {
     let error = error.without_snippet();
-    let line = error.location().map_or(0, |location| location.line());
-    let suggest = |what: &str, typed: &str, known: &[&str]| match nearest(typed, known) {
-        Some(near) => format!("unknown {what} {typed:?}; did you mean {near:?}?"),
-        None => format!("unknown {what} {typed:?}; known: {}", known.join(", ")),
-    };
-    let what = match error {
-        SerdeUnknownField { field, expected, .. } => suggest("key", field, expected),
-        SerdeUnknownVariant { variant, expected, .. } => suggest("value", variant, expected),
-        other => other.to_string().replace('\n', " "),
-    };
+    let line = error.location().map_or(1, |location| location.line() as usize);
+    let key = text.lines().nth(line.saturating_sub(1)).and_then(|line| line.split_once(':'));
+    let key = key.map_or("", |(key, _)| key.trim().trim_start_matches("- "));
+    let what = plainly(&error.to_string());
+    let what = if what.starts_with("unknown") || key.is_empty() { what } else { format!("{key}: {what}") };
     wrong(format!("{file}:{line}: {what}"))
+}
+
+/// serde's words on one line, with the nearest name instead of a list, and without a place that is told already.
+fn plainly(message: &str) -> String {
+    let message = message.replace('\n', " ");
+    let message = message.split(" at line ").next().unwrap_or_default();
+    let (Some((unknown, expected)), Some(typed)) =
+        (message.split_once(", expected "), message.split('`').nth(1))
+    else {
+        return message.to_owned();
+    };
+    if !unknown.starts_with("unknown") {
+        return message.to_owned();
+    }
+    let names = expected.trim_start_matches("one of ").replace('`', "");
+    let known: Vec<&str> = names.split([',', ' ']).filter(|name| !name.is_empty() && *name != "or").collect();
+    match nearest(typed, &known) {
+        Some(near) => format!("{unknown}; did you mean `{near}`?"),
+        None => format!("{unknown}; known: {}", known.join(", ")),
+    }
 }
 
 /// Sets one `a.b=value`; the value is read as YAML.
@@ -110,11 +135,11 @@ fn apply(tree: &mut Value, setting: &str) -> Result<()> {
             wrong(format!("--set {setting}: unknown key {key:?}; {hint}"))
         })?;
     }
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
     *place = match place {
         Value::String(_) if text.is_empty() => Value::String(String::new()),
-        _ => serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| wrong(format!("--set {setting}: {}", error.to_string().replace('\n', " "))))?,
+        _ => {
+            parse(text).map_err(|error| wrong(format!("--set {setting}: {}", plainly(&error.to_string()))))?
+        }
     };
     Ok(())
 }
@@ -180,9 +205,9 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_its_line_and_its_neighbour() {
         let text = FINE.replace("gamma", "gama");
-        assert_eq!(complaint(&text, &[]), "FILE:5: unknown key \"gama\"; did you mean \"gamma\"?");
+        assert_eq!(complaint(&text, &[]), "FILE:5: unknown field `gama`; did you mean `gamma`?");
         let nested = FINE.replace("    lr: 0.1", "    lr: 0.1\n    schedul: cosine");
-        assert_eq!(complaint(&nested, &[]), "FILE:9: unknown key \"schedul\"; did you mean \"schedule\"?");
+        assert_eq!(complaint(&nested, &[]), "FILE:9: unknown field `schedul`; did you mean `schedule`?");
         assert!(complaint(FINE, &["loss.alfa=1"]).contains("did you mean \"alpha\"?"));
         assert!(complaint(FINE, &["loss"]).contains("expected key=value"));
     }
@@ -190,9 +215,13 @@ mod tests {
     #[test]
     fn a_wrong_type_is_named_with_its_line() {
         let said = complaint(&FINE.replace("0.02", "much"), &[]);
-        assert!(said.starts_with("FILE:5: "), "{said}");
+        assert!(said.starts_with("FILE:5: gamma: "), "{said}");
         let said = complaint(FINE, &["loss.gamma=much"]);
         assert!(said.starts_with("--set loss.gamma=much: "), "{said}");
+        let said = complaint(FINE, &["loss.beta=1", "loss={gama: 2}"]);
+        assert_eq!(said, "--set loss={gama: 2}: unknown field `gama`; did you mean `gamma`?");
+        let said = complaint(FINE, &["stages.0.schedule=cosin"]);
+        assert_eq!(said, "--set stages.0.schedule=cosin: unknown variant `cosin`; did you mean `cosine`?");
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod load;
 
 pub use load::{BUILT_IN, load};
 
-use codinet_dataloader::transform::Crop;
+use codinet_dataloader::transform::{Crop, Transform};
 use serde::{Deserialize, Serialize};
 
 /// A whole run.
@@ -329,21 +329,31 @@ impl Stage {
 }
 
 impl Config {
+    /// What becomes of an image in training.
+    pub fn augmentation(&self) -> Transform {
+        Transform::Train { crop: self.data.crop.clone(), flip: self.data.flip }
+    }
+
+    /// What becomes of an image in evaluation.
+    pub fn evaluation(&self) -> Transform {
+        Transform::Eval { resize: self.data.eval_resize }
+    }
+
     /// The first value that is out of its range: its key and what it should be.
     fn out_of_range(&self) -> Option<(String, String)> {
         let (data, optim, loss) = (&self.data, &self.optim, &self.loss);
         let channels = |n: usize| n == 1 || n == data.channels as usize;
+        let count = |n: Option<usize>| n.is_none_or(|n| (1..=1024).contains(&n));
+        let batch = |n: usize| (1..=1 << 20).contains(&n);
         let finite = |x: f64| x.is_finite() && x >= 0.0;
         let hidden = match self.model.router.hidden {
             Hidden::Ratio(ratio) => ratio > 0.0 && ratio <= 16.0,
             Hidden::Units(units) => (1..=65_536).contains(&units),
         };
-        let crop = match data.crop {
-            Crop::RandomResized { scale: (from, to), ratio: (low, high) } => {
-                from > 0.0 && from <= to && to <= 1.0 && low > 0.0 && low <= high && high.is_finite()
-            }
-            _ => true,
-        };
+        let (train, eval) = (self.augmentation(), self.evaluation());
+        let refused =
+            |transform: &Transform| transform.check(data.image_size).err().map(|error| error.to_string());
+        let (crop, resize) = (refused(&train), refused(&eval));
         let arch = &self.model.arch;
         let known = crate::model::ARCHITECTURES;
         let nearest = load::nearest(arch, &known).unwrap_or("resnet20");
@@ -351,10 +361,11 @@ impl Config {
             (self.run.log_every > 0, "run.log_every", "at least 1".to_owned()),
             (self.run.evaluate_every > 0, "run.evaluate_every", "at least 1".into()),
             (self.run.keep_last >= 2, "run.keep_last", "at least 2".into()),
-            (self.run.threads != Some(0), "run.threads", "at least 1, or null".into()),
+            (count(self.run.threads), "run.threads", "1 to 1024, or null".into()),
+            (self.run.dir.as_deref() != Some(""), "run.dir", "a folder, or null".into()),
             (!data.train.is_empty(), "data.train", "a folder, glob or brace pattern of .tar shards".into()),
             (!data.val.is_empty(), "data.val", "a folder, glob or brace pattern of .tar shards".into()),
-            (data.classes >= 2, "data.classes", "at least 2".into()),
+            ((2..=1_000_000).contains(&data.classes), "data.classes", "2 to 1000000".into()),
             (matches!(data.channels, 1 | 3), "data.channels", "1 or 3".into()),
             ((8..=2048).contains(&data.image_size), "data.image_size", "8 to 2048 pixels".into()),
             (channels(data.mean.len()), "data.mean", "a list of one number, or one a channel".into()),
@@ -362,10 +373,11 @@ impl Config {
             (data.std.iter().all(|&std| std > 0.0 && std.is_finite()), "data.std", "above 0".into()),
             (data.mean.iter().all(|mean| mean.is_finite()), "data.mean", "finite".into()),
             ((1..=64).contains(&data.views), "data.views", "1 to 64".into()),
-            (crop, "data.crop", "0 < scale ≤ 1 and 0 < ratio, each with the smaller number first".into()),
             ((0.0..=1.0).contains(&data.flip), "data.flip", "0 to 1".into()),
+            (crop.is_none(), "data.crop", crop.unwrap_or_default()),
+            (resize.is_none(), "data.eval_resize", resize.unwrap_or_default()),
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null".into()),
-            (data.decode_threads != Some(0), "data.decode_threads", "at least 1, or null".into()),
+            (count(data.decode_threads), "data.decode_threads", "1 to 1024, or null".into()),
             ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64".into()),
             (
                 known.contains(&arch.as_str()),
@@ -384,8 +396,8 @@ impl Config {
             (finite(loss.gamma), "loss.gamma", "finite, at least 0".into()),
             (finite(loss.consistency_margin), "loss.consistency_margin", "finite, at least 0".into()),
             (finite(loss.diversity_margin), "loss.diversity_margin", "finite, at least 0".into()),
-            (optim.batch_size > 0, "optim.batch_size", "at least 1".into()),
-            (optim.eval_batch_size > 0, "optim.eval_batch_size", "at least 1".into()),
+            (batch(optim.batch_size), "optim.batch_size", "1 to 1048576".into()),
+            (batch(optim.eval_batch_size), "optim.eval_batch_size", "1 to 1048576".into()),
             ((0.0..1.0).contains(&optim.momentum), "optim.momentum", "0 to 1, 1 excluded".into()),
             (finite(optim.weight_decay), "optim.weight_decay", "finite, at least 0".into()),
             (!self.stages.is_empty(), "stages", "a list of at least one stage".into()),
@@ -403,7 +415,7 @@ impl Config {
             let epochs = stage.epochs as f64;
             let key = |name: &str| format!("stages.{i}.{name}");
             checks.extend([
-                (stage.epochs > 0, key("epochs"), "at least 1".to_owned()),
+                ((1..=1_000_000).contains(&stage.epochs), key("epochs"), "1 to 1000000".to_owned()),
                 (stage.lr > 0.0 && stage.lr.is_finite(), key("lr"), "above 0".into()),
                 ((0.0..=epochs).contains(&stage.warmup_epochs), key("warmup_epochs"), "0 to epochs".into()),
                 (milestones, key("schedule"), "milestones in rising order and a factor above 0".into()),

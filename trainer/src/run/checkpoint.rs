@@ -7,6 +7,7 @@
 use super::{sync_folder, write_whole};
 use crate::error::{Error, Exit, Result};
 use crate::model::Params;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -38,14 +39,12 @@ pub struct State {
     pub seconds: f64,
     /// Seconds spent in training steps so far.
     pub training_seconds: f64,
-    /// Sums of the current epoch's metrics, so that its means do not forget what came before a stop.
-    pub epoch_sums: Vec<f64>,
-    /// γ, the weight of the cost loss.
-    pub gamma: f64,
+    /// Sum of the current epoch's losses, so that its mean does not forget what came before a stop.
+    pub epoch_loss: f64,
     /// Results of the stages that are done, as `summary.json` has them.
     pub stages: Vec<serde_json::Value>,
-    /// What the order of samples depends on: the fingerprint of the training data.
-    pub data: String,
+    /// What the order of samples depends on: the seed, how many samples are used, and the data's fingerprint.
+    pub order: (u64, u64, String),
     /// SHA-256 of each file.
     pub files: BTreeMap<String, String>,
 }
@@ -77,10 +76,16 @@ pub fn save(
             File::open(&path)?.sync_all()?;
         }
         sync_folder(&partial)?;
-        if place.exists() {
-            fs::remove_dir_all(&place)?; // the same step, saved again: at an epoch's end, or after a resume
+        // The same step is saved again after its epoch's evaluation: the two exchange names at once, or, where the
+        // file system cannot do that, the older one steps aside first.
+        if place.exists() && renameat_with(CWD, &partial, CWD, &place, RenameFlags::EXCHANGE).is_err() {
+            let aside = folder.join(".partial-aside");
+            let _ = fs::remove_dir_all(&aside);
+            fs::rename(&place, aside)?;
         }
-        fs::rename(&partial, &place)?;
+        if !place.exists() {
+            fs::rename(&partial, &place)?;
+        }
         sync_folder(&folder)
     };
     write().map_err(|error| {
@@ -88,15 +93,35 @@ pub fn save(
         Error::disk("write checkpoint", &place, &error)
     })?;
     write_whole(&folder.join("latest"), place.file_name().expect("a name").as_encoded_bytes())?;
+    // What cannot be removed costs space alone. A checkpoint stops being complete before it goes.
     for old in steps(&folder).iter().rev().skip(keep) {
-        let _ = fs::remove_dir_all(old); // a leftover costs space alone
+        let _ = fs::remove_file(old.join("COMPLETE"));
+        let _ = fs::remove_dir_all(old);
     }
+    remove_partial(run);
     Ok(place)
 }
 
-/// The newest complete checkpoint of a run.
+/// Rank 0: removes what a run that was killed while saving has left.
+pub fn remove_partial(run: &Path) {
+    for entry in fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".partial-") {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The newest complete checkpoint of a run whose files are what they were; one that is damaged is named and passed
+/// over.
 pub fn newest(run: &Path) -> Option<PathBuf> {
-    steps(&run.join("checkpoints")).pop()
+    let mut steps = steps(&run.join("checkpoints"));
+    while let Some(step) = steps.pop() {
+        match read_state(&step) {
+            Ok(_) => return Some(step),
+            Err(error) => eprintln!("warning: {error}; passed over"),
+        }
+    }
+    None
 }
 
 /// Whether a folder is a checkpoint that was written to its end.
@@ -118,9 +143,7 @@ pub fn read_state(checkpoint: &Path) -> Result<State> {
         let sum = checksum(&checkpoint.join(name))
             .map_err(|error| broken(format!("cannot read {name}: {error}")))?;
         if sum != *expected {
-            return Err(broken(format!(
-                "{name} is damaged: its SHA-256 is not the one in state.json; use an older step"
-            )));
+            return Err(broken(format!("{name} is damaged: its SHA-256 is not the one in state.json")));
         }
     }
     Ok(state)
@@ -132,15 +155,10 @@ pub fn load(checkpoint: &Path, params: &Params, momentum: &Tensor) -> Result<()>
     fill(&checkpoint.join(OPTIMIZER), &params.named_views(momentum))
 }
 
-/// Fills the parameters and buffers from a model file, or from the newest checkpoint of a run.
-pub fn load_model(path: &Path, params: &Params) -> Result<PathBuf> {
-    let file = match newest(path) {
-        Some(checkpoint) => checkpoint.join(MODEL),
-        None if path.is_dir() => path.join(MODEL),
-        None => path.to_path_buf(),
-    };
-    fill(&file, &params.named())?;
-    Ok(file)
+/// Fills the parameters and buffers from a model file or a `step-…` folder.
+pub fn load_model(path: &Path, params: &Params) -> Result<()> {
+    let file = if path.is_dir() { path.join(MODEL) } else { path.to_path_buf() };
+    fill(&file, &params.named())
 }
 
 fn fill(path: &Path, into: &[(String, Tensor)]) -> Result<()> {

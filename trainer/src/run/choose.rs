@@ -1,9 +1,10 @@
 //! Which directory a run writes to, and which checkpoint it goes on from.
 
 use super::checkpoint;
-use crate::config::Config;
+use crate::config::{Config, Run};
 use crate::error::{Error, Exit, Result};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -40,61 +41,91 @@ impl FromStr for Resume {
     }
 }
 
-/// Rank 0: picks the place; `name` is the config's. Nothing is written.
+/// Rank 0: picks the place; `name` is the config's. A directory that is named here is made here, so that two runs
+/// that start at once get one each.
 pub fn choose(name: &str, config: &Config, resume: &Resume) -> Result<Place> {
     let set = config.run.dir.as_ref().map(PathBuf::from);
     match resume {
-        Resume::Never => {
-            let dir = set.unwrap_or_else(|| fresh(name));
-            if holds_run(&dir) {
-                let dir = dir.display();
-                return Err(Error::new(
-                    Exit::Config,
-                    format!(
-                        "{dir} holds a run; add --resume auto to go on with it, or choose another run.dir"
-                    ),
-                ));
-            }
-            Ok(Place { dir, checkpoint: None })
-        }
-        Resume::Auto => {
-            let dir = set.or_else(|| newest(name, config)).unwrap_or_else(|| fresh(name));
-            let checkpoint = checkpoint::newest(&dir);
-            Ok(Place { dir, checkpoint })
-        }
+        Resume::Never => match set {
+            Some(dir) if holds_run(&dir) => Err(occupied(&dir)),
+            Some(dir) => Ok(Place { dir, checkpoint: None }),
+            None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
+        },
+        Resume::Auto => match set.or_else(|| newest(name, config)) {
+            Some(dir) => Ok(Place { checkpoint: checkpoint::newest(&dir), dir }),
+            None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
+        },
         Resume::From(path) => from(path, set),
     }
 }
 
+/// Rank 0: the weights that `--eval-only` is to evaluate: a `model.safetensors` file or a `step-…` folder.
+pub fn choose_weights(name: &str, config: &Config, resume: &Resume) -> Result<PathBuf> {
+    let run = match resume {
+        Resume::Never => None,
+        Resume::Auto => config.run.dir.as_ref().map(PathBuf::from).or_else(|| newest(name, config)),
+        Resume::From(path) => Some(path.clone()),
+    };
+    let run = run.ok_or_else(|| {
+        let what = "--eval-only needs weights: add --resume RUN, where RUN is a run directory, a step folder or a \
+                    model.safetensors";
+        Error::new(Exit::Config, what)
+    })?;
+    Ok(checkpoint::newest(&run).unwrap_or(run))
+}
+
+/// `--resume PATH`: goes on in the run that PATH belongs to, or branches off into `run.dir`.
 fn from(path: &Path, set: Option<PathBuf>) -> Result<Place> {
-    let missing = |what: &str| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", path.display())));
+    let refuse = |what: &str| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", path.display())));
     if !path.is_dir() {
-        return missing("no such run directory or checkpoint; --resume takes auto, never, or such a path");
+        return refuse("no such run directory or checkpoint; --resume takes auto, never, or such a path");
     }
-    if let Some(checkpoint) = checkpoint::newest(path) {
-        return Ok(Place { dir: set.unwrap_or_else(|| path.into()), checkpoint: Some(checkpoint) });
+    let (own, checkpoint) = match checkpoint::newest(path) {
+        Some(newest) => (path.to_path_buf(), newest),
+        None if checkpoint::is_complete(path) => {
+            let run = path.canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf()));
+            (run.unwrap_or_else(|| path.into()), path.to_path_buf())
+        }
+        None => return refuse("holds no complete checkpoint"),
+    };
+    let same = |a: &Path, b: &Path| {
+        a == b || a.canonicalize().ok().is_some_and(|a| b.canonicalize().ok() == Some(a))
+    };
+    match set.filter(|dir| !same(dir, &own)) {
+        Some(dir) if holds_run(&dir) => Err(occupied(&dir)),
+        Some(dir) => Ok(Place { dir, checkpoint: Some(checkpoint) }),
+        None if checkpoint::newest(&own)
+            .is_some_and(|newest| newest.file_name() > checkpoint.file_name()) =>
+        {
+            refuse("its run has gone on since; set run.dir to a new folder to branch off from here")
+        }
+        None => Ok(Place { dir: own, checkpoint: Some(checkpoint) }),
     }
-    if !checkpoint::is_complete(path) {
-        return missing("holds no complete checkpoint");
-    }
-    let own = path.canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf()));
-    let dir = set.or(own.clone()).unwrap_or_else(|| path.into());
-    let later = own.as_deref() == dir.canonicalize().ok().as_deref()
-        && checkpoint::newest(&dir).and_then(|newest| newest.canonicalize().ok()) != path.canonicalize().ok();
-    if later {
-        return missing("its run has gone on since; set run.dir to a new folder to branch off from here");
-    }
-    Ok(Place { dir, checkpoint: Some(path.into()) })
+}
+
+fn occupied(dir: &Path) -> Error {
+    let dir = dir.display();
+    Error::new(
+        Exit::Config,
+        format!("{dir} holds a run; --resume auto goes on with it, another run.dir starts anew"),
+    )
 }
 
 fn holds_run(dir: &Path) -> bool {
     dir.join("config.yaml").exists() || dir.join("checkpoints").exists()
 }
 
-fn fresh(name: &str) -> PathBuf {
+/// Makes `runs/<name>-<time>`, or the first of its kind that is free.
+fn fresh(name: &str) -> Result<PathBuf> {
     let stem = format!("runs/{name}-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S"));
     let names = std::iter::once(stem.clone()).chain((2..).map(|n| format!("{stem}-{n}")));
-    names.map(PathBuf::from).find(|dir| !dir.exists()).expect("an endless list of names")
+    let claim = |dir: PathBuf| match fs::create_dir(&dir) {
+        Ok(()) => Some(Ok(dir)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+        Err(error) => Some(Err(Error::disk("make", &dir, &error))),
+    };
+    fs::create_dir_all("runs").map_err(|error| Error::disk("make", Path::new("runs"), &error))?;
+    names.map(PathBuf::from).find_map(claim).expect("an endless list of names")
 }
 
 /// The newest run of this name whose config differs in nothing but where and how it runs.
@@ -102,12 +133,11 @@ fn newest(name: &str, config: &Config) -> Option<PathBuf> {
     let prefix = format!("{name}-");
     let entries = fs::read_dir("runs").ok()?.flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    let equal = named.filter(|entry| {
-        let text = fs::read_to_string(entry.path().join("config.yaml")).unwrap_or_default();
+    let equal = named.map(|entry| entry.path()).filter(|dir| {
+        let text = fs::read_to_string(dir.join("config.yaml")).unwrap_or_default();
+        let place = |theirs: &Config| Run { seed: theirs.run.seed, ..config.run.clone() };
         serde_saphyr::from_str::<Config>(&text)
-            .is_ok_and(|theirs| Config { run: config.run.clone(), ..theirs } == *config)
+            .is_ok_and(|theirs| Config { run: place(&theirs), ..theirs } == *config)
     });
-    equal
-        .map(|entry| entry.path())
-        .max_by_key(|dir| fs::metadata(dir.join("config.yaml")).and_then(|m| m.modified()).ok())
+    equal.max_by_key(|dir| fs::metadata(dir.join("config.yaml")).and_then(|file| file.modified()).ok())
 }

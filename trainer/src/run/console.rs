@@ -31,10 +31,12 @@ impl Console {
         if !self.speaks {
             return;
         }
-        match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{text}")),
-            None => println!("{text}"),
-        }
+        // A reader that has gone away (`| head`) does not end a run.
+        let print = || writeln!(std::io::stdout(), "{text}");
+        let _ = match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        };
         self.note(text);
     }
 

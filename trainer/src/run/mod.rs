@@ -9,7 +9,7 @@ mod console;
 mod records;
 mod tensorboard;
 
-pub use choose::{Place, Resume, choose};
+pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::Console;
 pub use records::Records;
 
@@ -24,7 +24,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::write(&temporary, bytes)?;
         File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
-        sync_folder(path.parent().unwrap_or(Path::new(".")))
+        sync_folder(path.parent().filter(|folder| *folder != "").unwrap_or(Path::new(".")))
     };
     write().map_err(|error| {
         let _ = fs::remove_file(&temporary);

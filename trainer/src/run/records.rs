@@ -1,15 +1,17 @@
 //! What a run records while it goes on: `metrics.jsonl`, and the same numbers for TensorBoard.
 
 use super::tensorboard::EventFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use serde_json::{Map, Value};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The open files.
 #[derive(Debug)]
 pub struct Records {
+    /// The folder, locked: a second run that is sent here is refused.
+    _lock: File,
     path: PathBuf,
     metrics: File,
     events: EventFile,
@@ -18,6 +20,15 @@ pub struct Records {
 impl Records {
     /// Opens a run's records; what a run that is resumed at `step` had recorded after it is taken back.
     pub fn open(dir: &Path, step: u64) -> Result<Self> {
+        let lock = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
+        // A file system without locks is trusted.
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+            let dir = dir.display();
+            return Err(Error::new(
+                Exit::Config,
+                format!("{dir} is in use by another run; choose another run.dir"),
+            ));
+        }
         let path = dir.join("metrics.jsonl");
         let before = fs::read_to_string(&path).unwrap_or_default();
         let kept: Vec<&str> = before.lines().filter(|line| recorded_by(line, step)).collect();
@@ -29,7 +40,7 @@ impl Records {
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
-        Ok(Self { path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
+        Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
     }
 
     /// Records one line of `kind`; every number in it is a TensorBoard scalar as well, `kind/name`.
