@@ -43,11 +43,7 @@ impl Flavour {
     pub fn flags(self, ranks: usize, root: bool) -> Vec<String> {
         let mut flags = vec!["-n".to_owned(), ranks.to_string()];
         match self {
-            // The ranks of 4.x have 1 s between SIGTERM and SIGKILL otherwise: too short for a checkpoint.
-            Self::OpenMpi4 => flags.extend(
-                ["--oversubscribe", "--bind-to", "none", "--mca", "odls_base_sigkill_timeout", "60"]
-                    .map(Into::into),
-            ),
+            Self::OpenMpi4 => flags.extend(["--oversubscribe", "--bind-to", "none"].map(Into::into)),
             Self::OpenMpi5 => {
                 flags.extend(["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"].map(Into::into))
             }

@@ -134,6 +134,16 @@ pub fn prepare(config: &Config, world: &dyn Collective) -> Result<Device> {
     let mine = format!("{}{allowed}", place("/proc/sys/kernel/hostname")).into_bytes();
     let sharers = all_gather_bytes(world, &mine)?.iter().filter(|theirs| **theirs == mine).count();
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let all = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    let all = all
+        .filter(|entry| entry.file_name().to_string_lossy().trim_start_matches("cpu").parse::<u32>().is_ok());
+    let (all, ranks) = (all.count(), world.local().1);
+    if world.rank() == 0 && sharers == 1 && ranks > 1 && cores * ranks * 2 <= all {
+        eprintln!(
+            "note: the launcher binds each of {ranks} ranks to {cores} of {all} cores, for computing and decoding; \
+             mpirun --bind-to none, or codinet-launch, leaves them all"
+        );
+    }
     tch::set_num_threads(config.run.threads.unwrap_or((cores / sharers).max(1)) as i32);
 
     match config.run.device {
