@@ -2,7 +2,7 @@
 //! wrote the numbers, from weights, inputs and noise that are sines of their indices here and there.
 
 use codinet_trainer::collective;
-use codinet_trainer::config::{Model, Routers, StrideIn};
+use codinet_trainer::config::{Arch, Model, Routers, StrideIn};
 use codinet_trainer::loss::{self, Weights};
 use codinet_trainer::model::{Decisions, Net};
 use codinet_trainer::step::Step;
@@ -17,7 +17,7 @@ struct Golden {
 
 #[derive(Deserialize)]
 struct Case {
-    name: String,
+    name: Arch,
     channels: i64,
     size: i64,
     classes: i64,
@@ -74,8 +74,8 @@ fn off(found: &Tensor, expected: &[Vec<f64>]) -> f64 {
 }
 
 fn check(case: &Case) {
-    let name = &case.name;
-    let model = Model { arch: name.clone(), stride_in: case.stride_in, ..Model::default() };
+    let name = case.name;
+    let model = Model { arch: name, stride_in: case.stride_in, ..Model::default() };
     let net = Net::new(&model, case.channels, case.size, case.classes, 0, Device::Cpu);
     fill(&net);
     let (n, gates) = (case.samples * case.views, case.gates[0].len() as i64);
@@ -142,7 +142,7 @@ fn check(case: &Case) {
 fn forward_losses_and_gradients_are_pytorchs() {
     tch::set_num_threads(1);
     let golden: Golden = serde_json::from_str(include_str!("golden/golden.json")).unwrap();
-    let names: Vec<&str> = golden.cases.iter().map(|case| case.name.as_str()).collect();
-    assert_eq!(names, ["resnet20", "resnet110", "resnet18", "resnet50", "resnet101"]);
+    let names: Vec<Arch> = golden.cases.iter().map(|case| case.name).collect();
+    assert_eq!(names, [Arch::ResNet20, Arch::ResNet110, Arch::ResNet18, Arch::ResNet50, Arch::ResNet101]);
     golden.cases.iter().for_each(check);
 }

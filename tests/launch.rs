@@ -10,7 +10,7 @@ fn install(folder: &std::path::Path) -> Command {
     std::fs::copy(env!("CARGO_BIN_EXE_codinet-launch"), &launcher).unwrap();
     let trainer = folder.join("codinet-train");
     let script = "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\necho \"started $*\"\n\
-                  [ \"$1\" = wait ] && while :; do sleep 0.1; done\nexit 3\n";
+                  [ \"$1\" = fail ] && exit 3\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\nexit 0\n";
     std::fs::write(&trainer, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&trainer, mode).unwrap();
@@ -22,9 +22,11 @@ fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let output = install(folder.path()).args(["-n", "3", "my.yaml", "--set", "a=b c"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(output.status.success(), "{said}");
     assert!(said.starts_with("mpirun -n 3 ") && said.contains("--set 'a=b c'\n"), "{said}");
     assert_eq!(said.matches("started my.yaml --set a=b c").count(), 3, "{said}");
+    let output = install(folder.path()).args(["-n", "2", "fail"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
 }
 
 #[test]
@@ -32,7 +34,10 @@ fn print_starts_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let output = install(folder.path()).args(["--print", "-n", "2", "my.yaml"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.starts_with("mpirun -n 2 ") && !said.contains("started"), "{said}");
+    assert!(
+        output.status.success() && said.starts_with("mpirun -n 2 ") && !said.contains("started"),
+        "{said}"
+    );
 }
 
 #[test]

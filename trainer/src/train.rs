@@ -409,7 +409,7 @@ impl<'a> Trainer<'a> {
                 ),
             ),
             ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
-            ("training speed", format!("{speed:.0} images/s on {} ranks", self.world.world())),
+            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.world())),
             ("time", format!("{seconds:.0} s")),
             ("run directory", dir.to_string()),
         ];

@@ -98,8 +98,8 @@ pub struct Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// resnet20|32|44|56|74|110 (32×32 family), resnet18|34|50|101|152 (ImageNet family).
-    pub arch: String,
+    /// The backbone.
+    pub arch: Arch,
     /// Whether blocks have routers; false: the static backbone.
     pub gated: bool,
     /// Where a bottleneck block has its stride: conv1 is ResNet v1 (the paper's 3.86 G), conv2 v1.5
@@ -107,6 +107,26 @@ pub struct Model {
     pub stride_in: StrideIn,
     /// The routers.
     pub router: Router,
+}
+
+/// A backbone: He et al., arXiv 1512.03385.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it: ResNet of that many layers")]
+pub enum Arch {
+    // For 32×32 images.
+    ResNet20,
+    ResNet32,
+    ResNet44,
+    ResNet56,
+    ResNet74,
+    ResNet110,
+    // For 224×224 images.
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
 }
 
 /// Where a bottleneck block has its stride.
@@ -256,7 +276,7 @@ impl Default for Data {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet20".into(), gated: true, stride_in: StrideIn::Conv2, router: Router::default() }
+        Self { arch: Arch::ResNet20, gated: true, stride_in: StrideIn::Conv2, router: Router::default() }
     }
 }
 
@@ -294,6 +314,12 @@ impl Default for Stage {
             warmup_epochs: 0.0,
             routers: Routers::Train,
         }
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{self:?}"))
     }
 }
 
@@ -354,9 +380,6 @@ impl Config {
         let refused =
             |transform: &Transform| transform.check(data.image_size).err().map(|error| error.to_string());
         let (crop, resize) = (refused(&train), refused(&eval));
-        let arch = &self.model.arch;
-        let known = crate::model::ARCHITECTURES;
-        let nearest = load::nearest(arch, &known).unwrap_or("resnet20");
         let mut checks = vec![
             (self.run.log_every > 0, "run.log_every", "at least 1".to_owned()),
             (self.run.evaluate_every > 0, "run.evaluate_every", "at least 1".into()),
@@ -379,11 +402,6 @@ impl Config {
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null".into()),
             (count(data.decode_threads), "data.decode_threads", "1 to 1024, or null".into()),
             ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64".into()),
-            (
-                known.contains(&arch.as_str()),
-                "model.arch",
-                format!("{nearest}, or another of {}", known.join(", ")),
-            ),
             (hidden, "model.router.hidden", "a ratio above 0 and up to 16, or 1 to 65536 units".into()),
             (self.model.router.open_bias.is_finite(), "model.router.open_bias", "finite".into()),
             (

@@ -7,4 +7,4 @@ mod resnet;
 
 pub use gate::{Decisions, gumbel_noise};
 pub use params::Params;
-pub use resnet::{ARCHITECTURES, BlockCost, Costs, Net, Output};
+pub use resnet::{BlockCost, Costs, Net, Output};

@@ -4,7 +4,7 @@
 use super::gate::{Decisions, Gate};
 use super::layers::{BatchNorm, Builder, Conv, Linear, Shape};
 use super::params::Params;
-use crate::config;
+use crate::config::{self, Arch};
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet, gated or static.
@@ -88,48 +88,26 @@ enum Family {
     Bottleneck,
 }
 
-/// What a plan of a network says.
-struct Plan {
-    family: Family,
-    depths: &'static [i64],
-}
-
-/// The names that `model.arch` may have.
-pub const ARCHITECTURES: [&str; 11] = [
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet74",
-    "resnet110",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-];
-
-fn plan(arch: &str) -> Option<Plan> {
-    let (family, depths): (_, &'static [i64]) = match arch {
-        "resnet20" => (Family::Small, &[3; 3]),
-        "resnet32" => (Family::Small, &[5; 3]),
-        "resnet44" => (Family::Small, &[7; 3]),
-        "resnet56" => (Family::Small, &[9; 3]),
-        "resnet74" => (Family::Small, &[12; 3]),
-        "resnet110" => (Family::Small, &[18; 3]),
-        "resnet18" => (Family::Basic, &[2, 2, 2, 2]),
-        "resnet34" => (Family::Basic, &[3, 4, 6, 3]),
-        "resnet50" => (Family::Bottleneck, &[3, 4, 6, 3]),
-        "resnet101" => (Family::Bottleneck, &[3, 4, 23, 3]),
-        "resnet152" => (Family::Bottleneck, &[3, 8, 36, 3]),
-        _ => return None,
-    };
-    Some(Plan { family, depths })
+/// The kind of blocks, and how many each stage has.
+fn plan(arch: Arch) -> (Family, &'static [i64]) {
+    match arch {
+        Arch::ResNet20 => (Family::Small, &[3; 3]),
+        Arch::ResNet32 => (Family::Small, &[5; 3]),
+        Arch::ResNet44 => (Family::Small, &[7; 3]),
+        Arch::ResNet56 => (Family::Small, &[9; 3]),
+        Arch::ResNet74 => (Family::Small, &[12; 3]),
+        Arch::ResNet110 => (Family::Small, &[18; 3]),
+        Arch::ResNet18 => (Family::Basic, &[2, 2, 2, 2]),
+        Arch::ResNet34 => (Family::Basic, &[3, 4, 6, 3]),
+        Arch::ResNet50 => (Family::Bottleneck, &[3, 4, 6, 3]),
+        Arch::ResNet101 => (Family::Bottleneck, &[3, 4, 23, 3]),
+        Arch::ResNet152 => (Family::Bottleneck, &[3, 8, 36, 3]),
+    }
 }
 
 impl Net {
     /// Builds the network for images of `channels × size × size`, its first values a function of `seed`, and
-    /// moves it to `device`. `model.arch` is one of [`ARCHITECTURES`].
+    /// moves it to `device`.
     pub fn new(
         model: &config::Model,
         channels: i64,
@@ -138,7 +116,7 @@ impl Net {
         seed: u64,
         device: Device,
     ) -> Self {
-        let Plan { family, depths } = plan(&model.arch).expect("the config was checked");
+        let (family, depths) = plan(model.arch);
         let mut builder = Builder::new(seed);
         let b = &mut builder;
         let image = Shape { c: channels, h: size, w: size };
@@ -301,16 +279,9 @@ impl Costs {
 mod tests {
     use super::*;
 
-    fn net(arch: &str, gated: bool, stride_in: config::StrideIn) -> Net {
-        let model = config::Model { arch: arch.into(), gated, stride_in, ..Default::default() };
-        let (size, classes) = if arch.len() == "resnet20".len() && plan(arch).unwrap().family != Family::Small
-        {
-            (224, 1000)
-        } else if plan(arch).unwrap().family == Family::Small {
-            (32, 10)
-        } else {
-            (224, 1000)
-        };
+    fn net(arch: Arch, gated: bool, stride_in: config::StrideIn) -> Net {
+        let model = config::Model { arch, gated, stride_in, ..Default::default() };
+        let (size, classes) = if plan(arch).0 == Family::Small { (32, 10) } else { (224, 1000) };
         Net::new(&model, 3, size, classes, 0, Device::Cpu)
     }
 
@@ -319,14 +290,14 @@ mod tests {
     fn parameters_and_macs_are_the_known_ones() {
         use config::StrideIn::{Conv1, Conv2};
         for (arch, stride_in, static_params, gated_params, macs) in [
-            ("resnet20", Conv2, 269_722, 285_644, 0.040551),
-            ("resnet32", Conv2, 464_154, 491_512, 0.068863),
-            ("resnet74", Conv2, 1_144_666, 1_212_050, 0.167953),
-            ("resnet110", Conv2, 1_727_962, 1_829_654, 0.252888),
-            ("resnet50", Conv1, 25_557_032, 44_302_344, 3.857973),
-            ("resnet50", Conv2, 25_557_032, 44_302_344, 4.089184),
-            ("resnet101", Conv1, 44_549_160, 81_172_522, 7.570194),
-            ("resnet101", Conv2, 44_549_160, 81_172_522, 7.801405),
+            (Arch::ResNet20, Conv2, 269_722, 285_644, 0.040551),
+            (Arch::ResNet32, Conv2, 464_154, 491_512, 0.068863),
+            (Arch::ResNet74, Conv2, 1_144_666, 1_212_050, 0.167953),
+            (Arch::ResNet110, Conv2, 1_727_962, 1_829_654, 0.252888),
+            (Arch::ResNet50, Conv1, 25_557_032, 44_302_344, 3.857973),
+            (Arch::ResNet50, Conv2, 25_557_032, 44_302_344, 4.089184),
+            (Arch::ResNet101, Conv1, 44_549_160, 81_172_522, 7.570194),
+            (Arch::ResNet101, Conv2, 44_549_160, 81_172_522, 7.801405),
         ] {
             let plain = net(arch, false, stride_in);
             assert_eq!(plain.params.count(), static_params, "{arch} static");
@@ -353,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_gate_that_is_shut_leaves_the_block_out() {
-        let net = net("resnet20", true, config::StrideIn::Conv2);
+        let net = net(Arch::ResNet20, true, config::StrideIn::Conv2);
         let x = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
         let shut = Tensor::full([2, 9], -1e9, (Kind::Float, Device::Cpu));
         let open = Tensor::full([2, 9], 1e9, (Kind::Float, Device::Cpu));
@@ -372,7 +343,7 @@ mod tests {
 
     #[test]
     fn rates_give_macs() {
-        let costs = net("resnet20", true, config::StrideIn::Conv2).costs;
+        let costs = net(Arch::ResNet20, true, config::StrideIn::Conv2).costs;
         let routers: i64 = costs.gated().map(|block| block.router.unwrap()).sum();
         let skips: i64 = costs.gated().map(|block| block.skip).sum();
         assert_eq!(costs.mean_macs(&[1.0; 9]), (costs.static_macs() + routers) as f64);

@@ -7,6 +7,9 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Numbers that tell when a line was written, not what was measured: no curves in TensorBoard.
+const WHEN: [&str; 3] = ["epoch", "samples", "images"];
+
 /// The open files.
 #[derive(Debug)]
 pub struct Records {
@@ -43,7 +46,7 @@ impl Records {
         Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
     }
 
-    /// Records one line of `kind`; every number in it is a TensorBoard scalar as well, `kind/name`.
+    /// Records one line of `kind`; every measurement in it is a TensorBoard scalar as well, `kind/name`.
     pub fn record(&mut self, kind: &str, step: u64, fields: Value) -> Result<()> {
         let Value::Object(fields) = fields else { unreachable!("records are objects") };
         let mut line = Map::new();
@@ -53,7 +56,7 @@ impl Records {
         let line = Value::Object(line).to_string() + "\n";
         self.metrics.write_all(line.as_bytes()).map_err(|error| Error::disk("write", &self.path, &error))?;
         let mut scalars = Vec::new();
-        for (name, value) in &fields {
+        for (name, value) in fields.iter().filter(|(name, _)| !WHEN.contains(&name.as_str())) {
             match value {
                 Value::Number(number) => {
                     scalars.push((format!("{kind}/{name}"), number.as_f64().unwrap_or(f64::NAN)))
