@@ -2,11 +2,11 @@
 
 use clap::{CommandFactory, Parser};
 use codinet_launcher::{Flavour, trainer};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal as Send, kill_process};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Stdio};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,32 +72,56 @@ async fn launch(args: Args) -> Result<ExitCode, String> {
     if args.print {
         return Ok(ExitCode::SUCCESS);
     }
+    // Watched before mpirun starts, so that no signal ends this program and leaves mpirun behind.
+    let signals = Signals::watch().map_err(|error| format!("cannot watch signals: {error}"))?;
     // A process group of its own: Ctrl-C reaches this program alone, which passes on what the ranks take.
     let child = Command::new("mpirun").args(&words).stdin(Stdio::null()).process_group(0).spawn();
-    let status = relay(child.map_err(|error| format!("cannot run mpirun: {error}"))?).await;
+    let status = relay(child.map_err(|error| format!("cannot run mpirun: {error}"))?, signals).await;
     let status = status.map_err(|error| format!("lost mpirun: {error}"))?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(code as u8))
 }
 
+/// The signals that ask for an end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    checkpoint: Signal,
+}
+
+impl Signals {
+    fn watch() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            checkpoint: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits for any of them.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+            _ = self.checkpoint.recv() => {}
+        }
+    }
+}
+
 /// Waits for mpirun; turns a first signal into the SIGUSR2 that it forwards to the ranks, a second into an end.
-async fn relay(mut child: Child) -> std::io::Result<std::process::ExitStatus> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut checkpoint = signal(SignalKind::user_defined2())?;
+async fn relay(mut child: Child, mut signals: Signals) -> std::io::Result<std::process::ExitStatus> {
     let mut asked = false;
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-            _ = checkpoint.recv() => {}
+            () = signals.next() => {}
         }
         if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
             // Fails only where mpirun has just ended, which the next turn sees.
-            let _ = kill_process(pid, if asked { Signal::TERM } else { Signal::USR2 });
+            let _ = kill_process(pid, if asked { Send::TERM } else { Send::USR2 });
         }
         asked = true;
     }
