@@ -18,7 +18,7 @@ pub(crate) fn shards(pattern: &str) -> Result<(Vec<PathBuf>, bool)> {
     } else if pattern.contains(['*', '?', '[']) {
         (globbed(pattern)?, false)
     } else {
-        (vec![folder.to_owned()], true)
+        (folder.exists().then(|| folder.to_owned()).into_iter().collect(), true)
     };
     if shards.is_empty() {
         return Err(Error::Empty { what: "no shards", pattern: pattern.to_owned() });
