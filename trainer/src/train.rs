@@ -427,7 +427,7 @@ impl<'a> Trainer<'a> {
 fn open(place: &Place, config: &Config, state: &State) -> Result<Records> {
     let dir = &place.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let records = Records::open(dir, state.step)?;
+    let records = Records::open(dir, state.step, state.sample == 0)?;
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
     checkpoint::remove_partial(dir);

@@ -21,8 +21,9 @@ pub struct Records {
 }
 
 impl Records {
-    /// Opens a run's records; what a run that is resumed at `step` had recorded after it is taken back.
-    pub fn open(dir: &Path, step: u64) -> Result<Self> {
+    /// Opens a run's records; what a run that is resumed at `step` had recorded after it is taken back, the
+    /// evaluation at `step` too where that is still to come.
+    pub fn open(dir: &Path, step: u64, evaluated: bool) -> Result<Self> {
         let lock = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
         // A file system without locks is trusted.
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -34,7 +35,7 @@ impl Records {
         }
         let path = dir.join("metrics.jsonl");
         let before = fs::read_to_string(&path).unwrap_or_default();
-        let kept: Vec<&str> = before.lines().filter(|line| recorded_by(line, step)).collect();
+        let kept: Vec<&str> = before.lines().filter(|line| recorded_by(line, step, evaluated)).collect();
         if kept.len() < before.lines().count() {
             super::write_whole(
                 &path,
@@ -75,10 +76,11 @@ impl Records {
     }
 }
 
-/// Whether a line was recorded at `step` or before; a torn line was not.
-fn recorded_by(line: &str, step: u64) -> bool {
-    serde_json::from_str::<Value>(line)
-        .is_ok_and(|value| value.get("step").and_then(Value::as_u64).is_some_and(|at| at <= step))
+/// Whether a line was recorded before the checkpoint of `step`; a torn line was not.
+fn recorded_by(line: &str, step: u64, evaluated: bool) -> bool {
+    let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
+    let last = if line["kind"] == "eval" && !evaluated { step.checked_sub(1) } else { Some(step) };
+    line["step"].as_u64().zip(last).is_some_and(|(at, last)| at <= last)
 }
 
 #[cfg(test)]
@@ -89,18 +91,21 @@ mod tests {
     #[test]
     fn a_resume_takes_back_what_came_after_its_step() {
         let dir = tempfile::tempdir().unwrap();
-        let mut records = Records::open(dir.path(), 0).unwrap();
+        let mut records = Records::open(dir.path(), 0, true).unwrap();
         for step in 1..=4 {
             records.record("train", step, json!({"loss": step})).unwrap();
         }
+        records.record("eval", 2, json!({"loss": 20})).unwrap();
         drop(records);
         let path = dir.path().join("metrics.jsonl");
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
         fs::write(&path, torn).unwrap();
-        Records::open(dir.path(), 2).unwrap().record("train", 3, json!({"loss": 30})).unwrap();
-        let lines = fs::read_to_string(&path).unwrap();
-        let losses: Vec<_> =
-            lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].clone()).collect();
-        assert_eq!(losses, [1, 2, 30]);
+        let losses = |evaluated| -> Vec<Value> {
+            Records::open(dir.path(), 2, evaluated).unwrap().record("train", 3, json!({"loss": 30})).unwrap();
+            let lines = fs::read_to_string(&path).unwrap();
+            lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone()).collect()
+        };
+        assert_eq!(losses(true), [1, 2, 20, 30]);
+        assert_eq!(losses(false), [1, 2, 30]);
     }
 }
