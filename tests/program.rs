@@ -117,14 +117,17 @@ fn a_file_named_stop_ends_a_run_and_resume_goes_on() {
     let set = format!("run.dir={}", run.display());
     fs::create_dir_all(&run).unwrap();
     fs::write(run.join("stop"), "").unwrap();
-    let output = finish(&mut bench.train(1, &["--set", &set]));
+    let output = finish(&mut bench.train(1, &["--set", &set, "--set", "stages.0.epochs=2"]));
     assert_eq!(output.status.code(), Some(75));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--resume"), "it says how to go on");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!run.join("stop").exists());
     let refused = finish(&mut bench.train(1, &["--set", &set]));
     assert_eq!(refused.status.code(), Some(2), "a run is not started over by accident");
-    succeed(&mut bench.train(1, &["--resume", run.to_str().unwrap()]));
-    assert_eq!(json(&run.join("summary.json"))["validation_images"], 37);
+    // The command that it gives to go on with works as it stands.
+    let again = said.lines().find_map(|line| line.split_once("to go on: ")).unwrap().1;
+    assert!(again.contains("--set 'stages.0.epochs=2' --resume "), "{again}");
+    succeed(Command::new("sh").args(["-c", again]).current_dir(bench.folder.path()));
+    assert_eq!(json(&run.join("summary.json"))["stages"][0]["epochs"], 2);
 }
 
 #[test]

@@ -83,13 +83,27 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
     let chosen = rank_zeros(world, dir_and_step)?;
     let (dir, checkpoint) = chosen.split_once('\n').expect("two lines");
     let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
-    let program = std::env::args().next().unwrap_or_default();
-    let command = match world.world() {
-        1 => format!("{program} {name}"),
-        ranks => format!("mpirun -n {ranks} {program} {name}"),
-    };
-    Trainer::new(world, &config, place, input, device, stop, command)?.run()?;
+    Trainer::new(world, &config, place, input, device, stop, again(args, world.world()))?.run()?;
     Ok(())
+}
+
+/// The command that starts a run like this one, to which `--resume` is added.
+fn again(args: &Args, ranks: usize) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
+    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let launcher = program.with_file_name("codinet-launch");
+    let mut words = match ranks {
+        1 => vec![shown(&program)],
+        // The launcher, where it is: it knows the flags that this machine's mpirun needs.
+        _ if launcher.exists() => vec![format!("{} -n {ranks}", shown(&launcher))],
+        _ => vec![format!("mpirun -n {ranks} {}", shown(&program))],
+    };
+    words.extend(args.config.clone());
+    // run.dir is what --resume will say.
+    let sets = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
+    words.extend(sets.map(|setting| format!("--set '{setting}'")));
+    words.join(" ")
 }
 
 /// All ranks: `--eval-only`.
