@@ -55,7 +55,7 @@ impl Console {
         if self.speaks && on_terminal() {
             let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stdout_with_hz(5));
             let style =
-                ProgressStyle::with_template("{bar:30} step {pos}/{len}  {per_sec}  {eta} left  {msg}");
+                ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left  {wide_msg}");
             bar.set_style(style.expect("a valid template").progress_chars("━╸ "));
             bar.set_position(done);
             bar.reset_eta();
