@@ -54,8 +54,7 @@ impl Console {
     pub fn start_bar(&mut self, steps: u64, done: u64) {
         if self.speaks && on_terminal() {
             let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stdout_with_hz(5));
-            let style =
-                ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left  {wide_msg}");
+            let style = ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left  {wide_msg}");
             bar.set_style(style.expect("a valid template").progress_chars("━╸ "));
             bar.set_position(done);
             bar.reset_eta();
