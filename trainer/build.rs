@@ -7,5 +7,6 @@ fn main() {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../configs"); // built into the program
     println!("cargo::rerun-if-env-changed=LIBTORCH");
 }
