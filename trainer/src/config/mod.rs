@@ -42,7 +42,7 @@ pub struct Run {
     pub log_every: u64,
     /// Steps between two checkpoints; 0: at the ends of epochs only.
     pub checkpoint_every: u64,
-    /// How many of the newest checkpoints are kept; at least 2, so that one is whole at any moment.
+    /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
     pub keep_last: usize,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     pub evaluate_every: u64,
