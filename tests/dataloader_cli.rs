@@ -3,26 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use codinet_dataloader::{Channels, Dataset, Decoder};
 
-fn codinet_data(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_codinet-data")).args(arguments).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// The one line on stderr of a run that ended with exit code 3.
-fn data_error(output: &Output) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{stderr}");
-    stderr
-}
+#[path = "dataloader_program.rs"]
+mod program;
+use program::{codinet_data, data_error, stdout};
 
 fn import(source: &Path, out: &Path, more: &[&str]) -> Output {
     let paths = ["--src", source.to_str().unwrap(), "--out", out.to_str().unwrap()];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use codinet_dataloader::encode::Encoding;
-use codinet_dataloader::import::{Outcome, fashion_mnist};
+use codinet_dataloader::import::{Import, Outcome, Published, Split};
 use codinet_dataloader::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -24,7 +24,7 @@ enum DatasetName {
 
 #[derive(Args)]
 struct Common {
-    /// Folder of the published files, as downloaded; nothing in it is changed.
+    /// Folder of the published files, as downloaded or unpacked; nothing in it is changed.
     #[arg(long, value_name = "DIR")]
     src: PathBuf,
 
@@ -32,9 +32,9 @@ struct Common {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// How images are stored: jpeg (of quality 98) or png (lossless).
-    #[arg(long, value_enum, default_value_t = Format::Jpeg)]
-    format: Format,
+    /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else png].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
 
     /// Samples in each shard.
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -51,11 +51,14 @@ enum Format {
 const JPEG_QUALITY: u8 = 98;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let DatasetName::FashionMnist(common) = &arguments.dataset;
-    let import = fashion_mnist::Import {
+    let (dataset, default, common) = match &arguments.dataset {
+        DatasetName::FashionMnist(common) => (Published::FashionMnist, Format::Jpeg, common),
+    };
+    let import = Import {
+        dataset,
         source: common.src.clone(),
         out: common.out.clone(),
-        encoding: match common.format {
+        encoding: match common.format.unwrap_or(default) {
             Format::Jpeg => Encoding::Jpeg { quality: JPEG_QUALITY },
             Format::Png => Encoding::Png,
         },
@@ -76,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Outcome::Written => "wrote",
             Outcome::AlreadyComplete => "already complete:",
         };
-        let fashion_mnist::Split { folder, info, .. } = split;
+        let Split { folder, info, .. } = split;
         print(&format!("{verb} {} (samples: {}, shards: {})\n", folder.display(), info.samples, info.shards));
     }
     Ok(())

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use crate::error::{Error, IoContext, Result};
+use super::{broken, unreadable};
+use crate::error::{IoContext, Result};
 
 /// An array of bytes with its dimensions.
 pub(super) struct Idx {
@@ -31,28 +32,27 @@ pub(super) fn read(folder: &Path, name: &str, rank: u8) -> Result<Idx> {
         if zipped { parse(&mut MultiGzDecoder::new(reader), rank) } else { parse(&mut reader, rank) };
     match parsed {
         Ok((dimensions, bytes)) => Ok(Idx { path, dimensions, bytes }),
-        Err(what) => Err(Error::malformed(&path, format!("{what}; fetch the file again"))),
+        Err(what) => Err(broken(&path, &what)),
     }
 }
 
 fn parse(reader: &mut impl Read, rank: u8) -> Result<(Vec<usize>, Vec<u8>), String> {
-    let cut = |error: std::io::Error| format!("cut short or unreadable ({error})");
     let mut word = [0; 4];
-    reader.read_exact(&mut word).map_err(cut)?;
+    reader.read_exact(&mut word).map_err(unreadable)?;
     let expected = [0, 0, 8, rank]; // 8: unsigned bytes
     if word != expected {
         return Err(format!("not the IDX file expected: it starts with {word:02x?}, not {expected:02x?}"));
     }
     let mut dimensions = Vec::new();
     for _ in 0..rank {
-        reader.read_exact(&mut word).map_err(cut)?;
+        reader.read_exact(&mut word).map_err(unreadable)?;
         dimensions.push(u32::from_be_bytes(word) as usize);
     }
     let size = dimensions.iter().try_fold(1_u64, |size, &dimension| size.checked_mul(dimension as u64));
     let size = size.ok_or_else(|| format!("impossible dimensions {dimensions:?}"))?;
     // Reading up to one byte more than there should be; memory grows with the data, not with the claim.
     let mut bytes = Vec::new();
-    reader.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(cut)?;
+    reader.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
     match (bytes.len() as u64).cmp(&size) {
         std::cmp::Ordering::Less => Err(format!("cut short: {} of {size} bytes", bytes.len())),
         std::cmp::Ordering::Equal => Ok((dimensions, bytes)),

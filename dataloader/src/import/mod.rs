@@ -4,14 +4,49 @@
 //! killed leaves none, and its shards are overwritten by the next.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::dataset::{Dataset, DatasetInfo};
-use crate::encode::Encoding;
+use crate::decode::Channels;
+use crate::encode::{Encoder, Encoding};
 use crate::error::{Error, IoContext, Result};
+use crate::shard::ShardWriter;
 
-pub mod fashion_mnist;
+mod fashion_mnist;
 mod idx;
+
+/// A data set that can be imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// Four IDX files, `train-images-idx3-ubyte` and so on, each plain or with `.gz`.
+    FashionMnist,
+}
+
+/// What to import, and how.
+#[derive(Debug, Clone)]
+pub struct Import {
+    /// Which data set.
+    pub dataset: Published,
+    /// Folder of the published files.
+    pub source: PathBuf,
+    /// Where `train/`, `test/` and so on are written.
+    pub out: PathBuf,
+    /// How the images are stored.
+    pub encoding: Encoding,
+    /// Samples in a shard.
+    pub samples_per_shard: u32,
+}
+
+/// One split as it was imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What its `dataset.json` says.
+    pub info: DatasetInfo,
+    /// Whether it had to be written.
+    pub outcome: Outcome,
+}
 
 /// What became of one split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +55,118 @@ pub enum Outcome {
     Written,
     /// They were all there already, with the same settings.
     AlreadyComplete,
+}
+
+/// The published files of a data set, found and ready to be read.
+struct Source {
+    name: &'static str,
+    classes: usize,
+    class_names: Option<Vec<String>>,
+    /// Width and height of every image.
+    image_size: usize,
+    channels: Channels,
+    splits: Vec<SourceSplit>,
+}
+
+/// One split of a [`Source`].
+struct SourceSplit {
+    name: &'static str,
+    /// Hands on every sample in the order of the files, at least one, its label checked. It is called twice, so
+    /// that a broken file is found before anything is written and yet none has to be held in memory.
+    read: Box<Read>,
+}
+
+type Read = dyn Fn(&mut Each) -> Result<()>;
+
+/// Takes one sample: its pixels, u8 [H, W, C], and its label.
+type Each<'a> = dyn FnMut(&[u8], u8) -> Result<()> + 'a;
+
+impl Import {
+    /// Imports all splits. `progress` is called with the samples done and in all, after each sample.
+    ///
+    /// # Errors
+    /// A source file that is missing or broken, labels that don't match the images, a disk that can't be written.
+    pub fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Split>> {
+        if self.samples_per_shard == 0 {
+            return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
+        }
+        let source = match self.dataset {
+            Published::FashionMnist => fashion_mnist::source(&self.source),
+        };
+        // All splits are read and checked before anything is written.
+        let counts: Vec<u64> = source.splits.iter().map(count).collect::<Result<_>>()?;
+        let total = counts.iter().sum();
+        let mut done = 0;
+        let mut splits = Vec::new();
+        for (split, samples) in source.splits.iter().zip(counts) {
+            let folder = self.out.join(split.name);
+            let info = self.info(&source, split.name, samples);
+            let outcome = if is_complete(&folder, &info, self.encoding) {
+                done += samples;
+                Outcome::AlreadyComplete
+            } else {
+                self.write(&source, split, &folder, &info, || {
+                    done += 1;
+                    progress(done, total);
+                })?;
+                Outcome::Written
+            };
+            progress(done, total);
+            splits.push(Split { folder, info, outcome });
+        }
+        Ok(splits)
+    }
+
+    fn info(&self, source: &Source, split: &str, samples: u64) -> DatasetInfo {
+        DatasetInfo {
+            version: 1,
+            name: format!("{} {split}", source.name),
+            classes: source.classes,
+            channels: source.channels.count(),
+            image_size: Some(source.image_size as u32),
+            samples,
+            shards: samples.div_ceil(self.samples_per_shard.into()),
+            class_names: source.class_names.clone(),
+        }
+    }
+
+    fn write(
+        &self,
+        source: &Source,
+        split: &SourceSplit,
+        folder: &Path,
+        info: &DatasetInfo,
+        mut progress: impl FnMut(),
+    ) -> Result<()> {
+        clear(folder, split.name)?;
+        let mut writer = ShardWriter::new(folder, split.name, self.samples_per_shard)?;
+        let mut encoder = Encoder::new(self.encoding)?;
+        let size = source.image_size as u32;
+        let mut position = 0;
+        (split.read)(&mut |pixels, label| {
+            let encoded = encoder.encode(pixels, size, size, source.channels)?;
+            writer.write(&format!("{position:08}"), self.encoding.extension(), &encoded, label.into())?;
+            position += 1;
+            progress();
+            Ok(())
+        })?;
+        writer.finish()?;
+        if position != info.samples {
+            let what = format!("the files changed while {} of them was read; import again", split.name);
+            return Err(Error::malformed(&self.source, what));
+        }
+        info.save(folder)
+    }
+}
+
+/// The number of samples, all of which are read.
+fn count(split: &SourceSplit) -> Result<u64> {
+    let mut samples = 0;
+    (split.read)(&mut |_, _| {
+        samples += 1;
+        Ok(())
+    })?;
+    Ok(samples)
 }
 
 /// Whether `folder` already holds what an import would write.
@@ -53,13 +200,22 @@ fn is_shard_file(file: &str, name: &str) -> bool {
         && matches!(extension, "tar" | "idx" | "tar.tmp")
 }
 
+/// What every broken source file comes to: it isn't for us to mend.
+fn broken(path: &Path, what: &str) -> Error {
+    Error::malformed(path, format!("{what}; fetch the file again"))
+}
+
+/// The words for a source that ends early, or whose compression is broken.
+fn unreadable(error: std::io::Error) -> String {
+    format!("cut short or unreadable ({error})")
+}
+
 /// Refuses a label that isn't one of the classes.
 fn check_label(source: &Path, position: usize, label: u8, classes: usize) -> Result<()> {
     if usize::from(label) < classes {
         return Ok(());
     }
-    let what = format!("label {position} is {label}, outside the {classes} classes; fetch the file again");
-    Err(Error::malformed(source, what))
+    Err(broken(source, &format!("label {position} is {label}, outside the {classes} classes")))
 }
 
 #[cfg(test)]
