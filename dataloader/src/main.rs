@@ -32,6 +32,7 @@ enum Command {
 const EXAMPLES: &str = "\
 Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
+  codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
   codinet-data inspect data/fashion-mnist/train
   codinet-data inspect 'data/imagenet/train-{000000..000012}.tar'
 

@@ -20,6 +20,12 @@ pub struct Arguments {
 enum DatasetName {
     /// Fashion-MNIST: 70,000 grey 28x28 images of clothing in 10 classes.
     FashionMnist(Common),
+    /// CIFAR-10: 60,000 colour 32x32 photographs in 10 classes, from the binary version (or its .tar.gz).
+    Cifar10(Common),
+    /// CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz).
+    Cifar100(Common),
+    /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped digits.
+    Svhn(Common),
 }
 
 #[derive(Args)]
@@ -53,6 +59,9 @@ const JPEG_QUALITY: u8 = 98;
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (dataset, default, common) = match &arguments.dataset {
         DatasetName::FashionMnist(common) => (Published::FashionMnist, Format::Jpeg, common),
+        DatasetName::Cifar10(common) => (Published::Cifar10, Format::Png, common),
+        DatasetName::Cifar100(common) => (Published::Cifar100, Format::Png, common),
+        DatasetName::Svhn(common) => (Published::Svhn, Format::Png, common),
     };
     let import = Import {
         dataset,

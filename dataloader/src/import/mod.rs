@@ -12,14 +12,23 @@ use crate::encode::{Encoder, Encoding};
 use crate::error::{Error, IoContext, Result};
 use crate::shard::ShardWriter;
 
+mod cifar;
 mod fashion_mnist;
 mod idx;
+mod mat;
+mod svhn;
 
 /// A data set that can be imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
     /// Four IDX files, `train-images-idx3-ubyte` and so on, each plain or with `.gz`.
     FashionMnist,
+    /// The binary version: `cifar-10-batches-bin/`, in or as the source folder, or `cifar-10-binary.tar.gz`.
+    Cifar10,
+    /// The binary version with its 100 fine labels: `cifar-100-binary/`, or `cifar-100-binary.tar.gz`.
+    Cifar100,
+    /// The cropped digits: `train_32x32.mat`, `test_32x32.mat` and, where it is there, `extra_32x32.mat`.
+    Svhn,
 }
 
 /// What to import, and how.
@@ -92,6 +101,9 @@ impl Import {
         }
         let source = match self.dataset {
             Published::FashionMnist => fashion_mnist::source(&self.source),
+            Published::Cifar10 => cifar::source(&self.source, &cifar::CIFAR10)?,
+            Published::Cifar100 => cifar::source(&self.source, &cifar::CIFAR100)?,
+            Published::Svhn => svhn::source(&self.source),
         };
         // All splits are read and checked before anything is written.
         let counts: Vec<u64> = source.splits.iter().map(count).collect::<Result<_>>()?;
@@ -218,6 +230,15 @@ fn check_label(source: &Path, position: usize, label: u8, classes: usize) -> Res
     Err(broken(source, &format!("label {position} is {label}, outside the {classes} classes")))
 }
 
+/// Makes [row, column, channel] of three square planes, one after the other, in which the next row is `down` bytes
+/// further on, the next column `right`.
+fn interleave(planes: &[u8], down: usize, right: usize) -> Vec<u8> {
+    let plane = planes.len() / 3;
+    let side = plane.isqrt();
+    let places = (0..side).flat_map(|row| (0..side).map(move |column| row * down + column * right));
+    places.flat_map(|at| [planes[at], planes[at + plane], planes[at + 2 * plane]]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,5 +253,12 @@ mod tests {
         {
             assert!(!is_shard_file(other, "train"), "{other}");
         }
+    }
+
+    #[test]
+    fn planes_by_rows_and_by_columns_are_interleaved() {
+        let planes = [1, 2, 3, 4, 10, 20, 30, 40, 100, 200, 103, 104];
+        assert_eq!(interleave(&planes, 2, 1), [1, 10, 100, 2, 20, 200, 3, 30, 103, 4, 40, 104]);
+        assert_eq!(interleave(&planes, 1, 2), [1, 10, 100, 3, 30, 103, 2, 20, 200, 4, 40, 104]);
     }
 }

@@ -1,0 +1,265 @@
+//! MATLAB's MAT-file, version 5: named arrays, each as it is or compressed by zlib.
+//!
+//! One array is read as a stream, whatever its size, and the others are stepped over. The crate for this format,
+//! matfile 0.5, holds the file and all arrays in memory, takes the place where a file was cut for its end, and prints
+//! its errors.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::bufread::ZlibDecoder;
+
+use super::{broken, unreadable};
+use crate::error::{Error, IoContext, Result};
+
+// The types of data elements. What an array's numbers are stored as need not be its class: MATLAB stores doubles as
+// bytes where they are small integers.
+const INT8: u32 = 1;
+const UINT8: u32 = 2;
+const INT16: u32 = 3;
+const UINT16: u32 = 4;
+const INT32: u32 = 5;
+const UINT32: u32 = 6;
+const SINGLE: u32 = 7;
+const DOUBLE: u32 = 9;
+const MATRIX: u32 = 14;
+const COMPRESSED: u32 = 15;
+
+/// The classes of arrays, by number.
+const CLASSES: [&str; 16] = [
+    "nothing", "cell", "struct", "object", "char", "sparse", "double", "single", "int8", "uint8", "int16",
+    "uint16", "int32", "uint32", "int64", "uint64",
+];
+
+/// Those of numbers, one for each element.
+const NUMBERS: std::ops::RangeInclusive<u8> = 6..=15;
+
+/// The most bytes in an array's dimensions, or in its name. Both are far shorter.
+const MOST_HEADER_BYTES: u32 = 4096;
+
+/// An array of numbers, opened: what its header says, and its numbers yet to be read.
+pub(super) struct Array {
+    path: PathBuf,
+    header: Header,
+    /// The type its numbers are stored as.
+    stored: u32,
+    /// Their bytes in all, and what is left of the element they lie in.
+    size: u64,
+    data: Box<dyn Read>,
+}
+
+struct Header {
+    name: String,
+    class: u8,
+    complex: bool,
+    dimensions: Vec<usize>,
+}
+
+impl Array {
+    /// Opens the array of this name in the file at `path`.
+    ///
+    /// # Errors
+    /// No such file, another format, no such array, an array that isn't of real numbers or not of the size that its
+    /// dimensions make.
+    pub(super) fn open(path: &Path, name: &str) -> Result<Array> {
+        let file = File::open(path).context("open", path)?;
+        let found = find(&Arc::new(file), name).and_then(|(header, mut data)| {
+            let Tag { kind, size, inline } = Tag::read(&mut data)?;
+            let data = match inline {
+                Some(bytes) => Box::new(Cursor::new(bytes).chain(data)),
+                None => data,
+            };
+            let array = Array { path: path.to_owned(), header, stored: kind, size: size.into(), data };
+            array.check().map(|()| array)
+        });
+        found.map_err(|what| broken(path, &what))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let width = match self.stored {
+            INT8 | UINT8 => 1,
+            INT16 | UINT16 => 2,
+            INT32 | UINT32 | SINGLE => 4,
+            DOUBLE => 8,
+            _ => 0,
+        };
+        if width == 0 || self.header.complex || !NUMBERS.contains(&self.header.class) {
+            return Err(format!("{self}, stored as type {}; expected real numbers", self.stored));
+        }
+        let dimensions = &self.header.dimensions;
+        let expected = dimensions.iter().try_fold(width, |size: u64, &n| size.checked_mul(n as u64));
+        if expected != Some(self.size) {
+            return Err(format!("{self} of {width} bytes each, but its data are {} bytes", self.size));
+        }
+        Ok(())
+    }
+
+    /// Its dimensions; the first is the one that runs fastest.
+    pub(super) fn dimensions(&self) -> &[usize] {
+        &self.header.dimensions
+    }
+
+    /// Whether it is of bytes, unsigned, and stored as such.
+    pub(super) fn is_bytes(&self) -> bool {
+        self.class_name() == "uint8" && self.stored == UINT8
+    }
+
+    /// Reads the next bytes of the data.
+    pub(super) fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.data.read_exact(bytes).map_err(|error| self.broken(&unreadable(error)))
+    }
+
+    /// Checks that nothing comes after the data but padding, and the checksum where it is compressed.
+    pub(super) fn finish(mut self) -> Result<()> {
+        let mut rest = Vec::new();
+        let read = self.data.by_ref().take(8).read_to_end(&mut rest);
+        match read.map_err(|error| self.broken(&unreadable(error)))? {
+            0..8 => Ok(()),
+            _ => Err(self.broken("more data than the dimensions make")),
+        }
+    }
+
+    /// Reads all of it, as numbers.
+    pub(super) fn numbers(mut self) -> Result<Vec<f64>> {
+        let mut bytes = Vec::new(); // grows with the data, not with the claim
+        let read = self.data.by_ref().take(self.size).read_to_end(&mut bytes);
+        if read.map_err(|error| self.broken(&unreadable(error)))? as u64 != self.size {
+            return Err(self.broken(&format!("cut short: {} of {} bytes", bytes.len(), self.size)));
+        }
+        let numbers = match self.stored {
+            INT8 => each(&bytes, |number| i8::from_le_bytes(number).into()),
+            INT16 => each(&bytes, |number| i16::from_le_bytes(number).into()),
+            UINT16 => each(&bytes, |number| u16::from_le_bytes(number).into()),
+            INT32 => each(&bytes, |number| i32::from_le_bytes(number).into()),
+            UINT32 => each(&bytes, |number| u32::from_le_bytes(number).into()),
+            SINGLE => each(&bytes, |number| f32::from_le_bytes(number).into()),
+            DOUBLE => each(&bytes, f64::from_le_bytes),
+            _ => each(&bytes, |number| u8::from_le_bytes(number).into()),
+        };
+        self.finish()?;
+        Ok(numbers)
+    }
+
+    fn class_name(&self) -> &'static str {
+        CLASSES.get(usize::from(self.header.class)).unwrap_or(&"unknown")
+    }
+
+    fn broken(&self, what: &str) -> Error {
+        broken(&self.path, &format!("array {}: {what}", self.header.name))
+    }
+}
+
+impl fmt::Display for Array {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Header { name, dimensions, complex, .. } = &self.header;
+        let dimensions: Vec<String> = dimensions.iter().map(usize::to_string).collect();
+        let complex = if *complex { "complex " } else { "" };
+        write!(f, "array {name} is {} {complex}{}", dimensions.join("x"), self.class_name())
+    }
+}
+
+fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    bytes.as_chunks().0.iter().map(|&bytes| number(bytes)).collect()
+}
+
+/// Finds the array of this name: its header, and the rest of its element.
+fn find(file: &Arc<File>, name: &str) -> Result<(Header, Box<dyn Read>), String> {
+    let mut at = file.as_ref();
+    let length = at.metadata().map_err(unreadable)?.len();
+    let mut start = [0; 128];
+    at.read_exact(&mut start).map_err(unreadable)?;
+    if start[124..] != [0, 1, b'I', b'M'] {
+        let text = String::from_utf8_lossy(&start[..20]);
+        return Err(format!("not a MAT-file of version 5, little-endian: it starts with {text:?}"));
+    }
+    let mut next = start.len() as u64;
+    let mut others = Vec::new();
+    while next < length {
+        at.seek(SeekFrom::Start(next)).map_err(unreadable)?;
+        let Tag { kind, size, inline } = Tag::read(&mut at)?;
+        next += if inline.is_some() { 8 } else { 8 + u64::from(size) };
+        if next > length {
+            return Err(format!("cut short: {length} of {next} bytes at least"));
+        }
+        let mut element = element(BufReader::new(Arc::clone(file)).take(size.into()), kind)?;
+        let header = Header::read(&mut element)?;
+        if header.name == name {
+            return Ok((header, element));
+        }
+        others.push(header.name);
+    }
+    Err(format!("no array {name} among the arrays {others:?}"))
+}
+
+/// What a top-level element of type `kind` holds of an array, decompressed.
+fn element(body: std::io::Take<BufReader<Arc<File>>>, kind: u32) -> Result<Box<dyn Read>, String> {
+    match kind {
+        MATRIX => Ok(Box::new(body)),
+        COMPRESSED => {
+            let mut body = ZlibDecoder::new(body);
+            match Tag::read(&mut body)?.kind {
+                MATRIX => Ok(Box::new(body)),
+                kind => Err(format!("an element of type {kind}, compressed; expected an array")),
+            }
+        }
+        _ => Err(format!("an element of type {kind}; expected an array")),
+    }
+}
+
+impl Header {
+    fn read(element: &mut impl Read) -> Result<Header, String> {
+        let flags = read_whole(element, UINT32)?;
+        let [class, flags, ..] = flags[..] else { return Err("an array without flags".into()) };
+        let dimensions = read_whole(element, INT32)?;
+        let (dimensions, _) = dimensions.as_chunks();
+        Ok(Header {
+            class,
+            complex: flags & 8 != 0,
+            dimensions: dimensions.iter().map(|&n| u32::from_le_bytes(n) as usize).collect(),
+            name: String::from_utf8_lossy(&read_whole(element, INT8)?).into_owned(),
+        })
+    }
+}
+
+/// Reads an element of type `kind` that is known to be small, with its padding.
+fn read_whole(reader: &mut impl Read, kind: u32) -> Result<Vec<u8>, String> {
+    let tag = Tag::read(reader)?;
+    if tag.kind != kind || tag.size > MOST_HEADER_BYTES {
+        return Err(format!("{} bytes of type {} where type {kind} is due", tag.size, tag.kind));
+    }
+    let size = tag.size as usize;
+    let mut bytes = match tag.inline {
+        Some(bytes) => bytes.to_vec(),
+        None => {
+            let mut bytes = vec![0; size.next_multiple_of(8)];
+            reader.read_exact(&mut bytes).map_err(unreadable)?;
+            bytes
+        }
+    };
+    bytes.truncate(size);
+    Ok(bytes)
+}
+
+/// What stands before each element.
+struct Tag {
+    kind: u32,
+    size: u32,
+    /// The element itself, padded, where it is so small that it has its place in the tag.
+    inline: Option<[u8; 4]>,
+}
+
+impl Tag {
+    fn read(reader: &mut impl Read) -> Result<Tag, String> {
+        let mut words = [[0; 4]; 2];
+        reader.read_exact(words.as_flattened_mut()).map_err(unreadable)?;
+        let [first, second] = words.map(u32::from_le_bytes);
+        match first >> 16 {
+            0 => Ok(Tag { kind: first, size: second, inline: None }),
+            size @ 1..=4 => Ok(Tag { kind: first & 0xFFFF, size, inline: Some(words[1]) }),
+            _ => Err(format!("an impossible tag {words:02x?}")),
+        }
+    }
+}
