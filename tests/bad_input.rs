@@ -85,7 +85,7 @@ fn a_config_is_wrong() {
     refused(&mut bench.train(2, &[]), 2, &["bars.yaml:11", "`batchsize`", "`batch_size`"]);
     refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&bench.config, &text).unwrap();
-    refused(&mut bench.train(2, &["--set", "loss.gamma=-1"]), 2, &["--set loss.gamma=-1", "at least 0"]);
+    refused(&mut bench.train(2, &["--set", "cost.gamma=-1"]), 2, &["--set cost.gamma=-1", "at least 0"]);
     refused(&mut bench.train(2, &["--eval-only"]), 2, &["--eval-only", "--resume"]);
 }
 

@@ -1,5 +1,6 @@
 //! The paper's equations against values worked out by hand, and their gradients against finite differences.
 
+use codinet_trainer::config::Relaxation;
 use codinet_trainer::loss::{self, Parts, Weights};
 use codinet_trainer::model::{Decisions, gumbel_noise};
 use tch::{Kind, Tensor};
@@ -20,8 +21,8 @@ fn close(found: f64, expected: f64, tolerance: f64) {
 fn equation_6_relaxes_the_decision() {
     // logit 1, noise 0.5, T 0.5: σ(3); noise −1: σ(0).
     let noise = Tensor::from_slice(&[9.0f32, 0.5, 9.0, -1.0]).view([2, 2]);
-    let v =
-        Decisions::Relaxed { noise: &noise, temperature: 0.5 }.decide(&Tensor::from_slice(&[1.0f32, 1.0]), 1);
+    let v = Decisions::Relaxed { noise: Some(&noise), temperature: 0.5, relaxation: Relaxation::Gumbel }
+        .decide(&Tensor::from_slice(&[1.0f32, 1.0]), 1);
     let v = Vec::<f32>::try_from(v).unwrap();
     close(v[0].into(), 1.0 / (1.0 + (-3.0f64).exp()), 1e-6);
     close(v[1].into(), 0.5, 1e-6);
@@ -52,7 +53,7 @@ fn gumbel_noise_has_its_law_and_belongs_to_its_sample() {
 fn classification_is_cross_entropy_over_views() {
     // Two views of one sample of class 1: −ln(3/4) and −ln(1/4).
     let logits = rows(&[[0.0, 3f64.ln()], [3f64.ln(), 0.0]]);
-    let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]), 2);
+    let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]), 2, 0.0);
     close(value(&ce), -(0.75f64.ln() + 0.25f64.ln()) / 2.0, 1e-12);
 }
 
@@ -86,12 +87,37 @@ fn equation_11_by_hand() {
 }
 
 #[test]
+fn the_baselines_losses_by_hand() {
+    // Block rates ½ and ¾; Conv-AIG's loss at a target of 0.6: 0.1² + 0.15².
+    let paths = rows(&[[1.0, 0.5], [0.0, 1.0]]);
+    close(value(&loss::target_rate(&paths, &paths, 0.6)), 0.01 + 0.0225, 1e-12);
+    close(value(&loss::run_rate(&paths)), 2.5 / 4.0, 1e-12);
+    close(value(&loss::run_rate(&Tensor::zeros([2, 0], (Kind::Double, tch::Device::Cpu)))), 0.0, 0.0);
+}
+
+#[test]
+fn straight_through_decides_hard_and_learns_by_the_relaxed_decision() {
+    let logit = Tensor::from_slice(&[-0.3f64, 0.2, 4.0]).set_requires_grad(true);
+    let decisions =
+        Decisions::Relaxed { noise: None, temperature: 0.5, relaxation: Relaxation::StraightThrough };
+    let v = decisions.decide(&logit, 0);
+    assert_eq!(Vec::<f64>::try_from(&v.round()).unwrap(), [0.0, 1.0, 1.0]);
+    assert!(v.allclose(&v.round(), 0.0, 1e-12, false));
+    v.sum(Kind::Double).backward();
+    for (found, logit) in Vec::<f64>::try_from(logit.grad()).unwrap().into_iter().zip([-0.3f64, 0.2, 4.0]) {
+        let v = 1.0 / (1.0 + (-logit / 0.5).exp());
+        close(found, v * (1.0 - v) / 0.5, 1e-9);
+    }
+}
+
+#[test]
 fn equation_12_weighs_its_parts() {
-    let [ce, con, div, cost] = [1.0, 2.0, 3.0, 4.0].map(Tensor::from);
+    let [ce, con, div, cost, target, run] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
     let weights =
-        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, consistency_margin: 0.0, diversity_margin: 0.0 };
+        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, target: 1e-4, run: 1e-5, ..Weights::default() };
+    let parts = Parts { ce, con, div, cost, target, run };
     // Rank r of 4 back-propagates 2·4·β of its share.
-    close(value(&Parts { ce, con, div, cost }.total(&weights, 4)), 1.0 + 0.2 + 0.24 + 0.004, 1e-12);
+    close(value(&parts.total(&weights, 4)), 1.0 + 0.2 + 0.24 + 0.004 + 0.0005 + 0.00006, 1e-12);
 }
 
 #[test]
@@ -117,7 +143,9 @@ fn gradients_match_finite_differences() {
         let centres = loss::centres(paths, 2);
         let con = loss::consistency(paths, &centres, 2, 0.1);
         let div = loss::diversity(&centres, &centres, 0, 0.9);
-        value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4))
+        let target = loss::target_rate(paths, &centres, 0.3);
+        let others = target * 0.5 + loss::run_rate(paths) * 0.6;
+        value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4 + others))
     };
     let paths = start.copy().set_requires_grad(true);
     let centres = loss::centres(&paths, 2);
@@ -126,9 +154,10 @@ fn gradients_match_finite_differences() {
         con: loss::consistency(&paths, &centres, 2, 0.1),
         div: loss::diversity(&centres, &centres.detach(), 0, 0.9),
         cost: loss::cost(&paths, &costs),
+        target: loss::target_rate(&paths, &centres.detach(), 0.3),
+        run: loss::run_rate(&paths),
     };
-    let weights =
-        Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, consistency_margin: 0.1, diversity_margin: 0.9 };
+    let weights = Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, target: 0.5, run: 0.6, ..Weights::default() };
     parts.total(&weights, 1).backward();
     let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
     let numbers = Vec::<f64>::try_from(start.reshape([-1])).unwrap();

@@ -6,11 +6,11 @@
 mod common;
 
 use codinet_trainer::collective::{self, Collective};
-use codinet_trainer::config::{Model, Routers};
+use codinet_trainer::config::{CostUnit, Model, Relaxation, Routers, Scope};
 use codinet_trainer::error::{Error, Exit};
 use codinet_trainer::loss::Weights;
-use codinet_trainer::model::{Decisions, Net, gumbel_noise};
-use codinet_trainer::step::Step;
+use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
+use codinet_trainer::step::{Measured, MicroBatch, Step};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -77,17 +77,26 @@ fn collectives_do_what_they_say() {
     assert!(out.is_none_or(|out| out == b"done"));
 }
 
-/// The gradient and the measurements of one step on a fixed global batch of 8 samples × 2 views.
-fn one_step(world: &dyn Collective, routers: Routers) -> Vec<u8> {
+/// How one step shares out a fixed global batch of 8 samples × 2 views.
+#[derive(Clone, Copy)]
+struct Sharing {
+    routers: Routers,
+    /// Micro-batches a rank.
+    micros: i64,
+    scope: Scope,
+}
+
+/// The gradient and the measurements of one step on the global batch.
+fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
+    let Sharing { routers, micros, scope } = sharing;
     let (samples, views, side) = (8i64, 2i64, 16i64);
     let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
     let numbers = samples * views * side * side;
     let images = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7).sin().view([-1, 1, side, side]);
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 3, 2, 1, 0]);
-    let (share, rank) = (samples / world.world() as i64, world.rank() as i64);
-    let mine: Vec<u32> = (rank * share..(rank + 1) * share).map(|sample| sample as u32).collect();
-    let costs = Tensor::from_slice(&net.costs.relative());
-    let noise = gumbel_noise(3, 11, &mine, views as usize, 9);
+    let (ranks, rank) = (world.world() as i64, world.rank() as i64);
+    let share = samples / ranks / micros;
+    let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
     let step = Step {
         world,
         net: &net,
@@ -96,23 +105,49 @@ fn one_step(world: &dyn Collective, routers: Routers) -> Vec<u8> {
             alpha: 0.7,
             beta: 0.9,
             gamma: 0.02,
+            target: 0.3,
+            run: 0.1,
             consistency_margin: 0.1,
             diversity_margin: 1.5,
+            target_rate: 0.4,
+            label_smoothing: 0.1,
         },
         routers,
         views,
-        batch_statistics: false,
+        scope,
+        statistics: Statistics::Running,
     };
-    let decisions = match routers {
-        Routers::Train => Decisions::Relaxed { noise: &noise, temperature: 1.0 },
-        Routers::Freeze => Decisions::Hard,
-    };
-    let images = images.narrow(0, rank * share * views, share * views);
-    let labels = labels.narrow(0, rank * share, share);
-    let (gradient, measured) = step.gradient(&images, &labels, decisions, rank == 1).unwrap();
-    assert_eq!(measured.stop, world.world() > 1, "one rank's wish to stop reaches all");
-    let mut numbers = vec![measured.ce, measured.con, measured.div, measured.cost, measured.top1];
-    numbers.extend(&measured.rates);
+    // Micro-batch a of rank r has the samples of rank r·A + a.
+    let shares: Vec<i64> = (0..micros).map(|a| (rank * micros + a) * share).collect();
+    let noises: Vec<Tensor> = shares
+        .iter()
+        .map(|&first| {
+            let mine: Vec<u32> = (first..first + share).map(|sample| sample as u32).collect();
+            gumbel_noise(3, 11, &mine, views as usize, 9)
+        })
+        .collect();
+    let batch: Vec<MicroBatch> = shares
+        .iter()
+        .zip(&noises)
+        .map(|(&first, noise)| MicroBatch {
+            images: images.narrow(0, first * views, share * views),
+            labels: labels.narrow(0, first, share),
+            decisions: match routers {
+                Routers::Train => Decisions::Relaxed {
+                    noise: Some(noise),
+                    temperature: 1.0,
+                    relaxation: Relaxation::Gumbel,
+                },
+                Routers::Freeze => Decisions::Hard,
+            },
+        })
+        .collect();
+    let (gradient, measured) = step.gradient(&batch, rank == 1).unwrap();
+    assert_eq!(measured.stop, ranks > 1, "one rank's wish to stop reaches all");
+    let Measured { ce, con, div, cost, target, run, top1, rates, hard_rates, .. } = measured;
+    let mut numbers = vec![ce, con, div, cost, target, run, top1];
+    numbers.extend(rates.iter().chain(&hard_rates));
+    assert_eq!(numbers.len(), MEASUREMENTS);
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());
     // Every rank must hold the same bits.
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -121,40 +156,61 @@ fn one_step(world: &dyn Collective, routers: Routers) -> Vec<u8> {
     bytes
 }
 
+/// How many numbers come before the gradient: the parts of the loss, top-1, and two rates of nine gates.
+const MEASUREMENTS: usize = 7 + 2 * 9;
+
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()
 }
 
-fn same_for_every_world(name: &str, routers: Routers) {
+/// The step's results for 1, 2 and 4 ranks, each against one process that takes the batch whole.
+fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
     let one = || {
         tch::set_num_threads(1);
-        numbers(&one_step(collective::join().unwrap().as_ref(), routers))
+        numbers(&one_step(collective::join().unwrap().as_ref(), Sharing { micros: 1, ..sharing(1) }))
     };
-    for world in [2, 4] {
-        let Some(out) = on_ranks(name, world, |world| one_step(world, routers)) else { return };
+    for world in [1, 2, 4] {
+        let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.world()))) else {
+            return;
+        };
         let (many, one) = (numbers(&out), one());
         assert_eq!(many.len(), one.len());
-        for (i, (many, one)) in many.iter().zip(&one).enumerate().take(14) {
+        for (i, (many, one)) in many.iter().zip(&one).enumerate().take(MEASUREMENTS) {
             assert!(
                 (many - one).abs() <= 1e-5 * one.abs().max(1.0),
                 "{world} ranks, measurement {i}: {many}, {one}"
             );
         }
-        let (many, one) = (&many[14..], &one[14..]);
+        let (many, one) = (&many[MEASUREMENTS..], &one[MEASUREMENTS..]);
         let largest = one.iter().fold(0f64, |most, x| most.max(x.abs()));
         let worst = many.iter().zip(one).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
         assert!(largest > 1e-3 && worst <= 2e-5 * largest, "{world} ranks: off by {worst}, of {largest}");
         let routers_move = one.iter().rev().take(1000).any(|x| *x != 0.0);
-        assert_eq!(routers_move, routers == Routers::Train, "the flat gradient ends with the routers'");
+        let expected = sharing(1).routers == Routers::Train;
+        assert_eq!(routers_move, expected, "the flat gradient ends with the routers'");
     }
 }
 
 #[test]
 fn relaxed_gradients_are_those_of_one_process() {
-    same_for_every_world("relaxed_gradients_are_those_of_one_process", Routers::Train);
+    let sharing = |_| Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch };
+    same_for_every_world("relaxed_gradients_are_those_of_one_process", sharing);
 }
 
 #[test]
 fn hard_gradients_are_those_of_one_process() {
-    same_for_every_world("hard_gradients_are_those_of_one_process", Routers::Freeze);
+    let sharing = |_| Sharing { routers: Routers::Freeze, micros: 1, scope: Scope::MicroBatch };
+    same_for_every_world("hard_gradients_are_those_of_one_process", sharing);
+}
+
+/// Gradients accumulated over micro-batches are those of the whole batch, the diversity loss's too, where it tells
+/// apart all of the global batch.
+#[test]
+fn accumulated_gradients_are_those_of_the_whole_batch() {
+    let sharing =
+        |ranks| Sharing { routers: Routers::Train, micros: 8 / ranks as i64 / 2, scope: Scope::GlobalBatch };
+    same_for_every_world("accumulated_gradients_are_those_of_the_whole_batch", |ranks| match ranks {
+        4 => Sharing { micros: 2, ..sharing(4) },
+        ranks => sharing(ranks),
+    });
 }

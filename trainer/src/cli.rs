@@ -7,7 +7,7 @@ use crate::dry_run;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::input::{self, Input};
-use crate::model::Net;
+use crate::model::{Decisions, Net};
 use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
@@ -117,7 +117,7 @@ fn eval_only(
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, device);
     agree(world, checkpoint::load_model(path, &net.params))?;
-    let evaluation = evaluate(world, config, &net, input)?;
+    let evaluation = evaluate(world, config, &net, input, Decisions::Hard)?;
     let text = format!(
         "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs an image (static {:.4}) · {} distinct paths",
         path.display(),

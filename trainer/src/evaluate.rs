@@ -1,11 +1,12 @@
-//! Evaluation with hard decisions (Eq. 13), every validation sample exactly once.
+//! Evaluation, with hard decisions (Eq. 13) but where the gap to relaxed ones is asked for; every validation sample
+//! counts exactly once.
 
 use crate::collective::{self, Collective};
 use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
 use crate::loss;
-use crate::model::{Decisions, Net};
+use crate::model::{Decisions, Net, Statistics, hard};
 use std::collections::HashSet;
 use tch::{Kind, Tensor, no_grad};
 
@@ -28,13 +29,19 @@ pub struct Evaluation {
     pub rates: Vec<f64>,
     /// Mean training loss over the epoch before; NaN where there was none.
     pub train_loss: f64,
+    /// The same for the running mean of weights, where there is one.
+    pub ema: Option<Box<Evaluation>>,
 }
 
 /// All ranks: evaluates the network with rank 0's running statistics.
-pub fn evaluate(world: &dyn Collective, config: &Config, net: &Net, input: &Input) -> Result<Evaluation> {
-    for (_, buffer) in &net.params.buffers {
-        world.broadcast(buffer, 0)?;
-    }
+pub fn evaluate(
+    world: &dyn Collective,
+    config: &Config,
+    net: &Net,
+    input: &Input,
+    decisions: Decisions,
+) -> Result<Evaluation> {
+    world.broadcast(net.params.flat_buffers(), 0)?;
     let gates = net.costs.gated().count();
     let mut loader = input.validation(config, world)?;
     // Images, first-place hits, first-five hits, cross entropy, and how often each block ran.
@@ -49,16 +56,17 @@ pub fn evaluate(world: &dyn Collective, config: &Config, net: &Net, input: &Inpu
                 break;
             }
         };
-        let (images, labels) = input.tensors(&batch, &config.data);
-        let out = no_grad(|| net.forward(&images, Decisions::Hard, false));
+        let (images, labels) = input.tensors(&batch, config);
+        let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
+        let path = hard(&out.gates);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-        let ce = loss::classification(&out.logits, &labels, 1).to_kind(Kind::Double) * labels.size()[0];
+        let ce = loss::classification(&out.logits, &labels, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
         let count = Tensor::from(labels.size()[0] as f64).to_device(hits.device());
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
-        let rates = out.path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
+        let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
         sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);
-        let rows = Vec::<Vec<u8>>::try_from(&out.path.to_kind(Kind::Uint8)).expect("rows of bits");
+        let rows = Vec::<Vec<u8>>::try_from(&path.to_kind(Kind::Uint8)).expect("rows of bits");
         paths.extend(rows);
         loader.recycle(batch);
     }
@@ -79,5 +87,6 @@ pub fn evaluate(world: &dyn Collective, config: &Config, net: &Net, input: &Inpu
         distinct_paths: distinct.len().max(1),
         rates,
         train_loss: f64::NAN,
+        ema: None,
     })
 }

@@ -1,7 +1,7 @@
 //! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
 
 use crate::collective::{Collective, all_gather_bytes};
-use crate::config::{Config, Data, DeviceChoice};
+use crate::config::{Config, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
 use codinet_dataloader::order::EpochOrder;
 use codinet_dataloader::transform::Transform;
@@ -16,8 +16,10 @@ pub struct Input {
     pub train: Arc<Dataset>,
     /// Validation samples.
     pub val: Arc<Dataset>,
-    /// Training samples that are used.
+    /// Training samples that are trained on.
     pub samples: usize,
+    /// Of the samples in use, which are held out from training.
+    held_out: HeldOut,
     mean: Tensor,
     std: Tensor,
     device: Device,
@@ -35,13 +37,19 @@ impl Input {
             Loader::new(dataset.clone(), spec(config, transform, 1), first)?
                 .try_for_each(|batch| batch.map(drop))?;
         }
-        let samples = train.len().min(data.train_samples.unwrap_or(usize::MAX));
+        let used = train.len().min(data.train_samples.unwrap_or(usize::MAX));
+        let held_out =
+            HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
+        let samples = used - held_out.count;
         let (batch, ranks) = (config.optim.batch_size, world.world());
-        if batch % ranks != 0 {
+        let parts = ranks * config.optim.accumulate;
+        if batch % parts != 0 {
             return Err(Error::new(
                 Exit::Config,
                 format!(
-                    "optim.batch_size is {batch}, which {ranks} ranks cannot share evenly; set a multiple of {ranks}"
+                    "optim.batch_size is {batch}, which {ranks} ranks cannot share evenly in {} micro-batches each; \
+                     set a multiple of {parts}",
+                    config.optim.accumulate
                 ),
             ));
         }
@@ -60,7 +68,7 @@ impl Input {
             Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
         };
         let (mean, std) = (per_channel(&data.mean), per_channel(&data.std));
-        Ok(Self { train, val, samples, mean, std, device })
+        Ok(Self { train, val, samples, held_out, mean, std, device })
     }
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
@@ -80,12 +88,17 @@ impl Input {
     ) -> Result<Loader> {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
         let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
+        let held_out = self.held_out;
         let plan = (from..to).flat_map(move |epoch| {
             let order = EpochOrder::new(seed, epoch, samples);
             let start = if epoch == from { first } else { 0 };
             (start..steps).map(move |step| BatchPlan {
                 epoch,
-                samples: order.rank_samples(step as usize, batch, rank, ranks).to_vec(),
+                samples: order
+                    .rank_samples(step as usize, batch, rank, ranks)
+                    .iter()
+                    .map(|&place| held_out.trained(place))
+                    .collect(),
             })
         });
         Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)
@@ -93,23 +106,80 @@ impl Input {
 
     /// This rank's share of the validation samples: over all ranks, each sample once.
     pub fn validation(&self, config: &Config, world: &dyn Collective) -> Result<Loader> {
-        let batch = config.optim.eval_batch_size.div_ceil(world.world());
-        let mine = codinet_dataloader::order::eval_samples(self.val.len(), world.rank(), world.world());
-        let plans = mine.clone().step_by(batch).map(move |first| BatchPlan {
-            epoch: 0,
-            samples: (first..mine.end.min(first + batch as u32)).collect(),
-        });
-        Ok(Loader::new(self.val.clone(), spec(config, config.evaluation(), 1), plans)?)
+        evaluated(&self.val, (0..self.val.len() as u32).collect(), config, world)
     }
 
-    /// u8 `[L, M, H, W, C]` → normalised f32 `[L·M, C, H, W]`, and the labels `[L]`, both on the device.
-    pub fn tensors(&self, batch: &Batch, data: &Data) -> (Tensor, Tensor) {
-        let (size, channels) = (i64::from(data.image_size), i64::from(data.channels));
+    /// This rank's share of the training samples that are held out, as evaluation sees images.
+    pub fn held_out(
+        &self,
+        config: &Config,
+        world: &dyn Collective,
+    ) -> Result<impl Iterator<Item = Result<Batch>>> {
+        let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
+        Ok(evaluated(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
+    }
+
+    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the run's precision, channels last, and the labels
+    /// `[L]`, both on the device.
+    pub fn tensors(&self, batch: &Batch, config: &Config) -> (Tensor, Tensor) {
+        let (size, channels) = (i64::from(config.data.image_size), i64::from(config.data.channels));
         let shape = [(batch.samples.len() * batch.views) as i64, size, size, channels];
         let bytes = Tensor::from_data_size(&batch.images, &shape, Kind::Uint8).to_device(self.device);
         let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
         let labels = Tensor::from_slice(&batch.labels).to_device(self.device);
-        ((pixels - &self.mean) / &self.std, labels)
+        let kind = match config.run.precision {
+            Precision::Fp32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        (((pixels - &self.mean) / &self.std).to_kind(kind), labels)
+    }
+}
+
+/// This rank's share of `samples`, as evaluation sees images.
+fn evaluated(
+    dataset: &Arc<Dataset>,
+    samples: Vec<u32>,
+    config: &Config,
+    world: &dyn Collective,
+) -> Result<Loader> {
+    let batch = config.optim.eval_batch_size.div_ceil(world.world());
+    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.world());
+    let mine = samples[mine.start as usize..mine.end as usize].to_vec();
+    let plans: Vec<BatchPlan> =
+        mine.chunks(batch).map(|samples| BatchPlan { epoch: 0, samples: samples.to_vec() }).collect();
+    Ok(Loader::new(dataset.clone(), spec(config, config.evaluation(), 1), plans.into_iter())?)
+}
+
+/// Which of the training samples are not trained on: the last of each of the first `count` stretches of `stride`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HeldOut {
+    count: usize,
+    stride: usize,
+}
+
+impl HeldOut {
+    /// Holds `count` of `samples` out, evenly spaced, for shards may be sorted by class.
+    fn new(samples: usize, count: usize) -> Result<Self> {
+        if count > samples / 2 {
+            return Err(Error::new(
+                Exit::Config,
+                format!(
+                    "cost.calibration_samples is {count}, more than half of the {samples} training samples"
+                ),
+            ));
+        }
+        Ok(Self { count, stride: samples / count.max(1) })
+    }
+
+    /// The place in the data set of the `i`-th sample that is held out.
+    fn held(&self, i: u32) -> u32 {
+        (i + 1) * self.stride as u32 - 1
+    }
+
+    /// The place in the data set of the `i`-th sample that is trained on.
+    fn trained(&self, i: u32) -> u32 {
+        let between = self.stride as u32 - 1;
+        i + i.checked_div(between).unwrap_or(0).min(self.count as u32)
     }
 }
 
@@ -155,5 +225,23 @@ pub fn prepare(config: &Config, world: &dyn Collective) -> Result<Device> {
         )),
         // A rank that is shown one GPU alone takes that one.
         _ => Ok(Device::Cuda(world.local().0 % tch::Cuda::device_count() as usize)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HeldOut;
+
+    #[test]
+    fn what_is_held_out_is_not_trained_on() {
+        for (samples, count) in [(10, 0), (10, 3), (10, 5), (103, 10), (7, 1)] {
+            let split = HeldOut::new(samples, count).unwrap();
+            let held = (0..count as u32).map(|i| split.held(i));
+            let trained = (0..(samples - count) as u32).map(|i| split.trained(i));
+            let mut all: Vec<u32> = held.chain(trained).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..samples as u32).collect::<Vec<u32>>(), "{count} of {samples}");
+        }
+        assert!(HeldOut::new(10, 6).is_err());
     }
 }

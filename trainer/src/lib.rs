@@ -6,6 +6,7 @@
 //! has the paper's equations, [`step`] puts them together, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files
 //! are written.
 
+pub mod budget;
 pub mod cli;
 pub mod collective;
 pub mod config;

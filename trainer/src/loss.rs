@@ -1,9 +1,10 @@
 //! The paper's objective, Eqs. 8 to 12; each equation stands here once.
 
+use crate::config::{Config, Routers, Stage};
 use tch::{Kind, Reduction, Tensor};
 
-/// α, β, γ of Eq. 12 and the margins of Eqs. 8 and 9.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The weights of Eq. 12, and of what is added to it for comparison, with the settings of each term.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weights {
     /// α: weight of the consistency loss.
     pub alpha: f64,
@@ -11,13 +12,41 @@ pub struct Weights {
     pub beta: f64,
     /// γ: weight of the cost loss.
     pub gamma: f64,
+    /// Weight of Conv-AIG's target-rate loss.
+    pub target: f64,
+    /// Weight of SkipNet's penalty.
+    pub run: f64,
     /// m_c: how far a view's path may lie from its sample's centre at no loss.
     pub consistency_margin: f64,
     /// m_d: how far apart two samples' centres have to lie.
     pub diversity_margin: f64,
+    /// The rate that Conv-AIG's loss aims at.
+    pub target_rate: f64,
+    /// ε of label smoothing.
+    pub label_smoothing: f64,
 }
 
-/// The parts of Eq. 12 on one rank.
+impl Weights {
+    /// The weights as they hold in `stage`, where γ now stands at `gamma`.
+    pub fn new(config: &Config, stage: &Stage, gamma: f64) -> Self {
+        let trains = |weight: f64| if stage.routers == Routers::Train { weight } else { 0.0 };
+        let on = |enabled: bool, weight: f64| if enabled { weight } else { 0.0 };
+        let (consistency, diversity) = (&config.consistency, &config.diversity);
+        Self {
+            alpha: stage.alpha.unwrap_or(trains(on(consistency.enabled, consistency.weight))),
+            beta: stage.beta.unwrap_or(trains(on(diversity.enabled, diversity.weight))),
+            gamma: stage.gamma.unwrap_or(trains(gamma)),
+            target: trains(config.target_rate.weight),
+            run: trains(config.run_rate.weight),
+            consistency_margin: consistency.margin,
+            diversity_margin: diversity.margin,
+            target_rate: config.target_rate.rate,
+            label_smoothing: config.optim.label_smoothing,
+        }
+    }
+}
+
+/// The parts of the objective on one rank.
 #[derive(Debug)]
 pub struct Parts {
     /// L_cls: mean cross entropy over the rank's views.
@@ -28,6 +57,10 @@ pub struct Parts {
     pub div: Tensor,
     /// L_cost: mean over the rank's views.
     pub cost: Tensor,
+    /// Conv-AIG's loss over all ranks' views.
+    pub target: Tensor,
+    /// SkipNet's penalty: mean over the rank's views.
+    pub run: Tensor,
 }
 
 /// Row-wise L² norm over the last dimension, whose gradient at 0 is 0 and not NaN.
@@ -55,9 +88,9 @@ pub fn by_view(labels: &Tensor, views: i64) -> Tensor {
 }
 
 /// L_cls: mean cross entropy; `labels` is `[L]`, shared by a sample's M views.
-pub fn classification(logits: &Tensor, labels: &Tensor, views: i64) -> Tensor {
+pub fn classification(logits: &Tensor, labels: &Tensor, views: i64, smoothing: f64) -> Tensor {
     let labels = by_view(labels, views);
-    logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)
+    logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, smoothing)
 }
 
 /// Eq. 8: L_con = 1/(L·M) Σ_i Σ_j \[‖r_ij − r̄_i‖ − m_c\]₊². `paths` is `[L·M, n]`, `centres` `[L, n]`.
@@ -89,8 +122,26 @@ pub fn cost(paths: &Tensor, costs: &Tensor) -> Tensor {
     (paths * costs).sum_dim_intlist([1].as_slice(), false, None).mean(None)
 }
 
+/// Conv-AIG's loss (Veit & Belongie, ECCV 2018): Σ_k (r_k − rate)², r_k the mean of v_k over all ranks' views.
+///
+/// `paths` `[N, n]` are this rank's, with gradient; `keys` `[G, n]` every rank's centres, without, whose mean is r. The
+/// gradient on each rank is 2(r_k − rate)·∂(own mean of v_k), of which the mean over ranks is the loss's own.
+pub fn target_rate(paths: &Tensor, keys: &Tensor, rate: f64) -> Tensor {
+    let off = keys.mean_dim([0].as_slice(), false, None) - rate;
+    let slope = (&off * 2.0 * paths.mean_dim([0].as_slice(), false, None)).sum(None);
+    off.square().sum(None) + &slope - slope.detach()
+}
+
+/// SkipNet's penalty (Wang et al., ECCV 2018): the mean of v over inputs and blocks; 0 without blocks.
+pub fn run_rate(paths: &Tensor) -> Tensor {
+    match paths.size()[1] {
+        0 => paths.sum(None),
+        _ => paths.mean(None),
+    }
+}
+
 impl Parts {
-    /// What rank r back-propagates: ce + α·con + 2·W·β·P_r + γ·cost.
+    /// What rank r back-propagates: ce + α·con + 2·W·β·P_r + γ·cost, and the baselines' terms.
     ///
     /// Averaged over the W ranks, its gradient is that of Eq. 12 over the whole global batch: the means are
     /// exact as they are, and 2·W turns the mean of the shares' gradients into L_div's.
@@ -99,5 +150,7 @@ impl Parts {
             + &self.con * weights.alpha
             + &self.div * (2.0 * world as f64 * weights.beta)
             + &self.cost * weights.gamma
+            + &self.target * weights.target
+            + &self.run * weights.run
     }
 }

@@ -1,10 +1,10 @@
-//! One training step up to the update: forward, objective, backward, and the mean over ranks.
+//! One training step up to the update: forward, objective, backward, and the mean over micro-batches and ranks.
 
 use crate::collective::{self, Collective};
-use crate::config::Routers;
+use crate::config::{Routers, Scope};
 use crate::error::{Error, Result};
 use crate::loss::{self, Parts, Weights};
-use crate::model::{Decisions, Net};
+use crate::model::{Decisions, Net, Output, Statistics, hard, in_order};
 use tch::{Kind, Tensor};
 
 /// What a step needs beside its batch.
@@ -15,15 +15,27 @@ pub struct Step<'a> {
     pub net: &'a Net,
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
-    /// α, β, γ and the margins.
+    /// The objective.
     pub weights: Weights,
     /// Whether routers train; the gradient of frozen ones is zero.
     pub routers: Routers,
     /// M.
     pub views: i64,
-    /// Whether batch norm takes the batch's statistics, as training does; a test that compares world sizes
+    /// Which samples the diversity loss tells apart, of a micro-batch or of the global batch.
+    pub scope: Scope,
+    /// What batch norm normalises with: the batch's statistics, as training does; a test that compares world sizes
     /// fixes them instead, for each rank has its own.
-    pub batch_statistics: bool,
+    pub statistics: Statistics,
+}
+
+/// One pass's share of a rank's batch.
+pub struct MicroBatch<'a> {
+    /// `[L·M, C, H, W]`.
+    pub images: Tensor,
+    /// `[L]`.
+    pub labels: Tensor,
+    /// How gates decide for these images.
+    pub decisions: Decisions<'a>,
 }
 
 /// What a step measured: means over all ranks.
@@ -33,55 +45,107 @@ pub struct Measured {
     pub ce: f64,
     /// L_con.
     pub con: f64,
-    /// L_div of the global batch.
+    /// L_div.
     pub div: f64,
     /// L_cost.
     pub cost: f64,
+    /// Conv-AIG's loss.
+    pub target: f64,
+    /// SkipNet's penalty.
+    pub run: f64,
     /// Share of views whose class came first.
     pub top1: f64,
     /// L² norm of the averaged gradient.
     pub grad_norm: f64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
-    /// Mean decision of each gate, `[n]`.
+    /// Mean decision of each gate in this step, `[n]`.
     pub rates: Vec<f64>,
+    /// Mean of what each gate would have decided in inference (Eq. 13), `[n]`.
+    pub hard_rates: Vec<f64>,
 }
 
 impl Step<'_> {
-    /// All ranks: the gradient of Eq. 12 over the global batch, laid out as the flat parameters, and what was
+    /// All ranks: the gradient of the objective over the global batch, laid out as the flat parameters, and what was
     /// measured on the way; the same to the bit on every rank.
     ///
-    /// `images` `[L·M, C, H, W]` and `labels` `[L]` are this rank's share; `stop` is this rank's wish to stop.
-    pub fn gradient(
-        &self,
-        images: &Tensor,
-        labels: &Tensor,
-        decisions: Decisions,
-        stop: bool,
-    ) -> Result<(Tensor, Measured)> {
-        // Forward: logits, and relaxed paths (Eqs. 6 and 7) or hard ones.
-        let out = self.net.forward(images, decisions, self.batch_statistics);
-
-        // The objective (Eqs. 8 to 12): this rank's centres meet those of all ranks.
-        let centres = loss::centres(&out.path, self.views); // [L, n]
-        let keys = self.world.all_gather(&centres)?.flatten(0, 1); // [G, n]
-        let first = self.world.rank() as i64 * centres.size()[0];
-        let parts = Parts {
-            ce: loss::classification(&out.logits, labels, self.views),
-            con: loss::consistency(&out.path, &centres, self.views, self.weights.consistency_margin),
-            div: loss::diversity(&centres, &keys, first, self.weights.diversity_margin),
-            cost: loss::cost(&out.path, self.costs),
+    /// `batch` is this rank's share, all micro-batches of one size; `stop` is this rank's wish to stop.
+    pub fn gradient(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Measured)> {
+        let mut sums: Option<(Tensor, Tensor)> = None;
+        let global_keys = match self.scope {
+            Scope::GlobalBatch => Some(self.keys_of_all(batch)?),
+            Scope::MicroBatch => None,
         };
+        for (a, micro) in batch.iter().enumerate() {
+            // Forward: logits, and relaxed paths (Eqs. 6 and 7) or hard ones.
+            let out = self.net.forward(&micro.images, micro.decisions, self.statistics);
 
-        // Backward, then the mean over ranks of gradient and measurements in one go.
-        let gradient = self.backward(&parts.total(&self.weights, self.world.world()));
-        let measured = self.measure(&parts, &out.logits, labels, &out.path, stop);
-        let flat = Tensor::cat(&[&gradient, &measured], 0);
+            // The objective (Eqs. 8 to 12): this rank's centres meet those of all ranks.
+            let centres = loss::centres(&out.path, self.views); // [L, n]
+            let (own, rank) = (centres.size()[0], self.world.rank() as i64);
+            let (keys, first, share) = match &global_keys {
+                Some(keys) => {
+                    let micros = batch.len() as i64;
+                    (keys.shallow_clone(), (rank * micros + a as i64) * own, micros as f64)
+                }
+                None => (self.world.all_gather(&centres)?.flatten(0, 1), rank * own, 1.0),
+            };
+            let parts = self.parts(micro, &out, &centres, &keys, first, share);
+
+            // Backward.
+            let gradient = self.backward(&parts.total(&self.weights, self.world.world()));
+            let measured = self.measure(&parts, &out, &micro.labels, stop);
+            sums = Some(match sums {
+                None => (gradient, measured),
+                Some((gradients, measurements)) => (gradients + gradient, measurements + measured),
+            });
+        }
+
+        // The mean over micro-batches and ranks of gradient and measurements, in one go.
+        let (gradient, measured) = sums.expect("a micro-batch at least");
+        let flat = Tensor::cat(&[&gradient, &measured], 0) / batch.len() as f64;
         collective::all_reduce_mean(self.world, &flat)?;
         let (gradient, measured) =
             (flat.narrow(0, 0, gradient.size()[0]), flat.slice(0, gradient.size()[0], None, 1));
         let measured = Measured::read(&measured, &gradient);
         Ok((gradient, measured))
+    }
+
+    /// All ranks: the centres of the global batch's samples, `[G, n]`, by a pass that leaves no trace.
+    fn keys_of_all(&self, batch: &[MicroBatch]) -> Result<Tensor> {
+        let statistics = match self.statistics {
+            Statistics::Batch => Statistics::BatchUnseen,
+            other => other,
+        };
+        let centres = |micro: &MicroBatch| {
+            let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, statistics));
+            loss::centres(&out.path, self.views)
+        };
+        let own: Vec<Tensor> = batch.iter().map(centres).collect();
+        Ok(self.world.all_gather(&Tensor::cat(&own, 0))?.flatten(0, 1))
+    }
+
+    /// The parts of the objective, each a mean over this micro-batch's views or samples. `keys` are the centres of
+    /// all samples that are told apart, of which this micro-batch has those from `first` on; `share` is how many
+    /// micro-batches of a rank share them, for what they add up to is divided by that many in the end.
+    fn parts(
+        &self,
+        micro: &MicroBatch,
+        out: &Output,
+        centres: &Tensor,
+        keys: &Tensor,
+        first: i64,
+        share: f64,
+    ) -> Parts {
+        let weights = &self.weights;
+        Parts {
+            ce: loss::classification(&out.logits, &micro.labels, self.views, weights.label_smoothing),
+            con: loss::consistency(&out.path, centres, self.views, weights.consistency_margin),
+            div: loss::diversity(centres, keys, first, weights.diversity_margin) * share,
+            cost: loss::cost(&out.path, self.costs),
+            target: loss::target_rate(&out.path, keys, weights.target_rate),
+            run: loss::run_rate(&out.path),
+        }
     }
 
     /// The gradient of `loss`, laid out as the flat parameters; zero for what does not train.
@@ -94,21 +158,23 @@ impl Step<'_> {
         let flat: Vec<Tensor> = trained
             .iter()
             .map(|parameter| match trains(parameter.role.router).then(|| gradients.next()).flatten() {
-                Some(gradient) if gradient.defined() => gradient.reshape([-1]),
-                _ => parameter.tensor.detach().zeros_like().view([-1]),
+                Some(gradient) if gradient.defined() => in_order(&gradient),
+                _ => in_order(&parameter.tensor.detach().zeros_like()),
             })
             .collect();
         Tensor::cat(&flat, 0)
     }
 
     /// What this rank measured, in a form whose mean over ranks is the global batch's: see [`Measured::read`].
-    fn measure(&self, parts: &Parts, logits: &Tensor, labels: &Tensor, paths: &Tensor, stop: bool) -> Tensor {
+    fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor, stop: bool) -> Tensor {
         let labels = loss::by_view(labels, self.views);
-        let top1 = logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
-        let stop = Tensor::from(f32::from(u8::from(stop))).to_device(logits.device());
+        let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
+        let stop = Tensor::from(f32::from(u8::from(stop))).to_device(out.logits.device());
         let div = &parts.div * self.world.world() as f64; // L_div is a sum over ranks
-        let scalars = Tensor::stack(&[&parts.ce, &parts.con, &div, &parts.cost, &top1, &stop], 0);
-        Tensor::cat(&[scalars, paths.mean_dim([0].as_slice(), false, None)], 0).detach()
+        let Parts { ce, con, cost, target, run, .. } = parts;
+        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run, &top1, &stop], 0);
+        let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
+        Tensor::cat(&[scalars, mean(&out.path), mean(&hard(&out.gates))], 0).detach()
     }
 }
 
@@ -117,15 +183,22 @@ impl Measured {
     fn read(values: &Tensor, gradient: &Tensor) -> Self {
         let values = Vec::<f64>::try_from(values.to_kind(Kind::Double)).expect("a vector of numbers");
         let grad_norm = f64::try_from(gradient.norm()).expect("one number");
-        let [ce, con, div, cost, top1, stop, ref rates @ ..] = values[..] else {
-            unreachable!("measure writes six numbers and the rates")
+        let [ce, con, div, cost, target, run, top1, stop, ref rates @ ..] = values[..] else {
+            unreachable!("measure writes eight numbers and the rates")
         };
-        Self { ce, con, div, cost, top1, grad_norm, stop: stop > 0.0, rates: rates.to_vec() }
+        let (rates, hard_rates) = rates.split_at(rates.len() / 2);
+        let (rates, hard_rates) = (rates.to_vec(), hard_rates.to_vec());
+        Self { ce, con, div, cost, target, run, top1, grad_norm, stop: stop > 0.0, rates, hard_rates }
     }
 
-    /// Eq. 12.
+    /// The objective: Eq. 12, and what the baselines add.
     pub fn loss(&self, weights: &Weights) -> f64 {
-        self.ce + weights.alpha * self.con + weights.beta * self.div + weights.gamma * self.cost
+        self.ce
+            + weights.alpha * self.con
+            + weights.beta * self.div
+            + weights.gamma * self.cost
+            + weights.target * self.target
+            + weights.run * self.run
     }
 
     /// An error where the loss or the gradient is not finite: what is not finite on one rank is not finite in

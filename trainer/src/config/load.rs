@@ -9,11 +9,10 @@ use std::path::Path;
 /// The shipped configs, so that their bare names work from any folder.
 pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 
-/// Reads `name` (a path, or the bare name of a shipped config), applies `--set` overrides in order, and
-/// checks every value.
+/// Reads `name` (a path, or the bare name of a shipped config) over what it extends, applies `--set` overrides in
+/// order, and checks every value.
 pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
-    let text = read(name)?;
-    let mut config: Config = parse(&text).map_err(|error| explain(name, &text, &error))?;
+    let mut tree = with_bases(name, None, &mut Vec::new())?;
     // The override that set a key, or the section it is in.
     let set_by = |key: &str| {
         let sets = |setting: &&String| {
@@ -22,23 +21,74 @@ pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
         };
         overrides.iter().rfind(sets)
     };
-    // Before the overrides: a number that is none (.nan) would be lost on the way through the tree.
-    if let Some((key, wanted)) = config.out_of_range().filter(|(key, _)| set_by(key).is_none()) {
-        return Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted));
-    }
     for setting in overrides {
-        let mut tree = serde_json::to_value(&config).expect("a config is a JSON tree");
         apply(&mut tree, setting)?;
         let complaint =
             |error: serde_json::Error| wrong(format!("--set {setting}: {}", plainly(&error.to_string())));
-        config = serde_json::from_value(tree).map_err(complaint)?;
+        tree = as_tree(&serde_json::from_value::<Config>(tree).map_err(complaint)?);
     }
-    match config.out_of_range() {
+    let config: Config = serde_json::from_value(tree).expect("a config's own tree");
+    match config.out_of_range().into_iter().next() {
         None => Ok(config),
         Some((key, wanted)) => {
             let place = set_by(&key).map_or_else(|| name.to_owned(), |setting| format!("--set {setting}"));
             Err(out_of_range(&place, &key, &wanted))
         }
+    }
+}
+
+fn as_tree(config: &Config) -> Value {
+    serde_json::to_value(config).expect("a config is a JSON tree")
+}
+
+/// What `name` says over what it extends, over the defaults, with every key there is. `from` is the file that
+/// extends it, `chain` the names that led here.
+fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result<Value> {
+    let (name, text) = read(name, from)?;
+    let said: Config = parse(&text).map_err(|error| explain(&name, &text, &error))?;
+    let own: Value = parse(&text).map_err(|error| explain(&name, &text, &error))?;
+    if chain.contains(&name) {
+        return Err(wrong(format!("{name}: extends goes in a circle: {} → {name}", chain.join(" → "))));
+    }
+    // What this file itself sets out of range.
+    let here = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
+    if let Some((key, wanted)) = said.out_of_range().into_iter().find(|(key, _)| here(key)) {
+        return Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted));
+    }
+    chain.push(name.clone());
+    let mut tree = match &said.extends {
+        None => as_tree(&Config::default()),
+        Some(base) => with_bases(base, Some(&name), chain)?,
+    };
+    merge(&mut tree, own);
+    if let Value::Object(map) = &mut tree {
+        map.remove("extends");
+    }
+    // With every key again, where a whole section was replaced.
+    let merged = serde_json::from_value::<Config>(tree)
+        .map_err(|error| wrong(format!("{name}: {}", plainly(&error.to_string()))))?;
+    Ok(as_tree(&merged))
+}
+
+fn step_into<'a>(place: &'a Value, part: &str) -> Option<&'a Value> {
+    match place {
+        Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+        place => place.get(part),
+    }
+}
+
+/// Puts `over` into `tree`, key by key wherever `tree` has all of the keys; what is of another form, as another
+/// kind of crop or a list, is replaced.
+fn merge(tree: &mut Value, over: Value) {
+    match (tree, over) {
+        (Value::Object(tree), Value::Object(over))
+            if over.keys().all(|key| tree.contains_key(key) || key == "extends") =>
+        {
+            for (key, value) in over {
+                merge(tree.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (tree, over) => *tree = over,
     }
 }
 
@@ -61,19 +111,25 @@ fn wrong(message: String) -> Error {
     Error::new(Exit::Config, message)
 }
 
-fn read(name: &str) -> Result<String> {
-    if Path::new(name).exists() {
-        return std::fs::read_to_string(name).map_err(|error| wrong(format!("cannot read {name}: {error}")));
+/// Where `name` was found and its text: a file (beside the file `from` that extends it, where there is one), or a
+/// shipped config.
+fn read(name: &str, from: Option<&str>) -> Result<(String, String)> {
+    let beside = from.and_then(|from| Path::new(from).parent()).unwrap_or(Path::new("")).join(name);
+    if beside.exists() {
+        let text = std::fs::read_to_string(&beside)
+            .map_err(|error| wrong(format!("cannot read {}: {error}", beside.display())))?;
+        return Ok((beside.display().to_string(), text));
     }
     if let Some(file) = BUILT_IN.get_file(name) {
-        return Ok(String::from_utf8_lossy(file.contents()).into_owned());
+        return Ok((name.to_owned(), String::from_utf8_lossy(file.contents()).into_owned()));
     }
     let shipped: Vec<&str> = BUILT_IN.files().filter_map(|file| file.path().to_str()).collect();
     let hint = match nearest(name, &shipped) {
         Some(near) => format!("did you mean {near}?"),
         None => format!("shipped configs: {}", shipped.join(", ")),
     };
-    Err(wrong(format!("{name}: no such file, nor a shipped config; {hint}")))
+    let by = from.map(|from| format!(", which {from} extends")).unwrap_or_default();
+    Err(wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}")))
 }
 
 /// A parser's complaint as one line: file, line, key, what, the nearest valid name.
@@ -135,12 +191,13 @@ fn apply(tree: &mut Value, setting: &str) -> Result<()> {
             wrong(format!("--set {setting}: unknown key {key:?}; {hint}"))
         })?;
     }
-    *place = match place {
+    let value = match place {
         Value::String(_) if text.is_empty() => Value::String(String::new()),
         _ => {
             parse(text).map_err(|error| wrong(format!("--set {setting}: {}", plainly(&error.to_string()))))?
         }
     };
+    merge(place, value);
     Ok(())
 }
 
@@ -180,7 +237,7 @@ mod tests {
     }
 
     const FINE: &str =
-        "data:\n  train: a\n  val: b\nloss:\n  gamma: 0.02\nstages:\n  - epochs: 2\n    lr: 0.1\n";
+        "data:\n  train: a\n  val: b\ncost:\n  gamma: 0.02\nstages:\n  - epochs: 2\n    lr: 0.1\n";
 
     fn complaint(text: &str, set: &[&str]) -> String {
         let (_file, name) = file(text);
@@ -194,9 +251,10 @@ mod tests {
     #[test]
     fn values_come_from_the_file_the_defaults_and_set() {
         let (_file, name) = file(FINE);
-        let set = ["loss.alpha=0.5", "stages.0.schedule=cosine", "run.dir=/tmp/a b"].map(String::from);
+        let set =
+            ["consistency.weight=0.5", "stages.0.schedule=cosine", "run.dir=/tmp/a b"].map(String::from);
         let config = load(&name, &set).unwrap();
-        assert_eq!((config.loss.gamma, config.loss.alpha, config.loss.beta), (0.02, 0.5, 0.2));
+        assert_eq!((config.cost.gamma, config.consistency.weight, config.diversity.weight), (0.02, 0.5, 0.2));
         assert_eq!(config.stages[0].schedule, super::super::Schedule::Cosine);
         assert_eq!(config.run.dir.as_deref(), Some("/tmp/a b"));
         assert_eq!(config.optim.momentum, 0.9);
@@ -208,18 +266,18 @@ mod tests {
         assert_eq!(complaint(&text, &[]), "FILE:5: unknown field `gama`; did you mean `gamma`?");
         let nested = FINE.replace("    lr: 0.1", "    lr: 0.1\n    schedul: cosine");
         assert_eq!(complaint(&nested, &[]), "FILE:9: unknown field `schedul`; did you mean `schedule`?");
-        assert!(complaint(FINE, &["loss.alfa=1"]).contains("did you mean \"alpha\"?"));
-        assert!(complaint(FINE, &["loss"]).contains("expected key=value"));
+        assert!(complaint(FINE, &["consistency.weigth=1"]).contains("did you mean \"weight\"?"));
+        assert!(complaint(FINE, &["cost"]).contains("expected key=value"));
     }
 
     #[test]
     fn a_wrong_type_is_named_with_its_line() {
         let said = complaint(&FINE.replace("0.02", "much"), &[]);
         assert!(said.starts_with("FILE:5: gamma: "), "{said}");
-        let said = complaint(FINE, &["loss.gamma=much"]);
-        assert!(said.starts_with("--set loss.gamma=much: "), "{said}");
-        let said = complaint(FINE, &["loss.beta=1", "loss={gama: 2}"]);
-        assert_eq!(said, "--set loss={gama: 2}: unknown field `gama`; did you mean `gamma`?");
+        let said = complaint(FINE, &["cost.gamma=much"]);
+        assert!(said.starts_with("--set cost.gamma=much: "), "{said}");
+        let said = complaint(FINE, &["cost.gamma=1", "cost={gama: 2}"]);
+        assert_eq!(said, "--set cost={gama: 2}: unknown field `gama`; did you mean `gamma`?");
         let said = complaint(FINE, &["stages.0.schedule=cosin"]);
         assert_eq!(said, "--set stages.0.schedule=cosin: unknown variant `cosin`; did you mean `cosine`?");
     }
@@ -227,11 +285,9 @@ mod tests {
     #[test]
     fn a_value_out_of_range_is_named_with_its_line() {
         assert!(
-            complaint(&FINE.replace("0.02", "-1"), &[]).starts_with("FILE:5: loss.gamma is out of range")
+            complaint(&FINE.replace("0.02", "-1"), &[]).starts_with("FILE:5: cost.gamma is out of range")
         );
-        assert!(
-            complaint(&FINE.replace("0.02", ".nan"), &[]).starts_with("FILE:5: loss.gamma is out of range")
-        );
+        assert!(complaint(&FINE.replace("0.02", ".nan"), &[]).starts_with("FILE:5: gamma: non-finite"));
         assert!(
             complaint(&FINE.replace("lr: 0.1", "lr: 0"), &[]).starts_with("FILE:8: stages.0.lr is out of")
         );
@@ -247,22 +303,66 @@ mod tests {
     }
 
     #[test]
+    fn a_config_extends_another_key_by_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        write("base.yaml", &format!("{FINE}  - epochs: 1\n    lr: 0.3\nrun: {{seed: 4}}\n"));
+        write("mid/mid.yaml", "extends: ../base.yaml\ndata: {views: 3, crop: {pad: {pixels: 2}}}\n");
+        let crop = "data: {crop: {random_resized: {scale: [0.5, 1.0], ratio: [1.0, 1.0]}}}";
+        let top = write("mid/top.yaml", &format!("extends: mid.yaml\ncost: {{unit: gmacs}}\n{crop}\n"));
+        let config = load(&top, &["cost={gamma: 3}".to_owned()]).unwrap();
+        assert_eq!((config.data.views, config.data.train.as_str(), config.run.seed), (3, "a", 4));
+        assert_eq!((config.cost.gamma, config.cost.unit), (3.0, super::super::CostUnit::Gmacs));
+        assert!(matches!(config.data.crop, codinet_dataloader::Crop::RandomResized { .. }));
+        assert_eq!((config.stages.len(), config.extends), (2, None));
+
+        let lost = write("lost.yaml", "extends: bass.yaml\n");
+        let said = load(&lost, &[]).unwrap_err().message;
+        assert!(said.starts_with(&format!("bass.yaml, which {lost} extends: no such file")), "{said}");
+        write("mid/mid.yaml", "extends: top.yaml\n");
+        assert!(load(&top, &[]).unwrap_err().message.contains("goes in a circle"));
+        write("mid/mid.yaml", "extends: ../base.yaml\ndata: {views: 0}\n");
+        let said = load(&top, &[]).unwrap_err().message;
+        assert!(said.contains("mid.yaml:2: data.views is out of range"), "{said}");
+    }
+
+    #[test]
     fn schedules_follow_their_formulas() {
-        let stage = |schedule, warmup_epochs| super::super::Stage {
+        use super::super::{Config, Schedule::*, Stage};
+        let mut config = Config::default();
+        let stage = |schedule, warmup_epochs| Stage {
             epochs: 10,
             lr: 0.2,
             schedule,
             warmup_epochs,
             ..Default::default()
         };
-        use super::super::Schedule::*;
         let steps = stage(MultiStep { milestones: vec![4, 8], factor: 0.1 }, 2.0);
         for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (3.9, 0.2), (4.0, 0.02), (9.0, 0.002)] {
-            assert!((steps.lr_at(epoch) - lr).abs() < 1e-12, "{epoch}");
+            assert!((config.lr_at(&steps, epoch) - lr).abs() < 1e-12, "{epoch}");
         }
-        let cosine = stage(Cosine, 0.0);
-        for (epoch, lr) in [(0.0, 0.2), (5.0, 0.1), (10.0, 0.0)] {
-            assert!((cosine.lr_at(epoch) - lr).abs() < 1e-12, "{epoch}");
+        // OneCycle: torch.optim.lr_scheduler.OneCycleLR(max_lr=0.2, total_steps=101, pct_start=0.3) at 0, 15, 30, 65, 100.
+        for (schedule, rates) in [
+            (Cosine, vec![(0.0, 0.2), (5.0, 0.1), (10.0, 0.0)]),
+            (
+                OneCycle { rise: 0.3 },
+                vec![(0.0, 0.008), (1.5, 0.104), (3.0, 0.2), (6.5, 0.1000004), (10.0, 8e-7)],
+            ),
+        ] {
+            for (epoch, lr) in rates {
+                let found = config.lr_at(&stage(schedule.clone(), 0.0), epoch);
+                assert!((found - lr).abs() < 1e-9, "{epoch}: {found}");
+            }
         }
+        (config.optim.batch_size, config.optim.lr_batch_size) = (512, Some(256));
+        assert!(
+            (config.lr_at(&stage(Constant, 0.0), 1.0) - 0.4).abs() < 1e-12,
+            "twice the batch, twice the rate"
+        );
     }
 }

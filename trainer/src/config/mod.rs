@@ -1,9 +1,12 @@
 //! What a run is made of. Every key is documented where it is defined, every default is written once, in
 //! the `Default` of its section; [`load`] reads and checks a file.
 
+mod check;
 mod load;
+mod stage;
 
 pub use load::{BUILT_IN, load};
+pub use stage::{Routers, Schedule, Stage};
 
 use codinet_dataloader::transform::{Crop, Transform};
 use serde::{Deserialize, Serialize};
@@ -12,14 +15,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Another config, beside this file or a shipped one, whose values hold where this one has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extends: Option<String>,
     /// Where and how the run goes on.
     pub run: Run,
     /// What it sees.
     pub data: Data,
     /// What it trains.
     pub model: Model,
-    /// What it minimises.
-    pub loss: Loss,
+    /// L_con: views of one sample shall take like paths.
+    pub consistency: Consistency,
+    /// L_div: different samples shall take different paths.
+    pub diversity: Diversity,
+    /// L_cost: paths shall be short.
+    pub cost: Cost,
+    /// Conv-AIG's way to a shorter path, for comparison.
+    pub target_rate: TargetRate,
+    /// SkipNet's way to a shorter path, for comparison.
+    pub run_rate: RunRate,
     /// How it steps.
     pub optim: Optim,
     /// The stages, in order: the paper's Section 3.4 has two.
@@ -36,6 +50,8 @@ pub struct Run {
     pub seed: u64,
     /// Where tensors live: `auto` takes the GPU of the rank's place on its host, where there is one.
     pub device: DeviceChoice,
+    /// What convolutions and activations are computed in; norms, gates, losses and weights are fp32 always.
+    pub precision: Precision,
     /// Compute threads a rank; null: the cores that the launcher left this rank.
     pub threads: Option<usize>,
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
@@ -44,6 +60,8 @@ pub struct Run {
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
     pub keep_last: usize,
+    /// Whether the checkpoint of the best top-1 so far is kept too; `checkpoints/best` names it.
+    pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     pub evaluate_every: u64,
 }
@@ -58,6 +76,16 @@ pub enum DeviceChoice {
     Cpu,
     /// A GPU, and nothing else.
     Cuda,
+}
+
+/// What convolutions and activations are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    Fp32,
+    /// bfloat16: faster where the hardware has it (GPUs from A100 on, CPUs with AMX), slower where not.
+    Bf16,
 }
 
 /// What the run sees.
@@ -100,13 +128,41 @@ pub struct Data {
 pub struct Model {
     /// The backbone.
     pub arch: Arch,
-    /// Whether blocks have routers; false: the static backbone.
-    pub gated: bool,
+    /// Which blocks have a router.
+    pub gates: Gates,
+    /// What stands in for a skipped block that changes the shape.
+    pub skip: SkipBranch,
     /// Where a bottleneck block has its stride: conv1 is ResNet v1 (the paper's 3.86 G), conv2 v1.5
     /// (torchvision's).
     pub stride_in: StrideIn,
+    /// Whether the last norm of each block starts at 0, so that blocks start as identities (arXiv 1706.02677).
+    pub zero_init_last_norm: bool,
     /// The routers.
     pub router: Router,
+    /// Weights to start from: a .safetensors file with torchvision's names; null: drawn anew.
+    pub init_from: Option<String>,
+}
+
+/// Which blocks have a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gates {
+    /// All of them.
+    All,
+    /// Those that give the shape that they take, as in SkipNet and BlockDrop.
+    SameShape,
+    /// None: the static backbone.
+    None,
+}
+
+/// What stands in for a skipped block that changes the shape; elsewhere that is the block's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipBranch {
+    /// A 1×1 convolution, batch norm and ReLU of its own.
+    Project,
+    /// The block's own shortcut, and ReLU.
+    Shortcut,
 }
 
 /// A backbone: He et al., arXiv 1512.03385.
@@ -143,12 +199,40 @@ pub enum StrideIn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Router {
-    /// d, the hidden layer's width: `ratio: r` of the block's input channels, or `units: d`.
+    /// What a router is made of: the paper's Appendix A.2.
+    pub kind: RouterKind,
+    /// d, the hidden layer's width in `fc` and `cnn` routers: `ratio: r` of the block's input channels, or
+    /// `units: d`.
     pub hidden: Hidden,
     /// First value of the bias of "run" over that of "skip": above 0, blocks start mostly on.
     pub open_bias: f64,
+    /// How decisions are made differentiable: the paper's Appendix A.1.
+    pub relaxation: Relaxation,
     /// T of the Gumbel-Softmax (Eq. 6).
     pub temperature: f64,
+}
+
+/// What a router is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterKind {
+    /// Global average pooling and two linear layers (Eqs. 3 and 4).
+    Fc,
+    /// A 3×3 convolution, global average pooling and a linear layer.
+    Cnn,
+    /// Global average pooling, a linear layer that blocks of like width share, and an LSTM of hidden size 10 over
+    /// the blocks.
+    Rnn,
+}
+
+/// How decisions are made differentiable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Relaxation {
+    /// The re-parameterised Gumbel-Softmax: forward and backward by v of Eq. 6.
+    Gumbel,
+    /// The straight-through one: forward by v ≥ 0.5, backward as if by v.
+    StraightThrough,
 }
 
 /// Width of a router's hidden layer.
@@ -161,20 +245,89 @@ pub enum Hidden {
     Units(i64),
 }
 
-/// What the run minimises: Eq. 12.
+/// The consistency loss, Eq. 8.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Loss {
-    /// α: weight of the consistency loss.
-    pub alpha: f64,
-    /// β: weight of the diversity loss.
-    pub beta: f64,
-    /// γ: weight of the cost loss, whose unit is the mean gated block.
+pub struct Consistency {
+    /// Whether it is minimised; it is reported always.
+    pub enabled: bool,
+    /// α of Eq. 12.
+    pub weight: f64,
+    /// m_c: how far a view's path may lie from its sample's centre at no loss.
+    pub margin: f64,
+}
+
+/// The diversity loss, Eq. 9.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Diversity {
+    /// Whether it is minimised; it is reported always.
+    pub enabled: bool,
+    /// β of Eq. 12.
+    pub weight: f64,
+    /// m_d: how far apart two samples' centres have to lie.
+    pub margin: f64,
+    /// Which samples are told apart where gradients are accumulated.
+    pub scope: Scope,
+}
+
+/// Which samples the diversity loss tells apart where `optim.accumulate` is above 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Those of a micro-batch, over all ranks.
+    MicroBatch,
+    /// Those of the whole global batch; costs a second forward pass.
+    GlobalBatch,
+}
+
+/// The cost loss, Eq. 11, and the budget that may steer it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cost {
+    /// γ of Eq. 12; where there is a budget, its first value.
     pub gamma: f64,
-    /// m_c of Eq. 8.
-    pub consistency_margin: f64,
-    /// m_d of Eq. 9.
-    pub diversity_margin: f64,
+    /// What c_k is measured in, and so what γ is the price of.
+    pub unit: CostUnit,
+    /// Mean MACs an image, in billions, that γ is moved to meet; null: γ stays as it is.
+    pub budget_gmacs: Option<f64>,
+    /// How far a step moves γ for each 100 % of the budget that the network's MACs are off it.
+    pub gamma_step: f64,
+    /// Whether, at each stage's end, one bias on all gates is set so that the budget is met on training images
+    /// that were held out.
+    pub calibrate: bool,
+    /// How many training images are held out for that.
+    pub calibration_samples: usize,
+}
+
+/// What the cost of a block is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CostUnit {
+    /// The mean gated block: Σ c_k = n.
+    Blocks,
+    /// The static network.
+    Fraction,
+    /// 10⁹ multiply-accumulates.
+    Gmacs,
+}
+
+/// Conv-AIG's loss (Veit & Belongie, ECCV 2018): Σ_k (mean v_k − rate)², each block's rate over the batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TargetRate {
+    /// Its weight; 0: not minimised.
+    pub weight: f64,
+    /// The share of inputs that each block should run for.
+    pub rate: f64,
+}
+
+/// SkipNet's penalty (Wang et al., ECCV 2018): the mean of v over inputs and blocks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunRate {
+    /// Its weight; 0: not minimised.
+    pub weight: f64,
 }
 
 /// How the run steps.
@@ -191,51 +344,19 @@ pub struct Optim {
     pub weight_decay: f64,
     /// Whether weight decay takes in norms' scales and biases, as the paper's does.
     pub decay_norm_and_bias: bool,
-}
-
-/// One stage of training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Stage {
-    /// Its name in logs and in `summary.json`.
-    pub name: String,
-    /// How many epochs it takes.
-    pub epochs: u64,
-    /// Highest learning rate.
-    pub lr: f64,
-    /// How the rate falls.
-    pub schedule: Schedule,
-    /// Epochs of linear warm-up from 0, at the start.
-    pub warmup_epochs: f64,
-    /// What trains and how gates decide.
-    pub routers: Routers,
-}
-
-/// What a stage does with the routers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Routers {
-    /// They train, by relaxed decisions: the paper's first stage.
-    Train,
-    /// They are frozen and decide hard, and only cross entropy is minimised: its second.
-    Freeze,
-}
-
-/// How the learning rate falls over a stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Schedule {
-    /// Not at all.
-    Constant,
-    /// Times `factor` at each milestone.
-    MultiStep {
-        /// Epochs of the stage after which the rate falls.
-        milestones: Vec<u64>,
-        /// What it is multiplied by.
-        factor: f64,
-    },
-    /// Along half a cosine, to 0.
-    Cosine,
+    /// Nesterov's momentum.
+    pub nesterov: bool,
+    /// Micro-batches a step: gradients of so many passes are averaged before the update.
+    pub accumulate: usize,
+    /// ε of label smoothing in the cross entropy (arXiv 1512.00567).
+    pub label_smoothing: f64,
+    /// Largest L² norm of the gradient; a longer one is scaled down to it; null: any.
+    pub clip_norm: Option<f64>,
+    /// Share of the running mean of weights that is kept each step, such as 0.999; it is evaluated too; null: none.
+    pub ema_decay: Option<f64>,
+    /// The `batch_size` that the stages' learning rates are meant for: at another they are scaled in proportion
+    /// (arXiv 1706.02677); null: not scaled.
+    pub lr_batch_size: Option<usize>,
 }
 
 impl Default for Run {
@@ -244,10 +365,12 @@ impl Default for Run {
             dir: None,
             seed: 1,
             device: DeviceChoice::Auto,
+            precision: Precision::Fp32,
             threads: None,
             log_every: 50,
             checkpoint_every: 0,
             keep_last: 3,
+            keep_best: true,
             evaluate_every: 1,
         }
     }
@@ -276,19 +399,58 @@ impl Default for Data {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: Arch::ResNet20, gated: true, stride_in: StrideIn::Conv2, router: Router::default() }
+        Self {
+            arch: Arch::ResNet20,
+            gates: Gates::All,
+            skip: SkipBranch::Project,
+            stride_in: StrideIn::Conv2,
+            zero_init_last_norm: false,
+            router: Router::default(),
+            init_from: None,
+        }
     }
 }
 
 impl Default for Router {
     fn default() -> Self {
-        Self { hidden: Hidden::Ratio(1.0), open_bias: 2.0, temperature: 1.0 }
+        Self {
+            kind: RouterKind::Fc,
+            hidden: Hidden::Ratio(1.0),
+            open_bias: 2.0,
+            relaxation: Relaxation::Gumbel,
+            temperature: 1.0,
+        }
     }
 }
 
-impl Default for Loss {
+impl Default for Consistency {
     fn default() -> Self {
-        Self { alpha: 0.2, beta: 0.2, gamma: 0.01, consistency_margin: 0.2, diversity_margin: 0.5 }
+        Self { enabled: true, weight: 0.2, margin: 0.2 }
+    }
+}
+
+impl Default for Diversity {
+    fn default() -> Self {
+        Self { enabled: true, weight: 0.2, margin: 0.5, scope: Scope::MicroBatch }
+    }
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self {
+            gamma: 0.01,
+            unit: CostUnit::Blocks,
+            budget_gmacs: None,
+            gamma_step: 2e-4,
+            calibrate: false,
+            calibration_samples: 2000,
+        }
+    }
+}
+
+impl Default for TargetRate {
+    fn default() -> Self {
+        Self { weight: 0.0, rate: 0.7 }
     }
 }
 
@@ -300,19 +462,12 @@ impl Default for Optim {
             momentum: 0.9,
             weight_decay: 1e-4,
             decay_norm_and_bias: true,
-        }
-    }
-}
-
-impl Default for Stage {
-    fn default() -> Self {
-        Self {
-            name: "train".into(),
-            epochs: 1,
-            lr: 0.1,
-            schedule: Schedule::Constant,
-            warmup_epochs: 0.0,
-            routers: Routers::Train,
+            nesterov: false,
+            accumulate: 1,
+            label_smoothing: 0.0,
+            clip_norm: None,
+            ema_decay: None,
+            lr_batch_size: None,
         }
     }
 }
@@ -333,27 +488,6 @@ impl Hidden {
     }
 }
 
-impl Schedule {
-    /// The rate's factor at `epoch` (with its fraction) of `epochs`.
-    pub fn factor(&self, epoch: f64, epochs: u64) -> f64 {
-        match self {
-            Self::Constant => 1.0,
-            Self::MultiStep { milestones, factor } => {
-                factor.powi(milestones.iter().filter(|&&milestone| epoch >= milestone as f64).count() as i32)
-            }
-            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * epoch / epochs as f64).cos()),
-        }
-    }
-}
-
-impl Stage {
-    /// The learning rate at `epoch` (with its fraction) of this stage.
-    pub fn lr_at(&self, epoch: f64) -> f64 {
-        let warmth = if epoch < self.warmup_epochs { epoch / self.warmup_epochs } else { 1.0 };
-        self.lr * warmth * self.schedule.factor(epoch, self.epochs)
-    }
-}
-
 impl Config {
     /// What becomes of an image in training.
     pub fn augmentation(&self) -> Transform {
@@ -365,85 +499,28 @@ impl Config {
         Transform::Eval { resize: self.data.eval_resize }
     }
 
-    /// The first value that is out of its range: its key and what it should be.
-    fn out_of_range(&self) -> Option<(String, String)> {
-        let (data, optim, loss) = (&self.data, &self.optim, &self.loss);
-        let channels = |n: usize| n == 1 || n == data.channels as usize;
-        let count = |n: Option<usize>| n.is_none_or(|n| (1..=1024).contains(&n));
-        let batch = |n: usize| (1..=1 << 20).contains(&n);
-        let finite = |x: f64| x.is_finite() && x >= 0.0;
-        let hidden = match self.model.router.hidden {
-            Hidden::Ratio(ratio) => ratio > 0.0 && ratio <= 16.0,
-            Hidden::Units(units) => (1..=65_536).contains(&units),
-        };
-        let (train, eval) = (self.augmentation(), self.evaluation());
-        let refused =
-            |transform: &Transform| transform.check(data.image_size).err().map(|error| error.to_string());
-        let (crop, resize) = (refused(&train), refused(&eval));
-        let mut checks = vec![
-            (self.run.log_every > 0, "run.log_every", "at least 1".to_owned()),
-            (self.run.evaluate_every > 0, "run.evaluate_every", "at least 1".into()),
-            (self.run.keep_last >= 2, "run.keep_last", "at least 2".into()),
-            (count(self.run.threads), "run.threads", "1 to 1024, or null".into()),
-            (self.run.dir.as_deref() != Some(""), "run.dir", "a folder, or null".into()),
-            (!data.train.is_empty(), "data.train", "a folder, glob or brace pattern of .tar shards".into()),
-            (!data.val.is_empty(), "data.val", "a folder, glob or brace pattern of .tar shards".into()),
-            ((2..=1_000_000).contains(&data.classes), "data.classes", "2 to 1000000".into()),
-            (matches!(data.channels, 1 | 3), "data.channels", "1 or 3".into()),
-            ((8..=2048).contains(&data.image_size), "data.image_size", "8 to 2048 pixels".into()),
-            (channels(data.mean.len()), "data.mean", "a list of one number, or one a channel".into()),
-            (channels(data.std.len()), "data.std", "a list of one number, or one a channel".into()),
-            (data.std.iter().all(|&std| std > 0.0 && std.is_finite()), "data.std", "above 0".into()),
-            (data.mean.iter().all(|mean| mean.is_finite()), "data.mean", "finite".into()),
-            ((1..=64).contains(&data.views), "data.views", "1 to 64".into()),
-            ((0.0..=1.0).contains(&data.flip), "data.flip", "0 to 1".into()),
-            (crop.is_none(), "data.crop", crop.unwrap_or_default()),
-            (resize.is_none(), "data.eval_resize", resize.unwrap_or_default()),
-            (data.train_samples != Some(0), "data.train_samples", "at least 1, or null".into()),
-            (count(data.decode_threads), "data.decode_threads", "1 to 1024, or null".into()),
-            ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64".into()),
-            (hidden, "model.router.hidden", "a ratio above 0 and up to 16, or 1 to 65536 units".into()),
-            (self.model.router.open_bias.is_finite(), "model.router.open_bias", "finite".into()),
-            (
-                self.model.router.temperature > 0.0 && self.model.router.temperature.is_finite(),
-                "model.router.temperature",
-                "above 0".into(),
-            ),
-            (finite(loss.alpha), "loss.alpha", "finite, at least 0".into()),
-            (finite(loss.beta), "loss.beta", "finite, at least 0".into()),
-            (finite(loss.gamma), "loss.gamma", "finite, at least 0".into()),
-            (finite(loss.consistency_margin), "loss.consistency_margin", "finite, at least 0".into()),
-            (finite(loss.diversity_margin), "loss.diversity_margin", "finite, at least 0".into()),
-            (batch(optim.batch_size), "optim.batch_size", "1 to 1048576".into()),
-            (batch(optim.eval_batch_size), "optim.eval_batch_size", "1 to 1048576".into()),
-            ((0.0..1.0).contains(&optim.momentum), "optim.momentum", "0 to 1, 1 excluded".into()),
-            (finite(optim.weight_decay), "optim.weight_decay", "finite, at least 0".into()),
-            (!self.stages.is_empty(), "stages", "a list of at least one stage".into()),
-        ]
-        .into_iter()
-        .map(|(fine, key, wanted)| (fine, key.to_owned(), wanted))
-        .collect::<Vec<_>>();
-        for (i, stage) in self.stages.iter().enumerate() {
-            let milestones = match &stage.schedule {
-                Schedule::MultiStep { milestones, factor } => {
-                    milestones.is_sorted() && *factor > 0.0 && factor.is_finite()
-                }
-                _ => true,
-            };
-            let epochs = stage.epochs as f64;
-            let key = |name: &str| format!("stages.{i}.{name}");
-            checks.extend([
-                ((1..=1_000_000).contains(&stage.epochs), key("epochs"), "1 to 1000000".to_owned()),
-                (stage.lr > 0.0 && stage.lr.is_finite(), key("lr"), "above 0".into()),
-                ((0.0..=epochs).contains(&stage.warmup_epochs), key("warmup_epochs"), "0 to epochs".into()),
-                (milestones, key("schedule"), "milestones in rising order and a factor above 0".into()),
-                (
-                    self.model.gated || stage.routers == Routers::Train,
-                    key("routers"),
-                    "train, where model.gated is false".into(),
-                ),
-            ]);
-        }
-        checks.into_iter().find(|(fine, ..)| !fine).map(|(_, key, wanted)| (key, wanted))
+    /// Whether there are routers to train.
+    pub fn gated(&self) -> bool {
+        self.model.gates != Gates::None
+    }
+
+    /// Whether a bias on all gates is set at each stage's end.
+    pub fn calibrates(&self) -> bool {
+        self.gated() && self.cost.calibrate
+    }
+
+    /// Whether γ follows a budget in `stage`.
+    pub fn steers(&self, stage: &Stage) -> bool {
+        self.gated()
+            && self.cost.budget_gmacs.is_some()
+            && stage.routers == Routers::Train
+            && stage.gamma.is_none()
+    }
+
+    /// The learning rate at `epoch` (with its fraction) of `stage`.
+    pub fn lr_at(&self, stage: &Stage, epoch: f64) -> f64 {
+        let warmth = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
+        let scale = self.optim.lr_batch_size.map_or(1.0, |meant| self.optim.batch_size as f64 / meant as f64);
+        stage.lr * scale * warmth * stage.schedule.factor(epoch, stage.epochs)
     }
 }

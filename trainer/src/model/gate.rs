@@ -1,7 +1,9 @@
-//! Where a block's execution is decided: the router of Section 3.1.3, its Gumbel-Softmax relaxation (Eq. 6)
-//! and the hard decision of inference (Eq. 13).
+//! Where a block's execution is decided: its Gumbel-Softmax relaxation (Eq. 6), the hard decision of inference
+//! (Eq. 13), and what the decision chooses between.
 
-use super::layers::{BatchNorm, Builder, Conv, Linear, Shape};
+use super::layers::{BatchNorm, Builder, Conv, Shape, Statistics};
+use super::router::{Router, Routers};
+use crate::config::{Relaxation, SkipBranch};
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng as _;
 use tch::{Kind, Tensor};
@@ -9,23 +11,17 @@ use tch::{Kind, Tensor};
 /// How gates decide.
 #[derive(Clone, Copy, Debug)]
 pub enum Decisions<'a> {
-    /// v = σ((U[1] − U[0] + g₁ − g₀)/T), Eq. 6: each block's output is blended by v (Eq. 7). `noise` holds
-    /// g₁ − g₀, `[N, n]`.
+    /// v = σ((U[1] − U[0] + g₁ − g₀)/T), Eq. 6: each block's output is blended by v (Eq. 7).
     Relaxed {
-        /// g₁ − g₀ for every input and block, `[N, n]`.
-        noise: &'a Tensor,
+        /// g₁ − g₀ for every input and block, `[N, n]`; `None`: without noise.
+        noise: Option<&'a Tensor>,
         /// T.
         temperature: f64,
+        /// Whether blocks are blended by v itself, or by v ≥ 0.5 with the gradient of v.
+        relaxation: Relaxation,
     },
     /// u = 1 where U[1] ≥ U[0], Eq. 13, without noise.
     Hard,
-}
-
-/// A router: global average pooling, a hidden layer with ReLU, two outputs U (Eqs. 3 to 5).
-#[derive(Debug)]
-pub struct Router {
-    fc1: Linear,
-    fc2: Linear,
 }
 
 /// What a block is replaced by when it is skipped.
@@ -35,57 +31,52 @@ pub enum Skip {
     Identity,
     /// conv1×1 + BN + ReLU, where the block changes the shape.
     Project(Conv, BatchNorm),
+    /// The block's own shortcut + ReLU, where the block changes the shape.
+    Shortcut,
 }
 
 /// A block's router and its way around the block.
 #[derive(Debug)]
 pub struct Gate {
-    router: Router,
+    /// What decides.
+    pub router: Router,
     skip: Skip,
 }
 
 impl Gate {
-    /// The gate of block `name`; returns it with the MACs of its router and of its skip branch.
-    ///
-    /// `hidden` is the router's d; `open` the first value of U[1]'s bias over U[0]'s.
+    /// The gate of block `name`; returns it with the MACs of its router and of its skip branch. `shortcut` is the
+    /// MACs of the block's own.
     pub fn new(
         builder: &mut Builder,
+        routers: &mut Routers,
         name: &str,
         from: Shape,
         to: Shape,
-        hidden: i64,
-        open: f64,
+        skip: SkipBranch,
+        shortcut: i64,
     ) -> (Self, i64, i64) {
         let before = builder.macs;
-        builder.router = true;
-        let fc1 = builder.linear(&format!("{name}.router.fc1"), from.c, hidden);
-        let fc2 = builder.linear(&format!("{name}.router.fc2"), hidden, 2);
-        fc2.set_bias(&[0.0, open as f32]);
-        builder.router = false;
+        let router = routers.build(builder, name, from);
         let router_macs = builder.macs - before;
-        let skip = if from == to {
-            Skip::Identity
-        } else {
-            let (conv, _) =
-                builder.conv(&format!("{name}.skip.0"), from, to.c, 1, (from.h + to.h - 1) / to.h);
-            Skip::Project(conv, builder.norm(&format!("{name}.skip.1"), to.c))
+        let (skip, skip_macs) = match skip {
+            _ if from == to => (Skip::Identity, 0),
+            SkipBranch::Shortcut => (Skip::Shortcut, shortcut),
+            SkipBranch::Project => {
+                let stride = (from.h + to.h - 1) / to.h;
+                let (conv, _) = builder.conv(&format!("{name}.skip.0"), from, to.c, 1, stride);
+                let norm = builder.norm(&format!("{name}.skip.1"), to.c, 1.0);
+                (Skip::Project(conv, norm), builder.macs - before - router_macs)
+            }
         };
-        let skip_macs = builder.macs - before - router_macs;
-        (Self { router: Router { fc1, fc2 }, skip }, router_macs, skip_macs)
-    }
-
-    /// U[1] − U[0], `[N]`, in fp32: the gate's logit.
-    pub fn logit(&self, x: &Tensor) -> Tensor {
-        let pooled = x.mean_dim([2, 3].as_slice(), false, Kind::Float);
-        let u = self.router.fc2.forward(&self.router.fc1.forward(&pooled).relu());
-        u.select(1, 1) - u.select(1, 0)
+        (Self { router, skip }, router_macs, skip_macs)
     }
 
     /// What stands in for the block when it is skipped, `[N, C', H', W']`.
-    pub fn skip(&self, x: &Tensor, train: bool) -> Tensor {
+    pub fn skip(&self, x: &Tensor, shortcut: &Tensor, statistics: Statistics) -> Tensor {
         match &self.skip {
             Skip::Identity => x.shallow_clone(),
-            Skip::Project(conv, norm) => norm.forward(&conv.forward(x), train).relu(),
+            Skip::Project(conv, norm) => norm.forward(&conv.forward(x), statistics).relu_(),
+            Skip::Shortcut => shortcut.relu(),
         }
     }
 }
@@ -93,11 +84,20 @@ impl Gate {
 impl Decisions<'_> {
     /// The decision of block `k` from its logit `[N]`: v in \[0, 1\], or u in {0, 1}.
     pub fn decide(&self, logit: &Tensor, k: i64) -> Tensor {
-        match self {
-            Self::Relaxed { noise, temperature } => ((logit + noise.select(1, k)) / *temperature).sigmoid(),
-            Self::Hard => logit.ge(0.0).to_kind(Kind::Float),
+        let Self::Relaxed { noise, temperature, relaxation } = self else { return hard(logit) };
+        let noisy = noise.map_or_else(|| logit.shallow_clone(), |noise| logit + noise.select(1, k));
+        let v = (noisy / *temperature).sigmoid();
+        match relaxation {
+            Relaxation::Gumbel => v,
+            // The difference to v has no gradient.
+            Relaxation::StraightThrough => (v.ge(0.5).to_kind(v.kind()) - &v).detach() + v,
         }
     }
+}
+
+/// u = 1 where the logit U[1] − U[0] is at least 0: Eq. 13.
+pub fn hard(logits: &Tensor) -> Tensor {
+    logits.ge(0.0).to_kind(Kind::Float)
 }
 
 /// g₁ − g₀ for every view of `samples` and every block, `[L·M, n]`: a pure function of (seed, step, sample,

@@ -1,4 +1,4 @@
-//! Convolution, batch norm and linear layers, and the builder that names them, draws their first values
+//! Convolution, batch norm, linear and LSTM layers, and the builder that names them, draws their first values
 //! and counts their multiply-accumulates.
 
 use super::params::{Params, Role};
@@ -31,12 +31,24 @@ pub struct Shape {
     pub w: i64,
 }
 
-/// A convolution without bias.
+/// A convolution; its weight is cast to the kind of its input.
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor,
+    bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+}
+
+/// What batch norm normalises with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// The batch's; the running ones move by 0.1 towards them.
+    Batch,
+    /// The batch's; the running ones stay.
+    BatchUnseen,
+    /// The running ones.
+    Running,
 }
 
 /// Batch normalisation over `[N, H, W]`.
@@ -52,7 +64,15 @@ pub struct BatchNorm {
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    /// b.
+    pub bias: Tensor,
+}
+
+/// A long short-term memory cell, as PyTorch's `LSTMCell`.
+#[derive(Debug)]
+pub struct Lstm {
+    weights: [Tensor; 4],
+    hidden: i64,
 }
 
 impl Builder {
@@ -75,14 +95,20 @@ impl Builder {
         });
         let value = Tensor::from_slice(&values).view([c, from.c, k, k]);
         let weight = self.train(name, "weight", value, false);
-        (Conv { weight, stride, padding }, shape)
+        (Conv { weight, bias: None, stride, padding }, shape)
     }
 
-    /// Batch normalisation of `c` channels.
-    pub fn norm(&mut self, name: &str, c: i64) -> BatchNorm {
+    /// Gives a convolution to `c` channels a bias, at first 0.
+    pub fn bias(&mut self, conv: Conv, name: &str, c: i64) -> Conv {
+        let zeros = Tensor::zeros([c], (Kind::Float, tch::Device::Cpu));
+        Conv { bias: Some(self.train(name, "bias", zeros, true)), ..conv }
+    }
+
+    /// Batch normalisation of `c` channels, whose scale starts at `scale`.
+    pub fn norm(&mut self, name: &str, c: i64, scale: f64) -> BatchNorm {
         let options = (Kind::Float, tch::Device::Cpu);
         BatchNorm {
-            weight: self.train(name, "weight", Tensor::ones([c], options), true),
+            weight: self.train(name, "weight", Tensor::full([c], scale, options), true),
             bias: self.train(name, "bias", Tensor::zeros([c], options), true),
             mean: self.params.keep(format!("{name}.running_mean"), Tensor::zeros([c], options)),
             var: self.params.keep(format!("{name}.running_var"), Tensor::ones([c], options)),
@@ -103,6 +129,26 @@ impl Builder {
         }
     }
 
+    /// An LSTM cell of `hidden` units; first values uniform in ±1/√hidden, as PyTorch's.
+    pub fn lstm(&mut self, name: &str, inputs: i64, hidden: i64) -> Lstm {
+        self.macs += 4 * hidden * (inputs + hidden);
+        let bound = 1.0 / (hidden as f32).sqrt();
+        let uniform = Uniform::new(-bound, bound).expect("a bound above zero");
+        let mut tensor = |part: &str, shape: &[i64]| {
+            let values = self.draw(shape.iter().product(), |rng| uniform.sample(rng));
+            self.train(name, part, Tensor::from_slice(&values).view(shape), shape.len() == 1)
+        };
+        Lstm {
+            weights: [
+                tensor("weight_ih", &[4 * hidden, inputs]),
+                tensor("weight_hh", &[4 * hidden, hidden]),
+                tensor("bias_ih", &[4 * hidden]),
+                tensor("bias_hh", &[4 * hidden]),
+            ],
+            hidden,
+        }
+    }
+
     fn train(&mut self, layer: &str, name: &str, value: Tensor, norm_or_bias: bool) -> Tensor {
         let role = Role { router: self.router, norm_or_bias };
         self.params.train(format!("{layer}.{name}"), value, role)
@@ -116,19 +162,34 @@ impl Builder {
 }
 
 impl Conv {
-    /// `[N, C, H, W]` → `[N, C', H', W']`.
+    /// `[N, C, H, W]` → `[N, C', H', W']`, in the kind of `x`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+        let (stride, padding, kind) = ([self.stride; 2], [self.padding; 2], x.kind());
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
+        x.conv2d(&self.weight.to_kind(kind), bias.as_ref(), stride, padding, [1, 1], 1)
     }
 }
 
 impl BatchNorm {
-    /// Normalises with the batch's statistics in training (and moves the running ones by 0.1 towards them),
-    /// with the running ones otherwise.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let scale = (Some(&self.weight), Some(&self.bias));
-        Tensor::batch_norm(x, scale.0, scale.1, Some(&self.mean), Some(&self.var), train, 0.1, 1e-5, true)
+    /// Normalises; sums are fp32 whatever the kind of `x`.
+    pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        let running = match statistics {
+            Statistics::BatchUnseen => (None, None),
+            Statistics::Batch | Statistics::Running => (Some(&self.mean), Some(&self.var)),
+        };
+        let train = statistics != Statistics::Running;
+        Tensor::batch_norm(x, weight, bias, running.0, running.1, train, 0.1, 1e-5, true)
+    }
+}
+
+impl Lstm {
+    /// `x` `[N, inputs]` and the state (h, c), at first zero → the next state.
+    pub fn forward(&self, x: &Tensor, state: Option<(Tensor, Tensor)>) -> (Tensor, Tensor) {
+        let zeros = || Tensor::zeros([x.size()[0], self.hidden], (x.kind(), x.device()));
+        let (h, c) = state.unwrap_or_else(|| (zeros(), zeros()));
+        let [w_ih, w_hh, b_ih, b_hh] = &self.weights;
+        x.lstm_cell(&[h, c], w_ih, w_hh, Some(b_ih.shallow_clone()), Some(b_hh.shallow_clone()))
     }
 }
 

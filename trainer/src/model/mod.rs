@@ -4,7 +4,9 @@ pub mod gate;
 pub mod layers;
 pub mod params;
 mod resnet;
+mod router;
 
-pub use gate::{Decisions, gumbel_noise};
-pub use params::Params;
+pub use gate::{Decisions, gumbel_noise, hard};
+pub use layers::Statistics;
+pub use params::{Params, in_order};
 pub use resnet::{BlockCost, Costs, Net, Output};

@@ -1,4 +1,5 @@
-//! A network's tensors: named as torchvision names them, the trained ones side by side in one flat buffer.
+//! A network's tensors: named as torchvision names them, the trained ones side by side in one flat buffer, the kept
+//! ones in another. Convolutions' weights lie there as `[O, H, W, I]`, which makes activations channels-last.
 
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -30,6 +31,7 @@ pub struct Params {
     /// Tensors that are kept but not trained: a norm's running statistics.
     pub buffers: Vec<(String, Tensor)>,
     flat: Option<Tensor>,
+    flat_buffers: Option<Tensor>,
 }
 
 /// A stretch of the flat buffer that holds the parameters of one role.
@@ -59,32 +61,24 @@ impl Params {
         handle
     }
 
-    /// Moves every trained tensor into one flat buffer on `device`, role by role, and every buffer to
-    /// `device`; the layers' handles follow.
+    /// Moves every trained tensor into one flat buffer on `device`, role by role, and every kept one into another; the
+    /// layers' handles follow.
     pub fn flatten(&mut self, device: Device) {
         self.trained.sort_by_key(|parameter| parameter.role); // stable: by role, then as registered
-        let total: i64 = self.trained.iter().map(|parameter| parameter.tensor.numel() as i64).sum();
-        let flat = Tensor::zeros([total], (Kind::Float, device));
-        no_grad(|| {
-            let mut start = 0;
-            for parameter in &mut self.trained {
-                let len = parameter.tensor.numel() as i64;
-                let mut view = flat.narrow(0, start, len).view(parameter.tensor.size().as_slice());
-                view.copy_(&parameter.tensor);
-                parameter.tensor.set_data(&view);
-                start += len;
-            }
-            for (_, buffer) in &mut self.buffers {
-                let moved = buffer.to_device(device);
-                buffer.set_data(&moved);
-            }
-        });
-        self.flat = Some(flat);
+        let trained = self.trained.iter_mut().map(|parameter| &mut parameter.tensor);
+        self.flat = Some(side_by_side(trained.collect(), device));
+        let kept = self.buffers.iter_mut().map(|(_, buffer)| buffer);
+        self.flat_buffers = Some(side_by_side(kept.collect(), device));
     }
 
     /// The flat buffer of all trained values, `[elements]`.
     pub fn flat(&self) -> &Tensor {
         self.flat.as_ref().expect("flatten comes first")
+    }
+
+    /// The flat buffer of all kept values, `[elements]`.
+    pub fn flat_buffers(&self) -> &Tensor {
+        self.flat_buffers.as_ref().expect("flatten comes first")
     }
 
     /// The flat buffer's stretches, one a role, in order.
@@ -116,13 +110,51 @@ impl Params {
 
     /// `flat`, which is laid out as [`Params::flat`] is, cut into named tensors: what an optimiser file holds.
     pub fn named_views(&self, flat: &Tensor) -> Vec<(String, Tensor)> {
-        let mut start = 0;
-        let cut = |parameter: &Parameter| {
-            let len = parameter.tensor.numel() as i64;
-            let view = flat.narrow(0, start, len).view(parameter.tensor.size().as_slice());
-            start += len;
-            (parameter.name.clone(), view)
-        };
-        self.trained.iter().map(cut).collect()
+        let shaped = self.trained.iter().map(|parameter| parameter.tensor.size());
+        let names = self.trained.iter().map(|parameter| parameter.name.clone());
+        names.zip(cut(flat, shaped)).collect()
     }
+
+    /// `flat` and `buffers`, laid out as [`Params::flat`] and [`Params::flat_buffers`] are, cut into named tensors.
+    pub fn named_as(&self, flat: &Tensor, buffers: &Tensor) -> Vec<(String, Tensor)> {
+        let kept = cut(buffers, self.buffers.iter().map(|(_, buffer)| buffer.size()));
+        let names = self.buffers.iter().map(|(name, _)| name.clone());
+        self.named_views(flat).into_iter().chain(names.zip(kept)).collect()
+    }
+}
+
+/// A parameter's gradient, its elements in the order in which the flat buffer holds the parameter's: see [`cut`].
+pub fn in_order(gradient: &Tensor) -> Tensor {
+    match gradient.dim() {
+        4 => gradient.permute([0, 2, 3, 1]).reshape([-1]),
+        _ => gradient.reshape([-1]),
+    }
+}
+
+/// Views of `flat`, one after the other, with these shapes.
+fn cut(flat: &Tensor, shapes: impl Iterator<Item = Vec<i64>>) -> impl Iterator<Item = Tensor> {
+    let mut start = 0;
+    shapes.map(move |shape| {
+        let len = shape.iter().product();
+        let part = flat.narrow(0, start, len);
+        start += len;
+        match shape[..] {
+            [o, i, h, w] => part.view([o, h, w, i]).permute([0, 3, 1, 2]),
+            _ => part.view(shape.as_slice()),
+        }
+    })
+}
+
+/// Moves tensors into one flat buffer on `device`, which is returned; they become views of it.
+fn side_by_side(tensors: Vec<&mut Tensor>, device: Device) -> Tensor {
+    let total = tensors.iter().map(|tensor| tensor.numel() as i64).sum();
+    let flat = Tensor::zeros([total], (Kind::Float, device));
+    let shapes: Vec<Vec<i64>> = tensors.iter().map(|tensor| tensor.size()).collect();
+    no_grad(|| {
+        for (tensor, mut view) in tensors.into_iter().zip(cut(&flat, shapes.into_iter())) {
+            view.copy_(tensor);
+            tensor.set_data(&view);
+        }
+    });
+    flat
 }

@@ -2,9 +2,10 @@
 //! shortcuts) and the ImageNet family, with torchvision's names.
 
 use super::gate::{Decisions, Gate};
-use super::layers::{BatchNorm, Builder, Conv, Linear, Shape};
+use super::layers::{BatchNorm, Builder, Conv, Linear, Shape, Statistics};
 use super::params::Params;
-use crate::config::{self, Arch};
+use super::router::{Memory, Routers};
+use crate::config::{self, Arch, CostUnit, Gates};
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet, gated or static.
@@ -18,6 +19,8 @@ pub struct Net {
     pool: bool,
     blocks: Vec<Block>,
     head: Linear,
+    /// The last biases of the routers, `[2]` each.
+    router_biases: Vec<Tensor>,
 }
 
 /// What a forward pass gives.
@@ -123,7 +126,8 @@ impl Net {
         let (width, pool) = if family == Family::Small { (16, false) } else { (64, true) };
         let (conv, mut shape) =
             b.conv("conv1", image, width, if pool { 7 } else { 3 }, if pool { 2 } else { 1 });
-        let stem = (conv, b.norm("bn1", width));
+        let stem = (conv, b.norm("bn1", width, 1.0));
+        let mut routers = Routers::new(&model.router);
         if pool {
             (shape.h, shape.w) = ((shape.h + 1) / 2, (shape.w + 1) / 2);
         }
@@ -133,7 +137,8 @@ impl Net {
             for index in 0..depth {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{index}", stage + 1);
-                let (block, cost) = Block::new(b, model, family, name, shape, width << stage, stride);
+                let place = Place { family, from: shape, width: width << stage, stride };
+                let (block, cost) = Block::new(b, model, &mut routers, name, place);
                 shape = cost.shape;
                 blocks.push(block);
                 costs.blocks.push(cost);
@@ -142,27 +147,32 @@ impl Net {
         let before = b.macs;
         let head = b.linear("fc", shape.c, classes);
         costs.head = b.macs - before;
+        let router_biases = routers.biases;
         let mut params = builder.params;
         params.flatten(device);
-        Self { params, costs, stem, pool, blocks, head }
+        Self { params, costs, stem, pool, blocks, head, router_biases }
     }
 
-    /// `x` is `[N, C, H, W]`, normalised. `train` chooses the batch's statistics over the running ones.
-    pub fn forward(&self, x: &Tensor, decisions: Decisions, train: bool) -> Output {
-        let mut x = self.stem.1.forward(&self.stem.0.forward(x), train).relu();
+    /// `x` is `[N, C, H, W]`, normalised; convolutions and activations are of its kind, gates and logits fp32.
+    pub fn forward(&self, x: &Tensor, decisions: Decisions, statistics: Statistics) -> Output {
+        let mut x = self.stem.1.forward(&self.stem.0.forward(x), statistics).relu_();
         if self.pool {
             x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
         let (mut gates, mut path) = (Vec::new(), Vec::new());
+        let mut memory: Memory = None;
         for block in &self.blocks {
+            let shortcut = block.shortcut(&x, statistics);
+            let run = block.run(&x, &shortcut, statistics);
             let Some(gate) = &block.gate else {
-                x = block.run(&x, train);
+                x = run;
                 continue;
             };
-            let logit = gate.logit(&x);
+            let logit = gate.router.logit(&x, &mut memory);
             let v = decisions.decide(&logit, gates.len() as i64);
             // Eq. 7: a_k = v·F_k(a_{k−1}) + (1 − v)·skip(a_{k−1}).
-            x = gate.skip(&x, train).lerp_tensor(&block.run(&x, train), &v.view([-1, 1, 1, 1]));
+            let weight = v.view([-1, 1, 1, 1]).to_kind(run.kind());
+            x = gate.skip(&x, &shortcut, statistics).lerp_tensor(&run, &weight);
             gates.push(logit);
             path.push(v);
         }
@@ -173,18 +183,35 @@ impl Net {
         };
         Output { logits, gates: stack(gates), path: stack(path) }
     }
+
+    /// Adds `by` to every gate's logit: above 0, more blocks run.
+    pub fn shift_gates(&self, by: f64) {
+        tch::no_grad(|| {
+            for bias in &self.router_biases {
+                let _ = bias.select(0, 1).g_add_scalar_(by);
+            }
+        });
+    }
+}
+
+/// Where a block stands.
+#[derive(Clone, Copy)]
+struct Place {
+    family: Family,
+    from: Shape,
+    width: i64,
+    stride: i64,
 }
 
 impl Block {
     fn new(
         b: &mut Builder,
         model: &config::Model,
-        family: Family,
+        routers: &mut Routers,
         name: String,
-        from: Shape,
-        width: i64,
-        stride: i64,
+        place: Place,
     ) -> (Self, BlockCost) {
+        let Place { family, from, width, stride } = place;
         let (macs, params) = (b.macs, b.params.count());
         let v1 = model.stride_in == config::StrideIn::Conv1;
         // Kernel, channels and stride of each convolution.
@@ -197,21 +224,29 @@ impl Block {
         let mut shape = from;
         for (i, &(k, c, stride)) in plan.iter().enumerate() {
             let (conv, next) = b.conv(&format!("{name}.conv{}", i + 1), shape, c, k, stride);
-            layers.push((conv, b.norm(&format!("{name}.bn{}", i + 1), c)));
+            let last = i + 1 == plan.len();
+            let scale = if last && model.zero_init_last_norm { 0.0 } else { 1.0 };
+            layers.push((conv, b.norm(&format!("{name}.bn{}", i + 1), c, scale)));
             shape = next;
         }
+        let before = b.macs;
         let shortcut = if from == shape {
             Shortcut::Identity
         } else if family == Family::Small {
             Shortcut::Pad { stride, channels: shape.c - from.c }
         } else {
             let (conv, _) = b.conv(&format!("{name}.downsample.0"), from, shape.c, 1, stride);
-            Shortcut::Project(conv, b.norm(&format!("{name}.downsample.1"), shape.c))
+            Shortcut::Project(conv, b.norm(&format!("{name}.downsample.1"), shape.c, 1.0))
         };
+        let shortcut_macs = b.macs - before;
         let run = b.macs - macs;
-        let (gate, router, skip) = if model.gated {
-            let hidden = model.router.hidden.of(from.c);
-            let (gate, router, skip) = Gate::new(b, &name, from, shape, hidden, model.router.open_bias);
+        let gated = match model.gates {
+            Gates::All => true,
+            Gates::SameShape => from == shape,
+            Gates::None => false,
+        };
+        let (gate, router, skip) = if gated {
+            let (gate, router, skip) = Gate::new(b, routers, &name, from, shape, model.skip, shortcut_macs);
             (Some(gate), Some(router), skip)
         } else {
             (None, None, 0)
@@ -220,25 +255,29 @@ impl Block {
         (Self { layers, shortcut, gate }, cost)
     }
 
-    /// F(x): the convolutions, the residual connection and the last ReLU.
-    fn run(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = x.shallow_clone();
-        for (i, (conv, norm)) in self.layers.iter().enumerate() {
-            if i > 0 {
-                y = y.relu();
-            }
-            y = norm.forward(&conv.forward(&y), train);
-        }
-        let shortcut = match &self.shortcut {
+    /// The residual connection.
+    fn shortcut(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        match &self.shortcut {
             Shortcut::Identity => x.shallow_clone(),
             Shortcut::Pad { stride, channels } => {
                 let picked = x.slice(2, None, None, *stride).slice(3, None, None, *stride);
                 let before = channels / 2;
                 picked.constant_pad_nd([0, 0, 0, 0, before, channels - before])
             }
-            Shortcut::Project(conv, norm) => norm.forward(&conv.forward(x), train),
-        };
-        (y + shortcut).relu()
+            Shortcut::Project(conv, norm) => norm.forward(&conv.forward(x), statistics),
+        }
+    }
+
+    /// F(x): the convolutions, the residual connection and the last ReLU.
+    fn run(&self, x: &Tensor, shortcut: &Tensor, statistics: Statistics) -> Tensor {
+        let mut y = x.shallow_clone();
+        for (i, (conv, norm)) in self.layers.iter().enumerate() {
+            if i > 0 {
+                y = y.relu_();
+            }
+            y = norm.forward(&conv.forward(&y), statistics);
+        }
+        y.g_add_(shortcut).relu_()
     }
 }
 
@@ -267,11 +306,15 @@ impl Costs {
         self.blocks.iter().filter(|block| block.router.is_some())
     }
 
-    /// c_k of Eq. 11, `[n]`: each gated block's MACs in units of their mean, so that Σ c_k = n.
-    pub fn relative(&self) -> Vec<f32> {
+    /// c_k of Eq. 11, `[n]`: each gated block's MACs. In `blocks`, Σ c_k = n.
+    pub fn table(&self, unit: CostUnit) -> Vec<f32> {
         let runs: Vec<f64> = self.gated().map(|block| block.run as f64).collect();
-        let mean = runs.iter().sum::<f64>() / runs.len() as f64;
-        runs.into_iter().map(|run| (run / mean) as f32).collect()
+        let one = match unit {
+            CostUnit::Blocks => runs.iter().sum::<f64>() / runs.len() as f64,
+            CostUnit::Fraction => self.static_macs() as f64,
+            CostUnit::Gmacs => 1e9,
+        };
+        runs.into_iter().map(|run| (run / one) as f32).collect()
     }
 }
 
@@ -279,8 +322,8 @@ impl Costs {
 mod tests {
     use super::*;
 
-    fn net(arch: Arch, gated: bool, stride_in: config::StrideIn) -> Net {
-        let model = config::Model { arch, gated, stride_in, ..Default::default() };
+    fn net(arch: Arch, gates: Gates, stride_in: config::StrideIn) -> Net {
+        let model = config::Model { arch, gates, stride_in, ..Default::default() };
         let (size, classes) = if plan(arch).0 == Family::Small { (32, 10) } else { (224, 1000) };
         Net::new(&model, 3, size, classes, 0, Device::Cpu)
     }
@@ -299,9 +342,9 @@ mod tests {
             (Arch::ResNet101, Conv1, 44_549_160, 81_172_522, 7.570194),
             (Arch::ResNet101, Conv2, 44_549_160, 81_172_522, 7.801405),
         ] {
-            let plain = net(arch, false, stride_in);
+            let plain = net(arch, Gates::None, stride_in);
             assert_eq!(plain.params.count(), static_params, "{arch} static");
-            let gated = net(arch, true, stride_in);
+            let gated = net(arch, Gates::All, stride_in);
             assert_eq!(gated.params.count(), gated_params, "{arch} gated");
             for net in [&plain, &gated] {
                 assert_eq!(
@@ -324,11 +367,14 @@ mod tests {
 
     #[test]
     fn a_gate_that_is_shut_leaves_the_block_out() {
-        let net = net(Arch::ResNet20, true, config::StrideIn::Conv2);
+        let net = net(Arch::ResNet20, Gates::All, config::StrideIn::Conv2);
         let x = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
         let shut = Tensor::full([2, 9], -1e9, (Kind::Float, Device::Cpu));
         let open = Tensor::full([2, 9], 1e9, (Kind::Float, Device::Cpu));
-        let run = |noise: &Tensor| net.forward(&x, Decisions::Relaxed { noise, temperature: 1.0 }, false);
+        let run = |noise: &Tensor| {
+            let (noise, relaxation) = (Some(noise), config::Relaxation::Gumbel);
+            net.forward(&x, Decisions::Relaxed { noise, temperature: 1.0, relaxation }, Statistics::Running)
+        };
         assert_eq!(f64::try_from(run(&shut).path.sum(Kind::Float)).unwrap(), 0.0);
         assert_eq!(f64::try_from(run(&open).path.sum(Kind::Float)).unwrap(), 18.0);
         // Changing a block's weights must change nothing where its gate is shut, and something where not.
@@ -343,11 +389,15 @@ mod tests {
 
     #[test]
     fn rates_give_macs() {
-        let costs = net(Arch::ResNet20, true, config::StrideIn::Conv2).costs;
+        let costs = net(Arch::ResNet20, Gates::All, config::StrideIn::Conv2).costs;
         let routers: i64 = costs.gated().map(|block| block.router.unwrap()).sum();
         let skips: i64 = costs.gated().map(|block| block.skip).sum();
         assert_eq!(costs.mean_macs(&[1.0; 9]), (costs.static_macs() + routers) as f64);
         assert_eq!(costs.mean_macs(&[0.0; 9]), (costs.stem + costs.head + routers + skips) as f64);
-        assert!((costs.relative().iter().sum::<f32>() - 9.0).abs() < 1e-5);
+        assert!((costs.table(CostUnit::Blocks).iter().sum::<f32>() - 9.0).abs() < 1e-5);
+        let blocks: i64 = costs.gated().map(|block| block.run).sum();
+        let share = blocks as f32 / costs.static_macs() as f32;
+        assert!((costs.table(CostUnit::Fraction).iter().sum::<f32>() - share).abs() < 1e-5);
+        assert!((costs.table(CostUnit::Gmacs).iter().sum::<f32>() - blocks as f32 / 1e9).abs() < 1e-5);
     }
 }

@@ -5,8 +5,11 @@
 //! whole ones.
 
 use super::{sync_folder, write_whole};
+use crate::budget::Price;
+use crate::config::Run;
 use crate::error::{Error, Exit, Result};
 use crate::model::Params;
+use crate::optim::Ema;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,6 +22,7 @@ use tch::Tensor;
 const VERSION: u32 = 1;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const EMA: &str = "ema.safetensors";
 
 /// Where training stands, beside the tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,10 @@ pub struct State {
     pub seconds: f64,
     /// Seconds spent in training steps so far.
     pub training_seconds: f64,
+    /// Where γ stands.
+    pub price: Price,
+    /// The best top-1 so far, and the step after which it was found.
+    pub best: Option<(f64, u64)>,
     /// Sum of the current epoch's losses, so that its mean does not forget what came before a stop.
     pub epoch_loss: f64,
     /// Results of the stages that are done, as `summary.json` has them.
@@ -49,13 +57,14 @@ pub struct State {
     pub files: BTreeMap<String, String>,
 }
 
-/// Rank 0: writes the checkpoint of `state.step` and drops all but the newest `keep`.
+/// Rank 0: writes the checkpoint of `state.step` and drops all but the newest `keep`, and the best one if that is kept.
 pub fn save(
     run: &Path,
     params: &Params,
     momentum: &Tensor,
+    ema: Option<&Ema>,
     mut state: State,
-    keep: usize,
+    options: &Run,
 ) -> Result<PathBuf> {
     let folder = run.join("checkpoints");
     let place = folder.join(format!("step-{:08}", state.step));
@@ -64,8 +73,12 @@ pub fn save(
     let mut write = || -> io::Result<()> {
         let _ = fs::remove_dir_all(&partial); // left by a run that was killed while saving
         fs::create_dir_all(&partial)?;
-        for (name, tensors) in [(MODEL, params.named()), (OPTIMIZER, params.named_views(momentum))] {
+        let mut files = vec![(MODEL, params.named()), (OPTIMIZER, params.named_views(momentum))];
+        files.extend(ema.map(|ema| (EMA, params.named_as(&ema.flat, &ema.buffers))));
+        for (name, tensors) in files {
             let path = partial.join(name);
+            let tensors: Vec<_> =
+                tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
             Tensor::write_safetensors(&tensors, &path).map_err(io::Error::other)?;
             state.files.insert(name.into(), checksum(&path)?);
             File::open(&path)?.sync_all()?;
@@ -93,8 +106,13 @@ pub fn save(
         Error::disk("write checkpoint", &place, &error)
     })?;
     write_whole(&folder.join("latest"), place.file_name().expect("a name").as_encoded_bytes())?;
+    let best = state.best.filter(|_| options.keep_best).map(|(_, step)| format!("step-{step:08}"));
+    if let Some(best) = &best {
+        write_whole(&folder.join("best"), best.as_bytes())?;
+    }
+    let is_best = |path: &Path| best.as_deref() == path.file_name().and_then(|name| name.to_str());
     // What cannot be removed costs space alone. A checkpoint stops being complete before it goes.
-    for old in steps(&folder).iter().rev().skip(keep) {
+    for old in steps(&folder).iter().rev().skip(options.keep_last).filter(|old| !is_best(old)) {
         let _ = fs::remove_file(old.join("COMPLETE"));
         let _ = fs::remove_dir_all(old);
     }
@@ -149,10 +167,59 @@ pub fn read_state(checkpoint: &Path) -> Result<State> {
     Ok(state)
 }
 
-/// Fills the parameters and buffers, and the momenta, from a checkpoint.
-pub fn load(checkpoint: &Path, params: &Params, momentum: &Tensor) -> Result<()> {
+/// Fills the parameters and buffers, the momenta, and the running mean of weights where there is one, from a
+/// checkpoint. One that has no mean yet starts it from its weights.
+pub fn load(checkpoint: &Path, params: &Params, momentum: &Tensor, ema: Option<&mut Ema>) -> Result<()> {
     fill(&checkpoint.join(MODEL), &params.named())?;
-    fill(&checkpoint.join(OPTIMIZER), &params.named_views(momentum))
+    fill(&checkpoint.join(OPTIMIZER), &params.named_views(momentum))?;
+    let Some(ema) = ema else { return Ok(()) };
+    if checkpoint.join(EMA).exists() {
+        return fill(&checkpoint.join(EMA), &params.named_as(&ema.flat, &ema.buffers));
+    }
+    ema.flat.copy_(params.flat());
+    ema.buffers.copy_(params.flat_buffers());
+    Ok(())
+}
+
+/// Fills what a file of weights (`model.init_from`) and the network both have, in name and shape; says what either has
+/// that the other has not.
+pub fn start_from(path: &Path, params: &Params) -> Result<String> {
+    let refuse =
+        |what: String| Error::new(Exit::Checkpoint, format!("model.init_from {}: {what}", path.display()));
+    let read = Tensor::read_safetensors(path)
+        .map_err(|error| refuse(format!("cannot be read: {}", error.to_string().replace('\n', " "))))?;
+    let mut read: BTreeMap<String, Tensor> = read.into_iter().collect();
+    read.retain(|name, _| !name.ends_with("num_batches_tracked"));
+    let (mut filled, mut missing, mut reshaped) = (0, Vec::new(), Vec::new());
+    for (name, tensor) in params.named() {
+        match read.remove(&name) {
+            None => missing.push(name),
+            Some(source) if source.size() != tensor.size() => {
+                reshaped.push(format!("{name} ({:?} there, {:?} here)", source.size(), tensor.size()));
+            }
+            Some(source) => {
+                tch::no_grad(|| tensor.shallow_clone().copy_(&source));
+                filled += 1;
+            }
+        }
+    }
+    if filled == 0 {
+        return Err(refuse(
+            "has none of this network's tensors; names are torchvision's, such as conv1.weight".into(),
+        ));
+    }
+    let mut said = format!("{filled} tensors start from {}", path.display());
+    let unexpected: Vec<String> = read.into_keys().collect();
+    for (what, names) in [
+        ("missing there, drawn anew", missing),
+        ("of another shape, drawn anew", reshaped),
+        ("unexpected, not used", unexpected),
+    ] {
+        if !names.is_empty() {
+            said += &format!("\n  {} {what}: {}", names.len(), names.join(", "));
+        }
+    }
+    Ok(said)
 }
 
 /// Fills the parameters and buffers from a model file or a `step-…` folder.

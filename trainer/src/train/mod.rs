@@ -1,18 +1,20 @@
 //! The training loop.
 
+mod report;
+
+use crate::budget::{self, Price};
 use crate::collective::{self, Collective};
 use crate::config::{Config, Routers, Stage};
 use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::input::Input;
 use crate::loss::Weights;
-use crate::model::{Decisions, Net, gumbel_noise};
-use crate::optim::Sgd;
+use crate::model::{Decisions, Net, Statistics, gumbel_noise};
+use crate::optim::{Ema, Sgd};
 use crate::run::checkpoint::{self, State};
 use crate::run::{Console, Place, Records, write_whole};
-use crate::step::{Measured, Step};
+use crate::step::{Measured, MicroBatch, Step};
 use codinet_dataloader::{Batch, Loader};
-use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +29,7 @@ pub struct Trainer<'a> {
     input: Input,
     net: Net,
     sgd: Sgd,
+    ema: Option<Ema>,
     /// c_k of Eq. 11, `[n]`.
     costs: Tensor,
     device: Device,
@@ -72,13 +75,21 @@ impl<'a> Trainer<'a> {
         let data = &config.data;
         let (channels, size) = (data.channels.into(), data.image_size.into());
         let net = Net::new(&config.model, channels, size, data.classes, config.run.seed, device);
-        let sgd = Sgd::new(&net.params, &config.optim);
-        let costs = Tensor::from_slice(&net.costs.relative()).to_device(device);
+        collective::agree(world, budget::check(config, &net))?;
+        let mut console = Console::new(world.rank());
+        if let (Some(path), None) = (&config.model.init_from, &place.checkpoint) {
+            let said = collective::agree(world, checkpoint::start_from(Path::new(path), &net.params))?;
+            console.say(&said);
+        }
+        let mut sgd = Sgd::new(&net.params, &config.optim);
+        let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
+        let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
         let order = (config.run.seed, input.samples as u64, input.train.fingerprint());
-        let mut state = State { order: order.clone(), ..State::default() };
+        let price = Price::new(config.cost.gamma);
+        let mut state = State { order: order.clone(), price, ..State::default() };
         if let Some(folder) = &place.checkpoint {
             let resumed = checkpoint::read_state(folder).and_then(|state| {
-                checkpoint::load(folder, &net.params, &sgd.momentum)?;
+                checkpoint::load(folder, &net.params, &mut sgd.momentum, ema.as_mut())?;
                 check_place(&state, folder, &order, config)?;
                 Ok(state)
             });
@@ -88,7 +99,6 @@ impl<'a> Trainer<'a> {
         world.broadcast(net.params.flat(), 0)?;
         let opened = if world.rank() == 0 { open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
-        let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
         let started = Instant::now();
         Ok(Self {
@@ -98,6 +108,7 @@ impl<'a> Trainer<'a> {
             input,
             net,
             sgd,
+            ema,
             costs,
             device,
             state,
@@ -127,7 +138,7 @@ impl<'a> Trainer<'a> {
 
     /// All ranks: evaluates a run that has no step left to take.
     fn evaluate_again(&mut self) -> Result<Evaluation> {
-        let mut evaluation = evaluate(self.world, self.config, &self.net, &self.input)?;
+        let mut evaluation = self.evaluate(Decisions::Hard)?;
         let last = self.state.stages.last();
         evaluation.train_loss = last.and_then(|stage| stage["train_loss"].as_f64()).unwrap_or(f64::NAN);
         Ok(evaluation)
@@ -145,17 +156,18 @@ impl<'a> Trainer<'a> {
         loop {
             while self.state.sample < steps * batch_size {
                 let batch = loader.next().expect("as many batches as steps")?;
-                let lr = stage.lr_at(self.step_of_stage() as f64 / steps as f64);
-                let measured = self.step(&batch, stage, lr)?;
+                let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
+                let weights = Weights::new(config, stage, self.state.price.gamma);
+                let measured = self.step(&batch, stage, weights, lr)?;
                 loader.recycle(batch);
                 self.state.step += 1;
                 self.state.sample += batch_size;
                 self.state.samples += batch_size;
-                self.state.epoch_loss += measured.loss(&self.weights(stage));
+                self.state.epoch_loss += measured.loss(&weights);
                 pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
                 if measured.stop || self.state.step.is_multiple_of(config.run.log_every) {
-                    self.log_step(stage, &measured, lr, &pace, &loader)?;
+                    self.log_step(stage, &measured, &weights, lr, &pace, &loader)?;
                     self.state.training_seconds += pace.seconds();
                     pace = Pace::start(&loader);
                 } else {
@@ -188,57 +200,99 @@ impl<'a> Trainer<'a> {
         self.state.epoch += 1;
         (self.state.sample, self.state.epoch_loss) = (0, 0.0);
         let last = self.state.epoch == stage.epochs;
+        if last {
+            self.meet_budget(stage)?;
+        }
         let mut evaluation = None;
         if last || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
             evaluation = Some(self.evaluate_epoch(stage, train_loss)?);
         }
         if let Some(evaluation) = evaluation.as_ref().filter(|_| last) {
-            self.state.stages.push(stage_summary(stage, evaluation));
+            let relaxed = self.evaluate_relaxed(stage)?;
+            self.state.stages.push(report::stage_summary(stage, evaluation, relaxed, self.config));
             (self.state.stage, self.state.epoch) = (self.state.stage + 1, 0);
         }
         self.checkpoint()?;
         Ok(evaluation)
     }
 
+    /// All ranks, at a stage's end: sets the bias on all gates, and says where cost and budget stand.
+    fn meet_budget(&mut self, stage: &Stage) -> Result<()> {
+        let (world, config) = (self.world, self.config);
+        let Some(budget) = config.cost.budget_gmacs.filter(|_| config.gated()) else { return Ok(()) };
+        if let Some(gmacs) = self.state.price.gmacs {
+            self.console.say(&format!(
+                "{}: {gmacs:.4} GMACs an image on the last training images, {:+.1} % off the budget of {budget:.4}; γ {:.4}",
+                stage.name,
+                100.0 * (gmacs - budget) / budget,
+                self.state.price.gamma
+            ));
+        }
+        if !config.calibrates() {
+            return Ok(());
+        }
+        let (bias, gmacs) = budget::calibrate(world, config, &self.net, &self.input, budget)?;
+        self.console.say(&format!(
+            "{}: a bias of {bias:+.4} on all gates gives {gmacs:.4} GMACs on {} images held out from training",
+            stage.name, config.cost.calibration_samples
+        ));
+        if let Some(ema) = &mut self.ema {
+            ema.exchange(&self.net.params);
+            let calibrated = budget::calibrate(world, config, &self.net, &self.input, budget);
+            ema.exchange(&self.net.params);
+            calibrated?;
+        }
+        Ok(())
+    }
+
     /// All ranks: one step, the paper's Section 3.4.
-    fn step(&mut self, batch: &Batch, stage: &Stage, lr: f64) -> Result<Measured> {
-        let (config, seed) = (self.config, self.config.run.seed);
-        let (images, labels) = self.input.tensors(batch, &config.data); // [L·M, C, H, W], [L]
+    fn step(&mut self, batch: &Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Measured> {
+        let config = self.config;
+        let (images, labels) = self.input.tensors(batch, config); // [A·L·M, C, H, W], [A·L]
         let gates = self.costs.size()[0] as usize;
-        let noise =
-            gumbel_noise(seed, self.state.step, &batch.samples, batch.views, gates).to_device(self.device);
-        let decisions = match stage.routers {
-            Routers::Train => {
-                Decisions::Relaxed { noise: &noise, temperature: config.model.router.temperature }
-            }
-            Routers::Freeze => Decisions::Hard,
+        let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
+            .to_device(self.device);
+        // Micro-batch a of rank r is what rank r·A + a would have of A times as many ranks.
+        let micros = config.optim.accumulate as i64;
+        let noises = noise.chunk(micros, 0);
+        let router = &config.model.router;
+        let batch_of = |((images, labels), noise)| MicroBatch {
+            images,
+            labels,
+            decisions: match stage.routers {
+                Routers::Train => Decisions::Relaxed {
+                    noise: Some(noise),
+                    temperature: router.temperature,
+                    relaxation: router.relaxation,
+                },
+                Routers::Freeze => Decisions::Hard,
+            },
         };
+        let parts = images.chunk(micros, 0).into_iter().zip(labels.chunk(micros, 0)).zip(&noises);
+        let micro_batches: Vec<MicroBatch> = parts.map(batch_of).collect();
         let step = Step {
             world: self.world,
             net: &self.net,
             costs: &self.costs,
-            weights: self.weights(stage),
+            weights,
             routers: stage.routers,
             views: batch.views as i64,
-            batch_statistics: true,
+            scope: config.diversity.scope,
+            statistics: Statistics::Batch,
         };
-        let (gradient, measured) = step.gradient(&images, &labels, decisions, self.asked_to_stop())?;
+        let (gradient, measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
         measured.check(self.state.step + 1)?;
-        self.sgd.step(&self.net.params, &gradient, lr, stage.routers);
-        Ok(measured)
-    }
-
-    /// α, β and γ as they hold in a stage: with frozen routers there is nothing for them to move.
-    fn weights(&self, stage: &Stage) -> Weights {
-        let on = if stage.routers == Routers::Train { 1.0 } else { 0.0 };
-        let loss = &self.config.loss;
-        Weights {
-            alpha: on * loss.alpha,
-            beta: on * loss.beta,
-            gamma: on * loss.gamma,
-            consistency_margin: loss.consistency_margin,
-            diversity_margin: loss.diversity_margin,
+        self.sgd.step(&self.net.params, &gradient, measured.grad_norm, lr, stage.routers);
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.net.params);
         }
+        if let Some(budget) = config.cost.budget_gmacs.filter(|_| config.steers(stage)) {
+            let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
+            // γ is the price of a block, in whatever unit the cost is.
+            let mean_cost = f64::try_from(self.costs.mean(None)).expect("one number");
+            self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
+        }
+        Ok(measured)
     }
 
     /// Whether a signal or, on rank 0, a file named `stop` in the run directory asks for an end.
@@ -246,9 +300,14 @@ impl<'a> Trainer<'a> {
         self.stop.load(Ordering::Relaxed) || (self.records.is_some() && self.place.dir.join("stop").exists())
     }
 
-    /// All ranks: evaluation at an epoch's end; rank 0 records it.
+    /// All ranks: evaluation of the network as it stands.
+    fn evaluate(&self, decisions: Decisions) -> Result<Evaluation> {
+        evaluate(self.world, self.config, &self.net, &self.input, decisions)
+    }
+
+    /// All ranks: evaluation at an epoch's end, of the weights and of their running mean; rank 0 records it.
     fn evaluate_epoch(&mut self, stage: &Stage, train_loss: f64) -> Result<Evaluation> {
-        let mut evaluation = evaluate(self.world, self.config, &self.net, &self.input)?;
+        let mut evaluation = self.evaluate(Decisions::Hard)?;
         evaluation.train_loss = train_loss;
         if !evaluation.ce.is_finite() {
             return Err(Error::diverged(
@@ -256,57 +315,29 @@ impl<'a> Trainer<'a> {
                 "the validation images' cross entropy is not finite",
             ));
         }
-        let State { step, samples, epoch, .. } = self.state;
-        if let Some(records) = &mut self.records {
-            let fields = json!({
-                "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
-                "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
-                "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
-                "rates": evaluation.rates,
-            });
-            records.record("eval", step, fields)?;
+        if let Some(ema) = &mut self.ema {
+            ema.exchange(&self.net.params);
+            let of_mean = evaluate(self.world, self.config, &self.net, &self.input, Decisions::Hard);
+            ema.exchange(&self.net.params);
+            evaluation.ema = Some(Box::new(of_mean?));
         }
-        self.console.say(&format!(
-            "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %  top-5 {:.2} %  {:.4} GMACs  {} paths",
-            stage.name,
-            stage.epochs,
-            evaluation.train_loss,
-            100.0 * evaluation.top1,
-            100.0 * evaluation.top5,
-            evaluation.gmacs,
-            evaluation.distinct_paths
-        ));
+        let top1 = evaluation.ema.as_ref().map_or(evaluation.top1, |ema| ema.top1.max(evaluation.top1));
+        if self.state.best.is_none_or(|(best, _)| top1 > best) {
+            self.state.best = Some((top1, self.state.step));
+        }
+        self.report_evaluation(stage, &evaluation)?;
         Ok(evaluation)
     }
 
-    /// Rank 0 writes: one line of numbers.
-    fn log_step(
-        &mut self,
-        stage: &Stage,
-        measured: &Measured,
-        lr: f64,
-        pace: &Pace,
-        loader: &Loader,
-    ) -> Result<()> {
-        let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
-        let wait = (loader.wait() - pace.waited).as_secs_f64() / pace.seconds();
-        let loss = measured.loss(&self.weights(stage));
-        let Measured { ce, con, div, cost, top1, grad_norm, ref rates, .. } = *measured;
-        let State { step, samples, epoch, .. } = self.state;
-        let gamma = self.weights(stage).gamma;
-        if let Some(records) = &mut self.records {
-            let fields = json!({
-                "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
-                "div": div, "cost": cost, "gamma": gamma, "lr": lr, "top1": top1, "grad_norm": grad_norm,
-                "images_per_second": images, "loader_wait": wait, "rates": rates,
-            });
-            records.record("train", step, fields)?;
+    /// All ranks: top-1 by the decisions that the stage trained with, but without noise; `None` where those are the
+    /// hard ones.
+    fn evaluate_relaxed(&self, stage: &Stage) -> Result<Option<f64>> {
+        let router = &self.config.model.router;
+        if stage.routers == Routers::Freeze || !self.config.gated() {
+            return Ok(None);
         }
-        let status = format!(
-            "loss {loss:.4} (ce {ce:.4}  con {con:.4}  div {div:.4}  cost {cost:.3})  lr {lr:.4}  {images:.0} images/s"
-        );
-        self.console.step(self.step_of_stage(), Some(&status));
-        Ok(())
+        let (temperature, relaxation) = (router.temperature, router.relaxation);
+        Ok(Some(self.evaluate(Decisions::Relaxed { noise: None, temperature, relaxation })?.top1))
     }
 
     /// Steps of the current stage that are done.
@@ -329,13 +360,13 @@ impl<'a> Trainer<'a> {
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         if self.records.is_some() {
-            let keep = self.config.run.keep_last;
             checkpoint::save(
                 &self.place.dir,
                 &self.net.params,
                 &self.sgd.momentum,
+                self.ema.as_ref(),
                 self.state.clone(),
-                keep,
+                &self.config.run,
             )?;
         }
         Ok(())
@@ -355,71 +386,6 @@ impl<'a> Trainer<'a> {
         );
         self.console.note(&message);
         Error { exit: Exit::Interrupted, message, agreed: true }
-    }
-
-    fn greet(&mut self) {
-        let (model, data, world) = (&self.config.model, &self.config.data, self.world.world());
-        let kind = if model.gated { "gated" } else { "static" };
-        let from = match &self.place.checkpoint {
-            Some(folder) => format!("\ngoing on from {} (step {})", folder.display(), self.state.step),
-            None => String::new(),
-        };
-        let text = format!(
-            "{} {kind}, {} parameters · {} of {} training samples × {} views, {} validation images · \
-             {world} rank{} × {} threads, {:?}\nrun directory {}{from}",
-            model.arch,
-            self.net.params.count(),
-            self.input.samples,
-            self.input.train.len(),
-            data.views,
-            self.input.val.len(),
-            if world == 1 { "" } else { "s" },
-            tch::get_num_threads(),
-            self.device,
-            self.place.dir.display(),
-        );
-        self.console.say(&text);
-    }
-
-    /// Rank 0 writes: `summary.json`, and the table that ends a run.
-    fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
-        let Some(_) = &self.records else { return Ok(()) };
-        let State { samples, training_seconds, seconds, .. } = self.state;
-        let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
-        let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
-        let summary = json!({
-            "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
-            "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
-            "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
-            "world_size": self.world.world(), "seconds": seconds, "train_loss": evaluation.train_loss,
-            "parameters": self.net.params.count(), "stages": self.state.stages,
-        });
-        let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
-        write_whole(&self.place.dir.join("summary.json"), &text)?;
-        let dir = self.place.dir.display();
-        let rows = [
-            ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),
-            ("top-5", format!("{:.2} %", 100.0 * evaluation.top5)),
-            (
-                "MACs an image",
-                format!(
-                    "{:.4} G, {:.0} % of the static network's {gmacs_static:.4} G",
-                    evaluation.gmacs,
-                    100.0 * evaluation.gmacs / gmacs_static
-                ),
-            ),
-            ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
-            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.world())),
-            ("time", format!("{seconds:.0} s")),
-            ("run directory", dir.to_string()),
-        ];
-        let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
-        self.console.say(&format!(
-            "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
-            table.join("\n"),
-            self.command
-        ));
-        Ok(())
     }
 }
 
@@ -463,11 +429,4 @@ fn check_place(state: &State, folder: &Path, order: &(u64, u64, String), config:
         return refuse(format!("stands after {epoch} epochs of stages.{stage}, where this config is over"));
     }
     Ok(())
-}
-
-fn stage_summary(stage: &Stage, evaluation: &Evaluation) -> serde_json::Value {
-    json!({
-        "name": stage.name, "epochs": stage.epochs, "top1": evaluation.top1, "top5": evaluation.top5,
-        "gmacs": evaluation.gmacs, "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
-    })
 }

@@ -1,0 +1,100 @@
+//! The stages of training, and the learning rate over each.
+
+use serde::{Deserialize, Serialize};
+
+/// One stage of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stage {
+    /// Its name in logs and in `summary.json`.
+    pub name: String,
+    /// How many epochs it takes.
+    pub epochs: u64,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// How the rate falls.
+    pub schedule: Schedule,
+    /// Epochs of linear warm-up from 0, at the start.
+    pub warmup_epochs: f64,
+    /// What trains and how gates decide.
+    pub routers: Routers,
+    /// α in this stage; null: as `consistency` has it where routers train, 0 where they are frozen.
+    pub alpha: Option<f64>,
+    /// β in this stage, likewise.
+    pub beta: Option<f64>,
+    /// γ in this stage, likewise.
+    pub gamma: Option<f64>,
+}
+
+/// What a stage does with the routers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Routers {
+    /// They train, by relaxed decisions: the paper's first stage.
+    Train,
+    /// They are frozen and decide hard, without noise, and the rest is fine-tuned: its second.
+    Freeze,
+}
+
+/// How the learning rate falls over a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Schedule {
+    /// Not at all.
+    Constant,
+    /// Times `factor` at each milestone.
+    MultiStep {
+        /// Epochs of the stage after which the rate falls.
+        milestones: Vec<u64>,
+        /// What it is multiplied by.
+        factor: f64,
+    },
+    /// Along half a cosine, to 0.
+    Cosine,
+    /// Up from 1/25 along a cosine, then down to almost 0 (arXiv 1708.07120), as PyTorch's OneCycleLR.
+    OneCycle {
+        /// Share of the stage in which it rises.
+        rise: f64,
+    },
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self {
+            name: "train".into(),
+            epochs: 1,
+            lr: 0.1,
+            schedule: Schedule::Constant,
+            warmup_epochs: 0.0,
+            routers: Routers::Train,
+            alpha: None,
+            beta: None,
+            gamma: None,
+        }
+    }
+}
+
+/// From `from` to `to` along half a cosine, at `done` of the way.
+fn cosine(from: f64, to: f64, done: f64) -> f64 {
+    to + (from - to) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+}
+
+impl Schedule {
+    /// The rate's factor at `epoch` (with its fraction) of `epochs`.
+    pub fn factor(&self, epoch: f64, epochs: u64) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::MultiStep { milestones, factor } => {
+                factor.powi(milestones.iter().filter(|&&milestone| epoch >= milestone as f64).count() as i32)
+            }
+            Self::Cosine => cosine(1.0, 0.0, epoch / epochs as f64),
+            Self::OneCycle { rise } => {
+                let (start, done) = (1.0 / 25.0, epoch / epochs as f64);
+                match done < *rise {
+                    true => cosine(start, 1.0, done / rise),
+                    false => cosine(1.0, start / 1e4, (done - rise) / (1.0 - rise)),
+                }
+            }
+        }
+    }
+}

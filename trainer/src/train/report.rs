@@ -1,0 +1,194 @@
+//! What a run says and records of itself.
+
+use super::{Pace, Trainer};
+use crate::config::{Config, Gates, Stage};
+use crate::error::Result;
+use crate::evaluate::Evaluation;
+use crate::loss::Weights;
+use crate::run::checkpoint::State;
+use crate::run::write_whole;
+use crate::step::Measured;
+use codinet_dataloader::Loader;
+use serde_json::json;
+
+impl Trainer<'_> {
+    /// Rank 0 writes: what an evaluation found.
+    pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
+        let State { step, samples, epoch, .. } = self.state;
+        if let Some(records) = &mut self.records {
+            let mut fields = json!({
+                "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
+                "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
+                "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
+                "rates": evaluation.rates,
+            });
+            if let Some(ema) = &evaluation.ema {
+                fields["ema_top1"] = ema.top1.into();
+                fields["ema_ce"] = ema.ce.into();
+                fields["ema_gmacs"] = ema.gmacs.into();
+            }
+            records.record("eval", step, fields)?;
+        }
+        let mean = match &evaluation.ema {
+            Some(ema) => format!("  (mean of weights {:.2} %)", 100.0 * ema.top1),
+            None => String::new(),
+        };
+        self.console.say(&format!(
+            "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{mean}  top-5 {:.2} %  {:.4} GMACs  {} paths",
+            stage.name,
+            stage.epochs,
+            evaluation.train_loss,
+            100.0 * evaluation.top1,
+            100.0 * evaluation.top5,
+            evaluation.gmacs,
+            evaluation.distinct_paths
+        ));
+        Ok(())
+    }
+
+    /// Rank 0 writes: one line of numbers.
+    pub(super) fn log_step(
+        &mut self,
+        stage: &Stage,
+        measured: &Measured,
+        weights: &Weights,
+        lr: f64,
+        pace: &Pace,
+        loader: &Loader,
+    ) -> Result<()> {
+        let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
+        let wait = (loader.wait() - pace.waited).as_secs_f64() / pace.seconds();
+        let loss = measured.loss(weights);
+        let Measured { ce, con, div, cost, target, run, top1, grad_norm, ref rates, .. } = *measured;
+        let State { step, samples, epoch, .. } = self.state;
+        let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
+        if let Some(records) = &mut self.records {
+            let mut fields = json!({
+                "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
+                "div": div, "cost": cost, "gamma": weights.gamma, "gmacs": gmacs, "lr": lr, "top1": top1,
+                "grad_norm": grad_norm, "images_per_second": images, "loader_wait": wait, "rates": rates,
+            });
+            for (name, weight, value) in [("target", weights.target, target), ("run_rate", weights.run, run)]
+            {
+                if weight > 0.0 {
+                    fields[name] = value.into();
+                }
+            }
+            if let Some(budget) = self.config.cost.budget_gmacs {
+                fields["budget_gmacs"] = budget.into();
+            }
+            records.record("train", step, fields)?;
+        }
+        let status = format!(
+            "loss {loss:.4} (ce {ce:.4}  con {con:.4}  div {div:.4}  cost {cost:.3})  lr {lr:.4}  {images:.0} images/s"
+        );
+        self.console.step(self.step_of_stage(), Some(&status));
+        Ok(())
+    }
+
+    /// Rank 0 says: what runs where.
+    pub(super) fn greet(&mut self) {
+        let (model, data, world) = (&self.config.model, &self.config.data, self.world.world());
+        let kind = match model.gates {
+            Gates::All => "gated",
+            Gates::SameShape => "gated where blocks keep their shape",
+            Gates::None => "static",
+        };
+        let from = match &self.place.checkpoint {
+            Some(folder) => format!("\ngoing on from {} (step {})", folder.display(), self.state.step),
+            None => String::new(),
+        };
+        let text = format!(
+            "{} {kind}, {} parameters · {} of {} training samples × {} views, {} validation images · \
+             {world} rank{} × {} threads, {:?}\nrun directory {}{from}",
+            model.arch,
+            self.net.params.count(),
+            self.input.samples,
+            self.input.train.len(),
+            data.views,
+            self.input.val.len(),
+            if world == 1 { "" } else { "s" },
+            tch::get_num_threads(),
+            self.device,
+            self.place.dir.display(),
+        );
+        self.console.say(&text);
+    }
+
+    /// Rank 0 writes: `summary.json`, and the table that ends a run.
+    pub(super) fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
+        let Some(_) = &self.records else { return Ok(()) };
+        let State { samples, training_seconds, seconds, .. } = self.state;
+        let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
+        let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
+        let mut summary = json!({
+            "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
+            "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
+            "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
+            "world_size": self.world.world(), "seconds": seconds, "train_loss": evaluation.train_loss,
+            "parameters": self.net.params.count(), "stages": self.state.stages,
+        });
+        if let Some(ema) = &evaluation.ema {
+            summary["ema"] = json!({
+                "top1": ema.top1, "top5": ema.top5, "ce": ema.ce, "gmacs": ema.gmacs,
+                "distinct_paths": ema.distinct_paths,
+            });
+        }
+        if let Some(budget) = self.config.cost.budget_gmacs {
+            summary["budget_gmacs"] = budget.into();
+        }
+        let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
+        write_whole(&self.place.dir.join("summary.json"), &text)?;
+        let dir = self.place.dir.display();
+        let mut rows = vec![
+            ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),
+            ("top-5", format!("{:.2} %", 100.0 * evaluation.top5)),
+            (
+                "MACs an image",
+                format!(
+                    "{:.4} G, {:.0} % of the static network's {gmacs_static:.4} G",
+                    evaluation.gmacs,
+                    100.0 * evaluation.gmacs / gmacs_static
+                ),
+            ),
+            ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
+            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.world())),
+            ("time", format!("{seconds:.0} s")),
+            ("run directory", dir.to_string()),
+        ];
+        if let Some(budget) = self.config.cost.budget_gmacs.filter(|_| self.config.gated()) {
+            let off = 100.0 * (evaluation.gmacs - budget) / budget;
+            rows.insert(3, ("budget", format!("{budget:.4} G, missed by {off:+.2} %")));
+        }
+        if let Some(ema) = &evaluation.ema {
+            rows.insert(
+                1,
+                ("mean of weights", format!("{:.2} % at {:.4} GMACs", 100.0 * ema.top1, ema.gmacs)),
+            );
+        }
+        let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
+        self.console.say(&format!(
+            "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
+            table.join("\n"),
+            self.command
+        ));
+        Ok(())
+    }
+}
+
+/// What `summary.json` says of a stage. `relaxed` is top-1 by the decisions that it trained with; what hard decisions
+/// lack to it is the gap between training and inference (Section 3.4).
+pub(super) fn stage_summary(
+    stage: &Stage,
+    evaluation: &Evaluation,
+    relaxed: Option<f64>,
+    config: &Config,
+) -> serde_json::Value {
+    let relaxed = relaxed.unwrap_or(evaluation.top1);
+    json!({
+        "name": stage.name, "epochs": stage.epochs, "top1": evaluation.top1, "top5": evaluation.top5,
+        "top1_as_trained": relaxed, "training_inference_gap": relaxed - evaluation.top1,
+        "gmacs": evaluation.gmacs, "budget_gmacs": config.cost.budget_gmacs,
+        "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
+    })
+}
