@@ -86,6 +86,18 @@ fn a_config_is_wrong() {
     refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&bench.config, &text).unwrap();
     refused(&mut bench.train(2, &["--set", "cost.gamma=-1"]), 2, &["--set cost.gamma=-1", "at least 0"]);
+    refused(
+        &mut bench.train(2, &["--set", "cost.budget_gmacs=9"]),
+        2,
+        &["this network takes 0.00", "to 0.01"],
+    );
+    refused(&mut bench.train(2, &["--set", "cost.calibrate=true"]), 2, &["false, without a budget_gmacs"]);
+    let held = "cost={budget_gmacs: 0.007, calibrate: true, calibration_samples: 90}";
+    refused(&mut bench.train(2, &["--set", held]), 2, &["more than half of the 96 training samples"]);
+    refused(&mut bench.train(2, &["--set", "optim.accumulate=3"]), 2, &["a divisor of optim.batch_size"]);
+    refused(&mut bench.train(2, &["--set", "optim.accumulate=8"]), 2, &["2 ranks cannot share evenly in 8"]);
+    let lost = "model.init_from=lost.safetensors";
+    refused(&mut bench.train(2, &["--set", lost]), 4, &["lost.safetensors: cannot be read"]);
     refused(&mut bench.train(2, &["--eval-only"]), 2, &["--eval-only", "--resume"]);
 }
 

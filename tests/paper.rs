@@ -112,10 +112,10 @@ fn straight_through_decides_hard_and_learns_by_the_relaxed_decision() {
 
 #[test]
 fn equation_12_weighs_its_parts() {
-    let [ce, con, div, cost, target, run] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
+    let [ce, con, div, cost, target, run_rate] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
     let weights =
-        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, target: 1e-4, run: 1e-5, ..Weights::default() };
-    let parts = Parts { ce, con, div, cost, target, run };
+        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, target: 1e-4, run_rate: 1e-5, ..Weights::default() };
+    let parts = Parts { ce, con, div, cost, target, run_rate };
     // Rank r of 4 back-propagates 2·4·β of its share.
     close(value(&parts.total(&weights, 4)), 1.0 + 0.2 + 0.24 + 0.004 + 0.0005 + 0.00006, 1e-12);
 }
@@ -155,9 +155,10 @@ fn gradients_match_finite_differences() {
         div: loss::diversity(&centres, &centres.detach(), 0, 0.9),
         cost: loss::cost(&paths, &costs),
         target: loss::target_rate(&paths, &centres.detach(), 0.3),
-        run: loss::run_rate(&paths),
+        run_rate: loss::run_rate(&paths),
     };
-    let weights = Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, target: 0.5, run: 0.6, ..Weights::default() };
+    let weights =
+        Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, target: 0.5, run_rate: 0.6, ..Weights::default() };
     parts.total(&weights, 1).backward();
     let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
     let numbers = Vec::<f64>::try_from(start.reshape([-1])).unwrap();

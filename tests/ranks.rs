@@ -106,7 +106,7 @@ fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
             beta: 0.9,
             gamma: 0.02,
             target: 0.3,
-            run: 0.1,
+            run_rate: 0.1,
             consistency_margin: 0.1,
             diversity_margin: 1.5,
             target_rate: 0.4,
@@ -144,8 +144,8 @@ fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
         .collect();
     let (gradient, measured) = step.gradient(&batch, rank == 1).unwrap();
     assert_eq!(measured.stop, ranks > 1, "one rank's wish to stop reaches all");
-    let Measured { ce, con, div, cost, target, run, top1, rates, hard_rates, .. } = measured;
-    let mut numbers = vec![ce, con, div, cost, target, run, top1];
+    let Measured { ce, con, div, cost, target, run_rate, top1, rates, hard_rates, .. } = measured;
+    let mut numbers = vec![ce, con, div, cost, target, run_rate, top1];
     numbers.extend(rates.iter().chain(&hard_rates));
     assert_eq!(numbers.len(), MEASUREMENTS);
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());

@@ -1,7 +1,7 @@
 //! The compute budget of Section 3.3, "γ is tuned adaptive": γ as the price that makes the network's MACs meet the
 //! budget, and the bias on all gates that takes up what is left.
 
-use crate::collective::Collective;
+use crate::collective::{self, Collective};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
@@ -13,6 +13,8 @@ use tch::{Kind, Tensor, no_grad};
 const MEMORY: f64 = 0.95;
 /// How many steps' worth of movement γ leads by, so that it settles and does not swing.
 const LEAD: f64 = 50.0;
+/// How many steps' worth of movement γ may lie from 0, so that what cannot be met does not drive it away for ever.
+const MOST_STEPS: f64 = 5000.0;
 /// How far a bias on all gates may go.
 const MOST_BIAS: f64 = 8.0;
 /// Halvings of that range: to 16/2¹⁴ = 0.001.
@@ -42,7 +44,7 @@ impl Price {
         let mean = self.gmacs.map_or(gmacs, |mean| MEMORY * mean + (1.0 - MEMORY) * gmacs);
         let gap = (mean - budget) / budget;
         self.gmacs = Some(mean);
-        self.base += step * gap;
+        self.base = (self.base + step * gap).clamp(-MOST_STEPS * step, MOST_STEPS * step);
         self.gamma = self.base + LEAD * step * gap;
     }
 }
@@ -51,8 +53,8 @@ impl Price {
 pub fn check(config: &Config, net: &Net) -> Result<()> {
     let gates = net.costs.gated().count();
     let at = |rate: f64| net.costs.mean_macs(&vec![rate; gates]) / 1e9;
-    match config.cost.budget_gmacs {
-        Some(budget) if gates > 0 && !(at(0.0)..=at(1.0)).contains(&budget) => Err(Error::new(
+    match config.budget() {
+        Some(budget) if !(at(0.0)..=at(1.0)).contains(&budget) => Err(Error::new(
             Exit::Config,
             format!(
                 "cost.budget_gmacs is {budget}, but this network takes {:.4} (no block run) to {:.4} (all)",
@@ -64,26 +66,27 @@ pub fn check(config: &Config, net: &Net) -> Result<()> {
     }
 }
 
-/// All ranks: sets one bias on all gates so that the mean MACs on the held-out training images meet the budget;
-/// returns the bias and the MACs, in billions, that it leaves.
+/// All ranks: sets one bias on all gates so that the mean MACs on the held-out training images meet the budget; says
+/// what came of it.
 pub fn calibrate(
     world: &dyn Collective,
     config: &Config,
     net: &Net,
     input: &Input,
     budget: f64,
-) -> Result<(f64, f64)> {
+) -> Result<String> {
     world.broadcast(net.params.flat_buffers(), 0)?;
-    let batches: Vec<_> = input.held_out(config, world)?.collect::<Result<_, _>>()?;
+    let read = input.held_out(config, world).and_then(|batches| batches.collect::<Result<Vec<_>>>());
+    let batches = collective::agree(world, read)?;
     let gates = net.costs.gated().count() as i64;
     let gmacs = || -> Result<f64> {
-        let sums = Tensor::zeros([1 + gates], (Kind::Double, tch::Device::Cpu));
+        let mut sums = Tensor::zeros([1 + gates], (Kind::Double, tch::Device::Cpu));
         for batch in &batches {
             let (images, _) = input.tensors(batch, config);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
             let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);
             let count = Tensor::from(images.size()[0] as f64).to_device(ran.device()).view(1);
-            let _ = sums.shallow_clone().g_add_(&Tensor::cat(&[count, ran], 0).to_device(tch::Device::Cpu));
+            sums += Tensor::cat(&[count, ran], 0).to_device(tch::Device::Cpu);
         }
         world.all_reduce_sum(&sums)?;
         let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
@@ -108,7 +111,13 @@ pub fn calibrate(
         bias = next;
     }
     net.shift_gates(best.1 - bias);
-    Ok((best.1, best.2))
+    Ok(format!(
+        "a bias of {:+.4} on all gates gives {:.4} GMACs on {} images held out from training, {:+.2} % off the budget",
+        best.1,
+        best.2,
+        config.cost.calibration_samples,
+        100.0 * (best.2 - budget) / budget
+    ))
 }
 
 #[cfg(test)]

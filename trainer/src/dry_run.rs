@@ -1,16 +1,19 @@
 //! `--dry-run`: what a run would be, without one.
 
+use crate::budget;
 use crate::collective::Collective;
 use crate::config::Config;
+use crate::error::Result;
 use crate::input::Input;
 use crate::model::Net;
 use std::fmt::Write;
 use tch::Device;
 
 /// The resolved config, the model's table and the steps an epoch, as text.
-pub fn describe(config: &Config, world: &dyn Collective) -> String {
+pub fn describe(config: &Config, world: &dyn Collective) -> Result<String> {
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
+    budget::check(config, &net)?;
     let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
     text += &table(&net);
     let batch = config.optim.batch_size;
@@ -25,7 +28,7 @@ pub fn describe(config: &Config, world: &dyn Collective) -> String {
         ),
         Err(error) => writeln!(text, "\nsteps an epoch: unknown, {error}"),
     };
-    text
+    Ok(text)
 }
 
 fn table(net: &Net) -> String {

@@ -15,7 +15,7 @@ pub struct Weights {
     /// Weight of Conv-AIG's target-rate loss.
     pub target: f64,
     /// Weight of SkipNet's penalty.
-    pub run: f64,
+    pub run_rate: f64,
     /// m_c: how far a view's path may lie from its sample's centre at no loss.
     pub consistency_margin: f64,
     /// m_d: how far apart two samples' centres have to lie.
@@ -33,11 +33,11 @@ impl Weights {
         let on = |enabled: bool, weight: f64| if enabled { weight } else { 0.0 };
         let (consistency, diversity) = (&config.consistency, &config.diversity);
         Self {
-            alpha: stage.alpha.unwrap_or(trains(on(consistency.enabled, consistency.weight))),
-            beta: stage.beta.unwrap_or(trains(on(diversity.enabled, diversity.weight))),
+            alpha: on(consistency.enabled, stage.alpha.unwrap_or(trains(consistency.weight))),
+            beta: on(diversity.enabled, stage.beta.unwrap_or(trains(diversity.weight))),
             gamma: stage.gamma.unwrap_or(trains(gamma)),
             target: trains(config.target_rate.weight),
-            run: trains(config.run_rate.weight),
+            run_rate: trains(config.run_rate.weight),
             consistency_margin: consistency.margin,
             diversity_margin: diversity.margin,
             target_rate: config.target_rate.rate,
@@ -53,14 +53,15 @@ pub struct Parts {
     pub ce: Tensor,
     /// L_con over the rank's samples.
     pub con: Tensor,
-    /// This rank's share P_r of L_div: L_div = Σ_r P_r.
+    /// This rank's share P_r of L_div: L_div = Σ_r P_r. Where a rank's A micro-batches share the keys, A times the
+    /// micro-batch's share, for the mean over micro-batches is taken in the end.
     pub div: Tensor,
     /// L_cost: mean over the rank's views.
     pub cost: Tensor,
     /// Conv-AIG's loss over all ranks' views.
     pub target: Tensor,
     /// SkipNet's penalty: mean over the rank's views.
-    pub run: Tensor,
+    pub run_rate: Tensor,
 }
 
 /// Row-wise L² norm over the last dimension, whose gradient at 0 is 0 and not NaN.
@@ -151,6 +152,6 @@ impl Parts {
             + &self.div * (2.0 * world as f64 * weights.beta)
             + &self.cost * weights.gamma
             + &self.target * weights.target
-            + &self.run * weights.run
+            + &self.run_rate * weights.run_rate
     }
 }

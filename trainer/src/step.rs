@@ -52,7 +52,7 @@ pub struct Measured {
     /// Conv-AIG's loss.
     pub target: f64,
     /// SkipNet's penalty.
-    pub run: f64,
+    pub run_rate: f64,
     /// Share of views whose class came first.
     pub top1: f64,
     /// L² norm of the averaged gradient.
@@ -144,7 +144,7 @@ impl Step<'_> {
             div: loss::diversity(centres, keys, first, weights.diversity_margin) * share,
             cost: loss::cost(&out.path, self.costs),
             target: loss::target_rate(&out.path, keys, weights.target_rate),
-            run: loss::run_rate(&out.path),
+            run_rate: loss::run_rate(&out.path),
         }
     }
 
@@ -171,8 +171,8 @@ impl Step<'_> {
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
         let stop = Tensor::from(f32::from(u8::from(stop))).to_device(out.logits.device());
         let div = &parts.div * self.world.world() as f64; // L_div is a sum over ranks
-        let Parts { ce, con, cost, target, run, .. } = parts;
-        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run, &top1, &stop], 0);
+        let Parts { ce, con, cost, target, run_rate, .. } = parts;
+        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run_rate, &top1, &stop], 0);
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
         Tensor::cat(&[scalars, mean(&out.path), mean(&hard(&out.gates))], 0).detach()
     }
@@ -183,12 +183,12 @@ impl Measured {
     fn read(values: &Tensor, gradient: &Tensor) -> Self {
         let values = Vec::<f64>::try_from(values.to_kind(Kind::Double)).expect("a vector of numbers");
         let grad_norm = f64::try_from(gradient.norm()).expect("one number");
-        let [ce, con, div, cost, target, run, top1, stop, ref rates @ ..] = values[..] else {
+        let [ce, con, div, cost, target, run_rate, top1, stop, ref rates @ ..] = values[..] else {
             unreachable!("measure writes eight numbers and the rates")
         };
         let (rates, hard_rates) = rates.split_at(rates.len() / 2);
         let (rates, hard_rates) = (rates.to_vec(), hard_rates.to_vec());
-        Self { ce, con, div, cost, target, run, top1, grad_norm, stop: stop > 0.0, rates, hard_rates }
+        Self { ce, con, div, cost, target, run_rate, top1, grad_norm, stop: stop > 0.0, rates, hard_rates }
     }
 
     /// The objective: Eq. 12, and what the baselines add.
@@ -198,7 +198,7 @@ impl Measured {
             + weights.beta * self.div
             + weights.gamma * self.cost
             + weights.target * self.target
-            + weights.run * self.run
+            + weights.run_rate * self.run_rate
     }
 
     /// An error where the loss or the gradient is not finite: what is not finite on one rank is not finite in

@@ -45,29 +45,54 @@ fn as_tree(config: &Config) -> Value {
 /// extends it, `chain` the names that led here.
 fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result<Value> {
     let (name, text) = read(name, from)?;
-    let said: Config = parse(&text).map_err(|error| explain(&name, &text, &error))?;
-    let own: Value = parse(&text).map_err(|error| explain(&name, &text, &error))?;
-    if chain.contains(&name) {
+    if chain.contains(&name) || chain.len() > 16 {
         return Err(wrong(format!("{name}: extends goes in a circle: {} → {name}", chain.join(" → "))));
     }
-    // What this file itself sets out of range.
-    let here = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
-    if let Some((key, wanted)) = said.out_of_range().into_iter().find(|(key, _)| here(key)) {
-        return Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted));
-    }
+    let own = own_tree(&name, &text)?;
+    let base = own.get("extends").and_then(Value::as_str);
     chain.push(name.clone());
-    let mut tree = match &said.extends {
+    let mut tree = match base {
         None => as_tree(&Config::default()),
         Some(base) => with_bases(base, Some(&name), chain)?,
     };
-    merge(&mut tree, own);
+    merge(&mut tree, own.clone());
     if let Value::Object(map) = &mut tree {
         map.remove("extends");
     }
-    // With every key again, where a whole section was replaced.
-    let merged = serde_json::from_value::<Config>(tree)
+    let merged: Config = serde_json::from_value(tree)
         .map_err(|error| wrong(format!("{name}: {}", plainly(&error.to_string()))))?;
-    Ok(as_tree(&merged))
+    // What this file itself sets out of range.
+    let here = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
+    match merged.out_of_range().into_iter().find(|(key, _)| here(key)) {
+        Some((key, wanted)) => Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted)),
+        None => Ok(as_tree(&merged)),
+    }
+}
+
+/// The keys that a file sets, with values of the types that a config has.
+fn own_tree(name: &str, text: &str) -> Result<Value> {
+    let own: Option<Value> = parse(text).map_err(|error| explain(name, text, &error))?;
+    let own = own.unwrap_or_else(|| Value::Object(Default::default()));
+    match parse::<Config>(text) {
+        Ok(said) => Ok(typed(own, &as_tree(&said))),
+        // The rest of a section may come from what the file extends.
+        Err(error) if error.to_string().contains("missing field") => Ok(own),
+        Err(error) => Err(explain(name, text, &error)),
+    }
+}
+
+/// `own` with the values that the same places have in `said`.
+fn typed(own: Value, said: &Value) -> Value {
+    match (own, said) {
+        (Value::Object(own), Value::Object(said)) => {
+            let known = |key: &str, value: Value| match said.get(key) {
+                Some(said) => typed(value, said),
+                None => value,
+            };
+            Value::Object(own.into_iter().map(|(key, value)| (key.clone(), known(&key, value))).collect())
+        }
+        (_, said) => said.clone(),
+    }
 }
 
 fn step_into<'a>(place: &'a Value, part: &str) -> Option<&'a Value> {
@@ -112,10 +137,11 @@ fn wrong(message: String) -> Error {
 }
 
 /// Where `name` was found and its text: a file (beside the file `from` that extends it, where there is one), or a
-/// shipped config.
+/// shipped config; what a shipped config extends is shipped.
 fn read(name: &str, from: Option<&str>) -> Result<(String, String)> {
+    let from_shipped = from.is_some_and(|from| !Path::new(from).exists());
     let beside = from.and_then(|from| Path::new(from).parent()).unwrap_or(Path::new("")).join(name);
-    if beside.exists() {
+    if beside.exists() && !from_shipped {
         let text = std::fs::read_to_string(&beside)
             .map_err(|error| wrong(format!("cannot read {}: {error}", beside.display())))?;
         return Ok((beside.display().to_string(), text));
@@ -320,6 +346,19 @@ mod tests {
         assert_eq!((config.cost.gamma, config.cost.unit), (3.0, super::super::CostUnit::Gmacs));
         assert!(matches!(config.data.crop, codinet_dataloader::Crop::RandomResized { .. }));
         assert_eq!((config.stages.len(), config.extends), (2, None));
+
+        // A rule that spans two keys is judged by what holds in the end; the rest of a section comes from the base.
+        write("budget.yaml", &format!("{FINE}optim: {{batch_size: 96, accumulate: 4}}\n"));
+        let text = "extends: budget.yaml\noptim: {accumulate: 3}\ndata: {crop: {random_resized: {scale: [0.2, 1.0]}}}\n";
+        let said = load(&write("part.yaml", text), &[]).unwrap_err().message;
+        assert!(said.contains("missing field `ratio`"), "{said}");
+        let text = "extends: budget.yaml\noptim: {accumulate: 3}\nstages: [{name: 1}]\n";
+        let config = load(&write("three.yaml", text), &[]).unwrap();
+        assert_eq!((config.optim.accumulate, config.stages[0].name.as_str()), (3, "1"));
+        let said =
+            load(&write("five.yaml", "extends: budget.yaml\noptim:\n  accumulate: 5\n"), &[]).unwrap_err();
+        assert!(said.message.contains("five.yaml:3: optim.accumulate is out of range"), "{}", said.message);
+        assert!(load(&write("empty.yaml", "# nothing\n"), &[]).unwrap_err().message.contains("data.train"));
 
         let lost = write("lost.yaml", "extends: bass.yaml\n");
         let said = load(&lost, &[]).unwrap_err().message;

@@ -60,7 +60,8 @@ pub struct Run {
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
     pub keep_last: usize,
-    /// Whether the checkpoint of the best top-1 so far is kept too; `checkpoints/best` names it.
+    /// Whether the checkpoint of the best top-1 so far (on a budget: at no more than 102 % of it) is kept too;
+    /// `checkpoints/best` names it.
     pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     pub evaluate_every: u64,
@@ -271,7 +272,8 @@ pub struct Diversity {
     pub scope: Scope,
 }
 
-/// Which samples the diversity loss tells apart where `optim.accumulate` is above 1.
+/// Which samples the diversity loss tells apart, and Conv-AIG's takes its rates over, where `optim.accumulate` is
+/// above 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
@@ -291,10 +293,11 @@ pub struct Cost {
     pub unit: CostUnit,
     /// Mean MACs an image, in billions, that γ is moved to meet; null: γ stays as it is.
     pub budget_gmacs: Option<f64>,
-    /// How far a step moves γ for each 100 % of the budget that the network's MACs are off it.
+    /// How far a step moves γ, as the price of the mean block, for each 100 % of the budget that the network's MACs are
+    /// off it.
     pub gamma_step: f64,
     /// Whether, at each stage's end, one bias on all gates is set so that the budget is met on training images
-    /// that were held out.
+    /// that were held out: the next stage trains at the budget, and the last leaves the network there.
     pub calibrate: bool,
     /// How many training images are held out for that.
     pub calibration_samples: usize,
@@ -504,17 +507,19 @@ impl Config {
         self.model.gates != Gates::None
     }
 
+    /// The budget in GMACs, where there are gates to meet it.
+    pub fn budget(&self) -> Option<f64> {
+        self.cost.budget_gmacs.filter(|_| self.gated())
+    }
+
     /// Whether a bias on all gates is set at each stage's end.
     pub fn calibrates(&self) -> bool {
-        self.gated() && self.cost.calibrate
+        self.budget().is_some() && self.cost.calibrate
     }
 
     /// Whether γ follows a budget in `stage`.
     pub fn steers(&self, stage: &Stage) -> bool {
-        self.gated()
-            && self.cost.budget_gmacs.is_some()
-            && stage.routers == Routers::Train
-            && stage.gamma.is_none()
+        self.budget().is_some() && stage.routers == Routers::Train && stage.gamma.is_none()
     }
 
     /// The learning rate at `epoch` (with its fraction) of `stage`.

@@ -18,7 +18,8 @@ pub struct Stage {
     pub warmup_epochs: f64,
     /// What trains and how gates decide.
     pub routers: Routers,
-    /// α in this stage; null: as `consistency` has it where routers train, 0 where they are frozen.
+    /// α in this stage; null: as `consistency` has it where routers train, 0 where they are frozen (whose hard
+    /// decisions have no gradient: a weight there changes what is reported as the loss, and nothing else).
     pub alpha: Option<f64>,
     /// β in this stage, likewise.
     pub beta: Option<f64>,

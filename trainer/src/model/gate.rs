@@ -2,7 +2,7 @@
 //! (Eq. 13), and what the decision chooses between.
 
 use super::layers::{BatchNorm, Builder, Conv, Shape, Statistics};
-use super::router::{Router, Routers};
+use super::router::{Router, RouterBuilder};
 use crate::config::{Relaxation, SkipBranch};
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng as _;
@@ -48,7 +48,7 @@ impl Gate {
     /// MACs of the block's own.
     pub fn new(
         builder: &mut Builder,
-        routers: &mut Routers,
+        routers: &mut RouterBuilder,
         name: &str,
         from: Shape,
         to: Shape,
@@ -108,8 +108,8 @@ pub fn gumbel_noise(seed: u64, step: u64, samples: &[u32], views: usize, blocks:
         for view in 0..views as u64 {
             let mut rng = random::stream(Domain::Gumbel, seed, step, sample.into(), view);
             let mut gumbel = || {
-                // In (0, 1): 2⁵³ evenly spaced values, each half a step away from either end.
-                let uniform = ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+                // In (0, 1): 2⁵² evenly spaced values, the outer ones half a step away from either end.
+                let uniform = ((rng.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
                 -(-uniform.ln()).ln()
             };
             for _ in 0..blocks {

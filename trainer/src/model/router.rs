@@ -32,7 +32,7 @@ pub type Memory = Option<(Tensor, Tensor)>;
 
 /// Makes the routers of a network.
 #[derive(Debug)]
-pub struct Routers<'a> {
+pub struct RouterBuilder<'a> {
     options: &'a config::Router,
     recurrent: Option<Rc<Recurrent>>,
     inputs: BTreeMap<i64, Rc<Linear>>,
@@ -40,7 +40,7 @@ pub struct Routers<'a> {
     pub biases: Vec<Tensor>,
 }
 
-impl<'a> Routers<'a> {
+impl<'a> RouterBuilder<'a> {
     /// Makes no router yet.
     pub fn new(options: &'a config::Router) -> Self {
         Self { options, recurrent: None, inputs: BTreeMap::new(), biases: Vec::new() }
@@ -64,13 +64,12 @@ impl<'a> Routers<'a> {
             }
             RouterKind::Rnn => {
                 let before = builder.macs;
-                let input = match self.inputs.get(&from.c) {
-                    Some(input) => input.clone(),
-                    None => Rc::new(builder.linear(&format!("router.input{}", from.c), from.c, RNN_SIZE)),
-                };
-                self.inputs.insert(from.c, input.clone());
-                let recurrent = match self.recurrent.take() {
-                    Some(recurrent) => recurrent,
+                let input = self.inputs.entry(from.c).or_insert_with_key(|width| {
+                    Rc::new(builder.linear(&format!("router.input{width}"), from.c, RNN_SIZE))
+                });
+                let input = input.clone();
+                let recurrent = match &self.recurrent {
+                    Some(recurrent) => recurrent.clone(),
                     None => {
                         let lstm = builder.lstm("router.lstm", RNN_SIZE, RNN_SIZE);
                         let fc = builder.linear("router.fc", RNN_SIZE, 2);

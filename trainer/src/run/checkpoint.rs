@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
@@ -45,8 +45,8 @@ pub struct State {
     pub training_seconds: f64,
     /// Where γ stands.
     pub price: Price,
-    /// The best top-1 so far, and the step after which it was found.
-    pub best: Option<(f64, u64)>,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
     /// Sum of the current epoch's losses, so that its mean does not forget what came before a stop.
     pub epoch_loss: f64,
     /// Results of the stages that are done, as `summary.json` has them.
@@ -55,6 +55,22 @@ pub struct State {
     pub order: (u64, u64, String),
     /// SHA-256 of each file.
     pub files: BTreeMap<String, String>,
+}
+
+/// The best evaluation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its top-1.
+    pub top1: f64,
+    /// The step after which it was found.
+    pub step: u64,
+}
+
+impl State {
+    /// Forgets a best checkpoint that this run's directory does not hold: that of a run that was branched off from.
+    pub fn forget_lost_best(&mut self, run: &Path) {
+        self.best = self.best.filter(|best| run.join("checkpoints").join(step_name(best.step)).exists());
+    }
 }
 
 /// Rank 0: writes the checkpoint of `state.step` and drops all but the newest `keep`, and the best one if that is kept.
@@ -67,8 +83,8 @@ pub fn save(
     options: &Run,
 ) -> Result<PathBuf> {
     let folder = run.join("checkpoints");
-    let place = folder.join(format!("step-{:08}", state.step));
-    let partial = folder.join(format!(".partial-step-{:08}", state.step));
+    let place = folder.join(step_name(state.step));
+    let partial = folder.join(format!(".partial-{}", step_name(state.step)));
     state.version = VERSION;
     let mut write = || -> io::Result<()> {
         let _ = fs::remove_dir_all(&partial); // left by a run that was killed while saving
@@ -106,8 +122,8 @@ pub fn save(
         Error::disk("write checkpoint", &place, &error)
     })?;
     write_whole(&folder.join("latest"), place.file_name().expect("a name").as_encoded_bytes())?;
-    let best = state.best.filter(|_| options.keep_best).map(|(_, step)| format!("step-{step:08}"));
-    if let Some(best) = &best {
+    let best = state.best.filter(|_| options.keep_best).map(|best| step_name(best.step));
+    if let Some(best) = best.as_ref().filter(|best| folder.join(best).exists()) {
         write_whole(&folder.join("best"), best.as_bytes())?;
     }
     let is_best = |path: &Path| best.as_deref() == path.file_name().and_then(|name| name.to_str());
@@ -118,6 +134,10 @@ pub fn save(
     }
     remove_partial(run);
     Ok(place)
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
 }
 
 /// Rank 0: removes what a run that was killed while saving has left.

@@ -11,7 +11,7 @@ use crate::input::Input;
 use crate::loss::Weights;
 use crate::model::{Decisions, Net, Statistics, gumbel_noise};
 use crate::optim::{Ema, Sgd};
-use crate::run::checkpoint::{self, State};
+use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, write_whole};
 use crate::step::{Measured, MicroBatch, Step};
 use codinet_dataloader::{Batch, Loader};
@@ -76,11 +76,12 @@ impl<'a> Trainer<'a> {
         let (channels, size) = (data.channels.into(), data.image_size.into());
         let net = Net::new(&config.model, channels, size, data.classes, config.run.seed, device);
         collective::agree(world, budget::check(config, &net))?;
-        let mut console = Console::new(world.rank());
-        if let (Some(path), None) = (&config.model.init_from, &place.checkpoint) {
-            let said = collective::agree(world, checkpoint::start_from(Path::new(path), &net.params))?;
-            console.say(&said);
-        }
+        let started_from = match (&config.model.init_from, &place.checkpoint) {
+            (Some(path), None) => {
+                Some(collective::agree(world, checkpoint::start_from(Path::new(path), &net.params))?)
+            }
+            _ => None,
+        };
         let mut sgd = Sgd::new(&net.params, &config.optim);
         let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
         let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
@@ -94,12 +95,20 @@ impl<'a> Trainer<'a> {
                 Ok(state)
             });
             state = collective::agree(world, resumed)?;
+            state.forget_lost_best(&place.dir);
+            if config.budget().is_none() {
+                state.price = price;
+            }
         }
         // Equal on all ranks by construction; this makes it certain.
         world.broadcast(net.params.flat(), 0)?;
         let opened = if world.rank() == 0 { open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
+        let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
+        if let Some(said) = started_from {
+            console.say(&said);
+        }
         let started = Instant::now();
         Ok(Self {
             world,
@@ -138,7 +147,7 @@ impl<'a> Trainer<'a> {
 
     /// All ranks: evaluates a run that has no step left to take.
     fn evaluate_again(&mut self) -> Result<Evaluation> {
-        let mut evaluation = self.evaluate(Decisions::Hard)?;
+        let mut evaluation = self.evaluate_both()?;
         let last = self.state.stages.last();
         evaluation.train_loss = last.and_then(|stage| stage["train_loss"].as_f64()).unwrap_or(f64::NAN);
         Ok(evaluation)
@@ -199,48 +208,39 @@ impl<'a> Trainer<'a> {
         let train_loss = self.state.epoch_loss / steps as f64;
         self.state.epoch += 1;
         (self.state.sample, self.state.epoch_loss) = (0, 0.0);
-        let last = self.state.epoch == stage.epochs;
-        if last {
-            self.meet_budget(stage)?;
+        let stage_ends = self.state.epoch == stage.epochs;
+        let run_ends = stage_ends && self.state.stage + 1 == self.config.stages.len();
+        if run_ends {
+            self.calibrate(stage)?;
         }
         let mut evaluation = None;
-        if last || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
+        if stage_ends || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
             evaluation = Some(self.evaluate_epoch(stage, train_loss)?);
         }
-        if let Some(evaluation) = evaluation.as_ref().filter(|_| last) {
+        if let Some(evaluation) = evaluation.as_ref().filter(|_| stage_ends) {
             let relaxed = self.evaluate_relaxed(stage)?;
+            self.report_budget(stage, evaluation);
             self.state.stages.push(report::stage_summary(stage, evaluation, relaxed, self.config));
+            if !run_ends {
+                self.calibrate(stage)?; // the next stage trains at the budget
+            }
             (self.state.stage, self.state.epoch) = (self.state.stage + 1, 0);
         }
         self.checkpoint()?;
         Ok(evaluation)
     }
 
-    /// All ranks, at a stage's end: sets the bias on all gates, and says where cost and budget stand.
-    fn meet_budget(&mut self, stage: &Stage) -> Result<()> {
+    /// All ranks: sets the bias on all gates, of the weights and of their running mean, where the config asks for it.
+    fn calibrate(&mut self, stage: &Stage) -> Result<()> {
         let (world, config) = (self.world, self.config);
-        let Some(budget) = config.cost.budget_gmacs.filter(|_| config.gated()) else { return Ok(()) };
-        if let Some(gmacs) = self.state.price.gmacs {
-            self.console.say(&format!(
-                "{}: {gmacs:.4} GMACs an image on the last training images, {:+.1} % off the budget of {budget:.4}; γ {:.4}",
-                stage.name,
-                100.0 * (gmacs - budget) / budget,
-                self.state.price.gamma
-            ));
-        }
-        if !config.calibrates() {
-            return Ok(());
-        }
-        let (bias, gmacs) = budget::calibrate(world, config, &self.net, &self.input, budget)?;
-        self.console.say(&format!(
-            "{}: a bias of {bias:+.4} on all gates gives {gmacs:.4} GMACs on {} images held out from training",
-            stage.name, config.cost.calibration_samples
-        ));
+        let Some(budget) = config.budget().filter(|_| config.calibrates()) else { return Ok(()) };
+        let said = budget::calibrate(world, config, &self.net, &self.input, budget)?;
+        self.console.say(&format!("{}: {said}", stage.name));
         if let Some(ema) = &mut self.ema {
             ema.exchange(&self.net.params);
-            let calibrated = budget::calibrate(world, config, &self.net, &self.input, budget);
+            let said = budget::calibrate(world, config, &self.net, &self.input, budget);
             ema.exchange(&self.net.params);
-            calibrated?;
+            self.console.say(&format!("{}, mean of weights: {}", stage.name, said?));
         }
         Ok(())
     }
@@ -280,13 +280,19 @@ impl<'a> Trainer<'a> {
             scope: config.diversity.scope,
             statistics: Statistics::Batch,
         };
-        let (gradient, measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
+        let (gradient, mut measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
         measured.check(self.state.step + 1)?;
+        if config.optim.clip_norm.is_some() {
+            // Each rank adds up its own norm, perhaps in another order; clipping must be alike to the bit.
+            let norm = Tensor::from(measured.grad_norm);
+            self.world.broadcast(&norm, 0)?;
+            measured.grad_norm = f64::try_from(norm).expect("one number");
+        }
         self.sgd.step(&self.net.params, &gradient, measured.grad_norm, lr, stage.routers);
         if let Some(ema) = &mut self.ema {
             ema.update(&self.net.params);
         }
-        if let Some(budget) = config.cost.budget_gmacs.filter(|_| config.steers(stage)) {
+        if let Some(budget) = config.budget().filter(|_| config.steers(stage)) {
             let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
             // γ is the price of a block, in whatever unit the cost is.
             let mean_cost = f64::try_from(self.costs.mean(None)).expect("one number");
@@ -305,9 +311,21 @@ impl<'a> Trainer<'a> {
         evaluate(self.world, self.config, &self.net, &self.input, decisions)
     }
 
-    /// All ranks: evaluation at an epoch's end, of the weights and of their running mean; rank 0 records it.
-    fn evaluate_epoch(&mut self, stage: &Stage, train_loss: f64) -> Result<Evaluation> {
+    /// All ranks: evaluation with hard decisions, of the weights and of their running mean.
+    fn evaluate_both(&mut self) -> Result<Evaluation> {
         let mut evaluation = self.evaluate(Decisions::Hard)?;
+        if let Some(ema) = &mut self.ema {
+            ema.exchange(&self.net.params);
+            let of_mean = evaluate(self.world, self.config, &self.net, &self.input, Decisions::Hard);
+            ema.exchange(&self.net.params);
+            evaluation.ema = Some(Box::new(of_mean?));
+        }
+        Ok(evaluation)
+    }
+
+    /// All ranks: evaluation at an epoch's end; rank 0 records it.
+    fn evaluate_epoch(&mut self, stage: &Stage, train_loss: f64) -> Result<Evaluation> {
+        let mut evaluation = self.evaluate_both()?;
         evaluation.train_loss = train_loss;
         if !evaluation.ce.is_finite() {
             return Err(Error::diverged(
@@ -315,15 +333,10 @@ impl<'a> Trainer<'a> {
                 "the validation images' cross entropy is not finite",
             ));
         }
-        if let Some(ema) = &mut self.ema {
-            ema.exchange(&self.net.params);
-            let of_mean = evaluate(self.world, self.config, &self.net, &self.input, Decisions::Hard);
-            ema.exchange(&self.net.params);
-            evaluation.ema = Some(Box::new(of_mean?));
-        }
-        let top1 = evaluation.ema.as_ref().map_or(evaluation.top1, |ema| ema.top1.max(evaluation.top1));
-        if self.state.best.is_none_or(|(best, _)| top1 > best) {
-            self.state.best = Some((top1, self.state.step));
+        let (top1, step) = (evaluation.top1, self.state.step);
+        let on_budget = self.config.budget().is_none_or(|budget| evaluation.gmacs <= 1.02 * budget);
+        if on_budget && self.state.best.is_none_or(|best| top1 > best.top1) {
+            self.state.best = Some(Best { top1, step });
         }
         self.report_evaluation(stage, &evaluation)?;
         Ok(evaluation)

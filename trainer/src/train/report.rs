@@ -46,6 +46,18 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// Rank 0 says, at a stage's end: cost against budget.
+    pub(super) fn report_budget(&mut self, stage: &Stage, evaluation: &Evaluation) {
+        if let Some(budget) = self.config.budget() {
+            let off = 100.0 * (evaluation.gmacs - budget) / budget;
+            let gamma = Weights::new(self.config, stage, self.state.price.gamma).gamma;
+            self.console.say(&format!(
+                "{}: {:.4} GMACs an image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
+                stage.name, evaluation.gmacs
+            ));
+        }
+    }
+
     /// Rank 0 writes: one line of numbers.
     pub(super) fn log_step(
         &mut self,
@@ -59,7 +71,7 @@ impl Trainer<'_> {
         let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
         let wait = (loader.wait() - pace.waited).as_secs_f64() / pace.seconds();
         let loss = measured.loss(weights);
-        let Measured { ce, con, div, cost, target, run, top1, grad_norm, ref rates, .. } = *measured;
+        let Measured { ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = *measured;
         let State { step, samples, epoch, .. } = self.state;
         let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
         if let Some(records) = &mut self.records {
@@ -68,13 +80,14 @@ impl Trainer<'_> {
                 "div": div, "cost": cost, "gamma": weights.gamma, "gmacs": gmacs, "lr": lr, "top1": top1,
                 "grad_norm": grad_norm, "images_per_second": images, "loader_wait": wait, "rates": rates,
             });
-            for (name, weight, value) in [("target", weights.target, target), ("run_rate", weights.run, run)]
+            for (name, weight, value) in
+                [("target", weights.target, target), ("run_rate", weights.run_rate, run_rate)]
             {
                 if weight > 0.0 {
                     fields[name] = value.into();
                 }
             }
-            if let Some(budget) = self.config.cost.budget_gmacs {
+            if let Some(budget) = self.config.budget() {
                 fields["budget_gmacs"] = budget.into();
             }
             records.record("train", step, fields)?;
@@ -134,7 +147,7 @@ impl Trainer<'_> {
                 "distinct_paths": ema.distinct_paths,
             });
         }
-        if let Some(budget) = self.config.cost.budget_gmacs {
+        if let Some(budget) = self.config.budget() {
             summary["budget_gmacs"] = budget.into();
         }
         let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
@@ -156,9 +169,9 @@ impl Trainer<'_> {
             ("time", format!("{seconds:.0} s")),
             ("run directory", dir.to_string()),
         ];
-        if let Some(budget) = self.config.cost.budget_gmacs.filter(|_| self.config.gated()) {
+        if let Some(budget) = self.config.budget() {
             let off = 100.0 * (evaluation.gmacs - budget) / budget;
-            rows.insert(3, ("budget", format!("{budget:.4} G, missed by {off:+.2} %")));
+            rows.insert(3, ("budget", format!("{budget:.4} G, off by {off:+.2} %")));
         }
         if let Some(ema) = &evaluation.ema {
             rows.insert(
@@ -188,7 +201,7 @@ pub(super) fn stage_summary(
     json!({
         "name": stage.name, "epochs": stage.epochs, "top1": evaluation.top1, "top5": evaluation.top5,
         "top1_as_trained": relaxed, "training_inference_gap": relaxed - evaluation.top1,
-        "gmacs": evaluation.gmacs, "budget_gmacs": config.cost.budget_gmacs,
+        "gmacs": evaluation.gmacs, "budget_gmacs": config.budget(),
         "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
     })
 }
