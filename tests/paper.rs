@@ -80,6 +80,54 @@ fn equation_9_by_hand() {
     close(value(&loss::diversity(&centres.narrow(0, 0, 1), &centres.narrow(0, 0, 1), 0, 0.5)), 0.0, 0.0);
 }
 
+/// What each rank of W back-propagates, 2·W·P_r, against Eq. 9 of the whole batch, recorded pair by pair.
+#[test]
+fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
+    let (all, n, margin) = (24i64, 5i64, 1.1);
+    let start = (Tensor::arange(all * n, (Kind::Double, tch::Device::Cpu)) * 1.7).sin().view([all, n]) * 0.5;
+    let whole = start.copy().set_requires_grad(true);
+    let rows: Vec<Tensor> = (0..all).map(|i| whole.get(i)).collect();
+    let mut expected = Tensor::from(0.0f64);
+    for i in 0..all as usize {
+        for j in (0..all as usize).filter(|&j| j != i) {
+            expected = expected + (-(&rows[i] - &rows[j]).norm() + margin).relu().square();
+        }
+    }
+    let expected = expected / (all * (all - 1)) as f64;
+    expected.backward();
+    for world in [1, 2, 3, 4, 8] {
+        let share = all / world;
+        let (mut sum, mut gradients) = (0.0, Vec::new());
+        for rank in 0..world {
+            let own = start.narrow(0, rank * share, share).copy().set_requires_grad(true);
+            let p = loss::diversity(&own, &start, rank * share, margin);
+            sum += value(&p);
+            (p * (2 * world) as f64).backward();
+            gradients.push(own.grad() / world as f64); // of the mean over ranks
+        }
+        close(sum, value(&expected), 1e-12);
+        assert!(Tensor::cat(&gradients, 0).allclose(&whole.grad(), 0.0, 1e-12, false), "{world} ranks");
+    }
+}
+
+/// Ten thousand centres, a chunk at a time, are those of a hundred, each a hundred times.
+#[test]
+fn equation_9_goes_by_chunks() {
+    let few = (Tensor::arange(100 * 16, (Kind::Double, tch::Device::Cpu)) * 0.9).sin().view([100, 16]) * 0.2;
+    let many = few.repeat([100, 1]);
+    let own = many.narrow(0, 300, 64);
+    let found = value(&loss::diversity(&own, &many, 300, 1.0));
+    // Each pair of unlike centres comes a hundred times, and each centre meets 99 like itself at distance 0.
+    let like = (0..64).map(|_| 99.0).sum::<f64>();
+    let unlike: f64 = (0..64)
+        .map(|i| {
+            let away = (few.get(i) - &few).square().sum_dim_intlist([1].as_slice(), false, None).sqrt();
+            100.0 * (value(&(-away + 1.0).relu().square().sum(None)) - 1.0)
+        })
+        .sum();
+    close(found, (like + unlike) / (10_000.0 * 9_999.0), 1e-12);
+}
+
 #[test]
 fn equation_11_by_hand() {
     let cost = loss::cost(&rows(&[[1.0, 0.5], [0.0, 0.5]]), &Tensor::from_slice(&[0.8, 1.2]));

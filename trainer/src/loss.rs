@@ -106,17 +106,34 @@ pub fn consistency(paths: &Tensor, centres: &Tensor, views: i64, margin: f64) ->
 /// `first` is the place of this rank's first centre among the keys. L_div = Σ_r P_r, and since each pair is
 /// seen from both its ends, ∂L_div/∂c_i = 2 · ∂P_r/∂c_i: see [`total`].
 pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Tensor {
-    let (own, all) = (centres.size()[0], keys.size()[0]);
-    if all < 2 || centres.size()[1] == 0 {
+    let (own, all, n) = (centres.size()[0], keys.size()[0], centres.size()[1]);
+    if all < 2 || n == 0 {
         return (centres * 0.0).sum(None);
     }
-    let distances = norm(&(centres.unsqueeze(1) - keys.unsqueeze(0))); // [L, G]
-    let options = (Kind::Int64, centres.device());
-    let (rows, columns) = (Tensor::arange(own, options) + first, Tensor::arange(all, options));
-    let others = rows.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
-    let hinge = (-distances + margin).relu().square() * others;
-    hinge.sum(None) / (all * (all - 1)) as f64
+    // The gradient is written out rather than recorded, some rows at a time: memory stays flat however many keys.
+    let fixed = centres.detach();
+    let rows = (PAIRS_AT_ONCE / (all * n)).clamp(1, own);
+    let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
+    let (mut value, mut slopes) = (Tensor::zeros([], (centres.kind(), centres.device())), Vec::new());
+    for start in (0..own).step_by(rows as usize) {
+        let part = fixed.narrow(0, start, rows.min(own - start));
+        let away = part.unsqueeze(1) - keys.unsqueeze(0); // [R, G, n]
+        let distances = away.square().sum_dim_intlist([-1].as_slice(), false, None).sqrt(); // [R, G]
+        let itself = Tensor::arange(part.size()[0], (Kind::Int64, centres.device())) + (first + start);
+        let others = itself.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
+        let hinge = (-&distances + margin).relu() * others;
+        value += hinge.square().sum(None);
+        // ∂[m − d]₊²/∂c_i = −2 [m − d]₊ (c_i − key_j)/d; 0 where d = 0.
+        let one = Tensor::ones_like(&distances);
+        let slope = hinge * -2.0 / distances.where_self(&distances.gt(0.0), &one);
+        slopes.push((slope.unsqueeze(-1) * away).sum_dim_intlist([1].as_slice(), false, None));
+    }
+    let pairs = (all * (all - 1)) as f64;
+    value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None)
 }
+
+/// Coordinates of pairs of centres held at once: 16 MB of f32.
+const PAIRS_AT_ONCE: i64 = 1 << 22;
 
 /// Eq. 11: L_cost = Σ_k c_k·v_k, the mean over inputs. `paths` is `[N, n]`, `costs` `[n]`.
 pub fn cost(paths: &Tensor, costs: &Tensor) -> Tensor {
