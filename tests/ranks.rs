@@ -6,10 +6,12 @@
 mod common;
 
 use codinet_trainer::collective::{self, Collective};
-use codinet_trainer::config::{CostUnit, Model, Relaxation, Routers, Scope};
+use codinet_trainer::config::{CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope};
 use codinet_trainer::error::{Error, Exit};
 use codinet_trainer::loss::Weights;
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
+use codinet_trainer::optim::Sgd;
+use codinet_trainer::replicas;
 use codinet_trainer::step::{Measured, MicroBatch, Step};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -72,6 +74,35 @@ fn collectives_do_what_they_say() {
             (Exit::Data, true, "shard 1 is missing")
         );
         world.barrier().unwrap();
+        b"done".to_vec()
+    });
+    assert!(out.is_none_or(|out| out == b"done"));
+}
+
+#[test]
+fn a_rank_that_leaves_the_others_is_named_or_mended() {
+    let out = on_ranks("a_rank_that_leaves_the_others_is_named_or_mended", 3, |world| {
+        let net = Net::new(&Model::default(), 1, 16, 4, 5, Device::Cpu);
+        let sgd = Sgd::new(&net.params, &Optim::default());
+        let compare = |on_divergence| replicas::compare(world, &net.params, &sgd, 7, on_divergence);
+        assert!(compare(OnDivergence::Stop).unwrap().is_empty());
+        for (rank, tensor) in [(1, net.params.flat()), (2, &sgd.momentum)] {
+            if world.rank() == rank {
+                let bits = tensor.detach().view_dtype(Kind::Int).get(1234);
+                let _ = bits.shallow_clone().bitwise_xor_(1i64 << 3);
+            }
+        }
+        let error = compare(OnDivergence::Stop).unwrap_err();
+        assert!(error.agreed && error.exit == Exit::Communication);
+        assert!(error.message.contains("step 7") && error.message.contains("rank 1, 2"), "{}", error.message);
+        assert_eq!(compare(OnDivergence::Repair).unwrap(), [1, 2]);
+        assert!(compare(OnDivergence::Stop).unwrap().is_empty());
+
+        let data = if world.rank() == 2 { "train, 100 samples" } else { "train, 96 samples" };
+        let facts = [("version", "0.1".to_owned()), ("data.train", data.to_owned())];
+        let error = replicas::refuse_differences(world, &facts).unwrap_err();
+        assert!(error.agreed && error.message.starts_with("rank 2 has another data.train than rank 0: "));
+        assert!(error.message.contains("100") && error.message.contains("96"), "{}", error.message);
         b"done".to_vec()
     });
     assert!(out.is_none_or(|out| out == b"done"));

@@ -8,6 +8,7 @@ use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::input::{self, Input};
 use crate::model::{Decisions, Net};
+use crate::replicas;
 use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
@@ -62,7 +63,11 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
     cuda::register();
     let name = args.config.as_deref().unwrap_or_default();
     let config = agree(world, config::load(name, &args.set))?;
-    agree(world, same_everywhere(world, &config))?;
+    let facts = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("config", serde_json::to_string(&config).expect("a config is JSON")),
+    ];
+    replicas::refuse_differences(world, &facts)?;
     if args.dry_run {
         let described = agree(world, dry_run::describe(&config, world))?;
         if world.rank() == 0 {
@@ -87,21 +92,6 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
     let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
     Trainer::new(world, &config, place, input, device, stop, again(args, world.world()))?.run()?;
     Ok(())
-}
-
-/// All ranks: an error where this rank has read another config than rank 0.
-fn same_everywhere(world: &dyn Collective, config: &Config) -> Result<()> {
-    let mine = serde_json::to_string(config).expect("a config is JSON");
-    match collective::broadcast_text(world, &mine)? == mine {
-        true => Ok(()),
-        false => Err(Error::new(
-            Exit::Config,
-            format!(
-                "rank {} reads another config than rank 0; put the same files on every host",
-                world.rank()
-            ),
-        )),
-    }
 }
 
 /// The command that starts a run like this one, to which `--resume` is added.

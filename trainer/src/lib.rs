@@ -18,6 +18,7 @@ pub mod input;
 pub mod loss;
 pub mod model;
 pub mod optim;
+pub mod replicas;
 pub mod run;
 pub mod step;
 pub mod train;

@@ -36,6 +36,8 @@ pub struct Config {
     pub run_rate: RunRate,
     /// How it steps.
     pub optim: Optim,
+    /// How ranks are watched.
+    pub collective: Collective,
     /// The stages, in order: the paper's Section 3.4 has two.
     pub stages: Vec<Stage>,
 }
@@ -333,6 +335,26 @@ pub struct RunRate {
     pub weight: f64,
 }
 
+/// How ranks are watched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Collective {
+    /// Steps between two comparisons of all ranks' weights and momenta; 0: never.
+    pub compare_every: u64,
+    /// What becomes of a rank that has left the others.
+    pub on_divergence: OnDivergence,
+}
+
+/// What becomes of a rank whose weights or momenta are no longer rank 0's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDivergence {
+    /// The run ends, and names it.
+    Stop,
+    /// It takes rank 0's.
+    Repair,
+}
+
 /// How the run steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -472,6 +494,12 @@ impl Default for Optim {
             ema_decay: None,
             lr_batch_size: None,
         }
+    }
+}
+
+impl Default for Collective {
+    fn default() -> Self {
+        Self { compare_every: 1000, on_divergence: OnDivergence::Stop }
     }
 }
 

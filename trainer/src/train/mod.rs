@@ -11,10 +11,12 @@ use crate::input::Input;
 use crate::loss::Weights;
 use crate::model::{Decisions, Net, Statistics, gumbel_noise};
 use crate::optim::{Ema, Sgd};
+use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, write_whole};
 use crate::step::{Measured, MicroBatch, Step};
 use codinet_dataloader::{Batch, Loader};
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,8 +102,16 @@ impl<'a> Trainer<'a> {
                 state.price = price;
             }
         }
-        // Equal on all ranks by construction; this makes it certain.
-        world.broadcast(net.params.flat(), 0)?;
+        let facts = [
+            ("data.train", input.train.fingerprint()),
+            ("data.val", input.val.fingerprint()),
+            ("place to go on from", format!("{} {}", state.step, state.samples)),
+            (
+                "set of first weights",
+                i64::try_from(replicas::checksum(net.params.flat())).expect("one").to_string(),
+            ),
+        ];
+        replicas::refuse_differences(world, &facts)?;
         let opened = if world.rank() == 0 { open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
         let mut console = Console::new(world.rank());
@@ -292,6 +302,7 @@ impl<'a> Trainer<'a> {
         if let Some(ema) = &mut self.ema {
             ema.update(&self.net.params);
         }
+        self.compare_replicas()?;
         if let Some(budget) = config.budget().filter(|_| config.steers(stage)) {
             let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
             // γ is the price of a block, in whatever unit the cost is.
@@ -299,6 +310,26 @@ impl<'a> Trainer<'a> {
             self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
         }
         Ok(measured)
+    }
+
+    /// All ranks, once in a while: whether they still hold the same.
+    fn compare_replicas(&mut self) -> Result<()> {
+        let (step, options) = (self.state.step + 1, &self.config.collective);
+        if options.compare_every == 0 || !step.is_multiple_of(options.compare_every) {
+            return Ok(());
+        }
+        let params = &self.net.params;
+        let mended = replicas::compare(self.world, params, &self.sgd, step, options.on_divergence)?;
+        if !mended.is_empty() {
+            let what = format!(
+                "step {step}: ranks {mended:?} had left the others, and took rank 0's weights and momenta"
+            );
+            self.console.say(&what);
+            if let Some(records) = &mut self.records {
+                records.record("event", step, json!({"event": "replicas repaired", "ranks": mended}))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a signal or, on rank 0, a file named `stop` in the run directory asks for an end.
