@@ -1,6 +1,6 @@
 //! `codinet-train`'s command line, and what it does with it.
 
-use crate::collective::{self, Collective, agree};
+use crate::collective::{self, Collective, Watched, agree};
 use crate::config::{self, Config};
 use crate::cuda;
 use crate::dry_run;
@@ -68,6 +68,8 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
         ("config", serde_json::to_string(&config).expect("a config is JSON")),
     ];
     replicas::refuse_differences(world, &facts)?;
+    let watched = Watched::new(world, &config.collective)?;
+    let world: &dyn Collective = &watched;
     if args.dry_run {
         let described = agree(world, dry_run::describe(&config, world))?;
         if world.rank() == 0 {

@@ -19,6 +19,8 @@ pub enum Exit {
     Disk = 6,
     /// Ranks cannot reach one another, or do not fit together.
     Communication = 7,
+    /// A rank did not come to a collective in time.
+    Hang = 8,
     /// Stopped on request, with a checkpoint to go on from.
     Interrupted = 75,
     /// A bug: a panic, on whatever rank.
@@ -35,6 +37,7 @@ Exit codes:
   5    the loss or a gradient is no longer finite
   6    the run directory cannot be written
   7    ranks cannot reach one another, or do not fit together
+  8    a rank did not come to a collective in time
   75   stopped on request, with a checkpoint to go on from (--resume auto)
   101  a bug (panic)";
 
@@ -81,7 +84,7 @@ impl Exit {
     /// The exit code with this number, where there is one.
     pub fn from_code(code: i32) -> Option<Self> {
         use Exit::*;
-        [Config, Data, Checkpoint, Diverged, Disk, Communication, Interrupted, Panic]
+        [Config, Data, Checkpoint, Diverged, Disk, Communication, Hang, Interrupted, Panic]
             .into_iter()
             .find(|exit| *exit as i32 == code)
     }

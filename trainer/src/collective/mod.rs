@@ -6,6 +6,9 @@
 mod alone;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod watch;
+
+pub use watch::Watched;
 
 use crate::error::{Error, Exit, Result};
 use tch::{Device, Kind, Tensor};

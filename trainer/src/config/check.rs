@@ -119,6 +119,8 @@ impl Config {
                 "between 0 and 1, or null",
             ),
             (optim.lr_batch_size.is_none_or(batch), "optim.lr_batch_size", "1 to 1048576, or null"),
+            (self.collective.timeout_s > 0, "collective.timeout_s", "at least 1"),
+            (self.collective.first_timeout_s > 0, "collective.first_timeout_s", "at least 1"),
             (!self.stages.is_empty(), "stages", "a list of at least one stage"),
         ]
         .map(|(fine, key, wanted)| (fine, key.to_owned(), wanted.to_owned()))

@@ -343,6 +343,11 @@ pub struct Collective {
     pub compare_every: u64,
     /// What becomes of a rank that has left the others.
     pub on_divergence: OnDivergence,
+    /// Seconds that a rank may wait in a collective for the others before the job ends; what rank 0 does alone, such as
+    /// writing a checkpoint, has to fit.
+    pub timeout_s: u64,
+    /// The same for start-up and the first steps, in which data are opened and kernels chosen.
+    pub first_timeout_s: u64,
 }
 
 /// What becomes of a rank whose weights or momenta are no longer rank 0's.
@@ -499,7 +504,7 @@ impl Default for Optim {
 
 impl Default for Collective {
     fn default() -> Self {
-        Self { compare_every: 1000, on_divergence: OnDivergence::Stop }
+        Self { compare_every: 1000, on_divergence: OnDivergence::Stop, timeout_s: 600, first_timeout_s: 1800 }
     }
 }
 

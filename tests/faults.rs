@@ -1,0 +1,100 @@
+//! What becomes of a job when one of its ranks dies or stops moving: nothing hangs, the cause is named, and the last
+//! checkpoint is good.
+
+mod common;
+
+use common::{Bench, succeed};
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process of this job whose rank is `rank`.
+fn process_of_rank(mpirun: &Child, rank: usize) -> Option<u32> {
+    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let parent =
+            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse::<u32>().ok()?;
+        let environ = fs::read(entry.path().join("environ")).ok()?;
+        let is_rank = environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes());
+        (parent == mpirun.id() && is_rank).then_some(pid)
+    })
+}
+
+/// Waits until `path` holds at least `lines` lines.
+fn wait_for(path: &Path, lines: usize) {
+    let start = Instant::now();
+    while fs::read_to_string(path).map_or(0, |text| text.lines().count()) < lines {
+        assert!(start.elapsed() < Duration::from_secs(90), "{} does not grow", path.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Starts four ranks, sends `signal` to one of them in mid-training, and waits for the end: how long that took, the exit
+/// code, and what was said.
+fn strike(bench: &Bench, run: &Path, signal: &str, rank: usize) -> (Duration, Option<i32>, String) {
+    let set = format!("run.dir={}", run.display());
+    let mut command = bench.train(4, &["--set", &set, "--set", "stages.0.epochs=200"]);
+    command.args([
+        "--set",
+        "run.log_every=1",
+        "--set",
+        "run.checkpoint_every=5",
+        "--set",
+        "collective.timeout_s=4",
+    ]);
+    let mut mpirun = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&run.join("metrics.jsonl"), 45);
+    let pid = process_of_rank(&mpirun, rank).expect("a process for every rank");
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
+    assert!(sent.success());
+    let start = Instant::now();
+    while mpirun.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the job hangs after {signal} to rank {rank}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = mpirun.wait_with_output().unwrap();
+    (start.elapsed(), output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The run goes on from its last checkpoint.
+fn goes_on(bench: &Bench, run: &Path) {
+    let set = format!("run.dir={}", run.display());
+    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    let step: usize = latest.trim_start_matches("step-").parse().unwrap();
+    let epochs = format!("stages.0.epochs={}", step / 12 + 1);
+    let out = succeed(&mut bench.train(2, &["--resume", "auto", "--set", &set, "--set", &epochs]));
+    assert!(out.contains("going on from"), "{out}");
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_job() {
+    let bench = Bench::new();
+    for rank in [0, 2] {
+        let run = bench.path(&format!("run{rank}"));
+        let (took, code, said) = strike(&bench, &run, "KILL", rank);
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert_ne!(code, Some(0));
+        assert!(said.contains(&format!("rank {rank}")) && said.contains("signal 9"), "{said}");
+        goes_on(&bench, &run);
+    }
+}
+
+#[test]
+fn a_rank_that_stops_moving_is_named() {
+    let bench = Bench::new();
+    for rank in [0, 3] {
+        let run = bench.path(&format!("run{rank}"));
+        let (took, code, said) = strike(&bench, &run, "STOP", rank);
+        assert!(took > Duration::from_secs(3) && took < Duration::from_secs(40), "{took:?}");
+        assert_eq!(code, Some(8), "{said}");
+        let named = match rank {
+            0 => "rank 0 does not answer".to_owned(),
+            rank => format!("rank {rank} was last heard of"),
+        };
+        assert!(said.contains(&named) && said.contains("has waited"), "{said}");
+        goes_on(&bench, &run);
+    }
+}

@@ -1,0 +1,235 @@
+//! A watchdog over any backend: where a rank does not come to a collective in time, the job ends, and says which rank
+//! the others waited for. What ranks are doing is told to rank 0 over UDP, apart from MPI, which may be what hangs.
+
+use super::{Collective, abort, broadcast_text};
+use crate::config;
+use crate::error::{Exit, Result};
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tch::Tensor;
+
+/// Time between two signs of life.
+const BEAT: Duration = Duration::from_millis(500);
+/// A rank that has not been heard of for so long is not merely slow to send.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// A collective that is watched.
+pub struct Watched<'a> {
+    inner: &'a dyn Collective,
+    progress: Arc<Progress>,
+    watch: Option<JoinHandle<()>>,
+}
+
+/// What this rank is doing.
+#[derive(Debug)]
+struct Progress {
+    /// Collectives that this rank has come to.
+    entered: AtomicU64,
+    /// The collective that it is in, and since when.
+    current: Mutex<Option<(&'static str, Instant)>>,
+    over: AtomicBool,
+}
+
+/// What rank 0 knows of a rank.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    entered: u64,
+    at: Option<Instant>,
+}
+
+impl<'a> Watched<'a> {
+    /// All ranks: starts to watch. A world of one needs none.
+    pub fn new(inner: &'a dyn Collective, options: &config::Collective) -> Result<Self> {
+        let (entered, current) = (AtomicU64::new(0), Mutex::new(None));
+        let progress = Arc::new(Progress { entered, current, over: AtomicBool::new(false) });
+        if inner.world() == 1 {
+            return Ok(Self { inner, progress, watch: None });
+        }
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
+        let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let told = broadcast_text(inner, &format!("{} {port}", host.trim()))?;
+        let watch = Watch {
+            rank: inner.rank(),
+            world: inner.world(),
+            first: address(&told, host.trim()),
+            socket,
+            progress: progress.clone(),
+            limits: (options.first_timeout_s, options.timeout_s),
+        };
+        let watch = std::thread::Builder::new().name("watch".into()).spawn(move || watch.run()).ok();
+        Ok(Self { inner, progress, watch })
+    }
+
+    fn during<T>(&self, name: &'static str, collective: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.progress.entered.fetch_add(1, Ordering::SeqCst);
+        *self.progress.current.lock().expect("no panic under the lock") = Some((name, Instant::now()));
+        let result = collective();
+        *self.progress.current.lock().expect("no panic under the lock") = None;
+        result
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.progress.over.store(true, Ordering::SeqCst);
+        if let Some(watch) = self.watch.take().filter(|_| !std::thread::panicking()) {
+            let _ = watch.join();
+        }
+    }
+}
+
+/// Where rank 0, which told its host's name and its port, hears signs of life.
+fn address(told: &str, host: &str) -> Option<SocketAddr> {
+    let (name, port) = told.split_once(' ')?;
+    let port = port.parse().ok().filter(|&port| port != 0)?;
+    if name == host {
+        return Some(([127, 0, 0, 1], port).into());
+    }
+    (name, port).to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)
+}
+
+/// The thread that watches.
+struct Watch {
+    rank: usize,
+    world: usize,
+    first: Option<SocketAddr>,
+    socket: Option<UdpSocket>,
+    progress: Arc<Progress>,
+    /// Seconds that a collective may take: the first ones, and all others.
+    limits: (u64, u64),
+}
+
+/// Collectives that count as the first: start-up, and the first step with all that is made ready in it.
+const FIRST: u64 = 40;
+
+impl Watch {
+    fn run(self) {
+        let mut seen = vec![Seen { entered: 0, at: None }; self.world];
+        while !self.progress.over.load(Ordering::SeqCst) {
+            let entered = self.progress.entered.load(Ordering::SeqCst);
+            if self.rank == 0 {
+                seen[0] = Seen { entered, at: Some(Instant::now()) };
+                self.hear(&mut seen);
+            } else {
+                self.tell(entered);
+                std::thread::sleep(BEAT);
+            }
+            let limit = Duration::from_secs(if entered <= FIRST { self.limits.0 } else { self.limits.1 });
+            // Rank 0, which knows more, speaks first.
+            let limit = if self.rank == 0 { limit } else { limit + 4 * SILENCE };
+            let current = *self.progress.current.lock().expect("no panic under the lock");
+            if let Some((name, since)) = current.filter(|(_, since)| since.elapsed() > limit) {
+                let waited = since.elapsed().as_secs();
+                let missing = if self.rank == 0 { missing(&seen) } else { "rank 0 does not answer".into() };
+                eprintln!(
+                    "error: rank {} has waited {waited} s in {name} (collective {entered}): {missing}; the job ends \
+                     here, --resume goes on from the last checkpoint",
+                    self.rank
+                );
+                abort(Exit::Hang as i32);
+            }
+        }
+    }
+
+    /// A sign of life to rank 0; one that is lost is followed by another.
+    fn tell(&self, entered: u64) {
+        if let (Some(socket), Some(first)) = (&self.socket, self.first) {
+            let mut beat = (self.rank as u64).to_le_bytes().to_vec();
+            beat.extend(entered.to_le_bytes());
+            let _ = socket.send_to(&beat, first);
+        }
+    }
+
+    /// Takes in the others' signs of life for a while.
+    fn hear(&self, seen: &mut [Seen]) {
+        let until = Instant::now() + BEAT;
+        let Some(socket) = &self.socket else { return std::thread::sleep(BEAT) };
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let _ = socket.set_read_timeout(Some(left));
+            let mut beat = [0; 16];
+            let Ok((16, _)) = socket.recv_from(&mut beat) else { continue };
+            let number = |at: usize| u64::from_le_bytes(beat[at..at + 8].try_into().expect("eight bytes"));
+            if let Some(seen) = seen.get_mut(number(0) as usize) {
+                *seen = Seen { entered: number(8), at: Some(Instant::now()) };
+            }
+        }
+    }
+}
+
+/// Which ranks the others wait for.
+fn missing(seen: &[Seen]) -> String {
+    let furthest = seen.iter().map(|seen| seen.entered).max().unwrap_or(0);
+    let of = |rank: usize, seen: &Seen| match seen.at.map(|at| at.elapsed()) {
+        None => Some(format!("rank {rank} was never heard of")),
+        Some(ago) if ago > SILENCE => Some(format!("rank {rank} was last heard of {} s ago", ago.as_secs())),
+        Some(_) if seen.entered < furthest => {
+            Some(format!("rank {rank} has not arrived (it is at collective {})", seen.entered))
+        }
+        Some(_) => None,
+    };
+    let missing: Vec<String> = seen.iter().enumerate().filter_map(|(rank, seen)| of(rank, seen)).collect();
+    match missing.is_empty() {
+        true => "all ranks are in it, so what is between them is at fault".into(),
+        false => missing.join(", "),
+    }
+}
+
+impl Collective for Watched<'_> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn world(&self) -> usize {
+        self.inner.world()
+    }
+
+    fn local(&self) -> (usize, usize) {
+        self.inner.local()
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        self.during("a broadcast", || self.inner.broadcast(tensor, root))
+    }
+
+    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
+        self.during("an all-reduce", || self.inner.all_reduce_sum(tensor))
+    }
+
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.during("an all-gather", || self.inner.all_gather(tensor))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.during("a barrier", || self.inner.barrier())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_are_named() {
+        let now = Some(Instant::now());
+        let late = Some(Instant::now() - 10 * SILENCE);
+        let seen =
+            [(7, now), (7, now), (6, now), (7, late), (0, None)].map(|(entered, at)| Seen { entered, at });
+        let said = missing(&seen);
+        assert_eq!(
+            said,
+            "rank 2 has not arrived (it is at collective 6), rank 3 was last heard of 30 s ago, rank 4 was never heard of"
+        );
+        assert!(missing(&seen[..2]).starts_with("all ranks are in it"));
+    }
+
+    #[test]
+    fn rank_0_is_found_on_the_same_host_and_by_name() {
+        assert_eq!(address("here 4000", "here"), Some(([127, 0, 0, 1], 4000).into()));
+        assert_eq!(address("localhost 4000", "here"), Some(([127, 0, 0, 1], 4000).into()));
+        assert_eq!(address("here 0", "here"), None);
+    }
+}
