@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bench, finish, write_shards};
+use common::{Bench, finish, succeed, write_shards};
 use std::fs;
 use std::process::Command;
 
@@ -205,6 +205,20 @@ fn a_loss_that_is_not_finite_ends_with_its_step_and_parts() {
     let run = bench.path("run");
     let set = format!("run.dir={}", run.display());
     let args = ["--set", &set, "--set", "stages.0.lr=1e30", "--set", "stages.0.schedule=constant"];
-    refused(&mut bench.train(2, &args), 5, &["step ", "ce ", "con ", "div ", "cost "]);
+    refused(&mut bench.train(2, &args), 5, &["step ", "not finite: ", " of rank 0, ", " of rank 1 (ce "]);
     assert!(!run.join("checkpoints/latest").exists(), "no checkpoint of such weights");
+}
+
+#[test]
+fn steps_that_are_not_finite_may_be_left_out() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    let set = format!("run.dir={}", run.display());
+    // A margin beyond f32 makes L_div infinite in every step.
+    let args = ["--set", &set, "--set", "diversity.margin=1e30", "--set", "optim.on_nonfinite=skip"];
+    let out = succeed(&mut bench.train(2, &args));
+    assert!(out.contains("step 12: not finite: diversity of rank 0, diversity of rank 1 (ce "), "{out}");
+    assert!(out.contains("left out, 24 so far"), "{out}");
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().filter(|line| line.contains("step left out")).count(), 24);
 }

@@ -2,7 +2,7 @@
 
 use crate::collective::{self, Collective};
 use crate::config::{Routers, Scope};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loss::{self, Parts, Weights};
 use crate::model::{Decisions, Net, Output, Statistics, hard, in_order};
 use tch::{Kind, Tensor};
@@ -39,7 +39,7 @@ pub struct MicroBatch<'a> {
 }
 
 /// What a step measured: means over all ranks.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Measured {
     /// L_cls.
     pub ce: f64,
@@ -63,7 +63,13 @@ pub struct Measured {
     pub rates: Vec<f64>,
     /// Mean of what each gate would have decided in inference (Eq. 13), `[n]`.
     pub hard_rates: Vec<f64>,
+    /// This rank's own parts of the loss and the sum of its own gradient: what [`PARTS`] names.
+    pub own: Tensor,
 }
+
+/// What may be not finite.
+const PARTS: [&str; 7] =
+    ["cross entropy", "consistency", "diversity", "cost", "target rate", "run rate", "gradient"];
 
 impl Step<'_> {
     /// All ranks: the gradient of the objective over the global batch, laid out as the flat parameters, and what was
@@ -103,11 +109,12 @@ impl Step<'_> {
 
         // The mean over micro-batches and ranks of gradient and measurements, in one go.
         let (gradient, measured) = sums.expect("a micro-batch at least");
+        let own = Tensor::cat(&[measured.narrow(0, 0, 6), gradient.sum(Kind::Float).view(1)], 0);
         let flat = Tensor::cat(&[&gradient, &measured], 0) / batch.len() as f64;
         collective::all_reduce_mean(self.world, &flat)?;
         let (gradient, measured) =
             (flat.narrow(0, 0, gradient.size()[0]), flat.slice(0, gradient.size()[0], None, 1));
-        let measured = Measured::read(&measured, &gradient);
+        let measured = Measured::read(&measured, &gradient, own);
         Ok((gradient, measured))
     }
 
@@ -180,7 +187,7 @@ impl Step<'_> {
 
 impl Measured {
     /// Reads what [`Step::measure`] wrote, after the mean over ranks.
-    fn read(values: &Tensor, gradient: &Tensor) -> Self {
+    fn read(values: &Tensor, gradient: &Tensor, own: Tensor) -> Self {
         let values = Vec::<f64>::try_from(values.to_kind(Kind::Double)).expect("a vector of numbers");
         let grad_norm = f64::try_from(gradient.norm()).expect("one number");
         let [ce, con, div, cost, target, run_rate, top1, stop, ref rates @ ..] = values[..] else {
@@ -188,7 +195,20 @@ impl Measured {
         };
         let (rates, hard_rates) = rates.split_at(rates.len() / 2);
         let (rates, hard_rates) = (rates.to_vec(), hard_rates.to_vec());
-        Self { ce, con, div, cost, target, run_rate, top1, grad_norm, stop: stop > 0.0, rates, hard_rates }
+        Self {
+            ce,
+            con,
+            div,
+            cost,
+            target,
+            run_rate,
+            top1,
+            grad_norm,
+            stop: stop > 0.0,
+            rates,
+            hard_rates,
+            own,
+        }
     }
 
     /// The objective: Eq. 12, and what the baselines add.
@@ -201,15 +221,25 @@ impl Measured {
             + weights.run_rate * self.run_rate
     }
 
-    /// An error where the loss or the gradient is not finite: what is not finite on one rank is not finite in
-    /// the mean over all, so that every rank has this same error.
-    pub fn check(&self, step: u64) -> Result<()> {
+    /// Whether the loss and the gradient are finite. What is not finite on one rank is not finite in the mean over
+    /// all, so that every rank comes to the same answer.
+    pub fn is_finite(&self) -> bool {
+        let Self { ce, con, div, cost, target, run_rate, grad_norm, .. } = self;
+        [ce, con, div, cost, target, run_rate, grad_norm].into_iter().all(|value| value.is_finite())
+    }
+
+    /// All ranks, where something is not finite: which part of the loss, on which rank.
+    pub fn blame(&self, world: &dyn Collective) -> Result<String> {
+        let all = world.all_gather(&self.own)?.to_kind(Kind::Double);
+        let all = Vec::<Vec<f64>>::try_from(&all).expect("rows of numbers");
+        let first = |own: &Vec<f64>| own.iter().position(|value| !value.is_finite()).map(|part| PARTS[part]);
+        let said =
+            all.iter().enumerate().filter_map(|(rank, own)| Some(format!("{} of rank {rank}", first(own)?)));
+        let said: Vec<String> = said.collect();
         let Self { ce, con, div, cost, grad_norm, .. } = self;
-        if [ce, con, div, cost, grad_norm].into_iter().all(|value| value.is_finite()) {
-            return Ok(());
-        }
-        let what =
-            format!("not finite: ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm}");
-        Err(Error::diverged(step, &what))
+        Ok(format!(
+            "not finite: {} (ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm})",
+            if said.is_empty() { "the gradient's norm".into() } else { said.join(", ") }
+        ))
     }
 }

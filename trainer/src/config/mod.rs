@@ -382,11 +382,23 @@ pub struct Optim {
     pub label_smoothing: f64,
     /// Largest L² norm of the gradient; a longer one is scaled down to it; null: any.
     pub clip_norm: Option<f64>,
+    /// What becomes of a step whose loss or gradient is not finite.
+    pub on_nonfinite: OnNonfinite,
     /// Share of the running mean of weights that is kept each step, such as 0.999; it is evaluated too; null: none.
     pub ema_decay: Option<f64>,
     /// The `batch_size` that the stages' learning rates are meant for: at another they are scaled in proportion
     /// (arXiv 1706.02677); null: not scaled.
     pub lr_batch_size: Option<usize>,
+}
+
+/// What becomes of a step whose loss or gradient is not finite, on whichever rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// The run ends.
+    Stop,
+    /// Weights and momenta stay as they are, and the run goes on.
+    Skip,
 }
 
 impl Default for Run {
@@ -496,6 +508,7 @@ impl Default for Optim {
             accumulate: 1,
             label_smoothing: 0.0,
             clip_norm: None,
+            on_nonfinite: OnNonfinite::Stop,
             ema_decay: None,
             lr_batch_size: None,
         }

@@ -4,7 +4,7 @@ mod report;
 
 use crate::budget::{self, Price};
 use crate::collective::{self, Collective};
-use crate::config::{Config, Routers, Stage};
+use crate::config::{Config, OnNonfinite, Routers, Stage};
 use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::input::Input;
@@ -182,7 +182,8 @@ impl<'a> Trainer<'a> {
                 self.state.step += 1;
                 self.state.sample += batch_size;
                 self.state.samples += batch_size;
-                self.state.epoch_loss += measured.loss(&weights);
+                self.state.epoch_loss +=
+                    Some(measured.loss(&weights)).filter(|loss| loss.is_finite()).unwrap_or(0.0);
                 pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
                 if measured.stop || self.state.step.is_multiple_of(config.run.log_every) {
@@ -291,7 +292,10 @@ impl<'a> Trainer<'a> {
             statistics: Statistics::Batch,
         };
         let (gradient, mut measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
-        measured.check(self.state.step + 1)?;
+        if !measured.is_finite() {
+            self.leave_out(&measured)?;
+            return Ok(measured);
+        }
         if config.optim.clip_norm.is_some() {
             // Each rank adds up its own norm, perhaps in another order; clipping must be alike to the bit.
             let norm = Tensor::from(measured.grad_norm);
@@ -310,6 +314,25 @@ impl<'a> Trainer<'a> {
             self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
         }
         Ok(measured)
+    }
+
+    /// All ranks: a step whose loss or gradient is not finite ends the run, or is left out and counted.
+    fn leave_out(&mut self, measured: &Measured) -> Result<()> {
+        let (step, what) = (self.state.step + 1, measured.blame(self.world)?);
+        if self.config.optim.on_nonfinite == OnNonfinite::Stop {
+            return Err(Error::diverged(step, &what));
+        }
+        self.state.skipped += 1;
+        let skipped = self.state.skipped;
+        self.console.say(&format!("step {step}: {what}; left out, {skipped} so far"));
+        if let Some(records) = &mut self.records {
+            records.record(
+                "event",
+                step,
+                json!({"event": "step left out", "why": what, "skipped": skipped}),
+            )?;
+        }
+        Ok(())
     }
 
     /// All ranks, once in a while: whether they still hold the same.
