@@ -87,13 +87,11 @@ fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
     let start = (Tensor::arange(all * n, (Kind::Double, tch::Device::Cpu)) * 1.7).sin().view([all, n]) * 0.5;
     let whole = start.copy().set_requires_grad(true);
     let rows: Vec<Tensor> = (0..all).map(|i| whole.get(i)).collect();
-    let mut expected = Tensor::from(0.0f64);
-    for i in 0..all as usize {
-        for j in (0..all as usize).filter(|&j| j != i) {
-            expected = expected + (-(&rows[i] - &rows[j]).norm() + margin).relu().square();
-        }
-    }
-    let expected = expected / (all * (all - 1)) as f64;
+    let pairs =
+        (0..all as usize).flat_map(|i| (0..all as usize).map(move |j| (i, j))).filter(|(i, j)| i != j);
+    let terms: Vec<Tensor> =
+        pairs.map(|(i, j)| (-(&rows[i] - &rows[j]).norm() + margin).relu().square()).collect();
+    let expected = Tensor::stack(&terms, 0).sum(Kind::Double) / (all * (all - 1)) as f64;
     expected.backward();
     for world in [1, 2, 3, 4, 8] {
         let share = all / world;

@@ -84,7 +84,7 @@ impl<'a> Trainer<'a> {
             }
             _ => None,
         };
-        let mut sgd = Sgd::new(&net.params, &config.optim);
+        let sgd = Sgd::new(&net.params, &config.optim);
         let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
         let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
         let order = (config.run.seed, input.samples as u64, input.train.fingerprint());
@@ -92,7 +92,7 @@ impl<'a> Trainer<'a> {
         let mut state = State { order: order.clone(), price, ..State::default() };
         if let Some(folder) = &place.checkpoint {
             let resumed = checkpoint::read_state(folder).and_then(|state| {
-                checkpoint::load(folder, &net.params, &mut sgd.momentum, ema.as_mut())?;
+                checkpoint::load(folder, &net.params, &sgd.momentum, ema.as_mut())?;
                 check_place(&state, folder, &order, config)?;
                 Ok(state)
             });
