@@ -79,12 +79,12 @@ impl Step<'_> {
     pub fn gradient(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Measured)> {
         let mut sums: Option<(Tensor, Tensor)> = None;
         let global_keys = match self.scope {
-            Scope::GlobalBatch => Some(self.keys_of_all(batch)?),
-            Scope::MicroBatch => None,
+            Scope::GlobalBatch if batch.len() > 1 => Some(self.keys_of_all(batch)?),
+            _ => None,
         };
         for (a, micro) in batch.iter().enumerate() {
             // Forward: logits, and relaxed paths (Eqs. 6 and 7) or hard ones.
-            let out = self.net.forward(&micro.images, micro.decisions, self.statistics);
+            let out = self.net.forward(&micro.images, micro.decisions, self.statistics(a));
 
             // The objective (Eqs. 8 to 12): this rank's centres meet those of all ranks.
             let centres = loss::centres(&out.path, self.views); // [L, n]
@@ -118,14 +118,20 @@ impl Step<'_> {
         Ok((gradient, measured))
     }
 
+    /// What batch norm does in micro-batch `a`. The running statistics follow the first alone: the model's are rank 0's,
+    /// and with A times as many ranks rank 0 would have had just that one.
+    fn statistics(&self, a: usize) -> Statistics {
+        match self.statistics {
+            Statistics::Batch if a > 0 => Statistics::BatchUnseen,
+            other => other,
+        }
+    }
+
     /// All ranks: the centres of the global batch's samples, `[G, n]`, by a pass that leaves no trace.
     fn keys_of_all(&self, batch: &[MicroBatch]) -> Result<Tensor> {
-        let statistics = match self.statistics {
-            Statistics::Batch => Statistics::BatchUnseen,
-            other => other,
-        };
         let centres = |micro: &MicroBatch| {
-            let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, statistics));
+            let unseen = self.statistics(1);
+            let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, unseen));
             loss::centres(&out.path, self.views)
         };
         let own: Vec<Tensor> = batch.iter().map(centres).collect();

@@ -43,6 +43,8 @@ pub struct State {
     pub seconds: f64,
     /// Seconds spent in training steps so far.
     pub training_seconds: f64,
+    /// How many micro-batches the global batch comes in, over all ranks.
+    pub micro_batches: usize,
     /// Steps that were left out because something was not finite.
     pub skipped: u64,
     /// Where γ stands.

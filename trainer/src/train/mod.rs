@@ -4,7 +4,7 @@ mod report;
 
 use crate::budget::{self, Price};
 use crate::collective::{self, Collective};
-use crate::config::{Config, OnNonfinite, Routers, Stage};
+use crate::config::{Config, OnNonfinite, Routers, Scope, Stage};
 use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::input::Input;
@@ -89,7 +89,9 @@ impl<'a> Trainer<'a> {
         let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
         let order = (config.run.seed, input.samples as u64, input.train.fingerprint());
         let price = Price::new(config.cost.gamma);
-        let mut state = State { order: order.clone(), price, ..State::default() };
+        let micro_batches = world.world() * config.optim.accumulate;
+        let mut state = State { order: order.clone(), price, micro_batches, ..State::default() };
+        let mut note = None;
         if let Some(folder) = &place.checkpoint {
             let resumed = checkpoint::read_state(folder).and_then(|state| {
                 checkpoint::load(folder, &net.params, &sgd.momentum, ema.as_mut())?;
@@ -98,6 +100,7 @@ impl<'a> Trainer<'a> {
             });
             state = collective::agree(world, resumed)?;
             state.forget_lost_best(&place.dir);
+            note = share_out(&mut state, world.world(), micro_batches);
             if config.budget().is_none() {
                 state.price = price;
             }
@@ -116,7 +119,7 @@ impl<'a> Trainer<'a> {
         let records = collective::agree(world, opened)?;
         let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
-        if let Some(said) = started_from {
+        for said in [started_from, note].into_iter().flatten() {
             console.say(&said);
         }
         let started = Instant::now();
@@ -264,7 +267,7 @@ impl<'a> Trainer<'a> {
         let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
             .to_device(self.device);
         // Micro-batch a of rank r is what rank r·A + a would have of A times as many ranks.
-        let micros = config.optim.accumulate as i64;
+        let micros = (self.state.micro_batches / self.world.world()) as i64;
         let noises = noise.chunk(micros, 0);
         let router = &config.model.router;
         let batch_of = |((images, labels), noise)| MicroBatch {
@@ -288,7 +291,8 @@ impl<'a> Trainer<'a> {
             weights,
             routers: stage.routers,
             views: batch.views as i64,
-            scope: config.diversity.scope,
+            // Where ranks have become fewer: all samples were told apart in one go before.
+            scope: if config.optim.accumulate == 1 { Scope::GlobalBatch } else { config.diversity.scope },
             statistics: Statistics::Batch,
         };
         let (gradient, mut measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
@@ -465,6 +469,25 @@ fn open(place: &Place, config: &Config, state: &State) -> Result<Records> {
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
     checkpoint::remove_partial(dir);
     Ok(records)
+}
+
+/// Another number of ranks than before takes the same micro-batches, where they can be shared out: each step is then what
+/// it would have been. Otherwise the batch comes in as many as the config says.
+fn share_out(state: &mut State, ranks: usize, configured: usize) -> Option<String> {
+    let before = state.micro_batches;
+    if before == configured {
+        return None;
+    }
+    if before.is_multiple_of(ranks) {
+        return Some(format!(
+            "each of {ranks} ranks takes {} of a step's {before} micro-batches, as before",
+            before / ranks
+        ));
+    }
+    state.micro_batches = configured;
+    Some(format!(
+        "note: a step's batch came in {before} parts before and comes in {configured} now, so batch norm sees other batches"
+    ))
 }
 
 /// Refuses to go on from a checkpoint that this config cannot continue.
