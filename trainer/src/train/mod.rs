@@ -316,7 +316,8 @@ impl<'a> Trainer<'a> {
         if let Some(budget) = config.budget().filter(|_| config.steers(stage)) {
             let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
             // γ is the price of a block, in whatever unit the cost is.
-            let mean_cost = f64::try_from(self.costs.mean(None)).expect("one number");
+            let table = self.net.costs.table(config.cost.unit);
+            let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
             self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
         }
         Ok(measured)
