@@ -3,10 +3,12 @@
 
 use codinet_trainer::collective;
 use codinet_trainer::config::{
-    Arch, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope, SkipBranch,
-    StrideIn,
+    Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
+    SkipBranch, StrideIn,
 };
+use codinet_trainer::gradients::Gradients;
 use codinet_trainer::loss::{self, Weights};
+use codinet_trainer::metrics::Meter;
 use codinet_trainer::model::{Decisions, Net, Statistics};
 use codinet_trainer::step::{MicroBatch, Step};
 use serde::Deserialize;
@@ -120,7 +122,7 @@ fn check(case: &Case) {
 
     let (temperature, relaxation) = (case.temperature, case.relaxation);
     let decisions = Decisions::Relaxed { noise: Some(&noise), temperature, relaxation };
-    let statistics = if case.batch_statistics { Statistics::Batch } else { Statistics::Running };
+    let statistics = if case.batch_statistics { Statistics::BATCH } else { Statistics::Running };
     let out = tch::no_grad(|| net.forward(&images, decisions, statistics));
     for (what, found, expected) in [
         ("logits", &out.logits, &case.logits),
@@ -152,9 +154,11 @@ fn check(case: &Case) {
         target_rate: case.target_rate.1,
         label_smoothing: case.label_smoothing,
     };
+    let gradients = Gradients::new(&net.params, &world, &Collective::default());
     let step = Step {
-        world: world.as_ref(),
+        world: &world,
         net: &net,
+        gradients: &gradients,
         costs: &costs,
         weights,
         routers: Routers::Train,
@@ -162,13 +166,15 @@ fn check(case: &Case) {
         scope: Scope::MicroBatch,
         statistics,
     };
-    let (gradient, measured) = step.gradient(&[MicroBatch { images, labels, decisions }], false).unwrap();
+    let mut meter = Meter::default();
+    meter.push(1, step.gradient(&[MicroBatch { images, labels, decisions }], false).unwrap().row);
+    let measured = &meter.read(&world).unwrap()[0];
     close("con", measured.con, case.con);
     close("div", measured.div, case.div);
     close("cost", measured.cost, case.cost);
     close("target", measured.target, case.target);
     close("run", measured.run_rate, case.run);
-    let gradients = net.params.named_views(&gradient);
+    let gradients = net.params.named_views(gradients.flat());
     assert_eq!(gradients.len(), case.grads.len());
     // The second term is for a gradient that is 0 but for rounding.
     let scale = case.grads.values().fold(0f64, |most, (norm, _)| most.max(*norm));

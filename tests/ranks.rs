@@ -5,23 +5,25 @@
 
 mod common;
 
-use codinet_trainer::collective::{self, Collective};
-use codinet_trainer::config::{CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope};
+use codinet_trainer::collective::{self, World};
+use codinet_trainer::config::{self, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope};
 use codinet_trainer::error::{Error, Exit};
-use codinet_trainer::loss::Weights;
+use codinet_trainer::gradients::Gradients;
+use codinet_trainer::loss::{self, Weights};
+use codinet_trainer::metrics::{Measured, Meter};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
 use codinet_trainer::optim::Sgd;
 use codinet_trainer::replicas;
-use codinet_trainer::step::{Measured, MicroBatch, Step};
+use codinet_trainer::step::{MicroBatch, Step};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Runs `rank` on every rank of an mpirun of test `name`; rank 0's bytes come back.
-fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&dyn Collective) -> Vec<u8>) -> Option<Vec<u8>> {
+fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&World) -> Vec<u8>) -> Option<Vec<u8>> {
     if let Ok(out) = std::env::var("CODINET_TEST_OUT") {
         tch::set_num_threads(1);
         let world = collective::join().unwrap();
-        let bytes = rank(world.as_ref());
+        let bytes = rank(&world);
         if world.rank() == 0 {
             std::fs::write(out, bytes).unwrap();
         }
@@ -49,7 +51,7 @@ fn collectives_do_what_they_say() {
         world.all_reduce_sum(&sum).unwrap();
         assert_eq!(Vec::<f32>::try_from(&sum).unwrap(), [3.0, 3.0]);
         let strided = Tensor::from_slice(&[rank as f64, 9.0, 2.0, 9.0]).view([2, 2]).select(1, 0);
-        collective::all_reduce_mean(world, &strided).unwrap();
+        world.all_reduce_mean(&strided).unwrap();
         assert_eq!(Vec::<f64>::try_from(&strided).unwrap(), [1.0, 2.0]);
         assert!(world.all_reduce_sum(&Tensor::from_slice(&[1i64])).is_err());
 
@@ -109,17 +111,18 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
 }
 
 /// How one step shares out a fixed global batch of 8 samples × 2 views.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Sharing {
     routers: Routers,
     /// Micro-batches a rank.
     micros: i64,
     scope: Scope,
+    collective: config::Collective,
 }
 
 /// The gradient and the measurements of one step on the global batch.
-fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
-    let Sharing { routers, micros, scope } = sharing;
+fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
+    let Sharing { routers, micros, scope, .. } = sharing;
     let (samples, views, side) = (8i64, 2i64, 16i64);
     let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
     let numbers = samples * views * side * side;
@@ -128,9 +131,11 @@ fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
     let (ranks, rank) = (world.world() as i64, world.rank() as i64);
     let share = samples / ranks / micros;
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
+    let gradients = Gradients::new(&net.params, world, &sharing.collective);
     let step = Step {
         world,
         net: &net,
+        gradients: &gradients,
         costs: &costs,
         weights: Weights {
             alpha: 0.7,
@@ -173,9 +178,15 @@ fn one_step(world: &dyn Collective, sharing: Sharing) -> Vec<u8> {
             },
         })
         .collect();
-    let (gradient, measured) = step.gradient(&batch, rank == 1).unwrap();
-    assert_eq!(measured.stop, ranks > 1, "one rank's wish to stop reaches all");
+    let taken = step.gradient(&batch, rank == 1).unwrap();
+    let (stop, told_rates) = taken.told.read();
+    assert_eq!(stop, ranks > 1, "one rank's wish to stop reaches all");
+    let mut meter = Meter::default();
+    meter.push(1, taken.row);
+    let measured = meter.read(world).unwrap().remove(0);
     let Measured { ce, con, div, cost, target, run_rate, top1, rates, hard_rates, .. } = measured;
+    assert!(told_rates.iter().zip(&hard_rates).all(|(told, measured)| (told - measured).abs() < 1e-6));
+    let gradient = gradients.flat();
     let mut numbers = vec![ce, con, div, cost, target, run_rate, top1];
     numbers.extend(rates.iter().chain(&hard_rates));
     assert_eq!(numbers.len(), MEASUREMENTS);
@@ -198,7 +209,7 @@ fn numbers(bytes: &[u8]) -> Vec<f64> {
 fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
     let one = || {
         tch::set_num_threads(1);
-        numbers(&one_step(collective::join().unwrap().as_ref(), Sharing { micros: 1, ..sharing(1) }))
+        numbers(&one_step(&collective::join().unwrap(), Sharing { micros: 1, ..sharing(1) }))
     };
     for world in [1, 2, 4] {
         let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.world()))) else {
@@ -222,15 +233,20 @@ fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
     }
 }
 
+/// As the config has it where nothing is said.
+fn plain(_: usize) -> Sharing {
+    let collective = config::Collective::default();
+    Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch, collective }
+}
+
 #[test]
 fn relaxed_gradients_are_those_of_one_process() {
-    let sharing = |_| Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch };
-    same_for_every_world("relaxed_gradients_are_those_of_one_process", sharing);
+    same_for_every_world("relaxed_gradients_are_those_of_one_process", plain);
 }
 
 #[test]
 fn hard_gradients_are_those_of_one_process() {
-    let sharing = |_| Sharing { routers: Routers::Freeze, micros: 1, scope: Scope::MicroBatch };
+    let sharing = |ranks| Sharing { routers: Routers::Freeze, ..plain(ranks) };
     same_for_every_world("hard_gradients_are_those_of_one_process", sharing);
 }
 
@@ -238,10 +254,162 @@ fn hard_gradients_are_those_of_one_process() {
 /// apart all of the global batch.
 #[test]
 fn accumulated_gradients_are_those_of_the_whole_batch() {
-    let sharing =
-        |ranks| Sharing { routers: Routers::Train, micros: 8 / ranks as i64 / 2, scope: Scope::GlobalBatch };
-    same_for_every_world("accumulated_gradients_are_those_of_the_whole_batch", |ranks| match ranks {
-        4 => Sharing { micros: 2, ..sharing(4) },
-        ranks => sharing(ranks),
+    let sharing = |ranks: usize| Sharing {
+        micros: if ranks == 4 { 2 } else { 4 / ranks as i64 },
+        scope: Scope::GlobalBatch,
+        ..plain(ranks)
+    };
+    same_for_every_world("accumulated_gradients_are_those_of_the_whole_batch", sharing);
+}
+
+/// Many small buckets, during backward.
+fn small_buckets() -> config::Collective {
+    config::Collective { bucket_mb: 0.01, first_bucket_mb: 1e-6, ..config::Collective::default() }
+}
+
+#[test]
+fn gradients_in_many_buckets_are_those_of_one_process() {
+    let sharing = |ranks| Sharing { collective: small_buckets(), ..plain(ranks) };
+    same_for_every_world("gradients_in_many_buckets_are_those_of_one_process", sharing);
+}
+
+#[test]
+fn gradients_that_do_not_come_hold_nothing_up() {
+    let sharing = |ranks| Sharing { routers: Routers::Freeze, collective: small_buckets(), ..plain(ranks) };
+    same_for_every_world("gradients_that_do_not_come_hold_nothing_up", sharing);
+}
+
+#[test]
+fn gradients_that_leave_after_backward_are_the_same() {
+    let collective = config::Collective { overlap: false, ..small_buckets() };
+    let sharing = |ranks| Sharing { collective: collective.clone(), ..plain(ranks) };
+    same_for_every_world("gradients_that_leave_after_backward_are_the_same", sharing);
+}
+
+/// Eq. 9 over all ranks' centres, its value and its gradient, against one process that has them all and goes through them
+/// pair by pair.
+#[test]
+fn the_diversity_loss_is_that_of_one_process() {
+    let (samples, n, margin) = (24i64, 9i64, 1.2);
+    let all = (Tensor::arange(samples * n, (Kind::Double, Device::Cpu)) * 1.7).sin().view([samples, n]) * 0.5;
+    all.get(5).copy_(&all.get(11)); // two samples on one path
+    let check = |world: &World| {
+        let (own, first) =
+            (samples / world.world() as i64, world.rank() as i64 * samples / world.world() as i64);
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-12)] {
+            let centres = all.narrow(0, first, own).to_kind(kind).set_requires_grad(true);
+            let keys = world.all_gather(&centres).unwrap().flatten(0, 1);
+            let share = loss::diversity(&centres, &keys, first, margin);
+            let value = share.detach();
+            world.all_reduce_sum(&value).unwrap();
+            (share * 2.0).backward();
+            let gradient = world.all_gather(&centres.grad()).unwrap().flatten(0, 1).to_kind(Kind::Double);
+            let (expected, slope) = pair_by_pair(&all, margin);
+            let off = (f64::try_from(&value).unwrap() - expected).abs();
+            assert!(expected > 0.1 && off < tolerance * expected, "{off} of {expected}");
+            let off = f64::try_from((gradient - &slope).abs().max()).unwrap();
+            assert!(off < tolerance * f64::try_from(slope.abs().max()).unwrap(), "gradient off by {off}");
+        }
+        b"done".to_vec()
+    };
+    for ranks in [1, 2, 3, 4, 8] {
+        let Some(out) = on_ranks("the_diversity_loss_is_that_of_one_process", ranks, check) else { return };
+        assert_eq!(out, b"done");
+    }
+}
+
+/// Eq. 9 and its gradient, term by term.
+fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
+    let rows = Vec::<Vec<f64>>::try_from(centres).unwrap();
+    let pairs = (rows.len() * (rows.len() - 1)) as f64;
+    let (mut value, mut gradient) = (0.0, vec![vec![0.0; rows[0].len()]; rows.len()]);
+    for (i, a) in rows.iter().enumerate() {
+        for b in rows.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, b)| b) {
+            let distance = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            let hinge = (margin - distance).max(0.0);
+            value += hinge.powi(2) / pairs;
+            if distance > 0.0 {
+                for (k, (a, b)) in a.iter().zip(b).enumerate() {
+                    gradient[i][k] -= 4.0 * hinge * (a - b) / distance / pairs; // each pair is met from both ends
+                }
+            }
+        }
+    }
+    (value, Tensor::from_slice2(&gradient))
+}
+
+/// With batch norm's statistics over all ranks, so many ranks and one take the same 20 steps.
+#[test]
+fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
+    let name = "synchronised_batch_norm_makes_training_free_of_the_number_of_ranks";
+    let train = |world: &World| -> Vec<u8> {
+        let (samples, views, side) = (12i64, 2i64, 16i64);
+        let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
+        let gradients = Gradients::new(&net.params, world, &config::Collective::default());
+        let over_ranks = world.mean_operation();
+        let mut sgd = Sgd::new(&net.params, &Optim::default());
+        let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
+        let (share, rank) = (samples / world.world() as i64, world.rank() as i64);
+        let (mut meter, mut losses) = (Meter::default(), Vec::new());
+        for step in 0..20i64 {
+            let numbers = samples * views * side * side;
+            let all = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7 + step as f64).sin();
+            let all = all.view([-1, 1, side, side]);
+            let labels = (Tensor::arange(samples, (Kind::Int64, Device::Cpu)) + step).remainder(4);
+            let mine: Vec<u32> = (rank * share..(rank + 1) * share).map(|sample| sample as u32).collect();
+            let noise = gumbel_noise(3, step as u64, &mine, views as usize, 9);
+            let batch = MicroBatch {
+                images: all.narrow(0, rank * share * views, share * views),
+                labels: labels.narrow(0, rank * share, share),
+                decisions: Decisions::Relaxed {
+                    noise: Some(&noise),
+                    temperature: 1.0,
+                    relaxation: Relaxation::Gumbel,
+                },
+            };
+            let weights =
+                Weights { alpha: 0.2, beta: 0.2, gamma: 0.01, diversity_margin: 0.5, ..Weights::default() };
+            let statistics = Statistics::Batch { seen: true, over: Some(&over_ranks) };
+            let (net, gradients, costs, routers) = (&net, &gradients, &costs, Routers::Train);
+            let scope = Scope::MicroBatch;
+            let step = Step { world, net, gradients, costs, weights, routers, views, scope, statistics };
+            let taken = step.gradient(&[batch], false).unwrap();
+            sgd.step(&net.params, gradients.flat(), &taken.norm, &taken.finite, 1e-4, routers);
+            meter.push(0, taken.row);
+        }
+        losses.extend(meter.read(world).unwrap().iter().map(|measured| measured.loss));
+        losses.extend(Vec::<f64>::try_from(net.params.flat_buffers().to_kind(Kind::Double)).unwrap());
+        losses.iter().flat_map(|loss: &f64| loss.to_le_bytes()).collect()
+    };
+    let mut one = Vec::new();
+    for ranks in [1, 2, 4] {
+        let Some(out) = on_ranks(name, ranks, train) else { return };
+        let out = numbers(&out);
+        if ranks == 1 {
+            one = out;
+            assert!((one[0] - one[19]).abs() > 0.01, "the loss moves: {:?}", &one[..20]);
+            continue;
+        }
+        // The losses, and then the running statistics.
+        for (i, (many, one)) in out.iter().zip(&one).enumerate() {
+            let bound = if i < 20 { 1e-4 * one.abs() } else { 1e-3 * one.abs().max(0.1) };
+            assert!((many - one).abs() <= bound, "{ranks} ranks, {i}: {many}, {one}");
+        }
+    }
+}
+
+/// bf16 on the wire: gradients are those of fp32 but for the rounding of 8 bits, and the same to the bit on all ranks.
+#[test]
+fn bf16_on_the_wire_costs_bits_alone() {
+    let out = on_ranks("bf16_on_the_wire_costs_bits_alone", 3, |world| {
+        let values = (Tensor::arange(1000, (Kind::Float, Device::Cpu)) * 0.3 + world.rank() as f64).sin();
+        let sum = values.to_kind(Kind::BFloat16);
+        world.all_reduce_sum(&sum).unwrap();
+        // What each rank sends is rounded, the sum is fp32, and is rounded once.
+        let all = world.all_gather(&values.to_kind(Kind::BFloat16).to_kind(Kind::Float)).unwrap();
+        let expected = all.sum_dim_intlist([0].as_slice(), false, None).to_kind(Kind::BFloat16);
+        assert!(sum.equal(&expected));
+        b"done".to_vec()
     });
+    assert!(out.is_none_or(|out| out == b"done"));
 }

@@ -1,12 +1,27 @@
-//! Tells the linker where the program finds libtorch: beside an installed program first, then where it was
-//! built.
+//! Builds what tch and rsmpi lack, and tells the linker where the program finds libtorch: beside an installed program
+//! first, then where it was built.
+
+use std::path::Path;
 
 fn main() {
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/codinet/torch/lib");
-    if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where its libtorch is");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+    let include = Path::new(&lib).with_file_name("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false) // of libtorch's headers
+        .includes([include.clone(), include.join("torch/csrc/api/include")])
+        .file("native/shim.cpp")
+        .compile("codinet_shim");
+    #[cfg(feature = "mpi")]
+    {
+        let mpi = build_probe_mpi::probe().expect("mpi-sys has found the same MPI");
+        cc::Build::new().includes(&mpi.include_paths).file("native/in_place.c").compile("codinet_in_place");
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=native");
     println!("cargo::rerun-if-changed=../configs"); // built into the program
     println!("cargo::rerun-if-env-changed=LIBTORCH");
 }

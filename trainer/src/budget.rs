@@ -1,7 +1,7 @@
 //! The compute budget of Section 3.3, "γ is tuned adaptive": γ as the price that makes the network's MACs meet the
 //! budget, and the bias on all gates that takes up what is left.
 
-use crate::collective::{self, Collective};
+use crate::collective::{self, World};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
@@ -68,13 +68,7 @@ pub fn check(config: &Config, net: &Net) -> Result<()> {
 
 /// All ranks: sets one bias on all gates so that the mean MACs on the held-out training images meet the budget; says
 /// what came of it.
-pub fn calibrate(
-    world: &dyn Collective,
-    config: &Config,
-    net: &Net,
-    input: &Input,
-    budget: f64,
-) -> Result<String> {
+pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budget: f64) -> Result<String> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let read = input.held_out(config, world).and_then(|batches| batches.collect::<Result<Vec<_>>>());
     let batches = collective::agree(world, read)?;

@@ -1,6 +1,6 @@
 //! `codinet-train`'s command line, and what it does with it.
 
-use crate::collective::{self, Collective, Watched, agree};
+use crate::collective::{self, World, agree};
 use crate::config::{self, Config};
 use crate::cuda;
 use crate::dry_run;
@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 /// All ranks: does what the command line asks for.
-pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result<()> {
+pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
     cuda::register();
     let name = args.config.as_deref().unwrap_or_default();
     let config = agree(world, config::load(name, &args.set))?;
@@ -68,8 +68,7 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
         ("config", serde_json::to_string(&config).expect("a config is JSON")),
     ];
     replicas::refuse_differences(world, &facts)?;
-    let watched = Watched::new(world, &config.collective)?;
-    let world: &dyn Collective = &watched;
+    world.watch(&config.collective)?;
     if args.dry_run {
         let described = agree(world, dry_run::describe(&config, world))?;
         if world.rank() == 0 {
@@ -78,6 +77,8 @@ pub fn run(args: &Args, world: &dyn Collective, stop: Arc<AtomicBool>) -> Result
         return Ok(());
     }
     let device = agree(world, input::prepare(&config, world))?;
+    world.use_device(device, config.collective.backend)?;
+    let world: &World = world;
     let input = agree(world, Input::open(&config, world, device))?;
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if args.eval_only {
@@ -116,13 +117,7 @@ fn again(args: &Args, ranks: usize) -> String {
 }
 
 /// All ranks: `--eval-only`.
-fn eval_only(
-    config: &Config,
-    world: &dyn Collective,
-    device: Device,
-    input: &Input,
-    path: &Path,
-) -> Result<()> {
+fn eval_only(config: &Config, world: &World, device: Device, input: &Input, path: &Path) -> Result<()> {
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, device);
     agree(world, checkpoint::load_model(path, &net.params))?;
@@ -142,7 +137,7 @@ fn eval_only(
 }
 
 /// All ranks: what rank 0, and no other, decides.
-fn rank_zeros(world: &dyn Collective, decide: impl FnOnce() -> Result<String>) -> Result<String> {
+fn rank_zeros(world: &World, decide: impl FnOnce() -> Result<String>) -> Result<String> {
     let mine = agree(world, if world.rank() == 0 { decide() } else { Ok(String::new()) })?;
     collective::broadcast_text(world, &mine)
 }

@@ -1,7 +1,7 @@
 //! `--dry-run`: what a run would be, without one.
 
 use crate::budget;
-use crate::collective::Collective;
+use crate::collective::World;
 use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
@@ -10,7 +10,7 @@ use std::fmt::Write;
 use tch::Device;
 
 /// The resolved config, the model's table and the steps an epoch, as text.
-pub fn describe(config: &Config, world: &dyn Collective) -> Result<String> {
+pub fn describe(config: &Config, world: &World) -> Result<String> {
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
     budget::check(config, &net)?;

@@ -1,7 +1,7 @@
 //! Evaluation, with hard decisions (Eq. 13) but where the gap to relaxed ones is asked for; every validation sample
 //! counts exactly once.
 
-use crate::collective::{self, Collective};
+use crate::collective::{self, World};
 use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
@@ -35,7 +35,7 @@ pub struct Evaluation {
 
 /// All ranks: evaluates the network with rank 0's running statistics.
 pub fn evaluate(
-    world: &dyn Collective,
+    world: &World,
     config: &Config,
     net: &Net,
     input: &Input,

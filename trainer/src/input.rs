@@ -1,6 +1,6 @@
 //! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
 
-use crate::collective::{Collective, all_gather_bytes};
+use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
 use codinet_dataloader::order::EpochOrder;
@@ -27,7 +27,7 @@ pub struct Input {
 
 impl Input {
     /// Opens both datasets and checks that they suit the config and the world.
-    pub fn open(config: &Config, world: &dyn Collective, device: Device) -> Result<Self> {
+    pub fn open(config: &Config, world: &World, device: Device) -> Result<Self> {
         let data = &config.data;
         let (train, val) = (Arc::new(Dataset::open(&data.train)?), Arc::new(Dataset::open(&data.val)?));
         for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
@@ -78,14 +78,7 @@ impl Input {
 
     /// This rank's training batches, from step `first` of epoch `from` to the end of epoch `to` − 1; epochs are
     /// counted over all stages.
-    pub fn training(
-        &self,
-        config: &Config,
-        world: &dyn Collective,
-        from: u64,
-        first: u64,
-        to: u64,
-    ) -> Result<Loader> {
+    pub fn training(&self, config: &Config, world: &World, from: u64, first: u64, to: u64) -> Result<Loader> {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
         let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
         let held_out = self.held_out;
@@ -105,16 +98,12 @@ impl Input {
     }
 
     /// This rank's share of the validation samples: over all ranks, each sample once.
-    pub fn validation(&self, config: &Config, world: &dyn Collective) -> Result<Loader> {
+    pub fn validation(&self, config: &Config, world: &World) -> Result<Loader> {
         evaluated(&self.val, (0..self.val.len() as u32).collect(), config, world)
     }
 
     /// This rank's share of the training samples that are held out, as evaluation sees images.
-    pub fn held_out(
-        &self,
-        config: &Config,
-        world: &dyn Collective,
-    ) -> Result<impl Iterator<Item = Result<Batch>>> {
+    pub fn held_out(&self, config: &Config, world: &World) -> Result<impl Iterator<Item = Result<Batch>>> {
         let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
         Ok(evaluated(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
     }
@@ -136,12 +125,7 @@ impl Input {
 }
 
 /// This rank's share of `samples`, as evaluation sees images.
-fn evaluated(
-    dataset: &Arc<Dataset>,
-    samples: Vec<u32>,
-    config: &Config,
-    world: &dyn Collective,
-) -> Result<Loader> {
+fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: &World) -> Result<Loader> {
     let batch = config.optim.eval_batch_size.div_ceil(world.world());
     let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.world());
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
@@ -196,7 +180,7 @@ fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
 }
 
 /// All ranks: chooses the rank's device and the number of its compute threads.
-pub fn prepare(config: &Config, world: &dyn Collective) -> Result<Device> {
+pub fn prepare(config: &Config, world: &World) -> Result<Device> {
     // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
     let place = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let status = place("/proc/self/status");

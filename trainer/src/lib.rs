@@ -3,8 +3,8 @@
 //! alike for the views of one sample and unlike for different samples.
 //!
 //! Follow the data: [`input`] turns a batch of bytes into a tensor, [`model`] decides and computes, [`loss`]
-//! has the paper's equations, [`step`] puts them together, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files
-//! are written.
+//! has the paper's equations, [`step`] puts them together, [`gradients`] leave for other ranks meanwhile, [`optim`] takes the
+//! step, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files are written.
 
 pub mod budget;
 pub mod cli;
@@ -14,9 +14,12 @@ mod cuda;
 pub mod dry_run;
 pub mod error;
 pub mod evaluate;
+pub mod gradients;
 pub mod input;
 pub mod loss;
+pub mod metrics;
 pub mod model;
+mod native;
 pub mod optim;
 pub mod replicas;
 pub mod run;

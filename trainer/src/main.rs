@@ -23,8 +23,8 @@ fn main() {
     }));
     // Before anything takes time: a signal that comes early is not lost.
     let stop = cli::stop_on_signals().unwrap_or_else(|error| leave(&error, launched_rank));
-    let world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
-    if let Err(error) = cli::run(&args, world.as_ref(), stop) {
+    let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
+    if let Err(error) = cli::run(&args, &mut world, stop) {
         if !error.agreed || world.barrier().is_err() {
             eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
             collective::abort(error.exit as i32);

@@ -1,8 +1,9 @@
 //! SGD and the running mean of weights, over the flat buffer: a handful of kernels a step, however many tensors there
-//! are.
+//! are. What must not be done after a step that is not finite is masked on the device; the host does not wait to know.
 
 use crate::config::{Optim, Routers};
 use crate::model::Params;
+use crate::native::{Update, fused_sgd};
 use tch::{Tensor, no_grad};
 
 /// Stochastic gradient descent with momentum and weight decay, as PyTorch has it (dampening 0):
@@ -20,30 +21,44 @@ impl Sgd {
         Self { momentum: params.flat().zeros_like(), options: options.clone() }
     }
 
-    /// One step along `gradient`, laid out as [`Params::flat`], whose norm is `norm`; frozen routers stay as they are.
-    pub fn step(&mut self, params: &Params, gradient: &Tensor, norm: f64, lr: f64, routers: Routers) {
-        let Optim { momentum: mu, weight_decay, nesterov, .. } = self.options;
-        no_grad(|| {
-            let gradient = match self.options.clip_norm {
-                Some(most) if norm > most => gradient * (most / norm),
-                _ => gradient.shallow_clone(),
-            };
-            for group in params.groups() {
-                if group.role.router && routers == Routers::Freeze {
-                    continue;
-                }
-                let part = |flat: &Tensor| flat.narrow(0, group.start, group.len);
-                let (mut weight, mut momentum) = (part(params.flat()), part(&self.momentum));
-                let decays = self.options.decay_norm_and_bias || !group.role.norm_or_bias;
-                let gradient = part(&gradient) + &weight * if decays { weight_decay } else { 0.0 };
-                let _ = momentum.g_mul_scalar_(mu);
-                momentum += &gradient;
-                match nesterov {
-                    true => weight -= (gradient + &momentum * mu) * lr,
-                    false => weight -= momentum * lr,
-                }
-            }
-        });
+    /// One step along `gradient`, laid out as [`Params::flat`], whose norm is `norm`, `[]`; nothing moves where `finite`,
+    /// f32 `[]`, is 0; frozen routers stay as they are.
+    pub fn step(
+        &mut self,
+        params: &Params,
+        gradient: &Tensor,
+        norm: &Tensor,
+        finite: &Tensor,
+        lr: f64,
+        routers: Routers,
+    ) {
+        let skip = 1.0 - finite;
+        let divisor = self.options.clip_norm.map(|most| (norm / most).clamp_min(1.0));
+        let frozen = |router: bool| router && routers == Routers::Freeze;
+        for norm_or_bias in [false, true] {
+            let groups = params
+                .groups()
+                .into_iter()
+                .filter(|group| group.role.norm_or_bias == norm_or_bias && !frozen(group.role.router));
+            let parts: Vec<_> = groups
+                .map(|group| {
+                    let part = |flat: &Tensor| flat.narrow(0, group.start, group.len);
+                    (part(params.flat()), part(gradient), part(&self.momentum))
+                })
+                .collect();
+            let decays = self.options.decay_norm_and_bias || !norm_or_bias;
+            fused_sgd(
+                &parts,
+                Update {
+                    lr,
+                    momentum: self.options.momentum,
+                    weight_decay: if decays { self.options.weight_decay } else { 0.0 },
+                    nesterov: self.options.nesterov,
+                    divisor: divisor.as_ref(),
+                    skip: &skip,
+                },
+            );
+        }
     }
 }
 
@@ -63,11 +78,12 @@ impl Ema {
         Self { flat: params.flat().copy(), buffers: params.flat_buffers().copy(), decay }
     }
 
-    /// Takes in the parameters' values after a step.
-    pub fn update(&mut self, params: &Params) {
+    /// Takes in the parameters' values after a step; stays as it is where `finite`, f32 `[]`, is 0.
+    pub fn update(&mut self, params: &Params, finite: &Tensor) {
+        let share = finite * (1.0 - self.decay);
         no_grad(|| {
-            let _ = self.flat.lerp_(params.flat(), 1.0 - self.decay);
-            let _ = self.buffers.lerp_(params.flat_buffers(), 1.0 - self.decay);
+            let _ = self.flat.lerp_tensor_(params.flat(), &share);
+            let _ = self.buffers.lerp_tensor_(params.flat_buffers(), &share);
         });
     }
 
@@ -100,6 +116,10 @@ mod tests {
         params
     }
 
+    fn one() -> Tensor {
+        Tensor::from(1.0f32)
+    }
+
     fn close(found: &Tensor, expected: &[f64]) {
         let found = Vec::<f64>::try_from(found.to_kind(Kind::Double)).unwrap();
         let near = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-5;
@@ -120,7 +140,7 @@ mod tests {
                 Optim { momentum: 0.9, weight_decay: 0.1, nesterov, decay_norm_and_bias, ..Optim::default() };
             let mut sgd = Sgd::new(&params, &options);
             for k in 1..=3 {
-                sgd.step(&params, &(&gradient * k), 1.0, 0.5, Routers::Train);
+                sgd.step(&params, &(&gradient * k), &Tensor::from(1.0f32), &one(), 0.5, Routers::Train);
             }
             close(params.flat(), &expected);
         }
@@ -130,11 +150,38 @@ mod tests {
     fn a_long_gradient_is_clipped() {
         let params = params();
         let options = Optim { momentum: 0.0, weight_decay: 0.0, clip_norm: Some(1.0), ..Optim::default() };
-        let gradient = Tensor::from_slice(&[3.0f32, 0.0, 0.0, 4.0, 0.0]);
-        Sgd::new(&params, &options).step(&params, &gradient, 5.0, 1.0, Routers::Train);
+        let gradient = Tensor::from_slice(&[3.0f32, 0.0, 0.0, 4.0, 0.0]); // divided in place
+        let step = |gradient: &Tensor, norm: f32| {
+            let norm = Tensor::from(norm);
+            Sgd::new(&params, &options).step(&params, gradient, &norm, &one(), 1.0, Routers::Train);
+        };
+        step(&gradient, 5.0);
         close(params.flat(), &[1.0 - 0.6, -2.0, 0.5, 0.25 - 0.8, 4.0]);
-        Sgd::new(&params, &options).step(&params, &(gradient * 0.1), 0.5, 1.0, Routers::Train);
+        step(&Tensor::from_slice(&[0.3f32, 0.0, 0.0, 0.4, 0.0]), 0.5);
         close(params.flat(), &[0.4 - 0.3, -2.0, 0.5, -0.55 - 0.4, 4.0]);
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_moves_nothing() {
+        for clip_norm in [None, Some(1.0)] {
+            let params = params();
+            let options = Optim { momentum: 0.9, weight_decay: 0.1, clip_norm, ..Optim::default() };
+            let (mut sgd, mut ema) = (Sgd::new(&params, &options), Ema::new(&params, 0.75));
+            let step = |sgd: &mut Sgd, x: f32, finite: f32| {
+                let gradient = Tensor::full([5], f64::from(x), (Kind::Float, Device::Cpu));
+                let norm = gradient.norm();
+                sgd.step(&params, &gradient, &norm, &Tensor::from(finite), 0.5, Routers::Train);
+            };
+            step(&mut sgd, 0.2, 1.0);
+            let (weights, momentum, mean) = (params.flat().copy(), sgd.momentum.copy(), ema.flat.copy());
+            for x in [f32::NAN, f32::INFINITY] {
+                step(&mut sgd, x, 0.0);
+                ema.update(&params, &Tensor::from(0.0f32));
+            }
+            assert!(weights.equal(params.flat()) && momentum.equal(&sgd.momentum) && mean.equal(&ema.flat));
+            step(&mut sgd, 0.2, 1.0);
+            assert!(!weights.equal(params.flat()));
+        }
     }
 
     #[test]
@@ -145,7 +192,7 @@ mod tests {
             let _ = params.flat().shallow_clone().g_add_scalar_(1.0);
             let _ = params.flat_buffers().shallow_clone().g_add_scalar_(4.0);
         });
-        ema.update(&params);
+        ema.update(&params, &one());
         close(&ema.flat, &[1.25, -1.75, 0.75, 0.5, 4.25]);
         close(&ema.buffers, &[2.0]);
         ema.exchange(&params);

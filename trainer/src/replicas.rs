@@ -1,6 +1,6 @@
 //! Ranks must hold the same: they are refused at the start where they do not, and watched while they train.
 
-use crate::collective::{Collective, all_gather_bytes};
+use crate::collective::{World, all_gather_bytes};
 use crate::config::OnDivergence;
 use crate::error::{Error, Exit, Result};
 use crate::model::Params;
@@ -8,7 +8,7 @@ use crate::optim::Sgd;
 use tch::{Kind, Tensor};
 
 /// All ranks: an error, the same on all, where a rank has another value of any fact than rank 0.
-pub fn refuse_differences(world: &dyn Collective, facts: &[(&str, String)]) -> Result<()> {
+pub fn refuse_differences(world: &World, facts: &[(&str, String)]) -> Result<()> {
     for (name, mine) in facts {
         let all = all_gather_bytes(world, mine.as_bytes())?;
         if let Some(rank) = all.iter().position(|theirs| *theirs != all[0]) {
@@ -41,7 +41,7 @@ pub fn checksum(tensor: &Tensor) -> Tensor {
 /// All ranks: compares weights and momenta over the ranks. Those of a rank that differs from rank 0 are an error, the
 /// same on all ranks, or are replaced by rank 0's; returns the ranks that were.
 pub fn compare(
-    world: &dyn Collective,
+    world: &World,
     params: &Params,
     sgd: &Sgd,
     step: u64,

@@ -1,18 +1,22 @@
-//! One training step up to the update: forward, objective, backward, and the mean over micro-batches and ranks.
+//! One training step up to the update: forward, objective, and backward, from which gradients leave for the other ranks.
 
-use crate::collective::{self, Collective};
+use crate::collective::World;
 use crate::config::{Routers, Scope};
 use crate::error::Result;
+use crate::gradients::Gradients;
 use crate::loss::{self, Parts, Weights};
-use crate::model::{Decisions, Net, Output, Statistics, hard, in_order};
+use crate::metrics::Later;
+use crate::model::{Decisions, Net, Output, Statistics, hard};
 use tch::{Kind, Tensor};
 
 /// What a step needs beside its batch.
 pub struct Step<'a> {
     /// The ranks that share the global batch.
-    pub world: &'a dyn Collective,
+    pub world: &'a World,
     /// The network.
     pub net: &'a Net,
+    /// Where its gradient goes.
+    pub gradients: &'a Gradients,
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
     /// The objective.
@@ -24,8 +28,8 @@ pub struct Step<'a> {
     /// Which samples the diversity loss tells apart, of a micro-batch or of the global batch.
     pub scope: Scope,
     /// What batch norm normalises with: the batch's statistics, as training does; a test that compares world sizes
-    /// fixes them instead, for each rank has its own.
-    pub statistics: Statistics,
+    /// fixes them instead, where each rank has its own.
+    pub statistics: Statistics<'a>,
 }
 
 /// One pass's share of a rank's batch.
@@ -38,48 +42,45 @@ pub struct MicroBatch<'a> {
     pub decisions: Decisions<'a>,
 }
 
-/// What a step measured: means over all ranks.
-#[derive(Debug)]
-pub struct Measured {
-    /// L_cls.
-    pub ce: f64,
-    /// L_con.
-    pub con: f64,
-    /// L_div.
-    pub div: f64,
-    /// L_cost.
-    pub cost: f64,
-    /// Conv-AIG's loss.
-    pub target: f64,
-    /// SkipNet's penalty.
-    pub run_rate: f64,
-    /// Share of views whose class came first.
-    pub top1: f64,
-    /// L² norm of the averaged gradient.
-    pub grad_norm: f64,
-    /// Whether any rank was asked to stop.
-    pub stop: bool,
-    /// Mean decision of each gate in this step, `[n]`.
-    pub rates: Vec<f64>,
-    /// Mean of what each gate would have decided in inference (Eq. 13), `[n]`.
-    pub hard_rates: Vec<f64>,
-    /// This rank's own parts of the loss and the sum of its own gradient: what [`PARTS`] names.
-    pub own: Tensor,
+/// What a step leaves behind beside its gradient; nothing here has made the host wait for the device.
+pub struct Taken {
+    /// L² norm of the averaged gradient, `[]`.
+    pub norm: Tensor,
+    /// 1 where the averaged gradient is finite, 0 where it is not, f32 `[]`; the same on every rank, for what is not
+    /// finite on one rank is not finite in the mean.
+    pub finite: Tensor,
+    /// What this rank measured, for [`crate::metrics::Meter`].
+    pub row: Tensor,
+    /// What all ranks told each other before backward.
+    pub told: Told,
 }
 
-/// What may be not finite.
-const PARTS: [&str; 7] =
-    ["cross entropy", "consistency", "diversity", "cost", "target rate", "run rate", "gradient"];
+/// What ranks tell each other beside their paths' centres; on its way to the host.
+pub struct Told(Later);
+
+impl Told {
+    /// Whether any rank was asked to stop, and the mean of what each gate would have decided in inference (Eq. 13), `[n]`:
+    /// of all ranks' views, to the bit the same on all.
+    pub fn read(self) -> (bool, Vec<f64>) {
+        let values = self.0.read();
+        (values[0] > 0.0, values[1..].to_vec())
+    }
+}
 
 impl Step<'_> {
-    /// All ranks: the gradient of the objective over the global batch, laid out as the flat parameters, and what was
-    /// measured on the way; the same to the bit on every rank.
+    /// All ranks: the gradient of the objective over the global batch, in [`Step::gradients`], and what was measured.
     ///
     /// `batch` is this rank's share, all micro-batches of one size; `stop` is this rank's wish to stop.
-    pub fn gradient(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Measured)> {
-        let mut sums: Option<(Tensor, Tensor)> = None;
+    pub fn gradient(&self, batch: &[MicroBatch], stop: bool) -> Result<Taken> {
+        self.gradients.zero();
+        let micros = batch.len() as f64;
+        let (mut told, mut rows) = (Vec::new(), Vec::new());
         let global_keys = match self.scope {
-            Scope::GlobalBatch if batch.len() > 1 => Some(self.keys_of_all(batch)?),
+            Scope::GlobalBatch if batch.len() > 1 => {
+                let (keys, all) = self.keys_of_all(batch, stop)?;
+                told.push(all);
+                Some(keys)
+            }
             _ => None,
         };
         for (a, micro) in batch.iter().enumerate() {
@@ -90,52 +91,62 @@ impl Step<'_> {
             let centres = loss::centres(&out.path, self.views); // [L, n]
             let (own, rank) = (centres.size()[0], self.world.rank() as i64);
             let (keys, first, share) = match &global_keys {
-                Some(keys) => {
-                    let micros = batch.len() as i64;
-                    (keys.shallow_clone(), (rank * micros + a as i64) * own, micros as f64)
+                Some(keys) => (keys.shallow_clone(), (rank * batch.len() as i64 + a as i64) * own, micros),
+                None => {
+                    let (keys, all) = self.tell(&centres, &out.gates, stop)?;
+                    told.push(all);
+                    (keys, rank * own, 1.0)
                 }
-                None => (self.world.all_gather(&centres)?.flatten(0, 1), rank * own, 1.0),
             };
             let parts = self.parts(micro, &out, &centres, &keys, first, share);
 
-            // Backward.
-            let gradient = self.backward(&parts.total(&self.weights, self.world.world()));
-            let measured = self.measure(&parts, &out, &micro.labels, stop);
-            sums = Some(match sums {
-                None => (gradient, measured),
-                Some((gradients, measurements)) => (gradients + gradient, measurements + measured),
-            });
+            // Backward: gradients add up over micro-batches, and leave for the other ranks during the last.
+            if a + 1 == batch.len() {
+                self.gradients.arm(self.routers);
+            }
+            let total = parts.total(&self.weights, self.world.world());
+            (total / (micros * self.world.world() as f64)).backward();
+            rows.push(self.measure(&parts, &out, &micro.labels));
         }
-
-        // The mean over micro-batches and ranks of gradient and measurements, in one go.
-        let (gradient, measured) = sums.expect("a micro-batch at least");
-        let own = Tensor::cat(&[measured.narrow(0, 0, 6), gradient.sum(Kind::Float).view(1)], 0);
-        let flat = Tensor::cat(&[&gradient, &measured], 0) / batch.len() as f64;
-        collective::all_reduce_mean(self.world, &flat)?;
-        let (gradient, measured) =
-            (flat.narrow(0, 0, gradient.size()[0]), flat.slice(0, gradient.size()[0], None, 1));
-        let measured = Measured::read(&measured, &gradient, own);
-        Ok((gradient, measured))
+        self.gradients.settle()?;
+        let norm = self.gradients.flat().norm();
+        let finite = norm.isfinite().to_kind(Kind::Float);
+        let row = Tensor::stack(&rows, 0).mean_dim([0].as_slice(), false, None);
+        let row = Tensor::cat(&[norm.view(1), finite.view(1), row], 0);
+        let told = Tensor::stack(&told, 0).mean_dim([0].as_slice(), false, None);
+        Ok(Taken { norm, finite, row, told: Told(Later::new(&told)) })
     }
 
     /// What batch norm does in micro-batch `a`. The running statistics follow the first alone: the model's are rank 0's,
     /// and with A times as many ranks rank 0 would have had just that one.
-    fn statistics(&self, a: usize) -> Statistics {
+    fn statistics(&self, a: usize) -> Statistics<'_> {
         match self.statistics {
-            Statistics::Batch if a > 0 => Statistics::BatchUnseen,
+            Statistics::Batch { over, .. } if a > 0 => Statistics::Batch { seen: false, over },
             other => other,
         }
     }
 
-    /// All ranks: the centres of the global batch's samples, `[G, n]`, by a pass that leaves no trace.
-    fn keys_of_all(&self, batch: &[MicroBatch]) -> Result<Tensor> {
-        let centres = |micro: &MicroBatch| {
-            let unseen = self.statistics(1);
-            let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, unseen));
-            loss::centres(&out.path, self.views)
-        };
-        let own: Vec<Tensor> = batch.iter().map(centres).collect();
-        Ok(self.world.all_gather(&Tensor::cat(&own, 0))?.flatten(0, 1))
+    /// All ranks: all ranks' centres, `[G, n]`, and the mean over ranks of the wish to stop and of the hard decisions,
+    /// `[1 + n]`; in one all-gather. `centres` is `[L, n]`, `gates` `[L·M, n]`.
+    fn tell(&self, centres: &Tensor, gates: &Tensor, stop: bool) -> Result<(Tensor, Tensor)> {
+        let (own, n) = (centres.size()[0], centres.size()[1]);
+        let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
+        let rates = hard(gates).mean_dim([0].as_slice(), false, None);
+        let mine = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
+        let all = self.world.all_gather(&mine)?; // [W, L·n + 1 + n]
+        let keys = all.narrow(1, 0, own * n).reshape([-1, n]);
+        Ok((keys, all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None)))
+    }
+
+    /// All ranks: the same for all micro-batches in one go, by a pass that leaves no trace.
+    fn keys_of_all(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Tensor)> {
+        let (mut centres, mut gates) = (Vec::new(), Vec::new());
+        for micro in batch {
+            let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, self.statistics(1)));
+            centres.push(loss::centres(&out.path, self.views));
+            gates.push(out.gates);
+        }
+        self.tell(&Tensor::cat(&centres, 0), &Tensor::cat(&gates, 0), stop)
     }
 
     /// The parts of the objective, each a mean over this micro-batch's views or samples. `keys` are the centres of
@@ -161,91 +172,20 @@ impl Step<'_> {
         }
     }
 
-    /// The gradient of `loss`, laid out as the flat parameters; zero for what does not train.
-    fn backward(&self, loss: &Tensor) -> Tensor {
-        let trains = |router: bool| !(router && self.routers == Routers::Freeze);
-        let trained = &self.net.params.trained;
-        let inputs: Vec<&Tensor> =
-            trained.iter().filter(|p| trains(p.role.router)).map(|p| &p.tensor).collect();
-        let mut gradients = Tensor::run_backward(&[loss], &inputs, false, false).into_iter();
-        let flat: Vec<Tensor> = trained
-            .iter()
-            .map(|parameter| match trains(parameter.role.router).then(|| gradients.next()).flatten() {
-                Some(gradient) if gradient.defined() => in_order(&gradient),
-                _ => in_order(&parameter.tensor.detach().zeros_like()),
-            })
-            .collect();
-        Tensor::cat(&flat, 0)
-    }
-
-    /// What this rank measured, in a form whose mean over ranks is the global batch's: see [`Measured::read`].
-    fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor, stop: bool) -> Tensor {
-        let labels = loss::by_view(labels, self.views);
+    /// What this rank measured, in a form whose mean over ranks is the global batch's.
+    fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor) -> Tensor {
+        let (labels, weights) = (loss::by_view(labels, self.views), &self.weights);
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
-        let stop = Tensor::from(f32::from(u8::from(stop))).to_device(out.logits.device());
         let div = &parts.div * self.world.world() as f64; // L_div is a sum over ranks
         let Parts { ce, con, cost, target, run_rate, .. } = parts;
-        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run_rate, &top1, &stop], 0);
+        let loss = ce
+            + con * weights.alpha
+            + &div * weights.beta
+            + cost * weights.gamma
+            + target * weights.target
+            + run_rate * weights.run_rate;
+        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1], 0);
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
         Tensor::cat(&[scalars, mean(&out.path), mean(&hard(&out.gates))], 0).detach()
-    }
-}
-
-impl Measured {
-    /// Reads what [`Step::measure`] wrote, after the mean over ranks.
-    fn read(values: &Tensor, gradient: &Tensor, own: Tensor) -> Self {
-        let values = Vec::<f64>::try_from(values.to_kind(Kind::Double)).expect("a vector of numbers");
-        let grad_norm = f64::try_from(gradient.norm()).expect("one number");
-        let [ce, con, div, cost, target, run_rate, top1, stop, ref rates @ ..] = values[..] else {
-            unreachable!("measure writes eight numbers and the rates")
-        };
-        let (rates, hard_rates) = rates.split_at(rates.len() / 2);
-        let (rates, hard_rates) = (rates.to_vec(), hard_rates.to_vec());
-        Self {
-            ce,
-            con,
-            div,
-            cost,
-            target,
-            run_rate,
-            top1,
-            grad_norm,
-            stop: stop > 0.0,
-            rates,
-            hard_rates,
-            own,
-        }
-    }
-
-    /// The objective: Eq. 12, and what the baselines add.
-    pub fn loss(&self, weights: &Weights) -> f64 {
-        self.ce
-            + weights.alpha * self.con
-            + weights.beta * self.div
-            + weights.gamma * self.cost
-            + weights.target * self.target
-            + weights.run_rate * self.run_rate
-    }
-
-    /// Whether the loss and the gradient are finite. What is not finite on one rank is not finite in the mean over
-    /// all, so that every rank comes to the same answer.
-    pub fn is_finite(&self) -> bool {
-        let Self { ce, con, div, cost, target, run_rate, grad_norm, .. } = self;
-        [ce, con, div, cost, target, run_rate, grad_norm].into_iter().all(|value| value.is_finite())
-    }
-
-    /// All ranks, where something is not finite: which part of the loss, on which rank.
-    pub fn blame(&self, world: &dyn Collective) -> Result<String> {
-        let all = world.all_gather(&self.own)?.to_kind(Kind::Double);
-        let all = Vec::<Vec<f64>>::try_from(&all).expect("rows of numbers");
-        let first = |own: &Vec<f64>| own.iter().position(|value| !value.is_finite()).map(|part| PARTS[part]);
-        let said =
-            all.iter().enumerate().filter_map(|(rank, own)| Some(format!("{} of rank {rank}", first(own)?)));
-        let said: Vec<String> = said.collect();
-        let Self { ce, con, div, cost, grad_norm, .. } = self;
-        Ok(format!(
-            "not finite: {} (ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm})",
-            if said.is_empty() { "the gradient's norm".into() } else { said.join(", ") }
-        ))
     }
 }

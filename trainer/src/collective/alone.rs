@@ -8,6 +8,10 @@ use tch::Tensor;
 pub struct Alone;
 
 impl Collective for Alone {
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+
     fn rank(&self) -> usize {
         0
     }

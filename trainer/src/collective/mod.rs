@@ -1,20 +1,26 @@
-//! Where ranks meet. The trainer knows this trait alone: a world of one and MPI stand behind it, and
-//! nothing else in the crate asks which of them it is.
+//! Where ranks meet. The trainer knows [`World`] alone, which hands collectives to the thread that makes them; a world of
+//! one, MPI and NCCL stand behind it, and nothing else in the crate asks which of them it is.
 //!
-//! Every method is called by all ranks, in the same order; none stands under an `if rank == 0`.
+//! Every collective is started by all ranks, in the same order; none stands under an `if rank == 0`.
 
 mod alone;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod nccl;
 mod watch;
+mod world;
 
-pub use watch::Watched;
+pub use world::{Pending, Queue, Traffic, World};
 
 use crate::error::{Error, Exit, Result};
+use crate::native::Event;
 use tch::{Device, Kind, Tensor};
 
-/// A group of ranks, each a process, that compute together.
-pub trait Collective {
+/// A backend: a group of ranks, each a process, as one thread of each speaks with the others.
+pub trait Collective: Send {
+    /// What it is called.
+    fn name(&self) -> &'static str;
+
     /// This process's number, `0..world()`.
     fn rank(&self) -> usize;
 
@@ -27,7 +33,7 @@ pub trait Collective {
     /// Afterwards `tensor` holds on every rank what it held on rank `root`.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()>;
 
-    /// Afterwards `tensor` (f32 or f64) holds on every rank the sum over ranks, to the bit the same on all.
+    /// Afterwards `tensor` (f32, f64 or bf16) holds on every rank the sum over ranks, to the bit the same on all.
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()>;
 
     /// Returns `[world, …]`: every rank's `tensor`, which has the same shape and kind on all, in rank order.
@@ -52,7 +58,12 @@ pub fn launched_rank() -> usize {
 
 /// Joins the world that the launcher made: MPI's where one of its launchers started this process, a world
 /// of one otherwise. To be called once, before anything that may fail on one rank only.
-pub fn join() -> Result<Box<dyn Collective>> {
+pub fn join() -> Result<World> {
+    World::start()
+}
+
+/// The backend that fits how this process was started.
+fn start_backend() -> Result<Box<dyn Collective>> {
     const LAUNCHED: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
     let launched = LAUNCHED.iter().any(|name| std::env::var_os(name).is_some());
     let world: Box<dyn Collective> = if launched { started_by_mpi()? } else { Box::new(alone::Alone) };
@@ -93,7 +104,7 @@ pub fn abort(code: i32) -> ! {
 }
 
 /// Every rank's bytes, in rank order; lengths may differ.
-pub fn all_gather_bytes(world: &dyn Collective, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+pub fn all_gather_bytes(world: &World, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let lengths = world.all_gather(&Tensor::from(bytes.len() as i64))?;
     let lengths: Vec<usize> =
         Vec::<i64>::try_from(&lengths).expect("i64s").into_iter().map(|n| n as usize).collect();
@@ -106,7 +117,7 @@ pub fn all_gather_bytes(world: &dyn Collective, bytes: &[u8]) -> Result<Vec<Vec<
 }
 
 /// Rank 0's text, on every rank.
-pub fn broadcast_text(world: &dyn Collective, text: &str) -> Result<String> {
+pub fn broadcast_text(world: &World, text: &str) -> Result<String> {
     let mine = if world.rank() == 0 { text.as_bytes() } else { &[] };
     let all = all_gather_bytes(world, mine)?;
     Ok(String::from_utf8_lossy(&all[0]).into_owned())
@@ -114,7 +125,7 @@ pub fn broadcast_text(world: &dyn Collective, text: &str) -> Result<String> {
 
 /// All ranks: turns "some rank failed" into "every rank failed, of the same cause" (the lowest failing
 /// rank's), so that all of them leave in order and one line is printed.
-pub fn agree<T>(world: &dyn Collective, result: Result<T>) -> Result<T> {
+pub fn agree<T>(world: &World, result: Result<T>) -> Result<T> {
     let mine = match &result {
         Ok(_) => Vec::new(),
         Err(error) => {
@@ -134,29 +145,24 @@ pub fn agree<T>(world: &dyn Collective, result: Result<T>) -> Result<T> {
     }
 }
 
-/// The mean over ranks, in place; every rank ends with the same bits.
-pub fn all_reduce_mean(world: &dyn Collective, tensor: &Tensor) -> Result<()> {
-    world.all_reduce_sum(tensor)?;
-    if world.world() > 1 {
-        let _ = tensor.shallow_clone().g_div_scalar_(world.world() as f64);
-    }
-    Ok(())
-}
-
 /// Refuses what no backend here can carry, with a message that names it.
 fn reducible(tensor: &Tensor) -> Result<()> {
     match tensor.kind() {
-        Kind::Float | Kind::Double => Ok(()),
+        Kind::Float | Kind::Double | Kind::BFloat16 => Ok(()),
         kind => Err(Error::new(Exit::Communication, format!("cannot sum tensors of {kind:?} over ranks"))),
     }
 }
 
-/// Runs `host` on a contiguous CPU tensor and brings the result back to `tensor`'s device and layout.
+/// Runs `host` on a contiguous CPU tensor, pinned where `tensor` is on a GPU, and brings the result back to `tensor`'s
+/// device and layout.
 fn on_host(tensor: &Tensor, host: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
     if tensor.device() == Device::Cpu && tensor.is_contiguous() {
         return host(tensor);
     }
-    let copy = tensor.detach().to_device(Device::Cpu).contiguous();
+    let copy = tensor.detach().contiguous().internal_to_copy((tensor.kind(), Device::Cpu), true);
+    if let Some(copied) = Event::record(tensor.device()) {
+        copied.synchronize();
+    }
     host(&copy)?;
     tch::no_grad(|| tensor.shallow_clone().copy_(&copy));
     Ok(())
@@ -168,26 +174,29 @@ mod tests {
 
     #[test]
     fn a_world_of_one_is_a_world() {
-        let world = alone::Alone;
+        let world = join().unwrap();
         let tensor = Tensor::from_slice(&[1.5f32, 2.5]);
-        all_reduce_mean(&world, &tensor).unwrap();
+        world.all_reduce_mean(&tensor).unwrap();
         world.broadcast(&tensor, 0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, 2.5]);
         assert_eq!(world.all_gather(&tensor).unwrap().size(), [1, 2]);
         assert_eq!(all_gather_bytes(&world, b"abc").unwrap(), [b"abc".to_vec()]);
         assert_eq!(broadcast_text(&world, "runs/x").unwrap(), "runs/x");
+        let traffic = world.traffic();
+        assert_eq!((traffic.calls, traffic.bytes), (7, 3 * 8 + (8 + 3) + (8 + 6)));
     }
 
     #[test]
     fn an_agreed_error_keeps_its_code_and_words() {
-        let error = agree::<()>(&alone::Alone, Err(Error::new(Exit::Data, "no shards in x"))).unwrap_err();
+        let world = join().unwrap();
+        let error = agree::<()>(&world, Err(Error::new(Exit::Data, "no shards in x"))).unwrap_err();
         assert!(error.agreed);
         assert_eq!((error.exit, error.message.as_str()), (Exit::Data, "no shards in x"));
-        assert!(agree(&alone::Alone, Ok(7)).is_ok_and(|value| value == 7));
+        assert!(agree(&world, Ok(7)).is_ok_and(|value| value == 7));
     }
 
     #[test]
     fn integers_are_not_summed_silently() {
-        assert!(alone::Alone.all_reduce_sum(&Tensor::from_slice(&[1i64])).is_err());
+        assert!(join().unwrap().all_reduce_sum(&Tensor::from_slice(&[1i64])).is_err());
     }
 }

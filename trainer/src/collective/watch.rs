@@ -1,36 +1,67 @@
-//! A watchdog over any backend: where a rank does not come to a collective in time, the job ends, and says which rank
-//! the others waited for. What ranks are doing is told to rank 0 over UDP, apart from MPI, which may be what hangs.
+//! A watchdog over collectives: where a rank does not come to one in time, the job ends, and says which rank the others
+//! waited for. What ranks are doing is told to rank 0 over UDP, apart from MPI, which may be what hangs.
 
-use super::{Collective, abort, broadcast_text};
+use super::{Traffic, World, abort, broadcast_text};
 use crate::config;
 use crate::error::{Exit, Result};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tch::Tensor;
 
 /// Time between two signs of life.
 const BEAT: Duration = Duration::from_millis(500);
 /// A rank that has not been heard of for so long is not merely slow to send.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// A collective that is watched.
-pub struct Watched<'a> {
-    inner: &'a dyn Collective,
-    progress: Arc<Progress>,
-    watch: Option<JoinHandle<()>>,
+/// What this rank is doing.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    step: AtomicU64,
+    doing: Mutex<Doing>,
+    over: AtomicBool,
 }
 
-/// What this rank is doing.
-#[derive(Debug)]
-struct Progress {
-    /// Collectives that this rank has come to.
-    entered: AtomicU64,
-    /// The collective that it is in, and since when.
-    current: Mutex<Option<(&'static str, Instant)>>,
-    over: AtomicBool,
+#[derive(Clone, Copy, Debug, Default)]
+struct Doing {
+    traffic: Traffic,
+    /// The collective that this rank is in, and since when.
+    current: Option<(&'static str, Instant)>,
+}
+
+impl Progress {
+    pub(super) fn at_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    pub(super) fn enter(&self, what: &'static str, bytes: u64) {
+        let mut doing = self.doing.lock().expect("no panic under the lock");
+        doing.traffic.calls += 1;
+        doing.traffic.bytes += bytes;
+        doing.current = Some((what, Instant::now()));
+    }
+
+    pub(super) fn leave(&self) {
+        let mut doing = self.doing.lock().expect("no panic under the lock");
+        let since = doing.current.take().map(|(_, since)| since.elapsed());
+        doing.traffic.busy += since.unwrap_or_default();
+    }
+
+    pub(super) fn waited(&self, time: Duration) {
+        self.doing.lock().expect("no panic under the lock").traffic.waited += time;
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        self.doing().traffic
+    }
+
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    fn doing(&self) -> Doing {
+        *self.doing.lock().expect("no panic under the lock")
+    }
 }
 
 /// What rank 0 knows of a rank.
@@ -38,48 +69,6 @@ struct Progress {
 struct Seen {
     entered: u64,
     at: Option<Instant>,
-}
-
-impl<'a> Watched<'a> {
-    /// All ranks: starts to watch. A world of one needs none.
-    pub fn new(inner: &'a dyn Collective, options: &config::Collective) -> Result<Self> {
-        let (entered, current) = (AtomicU64::new(0), Mutex::new(None));
-        let progress = Arc::new(Progress { entered, current, over: AtomicBool::new(false) });
-        if inner.world() == 1 {
-            return Ok(Self { inner, progress, watch: None });
-        }
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
-        let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let told = broadcast_text(inner, &format!("{} {port}", host.trim()))?;
-        let watch = Watch {
-            rank: inner.rank(),
-            world: inner.world(),
-            first: address(&told, host.trim()),
-            socket,
-            progress: progress.clone(),
-            limits: (options.first_timeout_s, options.timeout_s),
-        };
-        let watch = std::thread::Builder::new().name("watch".into()).spawn(move || watch.run()).ok();
-        Ok(Self { inner, progress, watch })
-    }
-
-    fn during<T>(&self, name: &'static str, collective: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.progress.entered.fetch_add(1, Ordering::SeqCst);
-        *self.progress.current.lock().expect("no panic under the lock") = Some((name, Instant::now()));
-        let result = collective();
-        *self.progress.current.lock().expect("no panic under the lock") = None;
-        result
-    }
-}
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.progress.over.store(true, Ordering::SeqCst);
-        if let Some(watch) = self.watch.take().filter(|_| !std::thread::panicking()) {
-            let _ = watch.join();
-        }
-    }
 }
 
 /// Where rank 0, which told its host's name and its port, hears signs of life.
@@ -93,7 +82,7 @@ fn address(told: &str, host: &str) -> Option<SocketAddr> {
 }
 
 /// The thread that watches.
-struct Watch {
+pub(super) struct Watch {
     rank: usize,
     world: usize,
     first: Option<SocketAddr>,
@@ -107,10 +96,27 @@ struct Watch {
 const FIRST: u64 = 40;
 
 impl Watch {
-    fn run(self) {
+    /// All ranks: learns where rank 0 is.
+    pub(super) fn new(world: &World, options: &config::Collective, progress: Arc<Progress>) -> Result<Self> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
+        let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let told = broadcast_text(world, &format!("{} {port}", host.trim()))?;
+        Ok(Self {
+            rank: world.rank(),
+            world: world.world(),
+            first: address(&told, host.trim()),
+            socket,
+            progress,
+            limits: (options.first_timeout_s, options.timeout_s),
+        })
+    }
+
+    /// Watches until the world ends.
+    pub(super) fn run(self) {
         let mut seen = vec![Seen { entered: 0, at: None }; self.world];
         while !self.progress.over.load(Ordering::SeqCst) {
-            let entered = self.progress.entered.load(Ordering::SeqCst);
+            let entered = self.progress.traffic().calls;
             if self.rank == 0 {
                 seen[0] = Seen { entered, at: Some(Instant::now()) };
                 self.hear(&mut seen);
@@ -121,13 +127,14 @@ impl Watch {
             let limit = Duration::from_secs(if entered <= FIRST { self.limits.0 } else { self.limits.1 });
             // Rank 0, which knows more, speaks first.
             let limit = if self.rank == 0 { limit } else { limit + 4 * SILENCE };
-            let current = *self.progress.current.lock().expect("no panic under the lock");
-            if let Some((name, since)) = current.filter(|(_, since)| since.elapsed() > limit) {
-                let waited = since.elapsed().as_secs();
+            if let Some((name, since)) =
+                self.progress.doing().current.filter(|(_, since)| since.elapsed() > limit)
+            {
+                let (waited, step) = (since.elapsed().as_secs(), self.progress.step.load(Ordering::Relaxed));
                 let missing = if self.rank == 0 { missing(&seen) } else { "rank 0 does not answer".into() };
                 eprintln!(
-                    "error: rank {} has waited {waited} s in {name} (collective {entered}): {missing}; the job ends \
-                     here, --resume goes on from the last checkpoint",
+                    "error: rank {} has waited {waited} s in {name} (step {step}, collective {entered}): {missing}; \
+                     the job ends here, --resume goes on from the last checkpoint",
                     self.rank
                 );
                 abort(Exit::Hang as i32);
@@ -175,36 +182,6 @@ fn missing(seen: &[Seen]) -> String {
     match missing.is_empty() {
         true => "all ranks are in it, so what is between them is at fault".into(),
         false => missing.join(", "),
-    }
-}
-
-impl Collective for Watched<'_> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn world(&self) -> usize {
-        self.inner.world()
-    }
-
-    fn local(&self) -> (usize, usize) {
-        self.inner.local()
-    }
-
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
-        self.during("a broadcast", || self.inner.broadcast(tensor, root))
-    }
-
-    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
-        self.during("an all-reduce", || self.inner.all_reduce_sum(tensor))
-    }
-
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.during("an all-gather", || self.inner.all_gather(tensor))
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.during("a barrier", || self.inner.barrier())
     }
 }
 

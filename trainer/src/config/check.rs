@@ -121,6 +121,8 @@ impl Config {
             (optim.lr_batch_size.is_none_or(batch), "optim.lr_batch_size", "1 to 1048576, or null"),
             (self.collective.timeout_s > 0, "collective.timeout_s", "at least 1"),
             (self.collective.first_timeout_s > 0, "collective.first_timeout_s", "at least 1"),
+            (self.collective.bucket_mb > 0.0, "collective.bucket_mb", "more than 0"),
+            (self.collective.first_bucket_mb > 0.0, "collective.first_bucket_mb", "more than 0"),
             (!self.stages.is_empty(), "stages", "a list of at least one stage"),
         ]
         .map(|(fine, key, wanted)| (fine, key.to_owned(), wanted.to_owned()))

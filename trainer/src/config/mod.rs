@@ -140,6 +140,8 @@ pub struct Model {
     pub stride_in: StrideIn,
     /// Whether the last norm of each block starts at 0, so that blocks start as identities (arXiv 1706.02677).
     pub zero_init_last_norm: bool,
+    /// Whether batch norm takes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
+    pub sync_batch_norm: bool,
     /// The routers.
     pub router: Router,
     /// Weights to start from: a .safetensors file with torchvision's names; null: drawn anew.
@@ -348,6 +350,38 @@ pub struct Collective {
     pub timeout_s: u64,
     /// The same for start-up and the first steps, in which data are opened and kernels chosen.
     pub first_timeout_s: u64,
+    /// What GPUs' tensors travel by.
+    pub backend: Backend,
+    /// What gradients travel as: bf16 halves the bytes; sums are fp32 over MPI, NCCL's own over NCCL.
+    pub wire: Wire,
+    /// Whether gradients leave while backward still runs, or all of them after it.
+    pub overlap: bool,
+    /// Megabytes of gradients that travel together.
+    pub bucket_mb: f64,
+    /// The same for the first to leave, which should not wait for long.
+    pub first_bucket_mb: f64,
+}
+
+/// What GPUs' tensors travel by; those on the host go by MPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// NCCL where every rank has a GPU of its own and finds libnccl, MPI otherwise.
+    Auto,
+    /// MPI, by way of pinned host memory.
+    Mpi,
+    /// NCCL, or an error that says what it lacks.
+    Nccl,
+}
+
+/// What gradients travel as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// As they are.
+    Fp32,
+    /// Rounded to 16 bits.
+    Bf16,
 }
 
 /// What becomes of a rank whose weights or momenta are no longer rank 0's.
@@ -448,6 +482,7 @@ impl Default for Model {
             skip: SkipBranch::Project,
             stride_in: StrideIn::Conv2,
             zero_init_last_norm: false,
+            sync_batch_norm: false,
             router: Router::default(),
             init_from: None,
         }
@@ -518,7 +553,17 @@ impl Default for Optim {
 
 impl Default for Collective {
     fn default() -> Self {
-        Self { compare_every: 1000, on_divergence: OnDivergence::Stop, timeout_s: 600, first_timeout_s: 1800 }
+        Self {
+            compare_every: 1000,
+            on_divergence: OnDivergence::Stop,
+            timeout_s: 600,
+            first_timeout_s: 1800,
+            backend: Backend::Auto,
+            wire: Wire::Fp32,
+            overlap: true,
+            bucket_mb: 25.0,
+            first_bucket_mb: 1.0,
+        }
     }
 }
 

@@ -2,10 +2,16 @@
 //! and counts their multiply-accumulates.
 
 use super::params::{Params, Role};
+use crate::native::RankMean;
 use codinet_dataloader::random::{self, Domain};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 use tch::{Kind, Tensor};
+
+/// How far running statistics move towards a batch's.
+const MOMENTUM: f64 = 0.1;
+/// What is added to variances.
+const EPSILON: f64 = 1e-5;
 
 /// Makes layers and keeps the books: names, first values, shapes, MACs.
 #[derive(Debug)]
@@ -41,14 +47,22 @@ pub struct Conv {
 }
 
 /// What batch norm normalises with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Statistics {
-    /// The batch's; the running ones move by 0.1 towards them.
-    Batch,
-    /// The batch's; the running ones stay.
-    BatchUnseen,
+#[derive(Clone, Copy, Debug)]
+pub enum Statistics<'a> {
+    /// The batch's.
+    Batch {
+        /// Whether the running ones move by 0.1 towards them.
+        seen: bool,
+        /// What makes them those of all ranks' batches, where they are to be.
+        over: Option<&'a RankMean>,
+    },
     /// The running ones.
     Running,
+}
+
+impl Statistics<'_> {
+    /// This rank's batch's own, seen by the running ones.
+    pub const BATCH: Self = Self::Batch { seen: true, over: None };
 }
 
 /// Batch normalisation over `[N, H, W]`.
@@ -173,13 +187,37 @@ impl Conv {
 impl BatchNorm {
     /// Normalises; sums are fp32 whatever the kind of `x`.
     pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        let running = match statistics {
-            Statistics::BatchUnseen => (None, None),
-            Statistics::Batch | Statistics::Running => (Some(&self.mean), Some(&self.var)),
+        let (seen, train) = match statistics {
+            Statistics::Batch { seen, over: Some(mean) } => return self.over_ranks(x, mean, seen),
+            Statistics::Batch { seen, over: None } => (seen, true),
+            Statistics::Running => (true, false),
         };
-        let train = statistics != Statistics::Running;
-        Tensor::batch_norm(x, weight, bias, running.0, running.1, train, 0.1, 1e-5, true)
+        let running = if seen { (Some(&self.mean), Some(&self.var)) } else { (None, None) };
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        Tensor::batch_norm(x, weight, bias, running.0, running.1, train, MOMENTUM, EPSILON, true)
+    }
+
+    /// The same with the statistics of all ranks' batches, all of one size: one collective forward, one backward.
+    fn over_ranks(&self, x: &Tensor, mean: &RankMean, seen: bool) -> Tensor {
+        let values = x.to_kind(Kind::Float);
+        let (own_var, own_mean) = values.var_mean_dim([0, 2, 3].as_slice(), false, false);
+        // As distances from the running mean, which is the same on all ranks: squares of small numbers lose less.
+        let off = own_mean - &self.mean;
+        let moments = mean.of(&Tensor::stack(&[&off, &(own_var + off.square())], 0)); // [2, C]
+        let off = moments.get(0);
+        let var = moments.get(1) - off.square();
+        let (mean, ranks) = (off + &self.mean, mean.ranks);
+        let by_channel = |x: &Tensor| x.view([1, -1, 1, 1]);
+        let scale = &self.weight * (&var + EPSILON).rsqrt();
+        let y = (values - by_channel(&mean)) * by_channel(&scale) + by_channel(&self.bias);
+        if seen {
+            tch::no_grad(|| {
+                let count = (x.numel() as f64 / var.numel() as f64) * ranks as f64; // values a channel
+                let _ = self.mean.shallow_clone().lerp_(&mean, MOMENTUM);
+                let _ = self.var.shallow_clone().lerp_(&(var * (count / (count - 1.0))), MOMENTUM);
+            });
+        }
+        y.to_kind(x.kind())
     }
 }
 

@@ -8,5 +8,5 @@ mod router;
 
 pub use gate::{Decisions, gumbel_noise, hard};
 pub use layers::Statistics;
-pub use params::{Params, in_order};
+pub use params::{Params, Role};
 pub use resnet::{BlockCost, Costs, Net, Output};

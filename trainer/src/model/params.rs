@@ -21,6 +21,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// What it is for.
     pub role: Role,
+    /// Its place among all trained tensors in the order in which a forward pass uses them.
+    pub use_order: usize,
 }
 
 /// All tensors of a network.
@@ -50,7 +52,8 @@ impl Params {
     pub fn train(&mut self, name: String, value: Tensor, role: Role) -> Tensor {
         let tensor = value.set_requires_grad(true);
         let handle = tensor.shallow_clone();
-        self.trained.push(Parameter { name, tensor, role });
+        let use_order = self.trained.len(); // layers are made in the order of their use
+        self.trained.push(Parameter { name, tensor, role, use_order });
         handle
     }
 
@@ -120,14 +123,6 @@ impl Params {
         let kept = cut(buffers, self.buffers.iter().map(|(_, buffer)| buffer.size()));
         let names = self.buffers.iter().map(|(name, _)| name.clone());
         self.named_views(flat).into_iter().chain(names.zip(kept)).collect()
-    }
-}
-
-/// A parameter's gradient, its elements in the order in which the flat buffer holds the parameter's: see [`cut`].
-pub fn in_order(gradient: &Tensor) -> Tensor {
-    match gradient.dim() {
-        4 => gradient.permute([0, 2, 3, 1]).reshape([-1]),
-        _ => gradient.reshape([-1]),
     }
 }
 

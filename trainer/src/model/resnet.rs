@@ -401,7 +401,7 @@ mod tests {
     fn bf16_is_near_fp32() {
         let net = net(Arch::ResNet20, Gates::All, config::StrideIn::Conv2);
         let x = Tensor::randn([8, 3, 32, 32], (Kind::Float, Device::Cpu));
-        let run = |x: &Tensor| net.forward(x, Decisions::Hard, Statistics::Batch);
+        let run = |x: &Tensor| net.forward(x, Decisions::Hard, Statistics::BATCH);
         let (exact, near) = (run(&x), run(&x.to_kind(Kind::BFloat16)));
         assert_eq!((near.logits.kind(), near.gates.kind()), (Kind::Float, Kind::Float));
         let off = f64::try_from((&near.logits - &exact.logits).norm() / exact.logits.norm()).unwrap();
@@ -416,9 +416,9 @@ mod tests {
         let net = net(Arch::ResNet20, Gates::All, config::StrideIn::Conv2);
         let x = Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu));
         let before = net.params.flat_buffers().copy();
-        let unseen = net.forward(&x, Decisions::Hard, Statistics::BatchUnseen);
+        let unseen = net.forward(&x, Decisions::Hard, Statistics::Batch { seen: false, over: None });
         assert!(net.params.flat_buffers().equal(&before));
-        let seen = net.forward(&x, Decisions::Hard, Statistics::Batch);
+        let seen = net.forward(&x, Decisions::Hard, Statistics::BATCH);
         assert!(seen.logits.equal(&unseen.logits) && !net.params.flat_buffers().equal(&before));
     }
 

@@ -8,6 +8,7 @@ use super::{sync_folder, write_whole};
 use crate::budget::Price;
 use crate::config::Run;
 use crate::error::{Error, Exit, Result};
+use crate::metrics::Tally;
 use crate::model::Params;
 use crate::optim::Ema;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -19,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
@@ -51,6 +52,8 @@ pub struct State {
     pub price: Price,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// What the steps since the last log line measured.
+    pub tally: Tally,
     /// Sum of the current epoch's losses, so that its mean does not forget what came before a stop.
     pub epoch_loss: f64,
     /// Results of the stages that are done, as `summary.json` has them.

@@ -4,39 +4,47 @@ mod report;
 mod resume;
 
 use crate::budget::{self, Price};
-use crate::collective::{self, Collective};
+use crate::collective::{self, Traffic, World};
 use crate::config::{Config, OnNonfinite, Routers, Scope, Stage};
 use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
+use crate::gradients::Gradients;
 use crate::input::Input;
 use crate::loss::Weights;
+use crate::metrics::Meter;
 use crate::model::{Decisions, Net, Statistics, gumbel_noise};
+use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
 use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records};
-use crate::step::{Measured, MicroBatch, Step};
+use crate::step::{MicroBatch, Step, Told};
 use codinet_dataloader::{Batch, Loader};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A run in progress, as one rank holds it.
 pub struct Trainer<'a> {
-    world: &'a dyn Collective,
+    world: &'a World,
     config: &'a Config,
     place: Place,
     input: Input,
     net: Net,
+    gradients: Gradients,
+    /// How batch norm's statistics become those of all ranks, where they do.
+    over_ranks: Option<RankMean>,
     sgd: Sgd,
     ema: Option<Ema>,
     /// c_k of Eq. 11, `[n]`.
     costs: Tensor,
     device: Device,
     state: State,
+    /// What the steps measured that no log line has told yet.
+    meter: Meter,
     /// Open on rank 0 alone.
     records: Option<Records>,
     console: Console,
@@ -51,12 +59,13 @@ pub struct Trainer<'a> {
 struct Pace {
     since: Instant,
     steps: u64,
-    waited: Duration,
+    loader: Duration,
+    traffic: Traffic,
 }
 
 impl Pace {
-    fn start(loader: &Loader) -> Self {
-        Self { since: Instant::now(), steps: 0, waited: loader.wait() }
+    fn start(loader: &Loader, world: &World) -> Self {
+        Self { since: Instant::now(), steps: 0, loader: loader.wait(), traffic: world.traffic() }
     }
 
     fn seconds(&self) -> f64 {
@@ -67,7 +76,7 @@ impl Pace {
 impl<'a> Trainer<'a> {
     /// All ranks: builds the network, opens the run directory, and goes on from the place's checkpoint.
     pub fn new(
-        world: &'a dyn Collective,
+        world: &'a World,
         config: &'a Config,
         place: Place,
         input: Input,
@@ -85,6 +94,8 @@ impl<'a> Trainer<'a> {
             }
             _ => None,
         };
+        let gradients = Gradients::new(&net.params, world, &config.collective);
+        let over_ranks = config.model.sync_batch_norm.then(|| world.mean_operation());
         let sgd = Sgd::new(&net.params, &config.optim);
         let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
         let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
@@ -131,11 +142,14 @@ impl<'a> Trainer<'a> {
             place,
             input,
             net,
+            gradients,
+            over_ranks,
             sgd,
             ema,
             costs,
             device,
             state,
+            meter: Meter::default(),
             records,
             console,
             command,
@@ -175,36 +189,36 @@ impl<'a> Trainer<'a> {
         let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
         let (from, to) = (before + self.state.epoch, before + stage.epochs);
         let mut loader = self.input.training(config, self.world, from, self.state.sample / batch_size, to)?;
-        let mut pace = Pace::start(&loader);
+        let mut pace = Pace::start(&loader, self.world);
         self.console.start_bar(stage.epochs * steps, self.step_of_stage());
         loop {
             while self.state.sample < steps * batch_size {
                 let batch = loader.next().expect("as many batches as steps")?;
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let weights = Weights::new(config, stage, self.state.price.gamma);
-                let measured = self.step(&batch, stage, weights, lr)?;
+                let (stop, hard_rates) = self.step(&batch, stage, weights, lr)?.read();
                 loader.recycle(batch);
+                self.steer(stage, &hard_rates);
                 self.state.step += 1;
                 self.state.sample += batch_size;
                 self.state.samples += batch_size;
-                self.state.epoch_loss +=
-                    Some(measured.loss(&weights)).filter(|loss| loss.is_finite()).unwrap_or(0.0);
                 pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
-                if measured.stop || self.state.step.is_multiple_of(config.run.log_every) {
-                    self.log_step(stage, &measured, &weights, lr, &pace, &loader)?;
+                if self.state.step.is_multiple_of(config.run.log_every) {
+                    self.read_meter()?;
+                    self.log_step(stage, &weights, lr, &pace, &loader)?;
                     self.state.training_seconds += pace.seconds();
-                    pace = Pace::start(&loader);
+                    pace = Pace::start(&loader, self.world);
                 } else {
                     self.console.step(self.step_of_stage(), None);
                 }
                 // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
-                if measured.stop || due || self.state.sample == steps * batch_size {
+                if stop || due || self.state.sample == steps * batch_size {
                     self.checkpoint()?;
                 }
-                if measured.stop {
+                if stop {
                     return Err(self.interrupted());
                 }
             }
@@ -214,7 +228,7 @@ impl<'a> Trainer<'a> {
                 self.console.end_bar();
                 return Ok(evaluation);
             }
-            pace = Pace::start(&loader);
+            pace = Pace::start(&loader, self.world);
         }
     }
 
@@ -261,9 +275,10 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// All ranks: one step, the paper's Section 3.4.
-    fn step(&mut self, batch: &Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Measured> {
+    /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
+    fn step(&mut self, batch: &Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
         let config = self.config;
+        self.world.at_step(self.state.step + 1);
         let (images, labels) = self.input.tensors(batch, config); // [A·L·M, C, H, W], [A·L]
         let gates = self.costs.size()[0] as usize;
         let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
@@ -289,55 +304,66 @@ impl<'a> Trainer<'a> {
         let step = Step {
             world: self.world,
             net: &self.net,
+            gradients: &self.gradients,
             costs: &self.costs,
             weights,
             routers: stage.routers,
             views: batch.views as i64,
             // Where ranks have become fewer: all samples were told apart in one go before.
             scope: if config.optim.accumulate == 1 { Scope::GlobalBatch } else { config.diversity.scope },
-            statistics: Statistics::Batch,
+            statistics: Statistics::Batch { seen: true, over: self.over_ranks.as_ref() },
         };
-        let (gradient, mut measured) = step.gradient(&micro_batches, self.asked_to_stop())?;
-        if !measured.is_finite() {
-            self.leave_out(&measured)?;
-            return Ok(measured);
-        }
+        let statistics = self.net.params.flat_buffers().copy();
+        let taken = step.gradient(&micro_batches, self.asked_to_stop())?;
         if config.optim.clip_norm.is_some() {
             // Each rank adds up its own norm, perhaps in another order; clipping must be alike to the bit.
-            let norm = Tensor::from(measured.grad_norm);
-            self.world.broadcast(&norm, 0)?;
-            measured.grad_norm = f64::try_from(norm).expect("one number");
+            self.world.broadcast(&taken.norm, 0)?;
         }
-        self.sgd.step(&self.net.params, &gradient, measured.grad_norm, lr, stage.routers);
+        // Where the gradient is not finite, the device leaves everything as it was.
+        self.sgd.step(&self.net.params, self.gradients.flat(), &taken.norm, &taken.finite, lr, stage.routers);
+        let now = self.net.params.flat_buffers();
+        let kept = now.where_self(&taken.finite.to_kind(Kind::Bool), &statistics);
+        now.shallow_clone().copy_(&kept);
         if let Some(ema) = &mut self.ema {
-            ema.update(&self.net.params);
+            ema.update(&self.net.params, &taken.finite);
         }
+        self.meter.push(self.state.step + 1, taken.row);
         self.compare_replicas()?;
+        Ok(taken.told)
+    }
+
+    /// Where there is a budget: moves γ after a step in which gates would have decided like this.
+    fn steer(&mut self, stage: &Stage, hard_rates: &[f64]) {
+        let config = self.config;
         if let Some(budget) = config.budget().filter(|_| config.steers(stage)) {
-            let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
+            let gmacs = self.net.costs.mean_macs(hard_rates) / 1e9;
             // γ is the price of a block, in whatever unit the cost is.
             let table = self.net.costs.table(config.cost.unit);
             let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
             self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
         }
-        Ok(measured)
     }
 
-    /// All ranks: a step whose loss or gradient is not finite ends the run, or is left out and counted.
-    fn leave_out(&mut self, measured: &Measured) -> Result<()> {
-        let (step, what) = (self.state.step + 1, measured.blame(self.world)?);
-        if self.config.optim.on_nonfinite == OnNonfinite::Stop {
-            return Err(Error::diverged(step, &what));
-        }
-        self.state.skipped += 1;
-        let skipped = self.state.skipped;
-        self.console.say(&format!("step {step}: {what}; left out, {skipped} so far"));
-        if let Some(records) = &mut self.records {
-            records.record(
-                "event",
-                step,
-                json!({"event": "step left out", "why": what, "skipped": skipped}),
-            )?;
+    /// All ranks: takes in what the last steps measured. A step that was not finite ends the run, or is told and counted.
+    fn read_meter(&mut self) -> Result<()> {
+        for measured in self.meter.read(self.world)? {
+            let (step, blame) = (measured.step, measured.blame.as_ref());
+            self.state.tally.add(&measured);
+            let Some(what) = blame else {
+                self.state.epoch_loss += measured.loss;
+                continue;
+            };
+            if self.config.optim.on_nonfinite == OnNonfinite::Stop {
+                return Err(Error::diverged(step, what));
+            }
+            self.state.skipped += u64::from(!measured.finite);
+            let skipped = self.state.skipped;
+            let done = if measured.finite { "taken, for its gradient is" } else { "left out" };
+            self.console.say(&format!("step {step}: {what}; {done}, {skipped} left out so far"));
+            if let Some(records) = &mut self.records {
+                let event = json!({"event": "step not finite", "why": what, "skipped": skipped});
+                records.record("event", step, event)?;
+            }
         }
         Ok(())
     }
@@ -427,6 +453,7 @@ impl<'a> Trainer<'a> {
 
     /// All ranks: a checkpoint of this moment, which rank 0 writes; weights that are not finite are refused.
     fn checkpoint(&mut self) -> Result<()> {
+        self.read_meter()?;
         let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
         if !largest.is_finite() {
             return Err(Error::diverged(self.state.step, "a weight is not finite"));

@@ -5,11 +5,12 @@ use crate::config::{Config, Gates, Stage};
 use crate::error::Result;
 use crate::evaluate::Evaluation;
 use crate::loss::Weights;
+use crate::metrics::Measured;
 use crate::run::checkpoint::State;
 use crate::run::write_whole;
-use crate::step::Measured;
 use codinet_dataloader::Loader;
 use serde_json::json;
+use std::time::Duration;
 
 impl Trainer<'_> {
     /// Rank 0 writes: what an evaluation found.
@@ -58,27 +59,29 @@ impl Trainer<'_> {
         }
     }
 
-    /// Rank 0 writes: one line of numbers.
+    /// Rank 0 writes: one line of numbers, means over the steps since the last.
     pub(super) fn log_step(
         &mut self,
         stage: &Stage,
-        measured: &Measured,
         weights: &Weights,
         lr: f64,
         pace: &Pace,
         loader: &Loader,
     ) -> Result<()> {
         let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
-        let wait = (loader.wait() - pace.waited).as_secs_f64() / pace.seconds();
-        let loss = measured.loss(weights);
-        let Measured { ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = *measured;
+        let share = |time: Duration| time.as_secs_f64() / pace.seconds();
+        let loader_wait = share(loader.wait() - pace.loader);
+        let collective_wait = share(self.world.traffic().waited - pace.traffic.waited);
         let State { step, samples, epoch, .. } = self.state;
-        let gmacs = self.net.costs.mean_macs(&measured.hard_rates) / 1e9;
+        let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
+        let Measured { loss, ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = mean;
+        let gmacs = self.net.costs.mean_macs(&mean.hard_rates) / 1e9;
         if let Some(records) = &mut self.records {
             let mut fields = json!({
                 "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
                 "div": div, "cost": cost, "gamma": weights.gamma, "gmacs": gmacs, "lr": lr, "top1": top1,
-                "grad_norm": grad_norm, "images_per_second": images, "loader_wait": wait, "rates": rates,
+                "grad_norm": grad_norm, "images_per_second": images, "loader_wait": loader_wait,
+                "collective_wait": collective_wait, "rates": rates,
             });
             for (name, weight, value) in
                 [("target", weights.target, target), ("run_rate", weights.run_rate, run_rate)]
@@ -113,7 +116,7 @@ impl Trainer<'_> {
         };
         let text = format!(
             "{} {kind}, {} parameters · {} of {} training samples × {} views, {} validation images · \
-             {world} rank{} × {} threads, {:?}\nrun directory {}{from}",
+             {world} rank{} × {} threads, {:?}{}\nrun directory {}{from}",
             model.arch,
             self.net.params.count(),
             self.input.samples,
@@ -123,6 +126,7 @@ impl Trainer<'_> {
             if world == 1 { "" } else { "s" },
             tch::get_num_threads(),
             self.device,
+            if world == 1 { String::new() } else { format!(", over {}", self.world.backend()) },
             self.place.dir.display(),
         );
         self.console.say(&text);

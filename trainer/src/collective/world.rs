@@ -1,0 +1,294 @@
+//! The world as the trainer sees it: collectives are handed to one thread, which alone calls the backend, in the order
+//! in which they were handed over.
+
+use super::alone::Alone;
+use super::nccl::{ID_BYTES, Nccl, NcclWorld};
+use super::watch::{Progress, Watch};
+use super::{Collective, agree, all_gather_bytes, start_backend};
+use crate::config;
+use crate::error::{Error, Exit, Result};
+use crate::native::{Event, RankMean, use_side_stream};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tch::{Device, Tensor};
+
+type Backend = Box<dyn Collective>;
+type Job = Box<dyn FnOnce(&mut Backend) + Send>;
+
+/// All ranks of a run, of which this process is one.
+pub struct World {
+    rank: usize,
+    ranks: usize,
+    local: (usize, usize),
+    backend: &'static str,
+    queue: Queue,
+    thread: Option<JoinHandle<()>>,
+    watch: Option<JoinHandle<()>>,
+}
+
+/// Where collectives are handed over; autograd's hooks hold one of their own.
+#[derive(Clone)]
+pub struct Queue {
+    /// `None` ends the thread.
+    jobs: Sender<Option<Job>>,
+    progress: Arc<Progress>,
+}
+
+/// A collective under way. What it changes or returns must not be touched before [`Pending::wait`].
+#[must_use = "a collective is waited for"]
+pub struct Pending<T> {
+    result: Receiver<(Result<T>, Option<Event>)>,
+    progress: Arc<Progress>,
+}
+
+/// What communication has cost this rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Collectives.
+    pub calls: u64,
+    /// Bytes that this rank put into them.
+    pub bytes: u64,
+    /// Time from the moment that a collective's turn came to its end, waiting for other ranks included.
+    pub busy: Duration,
+    /// Of all time, that in which computation waited for a collective.
+    pub waited: Duration,
+}
+
+impl World {
+    /// Joins the ranks that the launcher started, on the thread that will speak with them.
+    pub(super) fn start() -> Result<Self> {
+        let (jobs, queue) = channel::<Option<Job>>();
+        let (told, joined) = sync_channel(1);
+        let speak = move || {
+            let mut backend = match start_backend() {
+                Ok(backend) => backend,
+                Err(error) => return drop(told.send(Err(error))),
+            };
+            let _ = told.send(Ok((backend.rank(), backend.world(), backend.local(), backend.name())));
+            while let Ok(Some(job)) = queue.recv() {
+                job(&mut backend);
+            }
+        };
+        let thread = std::thread::Builder::new().name("collectives".into()).spawn(speak);
+        let thread = thread
+            .map_err(|error| Error::new(Exit::Communication, format!("cannot start a thread: {error}")))?;
+        let (rank, ranks, local, backend) = joined.recv().expect("the thread tells what it joined")?;
+        let queue = Queue { jobs, progress: Arc::default() };
+        Ok(Self { rank, ranks, local, backend, queue, thread: Some(thread), watch: None })
+    }
+
+    /// This process's number, `0..world()`.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks there are.
+    pub fn world(&self) -> usize {
+        self.ranks
+    }
+
+    /// This rank's number among those on the same host, and how many those are.
+    pub fn local(&self) -> (usize, usize) {
+        self.local
+    }
+
+    /// What tensors travel by, in words.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// All ranks: from here on a rank that does not come to a collective in time ends the job.
+    pub fn watch(&mut self, options: &config::Collective) -> Result<()> {
+        if self.ranks > 1 {
+            let watch = Watch::new(self, options, self.queue.progress.clone())?;
+            self.watch = std::thread::Builder::new().name("watch".into()).spawn(move || watch.run()).ok();
+        }
+        Ok(())
+    }
+
+    /// All ranks: the device that this rank computes on, and what its tensors travel by. Collectives get a stream of their
+    /// own there.
+    pub fn use_device(&mut self, device: Device, wanted: config::Backend) -> Result<()> {
+        let nccl = self.nccl(device, wanted)?;
+        let job = move |backend: &mut Backend| {
+            use_side_stream(device);
+            if let (Some((nccl, id)), Device::Cuda(index)) = (nccl, device) {
+                let host = std::mem::replace(backend, Box::new(Alone));
+                *backend = Box::new(NcclWorld::join(nccl, id, index, host)?);
+            }
+            Ok(backend.name())
+        };
+        self.backend = self.queue.start("the choice of a backend", Device::Cpu, 0, job).wait()?;
+        Ok(())
+    }
+
+    /// All ranks: NCCL and the number by which to meet there, where it is wanted and every rank can.
+    fn nccl(&self, device: Device, wanted: config::Backend) -> Result<Option<(Nccl, [u8; ID_BYTES])>> {
+        if wanted == config::Backend::Mpi {
+            return Ok(None);
+        }
+        let lacks = |what: &str| Err(Error::new(Exit::Config, what.to_owned()));
+        let mine = match device {
+            Device::Cuda(index) => {
+                let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+                let shown = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+                Nccl::open().map(|nccl| (nccl, format!("{host}|{shown}|{index}")))
+            }
+            _ => lacks("collective.backend is nccl, but this rank has no GPU; set collective.backend=auto"),
+        };
+        // A GPU that two ranks share is no rank's own.
+        let gpu = mine.as_ref().map_or(String::new(), |(_, gpu)| gpu.clone());
+        let gpus = all_gather_bytes(self, gpu.as_bytes())?;
+        let own = gpus.iter().collect::<HashSet<_>>().len() == self.ranks;
+        let all = own && gpus.iter().all(|gpu| !gpu.is_empty());
+        if !all && wanted == config::Backend::Auto {
+            return Ok(None);
+        }
+        let (nccl, _) = agree(self, mine)?;
+        if !all {
+            agree(
+                self,
+                lacks(
+                    "collective.backend is nccl, but ranks share a GPU; start a rank a GPU, or set it to mpi",
+                ),
+            )?;
+        }
+        let made = agree(self, if self.rank == 0 { nccl.new_id() } else { Ok([0; ID_BYTES]) })?;
+        let id = Tensor::from_slice(&made);
+        self.broadcast(&id, 0)?;
+        let id = Vec::<u8>::try_from(&id).expect("bytes").try_into().expect("as many as were sent");
+        Ok(Some((nccl, id)))
+    }
+
+    /// Says which step is being taken, for whoever has to tell where a run stopped moving.
+    pub fn at_step(&self, step: u64) {
+        self.queue.progress.at_step(step);
+    }
+
+    /// What communication has cost so far.
+    pub fn traffic(&self) -> Traffic {
+        self.queue.progress.traffic()
+    }
+
+    /// Where to hand over collectives from another thread.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// All ranks: afterwards `tensor` holds on every rank what it held on rank `root`.
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
+        let value = tensor.shallow_clone();
+        let job = move |backend: &mut Backend| backend.broadcast(&value, root);
+        self.queue.start("a broadcast", tensor.device(), bytes(tensor), job).wait()
+    }
+
+    /// All ranks: afterwards `tensor` (f32 or f64) holds on every rank the sum over ranks, to the bit the same on all.
+    pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
+        self.queue.start_sum("an all-reduce", tensor).wait()
+    }
+
+    /// All ranks: the mean over ranks, in place.
+    pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
+        self.all_reduce_sum(tensor)?;
+        if self.ranks > 1 {
+            let _ = tensor.shallow_clone().g_div_scalar_(self.ranks as f64);
+        }
+        Ok(())
+    }
+
+    /// The mean over ranks as an operation that autograd sees through.
+    pub fn mean_operation(&self) -> RankMean {
+        let (queue, ranks) = (self.queue.clone(), self.ranks);
+        RankMean::new(ranks, move |tensor| {
+            let summed = queue.start_sum("an all-reduce of batch statistics", tensor).wait();
+            let _ = tensor.shallow_clone().g_div_scalar_(ranks as f64);
+            summed.is_ok()
+        })
+    }
+
+    /// All ranks: `[world, …]`, every rank's `tensor`, which has the same shape and kind on all, in rank order.
+    pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        let value = tensor.detach();
+        let job = move |backend: &mut Backend| backend.all_gather(&value);
+        self.queue.start("an all-gather", tensor.device(), bytes(tensor), job).wait()
+    }
+
+    /// All ranks: returns once every rank has come here.
+    pub fn barrier(&self) -> Result<()> {
+        self.queue.start("a barrier", Device::Cpu, 0, |backend| backend.barrier()).wait()
+    }
+}
+
+impl Queue {
+    /// All ranks: starts to sum `tensor` over ranks, in place.
+    pub fn start_sum(&self, what: &'static str, tensor: &Tensor) -> Pending<()> {
+        let value = tensor.shallow_clone();
+        let job = move |backend: &mut Backend| backend.all_reduce_sum(&value);
+        self.start(what, tensor.device(), bytes(tensor), job)
+    }
+
+    /// Hands over a collective on tensors of `device`; it sees what this thread's stream has been given until now.
+    fn start<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        device: Device,
+        bytes: u64,
+        collective: impl FnOnce(&mut Backend) -> Result<T> + Send + 'static,
+    ) -> Pending<T> {
+        let before = Event::record(device);
+        let (told, result) = sync_channel(1);
+        let progress = self.progress.clone();
+        let job = move |backend: &mut Backend| {
+            progress.enter(what, bytes);
+            if let Some(before) = before {
+                before.block();
+            }
+            let value = collective(backend);
+            let (done, over) = (Event::record(device), Event::record(device));
+            let _ = told.send((value, done)); // nobody may be waiting any more where an error ended the run
+            // The watch has to see how long the device takes, and not only how long it takes to ask it.
+            while over.as_ref().is_some_and(|over| !over.is_over()) {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            progress.leave();
+        };
+        let _ = self.jobs.send(Some(Box::new(job))); // where the thread is gone, wait says so
+        Pending { result, progress: self.progress.clone() }
+    }
+}
+
+impl<T> Pending<T> {
+    /// Waits for the collective; on a GPU the stream does, and the host goes on once it has been started.
+    pub fn wait(self) -> Result<T> {
+        let start = Instant::now();
+        let (value, done) = self.result.recv().map_err(|_| {
+            Error::new(Exit::Communication, "the thread that speaks with other ranks has ended")
+        })?;
+        if let Some(done) = done {
+            done.block();
+        }
+        self.progress.waited(start.elapsed());
+        value
+    }
+}
+
+impl Drop for World {
+    /// Leaving the other ranks waits for them, so it is skipped while unwinding.
+    fn drop(&mut self) {
+        self.queue.progress.end();
+        if std::thread::panicking() {
+            return;
+        }
+        let _ = self.queue.jobs.send(None);
+        for thread in [self.watch.take(), self.thread.take()].into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
