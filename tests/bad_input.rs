@@ -220,5 +220,5 @@ fn steps_that_are_not_finite_may_be_left_out() {
     assert!(out.contains("step 12: not finite: diversity of rank 0, diversity of rank 1 (ce "), "{out}");
     assert!(out.contains("left out, 24 so far"), "{out}");
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().filter(|line| line.contains("step left out")).count(), 24);
+    assert_eq!(metrics.lines().filter(|line| line.contains("step not finite")).count(), 24);
 }

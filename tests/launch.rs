@@ -4,13 +4,17 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A stand-in for `codinet-train` beside a copy of the launcher: it tells its ranks and arguments, and how it was
-/// stopped.
+/// stopped. What `--dry-run=json` has it print is what codinet-train prints: tests/program.rs holds it to that.
 fn install(folder: &std::path::Path) -> Command {
     let launcher = folder.join("codinet-launch");
     std::fs::copy(env!("CARGO_BIN_EXE_codinet-launch"), &launcher).unwrap();
     let trainer = folder.join("codinet-train");
-    let script = "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\necho \"started $*\"\n\
-                  [ \"$1\" = fail ] && exit 3\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\nexit 0\n";
+    let facts = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/dry_run.json");
+    let script = format!(
+        "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\n\
+         [ \"$1\" = fail ] && {{ echo 'error: it fails' >&2; exit 3; }}\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
+         echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\nexit 0\n"
+    );
     std::fs::write(&trainer, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&trainer, mode).unwrap();
@@ -59,4 +63,74 @@ fn a_signal_becomes_the_one_that_ranks_checkpoint_on() {
         assert!(said().contains("stopping"), "{signal}: {}", said());
         assert!(start.elapsed() < Duration::from_secs(60), "it does not linger");
     }
+}
+
+/// `codinet-launch plan my.yaml` with `args`: exit code, standard output, standard error.
+fn plan(args: &[&str]) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = if args.contains(&"--wrong") { "fail" } else { "my.yaml" };
+    let args = args.iter().filter(|arg| **arg != "--wrong");
+    let output = install(folder.path()).args(["plan", config]).args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_plan_tells_throughput_hours_and_cost() {
+    let asked = ["--images-per-second", "100", "--gpus", "1,8", "--price", "2"];
+    let (code, table, error) = plan(&asked);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(table.contains("100.0 %") && table.contains("optim.batch_size"), "{table}");
+    let (_, json, _) = plan(&[&asked[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let [one, eight] = [0, 1].map(|row| &json["plan"][row]);
+    assert_eq!((&one["efficiency"], &one["batch_size"]), (&1.0.into(), &8.into()));
+    // 8 samples × 2 views at 100 images/s; 2 epochs of 12 steps; 2 an hour.
+    let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap();
+    assert!((number(one, "step_seconds") - 0.16).abs() < 1e-9);
+    assert!((number(one, "hours") - 24.0 * 0.16 / 3600.0).abs() < 1e-9);
+    assert!((number(one, "cost") - 2.0 * number(one, "hours")).abs() < 1e-9);
+    // A GPU's batch stays, so that of all grows: 1 step an epoch.
+    assert_eq!(eight["batch_size"], 64);
+    assert!((number(eight, "hours") - 2.0 * number(eight, "step_seconds") / 3600.0).abs() < 1e-9);
+    assert!((0.9..1.0).contains(&number(eight, "efficiency")), "{eight}");
+    let (_, strong, _) = plan(&[&asked[..], &["--json", "--strong"]].concat());
+    assert!(strong.contains("\"batch_size\":8") && !strong.contains("\"batch_size\":64"), "{strong}");
+}
+
+#[test]
+fn a_plan_starts_from_a_run() {
+    let run = tempfile::tempdir().unwrap();
+    std::fs::write(run.path().join("summary.json"), r#"{"world_size": 2}"#).unwrap();
+    let lines = [1, 60, 50].map(|speed| format!("{{\"kind\": \"train\", \"images_per_second\": {speed}}}\n"));
+    std::fs::write(run.path().join("metrics.jsonl"), lines.concat()).unwrap();
+    let (code, json, error) = plan(&["--run", run.path().to_str().unwrap(), "--gpus", "1,2", "--json"]);
+    assert_eq!(code, Some(0), "{error}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    // What was measured on two comes back for two, and one alone is a little faster than half of it.
+    let speed = |row: usize| json["plan"][row]["images_per_second"].as_f64().unwrap();
+    assert!((speed(1) - 50.0).abs() < 1e-6, "{}", speed(1));
+    assert!((25.0..26.0).contains(&speed(0)), "{}", speed(0));
+}
+
+#[test]
+fn a_plan_that_cannot_be_made_is_refused_in_one_line() {
+    for (args, said) in [
+        (&["--gpus", "8"][..], "give --run DIR, a run of this config that has ended, or --images-per-second"),
+        (&["--images-per-second", "9", "--gpus", "12"], "12 GPUs are not whole nodes of 8"),
+        (&["--images-per-second", "9", "--gpus", "16", "--strong"], "cannot share optim.batch_size 8"),
+        (&["--run", "/nowhere"], "/nowhere/summary.json"),
+        (&["--images-per-second", "9", "--wrong"], "error: it fails"),
+    ] {
+        let (code, _, error) = plan(args);
+        assert_eq!((code, error.trim_end().lines().count()), (Some(2), 1), "{args:?}: {error}");
+        assert!(error.contains(said), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn a_word_after_the_config_is_the_trainers() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = install(folder.path()).args(["--print", "-n", "2", "my.yaml", "plan"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("codinet-train my.yaml plan\n"));
 }

@@ -256,3 +256,19 @@ fn a_dry_run_shows_the_plan_and_touches_nothing() {
     }
     assert!(!bench.path("runs").exists());
 }
+
+/// Whether `whole` has everything that `part` has.
+fn holds(whole: &Value, part: &Value) -> bool {
+    match part {
+        Value::Object(part) => part.iter().all(|(key, part)| holds(&whole[key], part)),
+        _ => whole == part,
+    }
+}
+
+/// tests/dry_run.json is what the launcher's tests take for this program's answer.
+#[test]
+fn a_dry_run_for_programs_is_what_the_launcher_reads() {
+    let out = succeed(&mut Bench::new().train(1, &["--dry-run=json"]));
+    let (said, read) = (serde_json::from_str(&out).unwrap(), json(Path::new("../tests/dry_run.json")));
+    assert!(holds(&said, &read), "{said} lacks some of {read}");
+}

@@ -1,4 +1,7 @@
-//! Starting ranks: which MPI this machine has, and the flags that it needs here.
+//! Starting ranks: which MPI this machine has, and the flags that it needs here. Beside that, [`plan`]
+//! predicts what more GPUs would do.
+
+pub mod plan;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! `codinet-launch`: starts `codinet-train` on this machine, a rank a process, under the MPI that it has.
 
-use clap::{CommandFactory, Parser};
-use codinet_launcher::{Flavour, trainer};
+use clap::{CommandFactory, Parser, Subcommand};
+use codinet_launcher::{Flavour, plan, trainer};
 use rustix::process::{Pid, Signal as Send, kill_process};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Stdio};
@@ -13,6 +13,7 @@ Examples:
   codinet-launch -n 2 fashion_quick.yaml
   codinet-launch my.yaml --set optim.batch_size=256 --resume auto
   codinet-launch --print -n 8 my.yaml           the command alone
+  codinet-launch plan my.yaml --run runs/a      throughput, hours and cost on more GPUs: plan --help
 
 Ctrl-C, SIGTERM and SIGUSR2 make the ranks checkpoint and stop (exit 75); a second one ends them at once.
 The exit code is codinet-train's: see codinet-train --help.";
@@ -20,7 +21,15 @@ The exit code is codinet-train's: see codinet-train --help.";
 /// Start codinet-train under mpirun, with the flags that this machine's MPI needs.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-launch", version, after_help = EXAMPLES)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 struct Args {
+    #[command(subcommand)]
+    tool: Option<Tool>,
+
     /// Ranks to start; by default one a GPU, or one where there is none.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     n: Option<u32>,
@@ -43,6 +52,12 @@ struct Args {
     arguments: Vec<String>,
 }
 
+/// What it does beside starting ranks.
+#[derive(Debug, Subcommand)]
+enum Tool {
+    Plan(Box<plan::Args>),
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
@@ -50,7 +65,11 @@ async fn main() -> ExitCode {
         clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut std::io::stdout());
         return ExitCode::SUCCESS;
     }
-    match launch(args).await {
+    let done = match &args.tool {
+        Some(Tool::Plan(args)) => plan::run(args).map(|()| ExitCode::SUCCESS),
+        None => launch(args).await,
+    };
+    match done {
         Ok(code) => code,
         Err(message) => {
             eprintln!("error: {message}");

@@ -45,9 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "auto|never|PATH", default_value = "never")]
     pub resume: Resume,
 
-    /// Prints the resolved config, the model's table and the steps an epoch, and stops.
-    #[arg(long)]
-    pub dry_run: bool,
+    /// Prints the resolved config, the model's table and the steps an epoch, and stops; `--dry-run=json` prints
+    /// them for programs.
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub dry_run: Option<dry_run::Format>,
 
     /// Evaluates the checkpoint that --resume names, and stops; nothing is written.
     #[arg(long, conflicts_with = "dry_run")]
@@ -69,8 +70,8 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     ];
     replicas::refuse_differences(world, &facts)?;
     world.watch(&config.collective)?;
-    if args.dry_run {
-        let described = agree(world, dry_run::describe(&config, world))?;
+    if let Some(format) = args.dry_run {
+        let described = agree(world, dry_run::describe(&config, world, format))?;
         if world.rank() == 0 {
             let _ = write!(std::io::stdout(), "{described}");
         }

@@ -6,18 +6,54 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
 use crate::model::Net;
+use clap::ValueEnum;
+use serde_json::json;
 use std::fmt::Write;
 use tch::Device;
 
-/// The resolved config, the model's table and the steps an epoch, as text.
-pub fn describe(config: &Config, world: &World) -> Result<String> {
+/// Who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A person.
+    Text,
+    /// A program, such as `codinet-launch plan`.
+    Json,
+}
+
+/// The resolved config, the model's figures and the steps an epoch.
+pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
     let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
     let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
     budget::check(config, &net)?;
+    let input = Input::open(config, world, Device::Cpu);
+    Ok(match format {
+        Format::Text => text(config, &net, input),
+        Format::Json => json(config, &net, input),
+    })
+}
+
+/// One line: an object with the config and what follows from it. `samples`, those of an epoch, is null where the
+/// shards cannot be read, and `samples_error` says why.
+fn json(config: &Config, net: &Net, input: Result<Input>) -> String {
+    let of_routers = net.params.groups().into_iter().filter(|group| group.role.router);
+    let facts = json!({
+        "config": config,
+        "parameters": net.params.count(),
+        "router_parameters": of_routers.map(|group| group.len).sum::<i64>(),
+        "gates": net.costs.gated().count(),
+        "static_macs": net.costs.static_macs(),
+        "epochs": config.stages.iter().map(|stage| stage.epochs).sum::<u64>(),
+        "samples": input.as_ref().ok().map(|input| input.samples),
+        "samples_error": input.err().map(|error| error.message),
+    });
+    format!("{facts}\n")
+}
+
+fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
     let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
-    text += &table(&net);
+    text += &table(net);
     let batch = config.optim.batch_size;
-    let _ = match Input::open(config, world, Device::Cpu) {
+    let _ = match input {
         Ok(input) => writeln!(
             text,
             "\n{} training samples × {} views in {} steps an epoch of {batch} samples; {} validation images",
@@ -28,7 +64,7 @@ pub fn describe(config: &Config, world: &World) -> Result<String> {
         ),
         Err(error) => writeln!(text, "\nsteps an epoch: unknown, {error}"),
     };
-    Ok(text)
+    text
 }
 
 fn table(net: &Net) -> String {

@@ -358,8 +358,10 @@ impl<'a> Trainer<'a> {
             }
             self.state.skipped += u64::from(!measured.finite);
             let skipped = self.state.skipped;
-            let done = if measured.finite { "taken, for its gradient is" } else { "left out" };
-            self.console.say(&format!("step {step}: {what}; {done}, {skipped} left out so far"));
+            self.console.say(&match measured.finite {
+                true => format!("step {step}: {what}; taken, for its gradient is finite"),
+                false => format!("step {step}: {what}; left out, {skipped} so far"),
+            });
             if let Some(records) = &mut self.records {
                 let event = json!({"event": "step not finite", "why": what, "skipped": skipped});
                 records.record("event", step, event)?;
