@@ -200,6 +200,16 @@ fn a_disk_is_read_only_or_full() {
 }
 
 #[test]
+fn ranks_that_share_a_checkpoint_see_no_common_disk() {
+    let bench = Bench::new();
+    let mut apart = common::mpirun(2);
+    let each_its_own = format!("cd \"$(mktemp -d -p {})\"; exec \"$@\"", bench.folder.path().display());
+    apart.args(["sh", "-c", &each_its_own, "sh", env!("CARGO_BIN_EXE_codinet-train")]).arg(&bench.config);
+    apart.args(["--set", "run={dir: run, shard_optimizer: true}", "--set", "collective.timeout_s=4"]);
+    refused(&mut apart, 6, &["step-00000012", "no optimizer-0001.safetensors", "run.shard_optimizer"]);
+}
+
+#[test]
 fn a_loss_that_is_not_finite_ends_with_its_step_and_parts() {
     let bench = Bench::new();
     let run = bench.path("run");

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Bench, succeed};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -96,5 +96,72 @@ fn a_rank_that_stops_moving_is_named() {
         };
         assert!(said.contains(&named) && said.contains("has waited"), "{said}");
         goes_on(&bench, &run);
+    }
+}
+
+/// What lies in a run's `checkpoints`: whole checkpoints, oldest first, and begun ones.
+fn checkpoints(run: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    let begun = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".partial-");
+    let (begun, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(begun);
+    (others.into_iter().filter(|path| path.join("COMPLETE").exists()).collect(), begun)
+}
+
+/// Two ranks, a checkpoint of 90 MB each step, and kill -9 to one rank at various moments of saving: each time the run
+/// goes on from the last whole checkpoint, and it ends as one that was never killed.
+#[test]
+fn a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before() {
+    let bench = Bench::new();
+    let command = |run: &Path, every: u64| {
+        let set = format!("run.dir={}", run.display());
+        let every = format!("run.checkpoint_every={every}");
+        let model = ["--set", "model.arch=resnet18", "--set", "data.train_samples=32"];
+        let shared = ["--set", "run.shard_optimizer=true", "--set", &every, "--resume", "auto"];
+        bench.train(2, &[&["--set", &set][..], &model, &shared].concat())
+    };
+    let (whole, killed) = (bench.path("whole"), bench.path("killed"));
+    succeed(&mut command(&whole, 0));
+
+    let (mut kills, mut in_mid_save) = (0, 0);
+    for wait in [0, 80, 200, 400] {
+        let before = checkpoints(&killed).0;
+        let mut mpirun = command(&killed, 1).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        // One more checkpoint is whole, and the next is begun.
+        while mpirun.try_wait().unwrap().is_none() {
+            let (now, begun) = checkpoints(&killed);
+            if now.last() > before.last() && !begun.is_empty() {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(wait));
+        if let Some(pid) = process_of_rank(&mpirun, kills % 2) {
+            let _ = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().unwrap();
+        }
+        let output = mpirun.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        if let Some(from) = before.last() {
+            assert!(said.contains(&format!("going on from {}", from.display())), "{from:?}: {said}");
+        }
+        kills += usize::from(!output.status.success());
+        in_mid_save += usize::from(!checkpoints(&killed).1.is_empty());
+    }
+    assert!(kills >= 3 && in_mid_save >= 2, "{kills} kills, {in_mid_save} of them in mid-save");
+    let from = checkpoints(&killed).0.pop().unwrap();
+    let out = succeed(&mut command(&killed, 1));
+    assert!(out.contains(&format!("going on from {}", from.display())), "{out}");
+
+    let ends = [&whole, &killed].map(|run| {
+        let (mut steps, begun) = checkpoints(run);
+        assert!(begun.is_empty(), "nothing is left of the saves that were cut short");
+        steps.pop().unwrap()
+    });
+    for file in ["model.safetensors", "optimizer-0000.safetensors", "optimizer-0001.safetensors"] {
+        let [whole, killed] = ends.each_ref().map(|step| fs::read(step.join(file)).unwrap());
+        assert!(whole == killed, "{file} is the same to the bit");
     }
 }

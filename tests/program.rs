@@ -55,6 +55,10 @@ fn one_rank_and_two_train_alike_and_leave_a_whole_run() {
         // 12 steps an epoch: a line every third, an evaluation an epoch, three checkpoints kept.
         assert_eq!(lines(run, "train").len(), 16);
         assert_eq!(lines(run, "eval").len(), 4);
+        // Two checkpoints an epoch, before its evaluation and after.
+        let saves = lines(run, "event");
+        assert_eq!(saves.iter().filter(|event| event["event"] == "checkpoint").count(), 8);
+        assert!(saves.iter().all(|event| event["blocked_s"].as_f64().unwrap() > 0.0));
         let kept = fs::read_dir(run.join("checkpoints")).unwrap().flatten();
         assert_eq!(kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("step-")).count(), 3);
     }
@@ -152,7 +156,7 @@ fn stopped_and_resumed(sets: &[&str]) -> (std::path::PathBuf, Bench) {
 }
 
 /// Four ranks' run, stopped after its first step, goes on with two ranks, then one: each step is what four would have made
-/// of it, the samples, batch norm's batches and the noise included.
+/// of it, the samples, batch norm's batches and the noise included. Each leaves the optimiser's state in a file a rank.
 #[test]
 fn fewer_ranks_go_on_as_more_would_have() {
     let bench = Bench::new();
@@ -161,13 +165,15 @@ fn fewer_ranks_go_on_as_more_would_have() {
         let set = format!("run.dir={}", run.display());
         let sets =
             ["--set", &set, "--set", "run.log_every=1", "--set", "stages.0.lr=0.01", "--resume", "auto"];
-        bench.train(ranks, &[&sets, more].concat())
+        let shared = ["--set", "run.shard_optimizer=true"];
+        bench.train(ranks, &[&sets[..], &shared, more].concat())
     };
     succeed(&mut command(&whole, 4, &[]));
     for ranks in [4, 2] {
         fs::create_dir_all(&parted).unwrap();
         fs::write(parted.join("stop"), "").unwrap();
         assert_eq!(finish(&mut command(&parted, ranks, &[])).status.code(), Some(75));
+        assert!(last(&parted, &format!("optimizer-{:04}.safetensors", ranks - 1)).is_some());
     }
     let out = succeed(&mut command(&parted, 1, &[]));
     assert!(out.contains("each of 1 ranks takes 4 of a step's 4 micro-batches, as before"), "{out}");

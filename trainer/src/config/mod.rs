@@ -60,8 +60,13 @@ pub struct Run {
     pub log_every: u64,
     /// Steps between two checkpoints; 0: at the ends of epochs only.
     pub checkpoint_every: u64,
+    /// Whether every rank writes a share of a checkpoint's optimiser state, rather than rank 0 all of it; the run directory
+    /// must then be on a disk that all hosts see.
+    pub shard_optimizer: bool,
     /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
     pub keep_last: usize,
+    /// Checkpoints of steps that are a multiple of this are kept for good; 0: none.
+    pub keep_every: u64,
     /// Whether the checkpoint of the best top-1 so far (on a budget: at no more than 102 % of it) is kept too;
     /// `checkpoints/best` names it.
     pub keep_best: bool,
@@ -346,7 +351,7 @@ pub struct Collective {
     /// What becomes of a rank that has left the others.
     pub on_divergence: OnDivergence,
     /// Seconds that a rank may wait in a collective for the others before the job ends; what rank 0 does alone, such as
-    /// writing a checkpoint, has to fit.
+    /// waiting for the checkpoint before to be on disk, has to fit.
     pub timeout_s: u64,
     /// The same for start-up and the first steps, in which data are opened and kernels chosen.
     pub first_timeout_s: u64,
@@ -446,7 +451,9 @@ impl Default for Run {
             threads: None,
             log_every: 50,
             checkpoint_every: 0,
+            shard_optimizer: false,
             keep_last: 3,
+            keep_every: 0,
             keep_best: true,
             evaluate_every: 1,
         }

@@ -1,29 +1,22 @@
-//! Checkpoints: `checkpoints/step-00001234/` with `model.safetensors`, `optimizer.safetensors`, `state.json`
-//! and an empty `COMPLETE`, then `checkpoints/latest`.
-//!
-//! A checkpoint is written under another name, synced, and renamed: at any moment the folder holds only
-//! whole ones.
+//! Checkpoints: `checkpoints/step-00001234/` with `model.safetensors`, `optimizer.safetensors` (or, shared out over ranks,
+//! `optimizer-0000.safetensors` and so on), `ema.safetensors` where there is a mean of weights, `state.json` and an empty
+//! `COMPLETE`; then `checkpoints/latest`. Here they are read; [`super::saver`] writes them.
 
-use super::{sync_folder, write_whole};
 use crate::budget::Price;
-use crate::config::Run;
 use crate::error::{Error, Exit, Result};
 use crate::metrics::Tally;
 use crate::model::Params;
 use crate::optim::Ema;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-const VERSION: u32 = 3;
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const EMA: &str = "ema.safetensors";
+pub(super) const VERSION: u32 = 3;
+pub(super) const MODEL: &str = "model.safetensors";
+pub(super) const EMA: &str = "ema.safetensors";
 
 /// Where training stands, beside the tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,70 +73,16 @@ impl State {
     }
 }
 
-/// Rank 0: writes the checkpoint of `state.step` and drops all but the newest `keep`, and the best one if that is kept.
-pub fn save(
-    run: &Path,
-    params: &Params,
-    momentum: &Tensor,
-    ema: Option<&Ema>,
-    mut state: State,
-    options: &Run,
-) -> Result<PathBuf> {
-    let folder = run.join("checkpoints");
-    let place = folder.join(step_name(state.step));
-    let partial = folder.join(format!(".partial-{}", step_name(state.step)));
-    state.version = VERSION;
-    let mut write = || -> io::Result<()> {
-        let _ = fs::remove_dir_all(&partial); // left by a run that was killed while saving
-        fs::create_dir_all(&partial)?;
-        let mut files = vec![(MODEL, params.named()), (OPTIMIZER, params.named_views(momentum))];
-        files.extend(ema.map(|ema| (EMA, params.named_as(&ema.flat, &ema.buffers))));
-        for (name, tensors) in files {
-            let path = partial.join(name);
-            let tensors: Vec<_> =
-                tensors.into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
-            Tensor::write_safetensors(&tensors, &path).map_err(io::Error::other)?;
-            state.files.insert(name.into(), checksum(&path)?);
-            File::open(&path)?.sync_all()?;
-        }
-        for (name, bytes) in [("state.json", serde_json::to_vec_pretty(&state)?), ("COMPLETE", Vec::new())] {
-            let path = partial.join(name);
-            fs::write(&path, bytes)?;
-            File::open(&path)?.sync_all()?;
-        }
-        sync_folder(&partial)?;
-        // The same step is saved again after its epoch's evaluation: the two exchange names at once, or, where the
-        // file system cannot do that, the older one steps aside first.
-        if place.exists() && renameat_with(CWD, &partial, CWD, &place, RenameFlags::EXCHANGE).is_err() {
-            let aside = folder.join(".partial-aside");
-            let _ = fs::remove_dir_all(&aside);
-            fs::rename(&place, aside)?;
-        }
-        if !place.exists() {
-            fs::rename(&partial, &place)?;
-        }
-        sync_folder(&folder)
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_dir_all(&partial);
-        Error::disk("write checkpoint", &place, &error)
-    })?;
-    write_whole(&folder.join("latest"), place.file_name().expect("a name").as_encoded_bytes())?;
-    let best = state.best.filter(|_| options.keep_best).map(|best| step_name(best.step));
-    if let Some(best) = best.as_ref().filter(|best| folder.join(best).exists()) {
-        write_whole(&folder.join("best"), best.as_bytes())?;
+/// The file of rank `rank`'s share of the optimiser's state, where `sharers` ranks have one each.
+pub(super) fn optimizer_file(rank: usize, sharers: usize) -> String {
+    match sharers {
+        1 => "optimizer.safetensors".into(),
+        _ => format!("optimizer-{rank:04}.safetensors"),
     }
-    let is_best = |path: &Path| best.as_deref() == path.file_name().and_then(|name| name.to_str());
-    // What cannot be removed costs space alone. A checkpoint stops being complete before it goes.
-    for old in steps(&folder).iter().rev().skip(options.keep_last).filter(|old| !is_best(old)) {
-        let _ = fs::remove_file(old.join("COMPLETE"));
-        let _ = fs::remove_dir_all(old);
-    }
-    remove_partial(run);
-    Ok(place)
 }
 
-fn step_name(step: u64) -> String {
+/// The name of a step's folder.
+pub(super) fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
@@ -160,7 +99,7 @@ pub fn remove_partial(run: &Path) {
 /// over.
 pub fn newest(run: &Path) -> Option<PathBuf> {
     let mut steps = steps(&run.join("checkpoints"));
-    while let Some(step) = steps.pop() {
+    while let Some((_, step)) = steps.pop_last() {
         match read_state(&step) {
             Ok(_) => return Some(step),
             Err(error) => eprintln!("warning: {error}; passed over"),
@@ -185,23 +124,34 @@ pub fn read_state(checkpoint: &Path) -> Result<State> {
         return Err(broken(format!("has format {}; this program reads {VERSION}", state.version)));
     }
     for (name, expected) in &state.files {
-        let sum = checksum(&checkpoint.join(name))
+        let bytes = fs::read(checkpoint.join(name))
             .map_err(|error| broken(format!("cannot read {name}: {error}")))?;
-        if sum != *expected {
+        if checksum(&bytes) != *expected {
             return Err(broken(format!("{name} is damaged: its SHA-256 is not the one in state.json")));
         }
     }
     Ok(state)
 }
 
-/// Fills the parameters and buffers, the momenta, and the running mean of weights where there is one, from a
-/// checkpoint. One that has no mean yet starts it from its weights.
-pub fn load(checkpoint: &Path, params: &Params, momentum: &Tensor, ema: Option<&mut Ema>) -> Result<()> {
-    fill(&checkpoint.join(MODEL), &params.named())?;
-    fill(&checkpoint.join(OPTIMIZER), &params.named_views(momentum))?;
+/// Fills the parameters and buffers, the momenta, and the running mean of weights where there is one, from the checkpoint
+/// of `state`, however many ranks wrote it. One that has no mean yet starts it from its weights.
+pub fn load(
+    checkpoint: &Path,
+    state: &State,
+    params: &Params,
+    momentum: &Tensor,
+    ema: Option<&mut Ema>,
+) -> Result<()> {
+    load_model(checkpoint, params)?;
+    let mut momenta = BTreeMap::new();
+    for name in state.files.keys().filter(|name| name.starts_with("optimizer")) {
+        momenta.extend(read(&checkpoint.join(name))?);
+    }
+    fill(checkpoint, momenta, &params.named_views(momentum))?;
     let Some(ema) = ema else { return Ok(()) };
-    if checkpoint.join(EMA).exists() {
-        return fill(&checkpoint.join(EMA), &params.named_as(&ema.flat, &ema.buffers));
+    let path = checkpoint.join(EMA);
+    if path.exists() {
+        return fill(&path, read(&path)?, &params.named_as(&ema.flat, &ema.buffers));
     }
     ema.flat.copy_(params.flat());
     ema.buffers.copy_(params.flat_buffers());
@@ -252,15 +202,21 @@ pub fn start_from(path: &Path, params: &Params) -> Result<String> {
 /// Fills the parameters and buffers from a model file or a `step-…` folder.
 pub fn load_model(path: &Path, params: &Params) -> Result<()> {
     let file = if path.is_dir() { path.join(MODEL) } else { path.to_path_buf() };
-    fill(&file, &params.named())
+    fill(&file, read(&file)?, &params.named())
 }
 
-fn fill(path: &Path, into: &[(String, Tensor)]) -> Result<()> {
+/// A file's tensors by their names.
+fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = Tensor::read_safetensors(path).map_err(|error| {
+        let error = error.to_string().replace('\n', " ");
+        Error::new(Exit::Checkpoint, format!("{}: cannot be read: {error}", path.display()))
+    })?;
+    Ok(tensors.into_iter().collect())
+}
+
+/// Copies what was `read` from `path` into the tensors of the same names; both must have the same, in the same shapes.
+fn fill(path: &Path, mut read: BTreeMap<String, Tensor>, into: &[(String, Tensor)]) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", path.display())));
-    let mut read = match Tensor::read_safetensors(path) {
-        Ok(tensors) => tensors.into_iter().collect::<BTreeMap<_, _>>(),
-        Err(error) => return refuse(format!("cannot be read: {}", error.to_string().replace('\n', " "))),
-    };
     let missing: Vec<&str> =
         into.iter().map(|(name, _)| name.as_str()).filter(|name| !read.contains_key(*name)).collect();
     if let Some(first) = missing.first() {
@@ -285,16 +241,16 @@ fn fill(path: &Path, into: &[(String, Tensor)]) -> Result<()> {
     }
 }
 
-/// Complete checkpoints, oldest first.
-fn steps(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let named =
-        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
-    let mut steps: Vec<PathBuf> = entries.filter(|path| named(path) && is_complete(path)).collect();
-    steps.sort();
-    steps
+/// Complete checkpoints by their steps.
+pub(super) fn steps(folder: &Path) -> BTreeMap<u64, PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let numbered = entries.filter_map(|entry| {
+        Some((entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, entry.path()))
+    });
+    numbered.filter(|(_, path)| is_complete(path)).collect()
 }
 
-fn checksum(path: &Path) -> io::Result<String> {
-    Ok(Sha256::digest(fs::read(path)?).iter().map(|byte| format!("{byte:02x}")).collect())
+/// SHA-256, as `sha256sum` prints it.
+pub(super) fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,17 +1,21 @@
 //! The run directory: what a run leaves behind, and the interface between the tools.
 //!
 //! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`.
-//! Rank 0 alone writes; what it could not write ends the run with one line.
+//! Rank 0 alone writes, but for the shares of the optimiser's state; what could not be written ends the run with one line.
 
 pub mod checkpoint;
 mod choose;
 mod console;
+mod copied;
 mod records;
+mod saver;
 mod tensorboard;
+mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::Console;
 pub use records::Records;
+pub use saver::Saver;
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};

@@ -35,7 +35,7 @@ impl Records {
         }
         let path = dir.join("metrics.jsonl");
         let before = fs::read_to_string(&path).unwrap_or_default();
-        let kept: Vec<&str> = before.lines().filter(|line| recorded_by(line, step, evaluated)).collect();
+        let kept = recorded_before(&before, step, evaluated);
         if kept.len() < before.lines().count() {
             super::write_whole(
                 &path,
@@ -76,11 +76,17 @@ impl Records {
     }
 }
 
-/// Whether a line was recorded before the checkpoint of `step`; a torn line was not.
-fn recorded_by(line: &str, step: u64, evaluated: bool) -> bool {
-    let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
-    let last = if line["kind"] == "eval" && !evaluated { step.checked_sub(1) } else { Some(step) };
-    line["step"].as_u64().zip(last).is_some_and(|(at, last)| at <= last)
+/// The lines that were recorded before the checkpoint of `step`, which was saved once that step was evaluated or before;
+/// a torn line was not.
+fn recorded_before(text: &str, step: u64, evaluated: bool) -> Vec<&str> {
+    let read = |line| serde_json::from_str::<Value>(line).unwrap_or_default();
+    let evaluation = |line: &Value| line["kind"] == "eval" && line["step"] == step;
+    let lines = text.lines().map(|line| (line, read(line)));
+    let until = lines.take_while(|(_, line)| evaluated || !evaluation(line));
+    until
+        .filter(|(_, line)| line["step"].as_u64().is_some_and(|at| at <= step))
+        .map(|(line, _)| line)
+        .collect()
 }
 
 #[cfg(test)]
@@ -96,6 +102,7 @@ mod tests {
             records.record("train", step, json!({"loss": step})).unwrap();
         }
         records.record("eval", 2, json!({"loss": 20})).unwrap();
+        records.record("event", 2, json!({"loss": 21})).unwrap();
         drop(records);
         let path = dir.path().join("metrics.jsonl");
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
@@ -105,7 +112,7 @@ mod tests {
             let lines = fs::read_to_string(&path).unwrap();
             lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone()).collect()
         };
-        assert_eq!(losses(true), [1, 2, 20, 30]);
+        assert_eq!(losses(true), [1, 2, 20, 21, 30]);
         assert_eq!(losses(false), [1, 2, 30]);
     }
 }

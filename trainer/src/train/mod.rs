@@ -17,7 +17,7 @@ use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
 use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
-use crate::run::{Console, Place, Records};
+use crate::run::{Console, Place, Records, Saver};
 use crate::step::{MicroBatch, Step, Told};
 use codinet_dataloader::{Batch, Loader};
 use serde_json::json;
@@ -45,6 +45,8 @@ pub struct Trainer<'a> {
     state: State,
     /// What the steps measured that no log line has told yet.
     meter: Meter,
+    /// Dropped, and so at its end, before the records let go of the directory's lock.
+    saver: Saver,
     /// Open on rank 0 alone.
     records: Option<Records>,
     console: Console,
@@ -106,7 +108,7 @@ impl<'a> Trainer<'a> {
         let mut note = None;
         if let Some(folder) = &place.checkpoint {
             let resumed = checkpoint::read_state(folder).and_then(|state| {
-                checkpoint::load(folder, &net.params, &sgd.momentum, ema.as_mut())?;
+                checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
                 resume::check(&state, folder, &order, config)?;
                 Ok(state)
             });
@@ -130,6 +132,7 @@ impl<'a> Trainer<'a> {
         let opened =
             if world.rank() == 0 { resume::open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
+        let saver = Saver::new(world, &place.dir, config, &net.params)?;
         let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
         for said in [started_from, note].into_iter().flatten() {
@@ -150,6 +153,7 @@ impl<'a> Trainer<'a> {
             device,
             state,
             meter: Meter::default(),
+            saver,
             records,
             console,
             command,
@@ -170,6 +174,7 @@ impl<'a> Trainer<'a> {
             Some(evaluation) => evaluation,
             None => self.evaluate_again()?, // resumed after its end
         };
+        self.saver.wait()?;
         self.finish(&evaluation)?;
         Ok(evaluation)
     }
@@ -212,6 +217,7 @@ impl<'a> Trainer<'a> {
                 } else {
                     self.console.step(self.step_of_stage(), None);
                 }
+                self.saver.check()?;
                 // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
@@ -453,7 +459,8 @@ impl<'a> Trainer<'a> {
         (self.config.optim.batch_size * self.config.data.views) as u64
     }
 
-    /// All ranks: a checkpoint of this moment, which rank 0 writes; weights that are not finite are refused.
+    /// All ranks: a checkpoint of this moment, which is written while training goes on; weights that are not finite are
+    /// refused. Rank 0 records how long training stood still for it.
     fn checkpoint(&mut self) -> Result<()> {
         self.read_meter()?;
         let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
@@ -462,21 +469,20 @@ impl<'a> Trainer<'a> {
         }
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
-        if self.records.is_some() {
-            checkpoint::save(
-                &self.place.dir,
-                &self.net.params,
-                &self.sgd.momentum,
-                self.ema.as_ref(),
-                self.state.clone(),
-                &self.config.run,
-            )?;
+        self.saver.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())?;
+        if let Some(records) = &mut self.records {
+            let blocked = self.started.elapsed().as_secs_f64();
+            let event = json!({"event": "checkpoint", "blocked_s": blocked});
+            records.record("event", self.state.step, event)?;
         }
         Ok(())
     }
 
-    /// All ranks, after the checkpoint: leave together, and say how to go on.
+    /// All ranks, after the checkpoint: leave together once it is on disk, and say how to go on.
     fn interrupted(&mut self) -> Error {
+        if let Err(error) = self.saver.wait() {
+            return error;
+        }
         self.console.end_bar();
         if self.records.is_some() {
             let _ = std::fs::remove_file(self.place.dir.join("stop"));

@@ -1,0 +1,191 @@
+//! Saves checkpoints in the background: training waits for a copy of the flat buffers, and a thread does everything else.
+//! One save is in progress at a time.
+
+use super::checkpoint::State;
+use super::writer::Writer;
+use crate::collective::{self, Collective};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Params;
+use crate::optim::Ema;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tch::Tensor;
+
+/// A rank's part in saving a run's checkpoints.
+#[derive(Debug)]
+pub struct Saver {
+    checkpoints: PathBuf,
+    /// What partial folders are called since the run was started, on all ranks alike, and how many there were.
+    start: String,
+    saves: u64,
+    /// Here while nothing is being written; none on a rank that never writes.
+    writer: Option<Writer>,
+    thread: Option<JoinHandle<(Writer, Result<()>)>>,
+}
+
+impl Saver {
+    /// All ranks: for the run in the directory `run`.
+    pub fn new(world: &dyn Collective, run: &Path, config: &Config, params: &Params) -> Result<Self> {
+        let now = jiff::Timestamp::now().as_millisecond().to_string();
+        let start = collective::broadcast_text(world, &now)?;
+        let (checkpoints, rank) = (run.join("checkpoints"), world.rank());
+        let sharers = if config.run.shard_optimizer { world.world() } else { 1 };
+        // Half of it: that a share is missing is said before the watchdog finds rank 0 late.
+        let patience = Duration::from_secs(config.collective.timeout_s) / 2;
+        let writer =
+            (rank < sharers).then(|| Writer::new(&checkpoints, config, params, rank, sharers, patience));
+        Ok(Self { checkpoints, start, saves: 0, writer, thread: None })
+    }
+
+    /// All ranks: takes a copy of this moment once the save before has ended, and has it written.
+    pub fn save(
+        &mut self,
+        params: &Params,
+        momentum: &Tensor,
+        ema: Option<&Ema>,
+        state: State,
+    ) -> Result<()> {
+        self.wait()?;
+        self.saves += 1;
+        let Some(mut writer) = self.writer.take() else { return Ok(()) };
+        let partial = self.checkpoints.join(format!(".partial-{}-{}", self.start, self.saves));
+        writer.copy(params, momentum, ema, state, partial);
+        let thread = thread::Builder::new().name("checkpoint".into());
+        let started = thread.spawn(|| {
+            let written = writer.write();
+            (writer, written)
+        });
+        self.thread =
+            Some(started.map_err(|error| Error::disk("start to write", &self.checkpoints, &error))?);
+        Ok(())
+    }
+
+    /// Any rank: the error of a save that has ended by one meanwhile; does not wait.
+    pub fn check(&mut self) -> Result<()> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
+    }
+
+    /// Any rank: returns once the last save is on disk, or with what kept it from there. On rank 0 that is the whole
+    /// checkpoint, on another its share.
+    pub fn wait(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let (writer, written) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        self.writer = Some(writer);
+        written
+    }
+}
+
+impl Drop for Saver {
+    /// Whatever ends the run, a save that was begun is brought to its end.
+    fn drop(&mut self) {
+        if let Err(error) = self.wait() {
+            eprintln!("warning: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{Best, load, newest, read_state};
+    use super::*;
+    use crate::config::{Optim, Run};
+    use crate::model::params::Role;
+    use crate::optim::Sgd;
+    use std::fs;
+    use tch::{Device, Kind, no_grad};
+
+    /// A convolution, a norm's scale and bias, and a running mean.
+    fn params(seed: f64) -> Params {
+        let mut params = Params::default();
+        let values = |shape: &[i64]| {
+            let count: i64 = shape.iter().product();
+            (Tensor::arange(count, (Kind::Float, Device::Cpu)) + seed).sin().view(shape)
+        };
+        for (name, shape) in [("conv.weight", &[4, 3, 2, 2][..]), ("bn.weight", &[4]), ("bn.bias", &[40])] {
+            let role = Role { router: false, norm_or_bias: shape.len() == 1 };
+            let _ = params.train(name.into(), values(shape), role);
+        }
+        let _ = params.keep("bn.running_mean".into(), values(&[4]));
+        params.flatten(Device::Cpu);
+        params
+    }
+
+    fn saver(run: &Path, rank: usize, sharers: usize, options: Run) -> Saver {
+        let (checkpoints, patience) = (run.join("checkpoints"), Duration::from_secs(2));
+        let optim = Optim { ema_decay: Some(0.9), ..Optim::default() };
+        let config = Config { run: options, optim, ..Config::default() };
+        let writer = Some(Writer::new(&checkpoints, &config, &params(0.0), rank, sharers, patience));
+        Saver { checkpoints, start: "1".into(), saves: 0, writer, thread: None }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_ranks_share_out_is_read_as_what_one_wrote() {
+        let saved = params(1.0);
+        let momentum = Sgd::new(&saved, &Optim::default()).momentum;
+        no_grad(|| momentum.shallow_clone().copy_(&(saved.flat() * 2.0)));
+        for sharers in [1, 2, 5] {
+            let run = tempfile::tempdir().unwrap();
+            let mut savers: Vec<Saver> =
+                (0..sharers).map(|rank| saver(run.path(), rank, sharers, Run::default())).collect();
+            for saver in &mut savers {
+                let ema = Ema::new(&params(3.0), 0.9);
+                saver.save(&saved, &momentum, Some(&ema), State { step: 7, ..State::default() }).unwrap();
+            }
+            drop(savers);
+            let folder = newest(run.path()).unwrap();
+            let state = read_state(&folder).unwrap();
+            assert_eq!(names(&folder).len(), 4 + sharers, "{:?}", names(&folder));
+            assert_eq!(state.files.len(), 2 + sharers, "a checksum each");
+            let other = params(2.0);
+            let mut ema = Ema::new(&other, 0.9);
+            let read = other.flat().zeros_like();
+            load(&folder, &state, &other, &read, Some(&mut ema)).unwrap();
+            assert!(other.flat().equal(saved.flat()) && other.flat_buffers().equal(saved.flat_buffers()));
+            assert!(read.equal(&momentum));
+            assert!(ema.flat.equal(params(3.0).flat()) && ema.buffers.equal(params(3.0).flat_buffers()));
+        }
+    }
+
+    #[test]
+    fn the_newest_the_best_and_every_so_manieth_are_kept() {
+        let run = tempfile::tempdir().unwrap();
+        let options = Run { keep_last: 2, keep_every: 4, ..Run::default() };
+        let mut saver = saver(run.path(), 0, 1, options);
+        let params = params(1.0);
+        for step in 1..=9 {
+            for samples in [step, 2 * step] {
+                let best = (step >= 3).then_some(Best { top1: 0.5, step: 3 });
+                let state = State { step, samples, best, ..State::default() };
+                saver.save(&params, params.flat(), None, state).unwrap();
+            }
+        }
+        saver.wait().unwrap();
+        let folder = run.path().join("checkpoints");
+        let steps = ["step-00000003", "step-00000004", "step-00000008", "step-00000009"];
+        assert_eq!(names(&folder), [&["best", "latest"], &steps[..]].concat());
+        assert_eq!(fs::read_to_string(folder.join("best")).unwrap(), steps[0]);
+        assert_eq!(fs::read_to_string(folder.join("latest")).unwrap(), steps[3]);
+        assert_eq!(read_state(&folder.join(steps[3])).unwrap().samples, 18, "the second of the same step");
+    }
+
+    #[test]
+    fn a_share_that_does_not_come_is_named() {
+        let run = tempfile::tempdir().unwrap();
+        let mut saver = saver(run.path(), 0, 2, Run::default());
+        let params = params(1.0);
+        saver.save(&params, params.flat(), None, State::default()).unwrap();
+        let error = saver.wait().unwrap_err();
+        assert!(error.message.contains("no optimizer-0001.safetensors in 2 s"), "{error}");
+        assert!(names(&run.path().join("checkpoints")).is_empty(), "nothing half-written");
+    }
+}
