@@ -3,7 +3,7 @@
 
 use super::checkpoint::State;
 use super::writer::Writer;
-use crate::collective::{self, Collective};
+use crate::collective::{self, World};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Params;
@@ -28,7 +28,7 @@ pub struct Saver {
 
 impl Saver {
     /// All ranks: for the run in the directory `run`.
-    pub fn new(world: &dyn Collective, run: &Path, config: &Config, params: &Params) -> Result<Self> {
+    pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
         let now = jiff::Timestamp::now().as_millisecond().to_string();
         let start = collective::broadcast_text(world, &now)?;
         let (checkpoints, rank) = (run.join("checkpoints"), world.rank());

@@ -1,0 +1,246 @@
+"""The same training step in PyTorch, with DistributedDataParallel over gloo: what compare.py holds codinet-train against.
+
+    mpirun -n 2 --bind-to core python3 tests/bench/ddp.py fashion_r20 --dtype bf16 --layout channels_last
+    torchrun --nproc-per-node 2 tests/bench/ddp.py fashion_r20
+
+Prints one line of JSON: images/s over the measured steps, and their median. Needs: pip install torch==2.11.0 numpy pillow
+
+The tensors are those of tests/golden/reference.py, which tests/golden.rs holds the Rust program against; the forward
+pass and the losses are written anew, fast, with fused and in-place operations, and `compare.py check` holds them
+against the reference. Choices are PyTorch's best ones known to us, and where something is left out it is left out here:
+no loader process (images lie in memory as bytes, or are made up once), no log, no loss read back, running statistics
+not sent around, no wrapper around a model that is alone.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tarfile
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "golden"))
+import reference  # noqa: E402
+
+
+@dataclasses.dataclass
+class Case:
+    """What a shipped config says, as far as a step's work depends on it."""
+
+    kind: str
+    depths: list
+    stride_in: str
+    channels: int
+    size: int
+    classes: int
+    hidden: int | None
+    mean: list
+    std: list
+    beta: float
+    m_d: float
+    alpha: float = 0.2
+    m_c: float = 0.2
+    gamma: float = 0.01
+    views: int = 2
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr: float = 1e-3  # small, so that a few steps from random weights stay finite
+
+    def net(self):
+        option = {**reference.OPTIONS, "hidden": self.hidden}
+        return Net(self.kind, self.depths, self.stride_in, self.channels, self.classes, option)
+
+
+CASES = {
+    "fashion_r20": Case("small", [3, 3, 3], "conv2", 1, 28, 10, None, [0.286], [0.353], 0.5, 1.0),
+    "imagenet_r50": Case(
+        "bottleneck", [3, 4, 6, 3], "conv1", 3, 224, 1000, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0.2, 0.5
+    ),
+}
+
+
+class Net(reference.Net):
+    """The reference's tensors under its names; the forward pass in place and fused."""
+
+    def forward(self, x, noise):
+        x = self.pool(F.relu_(self.bn1(self.conv1(x))))
+        logits, path = [], []
+        for block in self.blocks():
+            u = block.router(x)
+            logits.append(u[:, 1] - u[:, 0])
+            path.append(self.decide(logits[-1], noise[:, len(path)] if noise is not None else None))
+            x = self.block(block, x, path[-1])
+        return self.fc(x.mean((2, 3))), torch.stack(logits, 1), torch.stack(path, 1)
+
+    @staticmethod
+    def block(block, x, v):
+        y = block.bn1(block.conv1(x))
+        y = block.bn2(block.conv2(F.relu_(y)))
+        if block.convs == 3:
+            y = block.bn3(block.conv3(F.relu_(y)))
+        short = x
+        if block.option_a and block.extra:
+            before = block.extra // 2
+            short = F.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, before, block.extra - before))
+        elif block.downsample is not None:
+            short = block.downsample(x)
+        ran = F.relu_(y.add_(short))
+        around = F.relu_(block.skip(x)) if block.skip is not None else x
+        return torch.lerp(around, ran, v.to(ran.dtype)[:, None, None, None])
+
+
+def losses(path, keys, first, cost, views, m_c, m_d):
+    """Eqs. 8, 9 and 11 over all pairs at once. `keys` are the centres of all ranks, of which this rank has those from
+    `first` on; the diversity loss is this rank's share, both ends of each pair of which have the gradient: the sum
+    over ranks is Eq. 9, and so is the gradient."""
+    groups = path.view(-1, views, path.shape[1])
+    centres = groups.mean(1)
+    con = F.relu((groups - centres.unsqueeze(1)).norm(dim=2) - m_c).square().mean()
+    n = len(keys)
+    near = F.relu(m_d - torch.cdist(centres, keys, compute_mode="donot_use_mm_for_euclid_dist")).square()
+    itself = near.diagonal(first).sum()
+    share = (near.sum() - itself) / (n * (n - 1))
+    div = 2 * share - share.detach()
+    return con, div, (path * cost).sum(1).mean()
+
+
+class Images:
+    """Two random views of each of a batch's samples; memory and time are next to nothing."""
+
+    def __init__(self, case, data, samples, layout, rank, world):
+        self.case, self.samples, self.layout = case, samples, layout
+        self.random = torch.Generator().manual_seed(rank)
+        self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (case.mean, case.std))
+        if data:  # grey images from shards; each rank has its own stretch
+            first = rank * 1024
+            self.pixels, self.labels = read(data, first, first + 1024)
+            self.pixels = F.pad(self.pixels, (2, 2, 2, 2))
+        else:
+            shape = (samples * case.views, case.channels, case.size, case.size)
+            self.made_up = torch.randn(shape, generator=self.random).contiguous(memory_format=layout)
+            self.labels = torch.randint(case.classes, (samples,), generator=self.random)
+
+    def draw(self, *args):
+        return torch.randint(*args, (self.samples * self.case.views, 1), generator=self.random)
+
+    def batch(self):
+        views, size = self.case.views, self.case.size
+        if not hasattr(self, "pixels"):
+            return self.made_up, self.labels.repeat_interleave(views)
+        chosen = torch.randint(len(self.labels), (self.samples,), generator=self.random).repeat_interleave(views)
+        places = torch.arange(size)
+        columns = torch.where(self.draw(2) == 1, places.flip(0), places) + self.draw(5)
+        rows = places + self.draw(5)
+        bytes = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+        images = bytes.float().div_(255).sub_(self.mean).div_(self.std)
+        return images.contiguous(memory_format=self.layout), self.labels[chosen]
+
+
+def read(folder, first, last):
+    """Grey images `first` to `last` of a folder of shards, [N, H, W] u8, and their labels."""
+    from PIL import Image
+
+    images, labels, at = [], [], 0
+    for shard in sorted(pathlib.Path(folder).glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if first <= at < last:
+                    content = tar.extractfile(member).read()
+                    if member.name.endswith(".cls"):
+                        labels.append(int(content))
+                    else:
+                        image = Image.open(io.BytesIO(content))
+                        images.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width))
+                at += member.name.endswith(".cls")  # the second of a sample's two files
+                if at == last:
+                    return torch.stack(images), torch.tensor(labels)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def train(options, rank, world):
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    case = CASES[options.case]
+    layout = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}[options.layout]
+    net = case.net()
+    cost = reference.costs(net, case.size, case.channels)
+    net = net.to(memory_format=layout).train()
+    model = net
+    if world > 1:
+        # Each rank keeps its own running statistics, and gradients are not copied: both save time.
+        model = torch.nn.parallel.DistributedDataParallel(
+            net, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+        )
+    how = {options.sgd: True}
+    optimiser = torch.optim.SGD(net.parameters(), case.lr, case.momentum, weight_decay=case.weight_decay, **how)
+    images = Images(case, options.data, options.batch // world, layout, rank, world)
+    gates = len(net.gated())
+
+    def step():
+        x, labels = images.batch()
+        noise = torch.rand(len(x), gates).clamp_(1e-6, 1 - 1e-6).logit_()  # a difference of two Gumbel variables
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bf16"):
+            logits, _, path = model(x, noise)
+        centres = path.detach().view(-1, case.views, gates).mean(1)
+        keys = centres
+        if world > 1:
+            keys = centres.new_empty(world * len(centres), gates)
+            dist.all_gather_into_tensor(keys, centres)
+        con, div, price = losses(path, keys, rank * len(centres), cost, case.views, case.m_c, case.m_d)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss = loss + case.alpha * con + case.beta * world * div + case.gamma * price
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return loss
+
+    for _ in range(options.warm_up):
+        loss = step()
+    seconds = []
+    for _ in range(options.steps):
+        start = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - start)
+    assert loss.isfinite(), "the loss is not finite"
+    if rank == 0:
+        images = options.batch * case.views
+        speed = images * options.steps / sum(seconds)
+        print(json.dumps({"images_per_second": speed, "median_step": statistics.median(seconds)}), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data", help="folder of shards of grey images; without, images are made up")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument("--sgd", choices=["fused", "foreach"], default="fused")
+    parser.add_argument("--batch", type=int, default=64, help="samples a step over all ranks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before those that are measured")
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+
+    def environment(*names):
+        return next((int(os.environ[name]) for name in names if name in os.environ), None)
+
+    rank, world = environment("OMPI_COMM_WORLD_RANK", "RANK") or 0, environment("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE") or 1
+    if world > 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    train(options, rank, world)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
