@@ -165,3 +165,131 @@ fn a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before() {
         assert!(whole == killed, "{file} is the same to the bit");
     }
 }
+
+/// What befalls one rank of four.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// kill -9, as by the system's out-of-memory killer, at any moment.
+    Killed,
+    /// The same while a checkpoint is being written.
+    KilledInSave,
+    /// A crash in native code: SIGSEGV.
+    Crashed,
+    /// No more memory for it: allocations fail, which is an exception in libtorch and a panic here.
+    OutOfMemory,
+    /// SIGSTOP.
+    Stopped,
+    /// All images from some moment on cannot be decoded: an error that each rank meets alone.
+    BrokenData,
+}
+
+/// Each fault so many times at random moments: how the job ended, after how long, and whether the run that goes on from its
+/// last checkpoint ends with the weights of one that was never hurt. Prints a table.
+#[test]
+#[ignore = "takes half an hour: cargo test --release --test faults -- --ignored --nocapture"]
+fn a_soak_of_faults() {
+    let bench = Bench::new();
+    let times = std::env::var("TIMES").map_or(20, |times| times.parse().unwrap());
+    let command = |run: &Path| {
+        let set = format!("run.dir={}", run.display());
+        let mut command = bench.train(4, &["--resume", "auto", "--set", &set, "--set", "stages.0.epochs=8"]);
+        command.args(["--set", "run.log_every=1", "--set", "run.checkpoint_every=3"]);
+        command.args(["--set", "collective.timeout_s=4"]);
+        command
+    };
+    let whole = bench.path("whole");
+    succeed(&mut command(&whole));
+    let expected = weights(&whole);
+    println!(
+        "| fault | times | job ended | slowest end, s | exit codes | named | same weights after --resume | in mid-save |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    use Fault::{BrokenData, Crashed, Killed, KilledInSave, OutOfMemory, Stopped};
+    for fault in [Killed, KilledInSave, Crashed, OutOfMemory, Stopped, BrokenData] {
+        let (mut slowest, mut codes, mut named, mut same, mut in_save) =
+            (Duration::ZERO, std::collections::BTreeSet::new(), 0, 0, 0);
+        for time in 0..times {
+            let run = bench.path(&format!("{fault:?}{time}"));
+            let rank = random(4) as usize;
+            let mut mpirun = command(&run).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            wait_for(&run.join("metrics.jsonl"), 10 + random(60) as usize);
+            if matches!(fault, KilledInSave) {
+                while checkpoints(&run).1.is_empty() && mpirun.try_wait().unwrap().is_none() {}
+            } else {
+                std::thread::sleep(Duration::from_millis(random(100)));
+            }
+            let pid = process_of_rank(&mpirun, rank).expect("a process for every rank");
+            let shards = bench.path("train");
+            let hidden = bench.path("train-whole");
+            let signal = |name: &str| shell(&format!("kill -{name} {pid}"));
+            match fault {
+                Killed | KilledInSave => signal("KILL"),
+                Crashed => signal("SEGV"),
+                Stopped => signal("STOP"),
+                OutOfMemory => shell(&format!("prlimit --pid {pid} --as=1")),
+                BrokenData => {
+                    shell(&format!("cp -r {} {}", shards.display(), hidden.display()));
+                    // In place, for ranks hold the files open: the images' bytes, not the tar's headers.
+                    shell(&format!(
+                        "for tar in {}/*.tar; do dd if=/dev/zero of=$tar bs=512 seek=1 count=40 conv=notrunc status=none; done",
+                        shards.display()
+                    ));
+                }
+            }
+            let start = Instant::now();
+            while mpirun.try_wait().unwrap().is_none() {
+                assert!(start.elapsed() < Duration::from_secs(60), "the job hangs after {fault:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            slowest = slowest.max(start.elapsed());
+            let output = mpirun.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code().unwrap();
+            assert_ne!(code, 0, "{fault:?}: {said}");
+            codes.insert(code);
+            named += usize::from(match fault {
+                Killed | KilledInSave => said.contains(&format!("rank {rank}")) && said.contains("signal 9"),
+                Crashed => said.contains(&format!("rank {rank}")) && said.contains("signal 11"),
+                OutOfMemory => said.contains(&format!("rank {rank}")) || said.contains("memory"),
+                Stopped => said.contains(&format!("rank {rank} ")),
+                BrokenData => said.contains("(rank ") && said.contains(".tar"),
+            });
+            in_save += usize::from(!checkpoints(&run).1.is_empty());
+            if hidden.exists() {
+                shell(&format!(
+                    "cp {}/* {}/ && rm -r {}",
+                    hidden.display(),
+                    shards.display(),
+                    hidden.display()
+                ));
+            }
+            succeed(&mut command(&run));
+            assert!(checkpoints(&run).1.is_empty(), "nothing is left of saves that were cut short");
+            same += usize::from(weights(&run) == expected);
+            fs::remove_dir_all(&run).unwrap();
+        }
+        let codes: Vec<String> = codes.iter().map(i32::to_string).collect();
+        println!(
+            "| {fault:?} | {times} | {times} | {:.1} | {} | {named} | {same} | {in_save} |",
+            slowest.as_secs_f64(),
+            codes.join(", ")
+        );
+        assert_eq!((named, same), (times, times), "{fault:?}");
+    }
+}
+
+fn shell(command: &str) {
+    assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+}
+
+/// A number below `most`, another one each time.
+fn random(most: u64) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(()) % most
+}
+
+/// The last checkpoint's weights and momenta.
+fn weights(run: &Path) -> [Vec<u8>; 2] {
+    let last = checkpoints(run).0.pop().unwrap();
+    ["model.safetensors", "optimizer.safetensors"].map(|file| fs::read(last.join(file)).unwrap())
+}

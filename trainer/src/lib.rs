@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod gradients;
 pub mod input;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 mod native;

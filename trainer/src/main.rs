@@ -4,8 +4,10 @@ use clap::{CommandFactory, Parser};
 use codinet_trainer::cli::{self, Args};
 use codinet_trainer::collective;
 use codinet_trainer::error::{Error, Exit};
+use codinet_trainer::memory;
 
 fn main() {
+    memory::tune();
     let launched_rank = collective::launched_rank();
     let args = Args::try_parse().unwrap_or_else(|error| match launched_rank {
         0 => error.exit(), // prints help, or what is wrong with the command line

@@ -33,7 +33,20 @@ pub struct Config {
     pub data: Data,
     /// How it steps.
     pub optim: Optim,
+    /// How gradients travel.
+    pub collective: Collective,
     run: Run,
+}
+
+/// `collective`.
+#[derive(Debug, Deserialize)]
+pub struct Collective {
+    /// fp32 or bf16.
+    pub wire: String,
+    /// Megabytes of fp32 gradients that travel together.
+    pub bucket_mb: f64,
+    /// The same for the first to leave.
+    pub first_bucket_mb: f64,
 }
 
 /// `data`.

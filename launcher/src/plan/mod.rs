@@ -8,7 +8,6 @@ mod published;
 mod report;
 mod step;
 
-use clap::ValueEnum;
 use facts::{Facts, Measured};
 use links::{Cluster, Link, Links};
 use serde::Serialize;
@@ -79,10 +78,6 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = not_negative)]
     inter_us: Option<f64>,
 
-    /// What gradients travel as.
-    #[arg(long, value_enum, default_value = "fp32")]
-    wire: Wire,
-
     /// Standard deviation of a GPU's time for a step, in per cent of its mean.
     #[arg(long, value_name = "PERCENT", default_value = "2", value_parser = not_negative)]
     jitter: f64,
@@ -98,13 +93,6 @@ pub struct Args {
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-}
-
-/// What gradients travel as.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Wire {
-    Fp32,
-    Bf16,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -138,10 +126,6 @@ struct Row {
     hours: Option<f64>,
     cost: Option<f64>,
 }
-
-/// Numbers in a bucket of gradients: 25 MiB of fp32, and 1 MiB for the first, which gets the wire going early.
-const BUCKET: f64 = 25.0 * 262_144.0;
-const FIRST_BUCKET: f64 = 262_144.0;
 
 /// A config, measured on some GPUs, on its way to others.
 struct Plan {
@@ -182,12 +166,9 @@ impl Plan {
         let jitter = args.jitter / 100.0;
         let mut work = Work {
             parameters: facts.parameters as f64,
-            first_bucket: FIRST_BUCKET,
-            bucket: BUCKET,
-            wire: match args.wire {
-                Wire::Fp32 => 4.0,
-                Wire::Bf16 => 2.0,
-            },
+            first_bucket: facts.config.collective.first_bucket_mb * 1e6 / 4.0,
+            bucket: facts.config.collective.bucket_mb * 1e6 / 4.0,
+            wire: if facts.config.collective.wire == "bf16" { 2.0 } else { 4.0 },
             gates: facts.gates as f64,
             samples: measured.samples as f64,
             micro_batches: facts.config.optim.accumulate as f64,

@@ -2,7 +2,6 @@
 
 use super::links::{Cluster, Link};
 use super::step::{Step, Work};
-use super::{BUCKET, FIRST_BUCKET};
 
 /// What was published: a network of so many parameters, images a second of one GPU, images a GPU and step.
 struct Published {
@@ -18,8 +17,8 @@ impl Published {
         let compute = self.batch / self.images_per_second;
         let work = Work {
             parameters: self.parameters,
-            first_bucket: FIRST_BUCKET,
-            bucket: BUCKET,
+            first_bucket: 1.0 * 262_144.0,
+            bucket: 25.0 * 262_144.0,
             wire: 4.0,
             gates: 0.0,
             samples: self.batch,
