@@ -1,14 +1,18 @@
 //! `codinet-launch` with a real mpirun.
 
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// A stand-in for `codinet-train` beside a copy of the launcher: it tells its ranks and arguments, and how it was
 /// stopped. What `--dry-run=json` has it print is what codinet-train prints: tests/program.rs holds it to that.
-fn install(folder: &std::path::Path) -> Command {
-    let launcher = folder.join("codinet-launch");
-    std::fs::copy(env!("CARGO_BIN_EXE_codinet-launch"), &launcher).unwrap();
-    let trainer = folder.join("codinet-train");
+///
+/// Made once, before any test starts a process: one that is forked while a program is still being written keeps it busy.
+static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let launcher = folder.path().join("codinet-launch");
+    std::fs::copy(env!("CARGO_BIN_EXE_codinet-launch"), launcher).unwrap();
+    let trainer = folder.path().join("codinet-train");
     let facts = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/dry_run.json");
     let script = format!(
         "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\n\
@@ -18,25 +22,27 @@ fn install(folder: &std::path::Path) -> Command {
     std::fs::write(&trainer, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&trainer, mode).unwrap();
-    Command::new(launcher)
+    folder
+});
+
+fn launcher() -> Command {
+    Command::new(INSTALLED.path().join("codinet-launch"))
 }
 
 #[test]
 fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = install(folder.path()).args(["-n", "3", "my.yaml", "--set", "a=b c"]).output().unwrap();
+    let output = launcher().args(["-n", "3", "my.yaml", "--set", "a=b c"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}");
     assert!(said.starts_with("mpirun -n 3 ") && said.contains("--set 'a=b c'\n"), "{said}");
     assert_eq!(said.matches("started my.yaml --set a=b c").count(), 3, "{said}");
-    let output = install(folder.path()).args(["-n", "2", "fail"]).output().unwrap();
+    let output = launcher().args(["-n", "2", "fail"]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
 }
 
 #[test]
 fn print_starts_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = install(folder.path()).args(["--print", "-n", "2", "my.yaml"]).output().unwrap();
+    let output = launcher().args(["--print", "-n", "2", "my.yaml"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success() && said.starts_with("mpirun -n 2 ") && !said.contains("started"),
@@ -50,7 +56,7 @@ fn a_signal_becomes_the_one_that_ranks_checkpoint_on() {
     for signal in ["INT", "TERM", "USR2"] {
         let log = folder.path().join(signal);
         let out = std::fs::File::create(&log).unwrap();
-        let mut child = install(folder.path()).args(["-n", "2", "wait"]).stdout(out).spawn().unwrap();
+        let mut child = launcher().args(["-n", "2", "wait"]).stdout(out).spawn().unwrap();
         let said = || std::fs::read_to_string(&log).unwrap();
         let start = Instant::now();
         while said().matches("started").count() < 2 {
@@ -67,10 +73,9 @@ fn a_signal_becomes_the_one_that_ranks_checkpoint_on() {
 
 /// `codinet-launch plan my.yaml` with `args`: exit code, standard output, standard error.
 fn plan(args: &[&str]) -> (Option<i32>, String, String) {
-    let folder = tempfile::tempdir().unwrap();
     let config = if args.contains(&"--wrong") { "fail" } else { "my.yaml" };
     let args = args.iter().filter(|arg| **arg != "--wrong");
-    let output = install(folder.path()).args(["plan", config]).args(args).output().unwrap();
+    let output = launcher().args(["plan", config]).args(args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -130,7 +135,6 @@ fn a_plan_that_cannot_be_made_is_refused_in_one_line() {
 
 #[test]
 fn a_word_after_the_config_is_the_trainers() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = install(folder.path()).args(["--print", "-n", "2", "my.yaml", "plan"]).output().unwrap();
+    let output = launcher().args(["--print", "-n", "2", "my.yaml", "plan"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("codinet-train my.yaml plan\n"));
 }

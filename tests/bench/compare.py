@@ -91,18 +91,19 @@ def end(process):
     process.communicate()
 
 
-def ours(options, case, dtype, ranks):
+def ours(options, case, dtype, ranks, settings=()):
     log_every, warm_up, lines = PLANS[case]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        process = mpirun(ranks, our_command(options, case, dtype, ranks, folder, log_every))
+        command = our_command(options, case, dtype, ranks, folder, log_every)
+        process = mpirun(ranks, command + [part for setting in settings for part in ("--set", setting)])
         until(process, folder / "run/metrics.jsonl", warm_up + lines)
         end(process)
         measured = lines_of(folder / "run/metrics.jsonl")[warm_up : warm_up + lines]
     return statistics.harmonic_mean([line["images_per_second"] for line in measured])
 
 
-def theirs(options, case, dtype, ranks, layout):
+def theirs(options, case, dtype, ranks, layout, env=None):
     log_every, warm_up, lines = PLANS[case]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,17 +111,25 @@ def theirs(options, case, dtype, ranks, layout):
     command = [sys.executable, HERE / "ddp.py", case, "--dtype", dtype, "--layout", layout, "--threads", 1]
     command += ["--batch", samples(case, ranks), "--warm-up", warm_up * log_every, "--steps", lines * log_every]
     command += ["--data", options.data / "train"] if case == "fashion_r20" else []
-    process = mpirun(ranks, command, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"})
+    process = mpirun(ranks, command, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", **(env or {})})
     out, error = process.communicate()
     if process.returncode:
         sys.exit(f"compare.py: ddp.py failed:\n{error}")
     return json.loads(out)["images_per_second"]
 
 
+def allocator():
+    """The settings of glibc's allocator that codinet-train starts itself with."""
+    source = (HERE.parents[1] / "trainer/src/memory.rs").read_text()
+    return {"GLIBC_TUNABLES": "".join(re.findall(r"glibc\.malloc\.[\w.]+=\d+:?", source.split("const NAME")[0]))}
+
+
 def speed(options):
-    programs = {"codinet-train": ours}
+    programs = {"codinet-train": ours, "without overlap": lambda *case: ours(*case, ["collective.overlap=false"])}
     for layout in LAYOUTS:
         programs[f"PyTorch, {layout}"] = lambda *case, layout=layout: theirs(*case, layout)
+    peers = list(programs)[2:]
+    programs["PyTorch, channels_last, allocator as ours"] = lambda *case: theirs(*case, "channels_last", allocator())
     found = collections.defaultdict(list)
     cases = [(case, dtype, ranks) for case in options.cases for dtype in options.dtypes for ranks in options.ranks]
     for turn in range(options.rounds):
@@ -134,13 +143,13 @@ def speed(options):
     print("|---" * (5 + len(programs)) + "|")
     for case in cases:
         speeds = {name: found[case, name] for name in programs}
-        peer = max((name for name in programs if name != "codinet-train"), key=lambda name: statistics.median(speeds[name]))
+        peer = max(peers, key=lambda name: statistics.median(speeds[name]))
         ratio = statistics.median(speeds["codinet-train"]) / statistics.median(speeds[peer])
         each = [a / b for a, b in zip(speeds["codinet-train"], speeds[peer])]
         cells = [f"{statistics.median(s):.1f} ({min(s):.1f} to {max(s):.1f})" for s in speeds.values()]
         cells += [f"**{ratio:.2f}**", " ".join(f"{one:.2f}" for one in each)]
         print("| " + " | ".join([*map(str, case), *cells]) + " |")
-    print(f"\nimages/s: median of {options.rounds} rounds (least to most); the ratio is to PyTorch's faster format.")
+    print(f"\nimages/s: median of {options.rounds} rounds (least to most); the ratio is to PyTorch's faster format, as it is installed.")
 
 
 # Whether it is the same network.

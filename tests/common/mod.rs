@@ -97,10 +97,10 @@ impl Bench {
     }
 }
 
-/// Runs a command to its end, at most two minutes long, and returns what it printed.
+/// Runs a command to its end, at most five minutes long, and returns what it printed.
 pub fn finish(command: &mut Command) -> Output {
     let mut bounded = Command::new("timeout");
-    bounded.args(["--kill-after=5", "120"]).arg(command.get_program()).args(command.get_args());
+    bounded.args(["--kill-after=5", "300"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
             bounded.env(name, value);

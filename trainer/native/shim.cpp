@@ -47,13 +47,11 @@ struct GradientHook : torch::autograd::PostAccumulateGradHook {
 };
 
 struct Mean {
-    bool (*in_place)(void *, at::Tensor *);
+    void (*in_place)(void *, at::Tensor *);
     Context context;
-    Mean(bool (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *))
+    Mean(void (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *))
         : in_place(in_place), context(data, release) {}
-    void operator()(at::Tensor &tensor) {
-        TORCH_CHECK(in_place(context.data, &tensor), "the mean over ranks failed");
-    }
+    void operator()(at::Tensor &tensor) { in_place(context.data, &tensor); }
 };
 
 // The mean over ranks is linear, and each rank's gradient is averaged in the end: its backward is the mean as well.
@@ -92,7 +90,7 @@ bool codinet_hook_gradient(at::Tensor *parameter, at::Tensor *gradient, void (*r
     });
 }
 
-void *codinet_mean(bool (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *)) noexcept {
+void *codinet_mean(void (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *)) noexcept {
     return new std::shared_ptr<Mean>(std::make_shared<Mean>(in_place, data, release));
 }
 
@@ -152,8 +150,9 @@ bool codinet_event_block(void *event) noexcept {
     });
 }
 
-bool codinet_event_query(void *event) noexcept {
-    return guarded([&] { return static_cast<RecordedEvent *>(event)->event.query(); });
+// 1: it has come; -1: not yet; 0: it failed.
+int codinet_event_query(void *event) noexcept {
+    return guarded([&] { return static_cast<RecordedEvent *>(event)->event.query() ? 1 : -1; });
 }
 
 bool codinet_event_synchronize(void *event) noexcept {

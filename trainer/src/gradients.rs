@@ -185,9 +185,35 @@ fn plan(tensors: &[(Role, usize, i64)], options: &config::Collective) -> (Vec<Bu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collective;
 
     const fn role(router: bool, norm_or_bias: bool) -> Role {
         Role { router, norm_or_bias }
+    }
+
+    /// y = Σ a·b·x: both gradients are whole before backward is over, and have left by then, but not where that is not
+    /// asked for, nor in a micro-batch that is not the last.
+    #[test]
+    fn buckets_leave_during_backward() {
+        let world = collective::join().unwrap();
+        for overlap in [true, false] {
+            let mut params = Params::default();
+            let values = Tensor::from_slice(&[1.0f32, 2.0]);
+            let [a, b] = ["a", "b"].map(|name| params.train(name.into(), values.copy(), role(false, false)));
+            params.flatten(tch::Device::Cpu);
+            let options =
+                config::Collective { bucket_mb: 1e-6, first_bucket_mb: 1e-6, overlap, ..Default::default() };
+            let gradients = Gradients::new(&params, &world, &options);
+            let left = || locked(&gradients.launch).under_way.len();
+            (&a * &b).sum(Kind::Float).backward();
+            assert_eq!(left(), 0);
+            gradients.arm(Routers::Train);
+            (&a * &b).sum(Kind::Float).backward();
+            assert_eq!(left(), if overlap { 2 } else { 0 });
+            gradients.settle().unwrap();
+            assert_eq!(left(), 0);
+            assert_eq!(Vec::<f32>::try_from(gradients.flat()).unwrap(), [2.0, 4.0, 2.0, 4.0]);
+        }
     }
 
     #[test]

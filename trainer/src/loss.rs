@@ -112,13 +112,12 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
     }
     // The gradient is written out rather than recorded, some rows at a time: memory stays flat however many keys.
     let fixed = centres.detach();
-    let rows = (PAIRS_AT_ONCE / (all * n)).clamp(1, own);
+    let rows = (PAIRS_AT_ONCE / all).clamp(1, own);
     let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
     let (mut value, mut slopes) = (Tensor::zeros([], (centres.kind(), centres.device())), Vec::new());
     for start in (0..own).step_by(rows as usize) {
         let part = fixed.narrow(0, start, rows.min(own - start));
-        let away = part.unsqueeze(1) - keys.unsqueeze(0); // [R, G, n]
-        let distances = away.square().sum_dim_intlist([-1].as_slice(), false, None).sqrt(); // [R, G]
+        let distances = Tensor::cdist(&part, keys, 2.0, BY_DIFFERENCES); // [R, G]
         let itself = Tensor::arange(part.size()[0], (Kind::Int64, centres.device())) + (first + start);
         let others = itself.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
         let hinge = (-&distances + margin).relu() * others;
@@ -126,14 +125,17 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
         // ∂[m − d]₊²/∂c_i = −2 [m − d]₊ (c_i − key_j)/d; 0 where d = 0.
         let one = Tensor::ones_like(&distances);
         let slope = hinge * -2.0 / distances.where_self(&distances.gt(0.0), &one);
-        slopes.push((slope.unsqueeze(-1) * away).sum_dim_intlist([1].as_slice(), false, None));
+        // Σ_j s_ij (c_i − key_j)
+        slopes.push(part * slope.sum_dim_intlist([1].as_slice(), true, None) - slope.matmul(keys));
     }
     let pairs = (all * (all - 1)) as f64;
     value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None)
 }
 
-/// Coordinates of pairs of centres held at once: 16 MB of f32.
+/// Pairs of centres looked at at once: 16 MB of distances.
 const PAIRS_AT_ONCE: i64 = 1 << 22;
+/// `cdist`'s mode without matrix products: two centres that are the same are at distance 0.
+const BY_DIFFERENCES: i64 = 2;
 
 /// Eq. 11: L_cost = Σ_k c_k·v_k, the mean over inputs. `paths` is `[N, n]`, `costs` `[n]`.
 pub fn cost(paths: &Tensor, costs: &Tensor) -> Tensor {

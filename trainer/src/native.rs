@@ -18,7 +18,7 @@ unsafe extern "C" {
         release: Release,
     ) -> bool;
     fn codinet_mean(
-        in_place: unsafe extern "C" fn(*mut c_void, *mut C_tensor) -> bool,
+        in_place: unsafe extern "C" fn(*mut c_void, *mut C_tensor),
         data: *mut c_void,
         release: Release,
     ) -> *mut c_void;
@@ -38,7 +38,7 @@ unsafe extern "C" {
     ) -> bool;
     fn codinet_event_record(device: c_int) -> *mut c_void;
     fn codinet_event_block(event: *mut c_void) -> bool;
-    fn codinet_event_query(event: *mut c_void) -> bool;
+    fn codinet_event_query(event: *mut c_void) -> c_int;
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
     fn codinet_event_free(event: *mut c_void);
     fn codinet_side_stream(device: c_int) -> bool;
@@ -83,11 +83,11 @@ pub struct RankMean {
 }
 
 impl RankMean {
-    /// `in_place` replaces a tensor by its mean over ranks, and tells whether it could; all ranks call it in the same
-    /// order, in forward passes and, on a thread of autograd's, in backward passes.
-    pub fn new(ranks: usize, in_place: impl Fn(&Tensor) -> bool + Send + Sync + 'static) -> Self {
-        type InPlace = Box<dyn Fn(&Tensor) -> bool + Send + Sync>;
-        unsafe extern "C" fn call(data: *mut c_void, tensor: *mut C_tensor) -> bool {
+    /// `in_place` replaces a tensor by its mean over ranks; all ranks call it in the same order, in forward passes and, on a
+    /// thread of autograd's, in backward passes.
+    pub fn new(ranks: usize, in_place: impl Fn(&Tensor) + Send + Sync + 'static) -> Self {
+        type InPlace = Box<dyn Fn(&Tensor) + Send + Sync>;
+        unsafe extern "C" fn call(data: *mut c_void, tensor: *mut C_tensor) {
             // SAFETY: `data` is the box below, until `release`; `tensor` is alive through the call, and the clone
             // takes part in its reference count.
             unsafe { (*data.cast::<InPlace>())(&Tensor::clone_from_ptr(tensor)) }
@@ -186,7 +186,9 @@ impl Event {
     /// Whether it has come.
     pub fn is_over(&self) -> bool {
         // SAFETY: the event is alive.
-        unsafe { codinet_event_query(self.0) }
+        let answer = unsafe { codinet_event_query(self.0) };
+        expect(answer != 0, "asking for an event");
+        answer == 1
     }
 
     /// The host waits for the event.

@@ -56,14 +56,15 @@ pub struct Taken {
 }
 
 /// What ranks tell each other beside their paths' centres; on its way to the host.
-pub struct Told(Later);
+pub struct Told(Vec<Later>);
 
 impl Told {
     /// Whether any rank was asked to stop, and the mean of what each gate would have decided in inference (Eq. 13), `[n]`:
-    /// of all ranks' views, to the bit the same on all.
+    /// of all ranks' views, to the bit the same on all; NaN where a gate's logit was not finite.
     pub fn read(self) -> (bool, Vec<f64>) {
-        let values = self.0.read();
-        (values[0] > 0.0, values[1..].to_vec())
+        let told: Vec<Vec<f64>> = self.0.into_iter().map(Later::read).collect();
+        let mean = |column: usize| told.iter().map(|values| values[column]).sum::<f64>() / told.len() as f64;
+        (mean(0) > 0.0, (1..told[0].len()).map(mean).collect())
     }
 }
 
@@ -113,8 +114,7 @@ impl Step<'_> {
         let finite = norm.isfinite().to_kind(Kind::Float);
         let row = Tensor::stack(&rows, 0).mean_dim([0].as_slice(), false, None);
         let row = Tensor::cat(&[norm.view(1), finite.view(1), row], 0);
-        let told = Tensor::stack(&told, 0).mean_dim([0].as_slice(), false, None);
-        Ok(Taken { norm, finite, row, told: Told(Later::new(&told)) })
+        Ok(Taken { norm, finite, row, told: Told(told) })
     }
 
     /// What batch norm does in micro-batch `a`. The running statistics follow the first alone: the model's are rank 0's,
@@ -127,19 +127,21 @@ impl Step<'_> {
     }
 
     /// All ranks: all ranks' centres, `[G, n]`, and the mean over ranks of the wish to stop and of the hard decisions,
-    /// `[1 + n]`; in one all-gather. `centres` is `[L, n]`, `gates` `[L·M, n]`.
-    fn tell(&self, centres: &Tensor, gates: &Tensor, stop: bool) -> Result<(Tensor, Tensor)> {
+    /// which leaves for the host at once; in one all-gather. `centres` is `[L, n]`, `gates` `[L·M, n]`.
+    fn tell(&self, centres: &Tensor, gates: &Tensor, stop: bool) -> Result<(Tensor, Later)> {
         let (own, n) = (centres.size()[0], centres.size()[1]);
         let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
-        let rates = hard(gates).mean_dim([0].as_slice(), false, None);
+        let broken = gates.detach() * 0.0; // NaN where a logit is not finite
+        let rates = (hard(gates) + broken).mean_dim([0].as_slice(), false, None);
         let mine = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&mine)?; // [W, L·n + 1 + n]
         let keys = all.narrow(1, 0, own * n).reshape([-1, n]);
-        Ok((keys, all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None)))
+        let told = all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None);
+        Ok((keys, Later::new(&told)))
     }
 
     /// All ranks: the same for all micro-batches in one go, by a pass that leaves no trace.
-    fn keys_of_all(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Tensor)> {
+    fn keys_of_all(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Later)> {
         let (mut centres, mut gates) = (Vec::new(), Vec::new());
         for micro in batch {
             let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, self.statistics(1)));

@@ -103,6 +103,10 @@ impl MpiWorld {
                 "MPI_Init_thread",
             )?;
             JOINED.store(true, Ordering::SeqCst);
+            if provided < ffi::RSMPI_THREAD_FUNNELED {
+                let what = "this MPI does not support threads; build it with MPI_THREAD_FUNNELED or higher";
+                return Err(Error::new(Exit::Communication, what));
+            }
             check(ffi::MPI_Comm_set_errhandler(comm(), ffi::RSMPI_ERRORS_RETURN), "MPI_Comm_set_errhandler")?;
             check(ffi::MPI_Comm_rank(comm(), &mut rank), "MPI_Comm_rank")?;
             check(ffi::MPI_Comm_size(comm(), &mut size), "MPI_Comm_size")?;

@@ -103,16 +103,21 @@ impl Nccl {
     }
 }
 
-/// An NCCL communicator of all ranks, and the backend for tensors on the host.
-pub struct NcclWorld {
+/// An NCCL communicator of all ranks.
+pub struct Comm {
     nccl: Nccl,
     comm: ncclComm_t,
     device: usize,
-    host: Box<dyn Collective>,
 }
 
-// SAFETY: a communicator may be used from any thread, by one at a time; it is made and used by the thread of collectives.
-unsafe impl Send for NcclWorld {}
+// SAFETY: a communicator may be used from any thread, by one at a time; it is owned, and not shared.
+unsafe impl Send for Comm {}
+
+/// GPUs' tensors by NCCL, the host's by the backend from before.
+pub struct NcclWorld {
+    comm: Comm,
+    host: Box<dyn Collective>,
+}
 
 /// NCCL's name for a kind of elements.
 fn datatype(kind: Kind) -> Result<ncclDataType_t> {
@@ -126,16 +131,15 @@ fn datatype(kind: Kind) -> Result<ncclDataType_t> {
     }
 }
 
-impl NcclWorld {
-    /// All ranks, on the thread of collectives, whose current device is the rank's own.
-    pub fn join(nccl: Nccl, id: [u8; ID_BYTES], device: usize, host: Box<dyn Collective>) -> Result<Self> {
+impl Comm {
+    /// All ranks, each rank of `world`, on the thread of collectives, whose current device is `device`.
+    pub fn join(nccl: Nccl, id: [u8; ID_BYTES], device: usize, rank: usize, world: usize) -> Result<Self> {
         let id = ncclUniqueId { internal: id.map(|byte| byte as c_char) };
         let mut comm: ncclComm_t = std::ptr::null_mut();
         // SAFETY: `comm` outlives the call; every rank passes its own number and the same id.
-        let code =
-            unsafe { (nccl.comm_init_rank)(&mut comm, host.world() as c_int, id, host.rank() as c_int) };
+        let code = unsafe { (nccl.comm_init_rank)(&mut comm, world as c_int, id, rank as c_int) };
         nccl.check(code, "ncclCommInitRank", std::ptr::null_mut())?;
-        Ok(Self { nccl, comm, device, host })
+        Ok(Self { nccl, comm, device })
     }
 
     /// Whether a tensor can travel as it lies.
@@ -146,9 +150,20 @@ impl NcclWorld {
     fn stream(&self) -> cudaStream_t {
         stream_handle(self.device).cast()
     }
+
+    fn check(&self, code: Return, call: &str) -> Result<()> {
+        self.nccl.check(code, call, self.comm)
+    }
 }
 
-impl Drop for NcclWorld {
+impl NcclWorld {
+    /// `host` carries what does not lie on the GPU.
+    pub fn new(comm: Comm, host: Box<dyn Collective>) -> Self {
+        Self { comm, host }
+    }
+}
+
+impl Drop for Comm {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: the communicator is this one's own, and no collective is under way: each was waited for.
@@ -175,31 +190,33 @@ impl Collective for NcclWorld {
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
-        if !self.takes(tensor) {
+        let Comm { nccl, comm, .. } = &self.comm;
+        if !self.comm.takes(tensor) {
             return self.host.broadcast(tensor, root);
         }
         let (data, n, kind) = (tensor.data_ptr(), tensor.numel(), datatype(tensor.kind())?);
         // SAFETY: a contiguous tensor of n elements on the communicator's device, alive until the stream has done the
         // work, since whoever started the collective waits for it.
-        let code =
-            unsafe { (self.nccl.broadcast)(data, data, n, kind, root as c_int, self.comm, self.stream()) };
-        self.nccl.check(code, "ncclBroadcast", self.comm)
+        let code = unsafe { (nccl.broadcast)(data, data, n, kind, root as c_int, *comm, self.comm.stream()) };
+        self.comm.check(code, "ncclBroadcast")
     }
 
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
         reducible(tensor)?;
-        if !self.takes(tensor) {
+        let Comm { nccl, comm, .. } = &self.comm;
+        if !self.comm.takes(tensor) {
             return self.host.all_reduce_sum(tensor);
         }
         let (data, n, kind) = (tensor.data_ptr(), tensor.numel(), datatype(tensor.kind())?);
-        let (sum, comm, stream) = (ncclRedOp_t::ncclSum, self.comm, self.stream());
+        let (sum, stream) = (ncclRedOp_t::ncclSum, self.comm.stream());
         // SAFETY: as for ncclBroadcast; in place is allowed.
-        let code = unsafe { (self.nccl.all_reduce)(data, data, n, kind, sum, comm, stream) };
-        self.nccl.check(code, "ncclAllReduce", self.comm)
+        let code = unsafe { (nccl.all_reduce)(data, data, n, kind, sum, *comm, stream) };
+        self.comm.check(code, "ncclAllReduce")
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        if tensor.device() != Device::Cuda(self.device) {
+        let Comm { nccl, comm, device } = &self.comm;
+        if tensor.device() != Device::Cuda(*device) {
             return self.host.all_gather(tensor);
         }
         let (mine, kind) = (tensor.detach().contiguous(), datatype(tensor.kind())?);
@@ -209,8 +226,8 @@ impl Collective for NcclWorld {
         let (from, to, n) = (mine.data_ptr(), all.data_ptr(), mine.numel());
         // SAFETY: `all` has room for n elements of every rank; as for ncclBroadcast otherwise. `mine` may be freed before
         // the work is done: the allocator gives its memory to this stream alone.
-        let code = unsafe { (self.nccl.all_gather)(from, to, n, kind, self.comm, self.stream()) };
-        self.nccl.check(code, "ncclAllGather", self.comm)?;
+        let code = unsafe { (nccl.all_gather)(from, to, n, kind, *comm, self.comm.stream()) };
+        self.comm.check(code, "ncclAllGather")?;
         Ok(all)
     }
 

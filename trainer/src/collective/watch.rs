@@ -4,6 +4,8 @@
 use super::{Traffic, World, abort, broadcast_text};
 use crate::config;
 use crate::error::{Exit, Result};
+use crate::native::Event;
+use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,21 +19,36 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// What this rank is doing.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
+    /// The step being taken, and how many have been begun.
     step: AtomicU64,
+    steps: AtomicU64,
     doing: Mutex<Doing>,
     over: AtomicBool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Doing {
     traffic: Traffic,
     /// The collective that this rank is in, and since when.
     current: Option<(&'static str, Instant)>,
+    /// Those that the device was asked for and may still be busy with, oldest first.
+    on_device: VecDeque<(&'static str, Instant, Event)>,
+}
+
+impl Doing {
+    /// The oldest collective that is not over, and since when it is under way.
+    fn oldest(&mut self) -> Option<(&'static str, Instant)> {
+        while self.on_device.front().is_some_and(|(.., done)| done.is_over()) {
+            self.on_device.pop_front();
+        }
+        self.on_device.front().map(|&(what, since, _)| (what, since)).or(self.current)
+    }
 }
 
 impl Progress {
     pub(super) fn at_step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn enter(&self, what: &'static str, bytes: u64) {
@@ -41,10 +58,14 @@ impl Progress {
         doing.current = Some((what, Instant::now()));
     }
 
-    pub(super) fn leave(&self) {
+    /// The host is through with the collective; the device may have to come to `done` yet.
+    pub(super) fn leave(&self, done: Option<Event>) {
         let mut doing = self.doing.lock().expect("no panic under the lock");
-        let since = doing.current.take().map(|(_, since)| since.elapsed());
-        doing.traffic.busy += since.unwrap_or_default();
+        if let Some((what, since)) = doing.current.take() {
+            doing.traffic.busy += since.elapsed();
+            doing.on_device.extend(done.map(|done| (what, since, done)));
+            doing.oldest();
+        }
     }
 
     pub(super) fn waited(&self, time: Duration) {
@@ -52,15 +73,15 @@ impl Progress {
     }
 
     pub(super) fn traffic(&self) -> Traffic {
-        self.doing().traffic
+        self.doing.lock().expect("no panic under the lock").traffic
+    }
+
+    fn oldest(&self) -> Option<(&'static str, Instant)> {
+        self.doing.lock().expect("no panic under the lock").oldest()
     }
 
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
-    }
-
-    fn doing(&self) -> Doing {
-        *self.doing.lock().expect("no panic under the lock")
     }
 }
 
@@ -88,12 +109,9 @@ pub(super) struct Watch {
     first: Option<SocketAddr>,
     socket: Option<UdpSocket>,
     progress: Arc<Progress>,
-    /// Seconds that a collective may take: the first ones, and all others.
+    /// Seconds that a collective may take: until the first step is taken, and from then on.
     limits: (u64, u64),
 }
-
-/// Collectives that count as the first: start-up, and the first step with all that is made ready in it.
-const FIRST: u64 = 40;
 
 impl Watch {
     /// All ranks: learns where rank 0 is.
@@ -124,12 +142,11 @@ impl Watch {
                 self.tell(entered);
                 std::thread::sleep(BEAT);
             }
-            let limit = Duration::from_secs(if entered <= FIRST { self.limits.0 } else { self.limits.1 });
+            let first = self.progress.steps.load(Ordering::Relaxed) <= 1;
+            let limit = Duration::from_secs(if first { self.limits.0 } else { self.limits.1 });
             // Rank 0, which knows more, speaks first.
             let limit = if self.rank == 0 { limit } else { limit + 4 * SILENCE };
-            if let Some((name, since)) =
-                self.progress.doing().current.filter(|(_, since)| since.elapsed() > limit)
-            {
+            if let Some((name, since)) = self.progress.oldest().filter(|(_, since)| since.elapsed() > limit) {
                 let (waited, step) = (since.elapsed().as_secs(), self.progress.step.load(Ordering::Relaxed));
                 let missing = if self.rank == 0 { missing(&seen) } else { "rank 0 does not answer".into() };
                 eprintln!(

@@ -2,9 +2,9 @@
 //! in which they were handed over.
 
 use super::alone::Alone;
-use super::nccl::{ID_BYTES, Nccl, NcclWorld};
+use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
 use super::watch::{Progress, Watch};
-use super::{Collective, agree, all_gather_bytes, start_backend};
+use super::{Collective, abort, agree, all_gather_bytes, start_backend};
 use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::native::{Event, RankMean, use_side_stream};
@@ -51,7 +51,8 @@ pub struct Traffic {
     pub calls: u64,
     /// Bytes that this rank put into them.
     pub bytes: u64,
-    /// Time from the moment that a collective's turn came to its end, waiting for other ranks included.
+    /// Time from the moment that a collective's turn came to its end, waiting for other ranks included; on a GPU to the
+    /// moment that the device was asked for it.
     pub busy: Duration,
     /// Of all time, that in which computation waited for a collective.
     pub waited: Duration,
@@ -72,9 +73,7 @@ impl World {
                 job(&mut backend);
             }
         };
-        let thread = std::thread::Builder::new().name("collectives".into()).spawn(speak);
-        let thread = thread
-            .map_err(|error| Error::new(Exit::Communication, format!("cannot start a thread: {error}")))?;
+        let thread = thread("collectives", speak)?;
         let (rank, ranks, local, backend) = joined.recv().expect("the thread tells what it joined")?;
         let queue = Queue { jobs, progress: Arc::default() };
         Ok(Self { rank, ranks, local, backend, queue, thread: Some(thread), watch: None })
@@ -104,7 +103,7 @@ impl World {
     pub fn watch(&mut self, options: &config::Collective) -> Result<()> {
         if self.ranks > 1 {
             let watch = Watch::new(self, options, self.queue.progress.clone())?;
-            self.watch = std::thread::Builder::new().name("watch".into()).spawn(move || watch.run()).ok();
+            self.watch = Some(thread("watch", move || watch.run())?);
         }
         Ok(())
     }
@@ -113,15 +112,23 @@ impl World {
     /// own there.
     pub fn use_device(&mut self, device: Device, wanted: config::Backend) -> Result<()> {
         let nccl = self.nccl(device, wanted)?;
-        let job = move |backend: &mut Backend| {
+        let (rank, ranks) = (self.rank, self.ranks);
+        let meet = move |_: &mut Backend| {
             use_side_stream(device);
-            if let (Some((nccl, id)), Device::Cuda(index)) = (nccl, device) {
-                let host = std::mem::replace(backend, Box::new(Alone));
-                *backend = Box::new(NcclWorld::join(nccl, id, index, host)?);
+            match (nccl, device) {
+                (Some((nccl, id)), Device::Cuda(index)) => Comm::join(nccl, id, index, rank, ranks).map(Some),
+                _ => Ok(None),
             }
-            Ok(backend.name())
         };
-        self.backend = self.queue.start("the choice of a backend", Device::Cpu, 0, job).wait()?;
+        let met = self.queue.start("the start of NCCL", Device::Cpu, 0, meet).wait();
+        if let Some(comm) = agree(self, met)? {
+            let take = move |backend: &mut Backend| {
+                let host = std::mem::replace(backend, Box::new(Alone));
+                *backend = Box::new(NcclWorld::new(comm, host));
+                Ok(backend.name())
+            };
+            self.backend = self.queue.start("the choice of NCCL", Device::Cpu, 0, take).wait()?;
+        }
         Ok(())
     }
 
@@ -185,7 +192,7 @@ impl World {
         self.queue.start("a broadcast", tensor.device(), bytes(tensor), job).wait()
     }
 
-    /// All ranks: afterwards `tensor` (f32 or f64) holds on every rank the sum over ranks, to the bit the same on all.
+    /// All ranks: afterwards `tensor` (f32, f64 or bf16) holds on every rank the sum over ranks, to the bit the same on all.
     pub fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
         self.queue.start_sum("an all-reduce", tensor).wait()
     }
@@ -203,9 +210,11 @@ impl World {
     pub fn mean_operation(&self) -> RankMean {
         let (queue, ranks) = (self.queue.clone(), self.ranks);
         RankMean::new(ranks, move |tensor| {
-            let summed = queue.start_sum("an all-reduce of batch statistics", tensor).wait();
+            if let Err(error) = queue.start_sum("an all-reduce of batch statistics", tensor).wait() {
+                eprintln!("error: {error}"); // autograd has no way to pass it on
+                abort(error.exit as i32);
+            }
             let _ = tensor.shallow_clone().g_div_scalar_(ranks as f64);
-            summed.is_ok()
         })
     }
 
@@ -247,13 +256,8 @@ impl Queue {
                 before.block();
             }
             let value = collective(backend);
-            let (done, over) = (Event::record(device), Event::record(device));
-            let _ = told.send((value, done)); // nobody may be waiting any more where an error ended the run
-            // The watch has to see how long the device takes, and not only how long it takes to ask it.
-            while over.as_ref().is_some_and(|over| !over.is_over()) {
-                std::thread::sleep(Duration::from_micros(20));
-            }
-            progress.leave();
+            progress.leave(Event::record(device));
+            let _ = told.send((value, Event::record(device))); // an error may have ended who waited
         };
         let _ = self.jobs.send(Some(Box::new(job))); // where the thread is gone, wait says so
         Pending { result, progress: self.progress.clone() }
@@ -287,6 +291,11 @@ impl Drop for World {
             let _ = thread.join();
         }
     }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(body);
+    started.map_err(|error| Error::new(Exit::Communication, format!("cannot start a thread: {error}")))
 }
 
 fn bytes(tensor: &Tensor) -> u64 {

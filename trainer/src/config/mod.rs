@@ -431,13 +431,14 @@ pub struct Optim {
     pub lr_batch_size: Option<usize>,
 }
 
-/// What becomes of a step whose loss or gradient is not finite, on whichever rank.
+/// What becomes of a step whose loss or gradient is not finite, on whichever rank. Where the gradient is not, nothing has
+/// moved by the time that it is noticed: at the next log line or checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonfinite {
     /// The run ends.
     Stop,
-    /// Weights and momenta stay as they are, and the run goes on.
+    /// The step is told and counted, and the run goes on.
     Skip,
 }
 

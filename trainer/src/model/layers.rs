@@ -205,7 +205,7 @@ impl BatchNorm {
         let off = own_mean - &self.mean;
         let moments = mean.of(&Tensor::stack(&[&off, &(own_var + off.square())], 0)); // [2, C]
         let off = moments.get(0);
-        let var = moments.get(1) - off.square();
+        let var = (moments.get(1) - off.square()).clamp_min(0.0);
         let (mean, ranks) = (off + &self.mean, mean.ranks);
         let by_channel = |x: &Tensor| x.view([1, -1, 1, 1]);
         let scale = &self.weight * (&var + EPSILON).rsqrt();
@@ -214,7 +214,7 @@ impl BatchNorm {
             tch::no_grad(|| {
                 let count = (x.numel() as f64 / var.numel() as f64) * ranks as f64; // values a channel
                 let _ = self.mean.shallow_clone().lerp_(&mean, MOMENTUM);
-                let _ = self.var.shallow_clone().lerp_(&(var * (count / (count - 1.0))), MOMENTUM);
+                let _ = self.var.shallow_clone().lerp_(&(var * (count / (count - 1.0).max(1.0))), MOMENTUM);
             });
         }
         y.to_kind(x.kind())
@@ -240,5 +240,38 @@ impl Linear {
     /// Sets the bias.
     pub fn set_bias(&self, values: &[f32]) {
         tch::no_grad(|| self.bias.shallow_clone().copy_(&Tensor::from_slice(values)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// With a world of one, statistics over all ranks are the batch's: outputs, gradients and running statistics are those
+    /// of libtorch's own batch norm, from whatever running mean.
+    #[test]
+    fn batch_norm_over_ranks_is_libtorchs() {
+        tch::manual_seed(2);
+        let x = Tensor::randn([6, 3, 5, 4], (Kind::Float, Device::Cpu)) * 1.5 + 2.0;
+        let slope = Tensor::randn([6, 3, 5, 4], (Kind::Float, Device::Cpu));
+        let over_ranks = RankMean::new(1, |_| {});
+        let run = |over: Option<&RankMean>| {
+            let mut builder = Builder::new(1);
+            let norm = builder.norm("norm", 3, 1.0);
+            tch::no_grad(|| {
+                norm.weight.shallow_clone().copy_(&Tensor::from_slice(&[0.5f32, 1.0, -2.0]));
+                norm.bias.shallow_clone().copy_(&Tensor::from_slice(&[0.1f32, -0.3, 0.0]));
+                norm.mean.shallow_clone().copy_(&Tensor::from_slice(&[0.0f32, 1.0, -3.0]));
+            });
+            let x = x.copy().set_requires_grad(true);
+            let y = norm.forward(&x, Statistics::Batch { seen: true, over });
+            (&y * &slope).sum(Kind::Float).backward();
+            let BatchNorm { weight, bias, mean, var } = norm;
+            [y, x.grad(), weight.grad(), bias.grad(), mean, var]
+        };
+        for (i, (ours, theirs)) in run(Some(&over_ranks)).iter().zip(&run(None)).enumerate() {
+            assert!(ours.allclose(theirs, 1e-4, 1e-5, false), "{i}: {ours:?} {theirs:?}");
+        }
     }
 }

@@ -47,8 +47,8 @@ pub struct State {
     pub best: Option<Best>,
     /// What the steps since the last log line measured.
     pub tally: Tally,
-    /// Sum of the current epoch's losses, so that its mean does not forget what came before a stop.
-    pub epoch_loss: f64,
+    /// Sum and number of the current epoch's finite losses, so that its mean does not forget what came before a stop.
+    pub epoch_loss: (f64, u64),
     /// Results of the stages that are done, as `summary.json` has them.
     pub stages: Vec<serde_json::Value>,
     /// What the order of samples depends on: the seed, how many samples are used, and the data's fingerprint.

@@ -114,7 +114,7 @@ impl<'a> Trainer<'a> {
             });
             state = collective::agree(world, resumed)?;
             state.forget_lost_best(&place.dir);
-            note = resume::share_out(&mut state, world.world(), micro_batches);
+            note = resume::share_out(&mut state, world.world(), config);
             if config.budget().is_none() {
                 state.price = price;
             }
@@ -229,7 +229,7 @@ impl<'a> Trainer<'a> {
                 }
             }
             self.state.training_seconds += pace.seconds();
-            let evaluation = self.end_epoch(stage, steps)?;
+            let evaluation = self.end_epoch(stage)?;
             if let Some(evaluation) = evaluation.filter(|_| self.state.epoch == 0) {
                 self.console.end_bar();
                 return Ok(evaluation);
@@ -240,10 +240,11 @@ impl<'a> Trainer<'a> {
 
     /// All ranks: what follows an epoch's last step: evaluation, once in a while, and then a checkpoint, which
     /// stands at the start of what comes next.
-    fn end_epoch(&mut self, stage: &Stage, steps: u64) -> Result<Option<Evaluation>> {
-        let train_loss = self.state.epoch_loss / steps as f64;
+    fn end_epoch(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
+        let (sum, count) = self.state.epoch_loss;
+        let train_loss = sum / count as f64;
         self.state.epoch += 1;
-        (self.state.sample, self.state.epoch_loss) = (0, 0.0);
+        (self.state.sample, self.state.epoch_loss) = (0, (0.0, 0));
         let stage_ends = self.state.epoch == stage.epochs;
         let run_ends = stage_ends && self.state.stage + 1 == self.config.stages.len();
         if run_ends {
@@ -338,10 +339,12 @@ impl<'a> Trainer<'a> {
         Ok(taken.told)
     }
 
-    /// Where there is a budget: moves γ after a step in which gates would have decided like this.
+    /// Where there is a budget: moves γ after a step in which gates would have decided like this; not where a gate's logit
+    /// was not finite.
     fn steer(&mut self, stage: &Stage, hard_rates: &[f64]) {
         let config = self.config;
-        if let Some(budget) = config.budget().filter(|_| config.steers(stage)) {
+        let finite = hard_rates.iter().all(|rate| rate.is_finite());
+        if let Some(budget) = config.budget().filter(|_| config.steers(stage) && finite) {
             let gmacs = self.net.costs.mean_macs(hard_rates) / 1e9;
             // γ is the price of a block, in whatever unit the cost is.
             let table = self.net.costs.table(config.cost.unit);
@@ -355,10 +358,11 @@ impl<'a> Trainer<'a> {
         for measured in self.meter.read(self.world)? {
             let (step, blame) = (measured.step, measured.blame.as_ref());
             self.state.tally.add(&measured);
-            let Some(what) = blame else {
-                self.state.epoch_loss += measured.loss;
-                continue;
-            };
+            if measured.loss.is_finite() {
+                self.state.epoch_loss.0 += measured.loss;
+                self.state.epoch_loss.1 += 1;
+            }
+            let Some(what) = blame else { continue };
             if self.config.optim.on_nonfinite == OnNonfinite::Stop {
                 return Err(Error::diverged(step, what));
             }

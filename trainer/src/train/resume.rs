@@ -18,20 +18,22 @@ pub(super) fn open(place: &Place, config: &Config, state: &State) -> Result<Reco
 }
 
 /// Another number of ranks than before takes the same micro-batches, where they can be shared out: each step is then what
-/// it would have been. Otherwise the batch comes in as many as the config says.
-pub(super) fn share_out(state: &mut State, ranks: usize, configured: usize) -> Option<String> {
-    let before = state.micro_batches;
+/// it would have been. Otherwise the batch comes in as many as the config says; and with synchronised batch norm, whose
+/// statistics are those of all ranks' micro-batches taken together, it always does.
+pub(super) fn share_out(state: &mut State, ranks: usize, config: &Config) -> Option<String> {
+    let (before, configured) = (state.micro_batches, ranks * config.optim.accumulate);
     if before == configured {
         return None;
     }
-    if before.is_multiple_of(ranks) {
+    let synchronised = config.model.sync_batch_norm;
+    if !synchronised && before.is_multiple_of(ranks) && config.optim.batch_size.is_multiple_of(before) {
         return Some(format!(
             "each of {ranks} ranks takes {} of a step's {before} micro-batches, as before",
             before / ranks
         ));
     }
     state.micro_batches = configured;
-    Some(format!(
+    (!synchronised).then(|| format!(
         "note: a step's batch came in {before} parts before and comes in {configured} now, so batch norm sees other batches"
     ))
 }
