@@ -111,7 +111,7 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
         return (centres * 0.0).sum(None);
     }
     // The gradient is written out rather than recorded, some rows at a time: memory stays flat however many keys.
-    let fixed = centres.detach();
+    let (fixed, wide_keys) = (centres.detach(), keys.to_kind(Kind::Double));
     let rows = (PAIRS_AT_ONCE / all).clamp(1, own);
     let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
     let (mut value, mut slopes) = (Tensor::zeros([], (centres.kind(), centres.device())), Vec::new());
@@ -125,8 +125,10 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
         // ∂[m − d]₊²/∂c_i = −2 [m − d]₊ (c_i − key_j)/d; 0 where d = 0.
         let one = Tensor::ones_like(&distances);
         let slope = hinge * -2.0 / distances.where_self(&distances.gt(0.0), &one);
-        // Σ_j s_ij (c_i − key_j)
-        slopes.push(part * slope.sum_dim_intlist([1].as_slice(), true, None) - slope.matmul(keys));
+        // Σ_j s_ij (c_i − key_j), by products of matrices; in f64, for it is a difference of large sums.
+        let (part, slope) = (part.to_kind(Kind::Double), slope.to_kind(Kind::Double));
+        let away = part * slope.sum_dim_intlist([1].as_slice(), true, None) - slope.matmul(&wide_keys);
+        slopes.push(away.to_kind(centres.kind()));
     }
     let pairs = (all * (all - 1)) as f64;
     value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None)
