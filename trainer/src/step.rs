@@ -135,7 +135,7 @@ impl Step<'_> {
         let rates = (hard(gates) + broken).mean_dim([0].as_slice(), false, None);
         let mine = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&mine)?; // [W, L·n + 1 + n]
-        let keys = all.narrow(1, 0, own * n).reshape([-1, n]);
+        let keys = all.narrow(1, 0, own * n).reshape([self.world.world() as i64 * own, n]);
         let told = all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None);
         Ok((keys, Later::new(&told)))
     }
