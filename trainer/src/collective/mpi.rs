@@ -289,7 +289,15 @@ mod tests {
     fn bf16_rounds_as_libtorch_does() {
         let values: Vec<f32> =
             (0..2000).map(|i| ((i as f32) * 0.37).sin() * 10f32.powi(i % 60 - 30)).collect();
-        let odd = [0.0, -0.0, f32::INFINITY, f32::MAX, 1.00390625, 1.01171875, f32::MIN_POSITIVE / 3.0];
+        let odd = [
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::MAX,
+            1.0 + 1.0 / 256.0,
+            1.0 + 3.0 / 256.0,
+            f32::MIN_POSITIVE / 3.0,
+        ];
         for value in values.into_iter().chain(odd) {
             let theirs = Tensor::from(value).to_kind(Kind::BFloat16).to_kind(Kind::Float);
             assert_eq!(from_bf16(to_bf16(value)), f32::try_from(theirs).unwrap(), "{value}");
