@@ -134,8 +134,8 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
     value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None)
 }
 
-/// Pairs of centres looked at at once: 16 MB of distances.
-const PAIRS_AT_ONCE: i64 = 1 << 22;
+/// Pairs of centres looked at at once: 1 MB of distances.
+const PAIRS_AT_ONCE: i64 = 1 << 18;
 /// `cdist`'s mode without matrix products: two centres that are the same are at distance 0.
 const BY_DIFFERENCES: i64 = 2;
 

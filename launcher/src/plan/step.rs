@@ -6,9 +6,9 @@ use serde::Serialize;
 /// Share of a step's computing that is backward: it has twice the multiplications of forward.
 const BACKWARD: f64 = 2.0 / 3.0;
 
-/// What one pass over all coordinates of the pairs of centres moves to or from memory, in bytes, times the passes that
-/// L_div and its gradient make.
-const DIVERSITY_BYTES: f64 = 4.0 * 8.0;
+/// Bytes that L_div and its gradient move to or from memory for each pair of centres: what the trainer's `loss.rs` reads and
+/// writes of `[L, G]` numbers. The coordinates are read once, and do not count beside it.
+const DIVERSITY_BYTES: f64 = 124.0;
 
 /// Bytes a second of a GPU's memory: an A100's 2 TB/s.
 const MEMORY: f64 = 2e12;
@@ -64,7 +64,7 @@ impl Step {
                 0.0 => 0.0,
                 _ => micro_batches * cluster.all_gather(keys, gpus),
             },
-            diversity: micro_batches * pairs_with_others * work.gates * DIVERSITY_BYTES / MEMORY,
+            diversity: micro_batches * pairs_with_others * DIVERSITY_BYTES / MEMORY,
             stragglers: jitter * expected_maximum(gpus) * work.compute,
         }
     }
