@@ -173,7 +173,7 @@ enum Fault {
     Killed,
     /// The same while a checkpoint is being written.
     KilledInSave,
-    /// A crash in native code: SIGSEGV.
+    /// A crash in native code: SIGABRT.
     Crashed,
     /// No more memory for it: allocations fail, which is an exception in libtorch and a panic here.
     OutOfMemory,
@@ -205,7 +205,11 @@ fn a_soak_of_faults() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     use Fault::{BrokenData, Crashed, Killed, KilledInSave, OutOfMemory, Stopped};
+    let only = std::env::var("ONLY").unwrap_or_default(); // such as Killed, where one is looked into
     for fault in [Killed, KilledInSave, Crashed, OutOfMemory, Stopped, BrokenData] {
+        if !only.is_empty() && only != format!("{fault:?}") {
+            continue;
+        }
         let (mut slowest, mut codes, mut named, mut same, mut in_save) =
             (Duration::ZERO, std::collections::BTreeSet::new(), 0, 0, 0);
         for time in 0..times {
@@ -224,7 +228,7 @@ fn a_soak_of_faults() {
             let signal = |name: &str| shell(&format!("kill -{name} {pid}"));
             match fault {
                 Killed | KilledInSave => signal("KILL"),
-                Crashed => signal("SEGV"),
+                Crashed => signal("ABRT"),
                 Stopped => signal("STOP"),
                 OutOfMemory => shell(&format!("prlimit --pid {pid} --as=1")),
                 BrokenData => {
@@ -249,7 +253,7 @@ fn a_soak_of_faults() {
             codes.insert(code);
             named += usize::from(match fault {
                 Killed | KilledInSave => said.contains(&format!("rank {rank}")) && said.contains("signal 9"),
-                Crashed => said.contains(&format!("rank {rank}")) && said.contains("signal 11"),
+                Crashed => said.contains(&format!("rank {rank}")) && said.contains("signal 6"),
                 OutOfMemory => said.contains(&format!("rank {rank}")) || said.contains("memory"),
                 Stopped => said.contains(&format!("rank {rank} ")),
                 BrokenData => said.contains("(rank ") && said.contains(".tar"),
