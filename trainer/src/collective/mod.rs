@@ -13,8 +13,7 @@ mod world;
 pub use world::{Pending, Queue, Traffic, World};
 
 use crate::error::{Error, Exit, Result};
-use crate::native::Event;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// A backend: a group of ranks, each a process, as one thread of each speaks with the others.
 pub trait Collective: Send {
@@ -151,21 +150,6 @@ fn reducible(tensor: &Tensor) -> Result<()> {
         Kind::Float | Kind::Double | Kind::BFloat16 => Ok(()),
         kind => Err(Error::new(Exit::Communication, format!("cannot sum tensors of {kind:?} over ranks"))),
     }
-}
-
-/// Runs `host` on a contiguous CPU tensor, pinned where `tensor` is on a GPU, and brings the result back to `tensor`'s
-/// device and layout.
-fn on_host(tensor: &Tensor, host: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
-    if tensor.device() == Device::Cpu && tensor.is_contiguous() {
-        return host(tensor);
-    }
-    let copy = tensor.detach().contiguous().internal_to_copy((tensor.kind(), Device::Cpu), true);
-    if let Some(copied) = Event::record(tensor.device()) {
-        copied.synchronize();
-    }
-    host(&copy)?;
-    tch::no_grad(|| tensor.shallow_clone().copy_(&copy));
-    Ok(())
 }
 
 #[cfg(test)]

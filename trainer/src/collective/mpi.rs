@@ -5,13 +5,14 @@
 //! ranks meet by a barrier that sleeps while it waits: MPI's own calls spin, on cores that have better to do.
 #![expect(unsafe_code, reason = "MPI is a C library")]
 
-use super::{Collective, on_host, reducible};
+use super::{Collective, reducible};
 use crate::error::{Error, Exit, Result};
+use crate::native::Event;
 use mpi::ffi;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 unsafe extern "C" {
     fn codinet_mpi_in_place() -> *mut c_void;
@@ -83,6 +84,21 @@ fn count(tensor: &Tensor) -> Result<c_int> {
     c_int::try_from(tensor.numel()).map_err(|_| {
         Error::new(Exit::Communication, "a tensor of over 2³¹ elements cannot be sent in one call")
     })
+}
+
+/// Runs `host` on a contiguous CPU tensor, pinned where `tensor` is on a GPU, and brings the result back to `tensor`'s
+/// device and layout.
+fn on_host(tensor: &Tensor, host: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+    if tensor.device() == Device::Cpu && tensor.is_contiguous() {
+        return host(tensor);
+    }
+    let copy = tensor.detach().contiguous().internal_to_copy((tensor.kind(), Device::Cpu), true);
+    if let Some(copied) = Event::record(tensor.device()) {
+        copied.synchronize();
+    }
+    host(&copy)?;
+    tch::no_grad(|| tensor.shallow_clone().copy_(&copy));
+    Ok(())
 }
 
 impl MpiWorld {
@@ -262,11 +278,11 @@ impl Collective for MpiWorld {
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        let mine = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let mine = tensor.detach().to_device(Device::Cpu).contiguous();
         let (count, datatype) = (count(&mine)?, datatype(mine.kind())?);
         let mut shape = vec![self.world as i64];
         shape.extend(mine.size());
-        let all = Tensor::empty(&shape, (mine.kind(), tch::Device::Cpu));
+        let all = Tensor::empty(&shape, (mine.kind(), Device::Cpu));
         self.meet()?;
         // SAFETY: `all` has room for `count` elements of every rank; both tensors are contiguous and alive.
         let code = unsafe {
