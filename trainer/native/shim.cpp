@@ -2,6 +2,7 @@
 // A function that may fail returns 0 or null and leaves what happened to `codinet_error`.
 
 #include <ATen/ATen.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -46,23 +47,27 @@ struct GradientHook : torch::autograd::PostAccumulateGradHook {
     void operator()(const at::Tensor &) override { ready(context.data); }
 };
 
-struct Mean {
-    void (*in_place)(void *, at::Tensor *);
-    Context context;
-    Mean(void (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *))
-        : in_place(in_place), context(data, release) {}
-    void operator()(at::Tensor &tensor) { in_place(context.data, &tensor); }
-};
-
-// The mean over ranks is linear, and each rank's gradient is averaged in the end: its backward is the mean as well.
-struct MeanBackward : torch::autograd::Node {
-    std::shared_ptr<Mean> mean;
+// An operation whose backward pass is a Rust closure: from the outputs' gradients, null where one did not come, to new
+// tensors for the inputs', null where there is none.
+struct Function : torch::autograd::Node {
+    using Backward = void (*)(void *, const at::Tensor *const *, at::Tensor **);
+    Backward backward;
+    std::unique_ptr<Context> context;
     torch::autograd::variable_list apply(torch::autograd::variable_list &&gradients) override {
         at::NoGradGuard no_grad;
-        at::Tensor gradient = gradients[0].clone(at::MemoryFormat::Contiguous);
-        (*mean)(gradient);
-        return {gradient};
+        TORCH_CHECK(context, "a graph is gone through backward once");
+        std::vector<const at::Tensor *> given;
+        for (const auto &gradient : gradients) given.push_back(gradient.defined() ? &gradient : nullptr);
+        std::vector<at::Tensor *> found(num_outputs(), nullptr);
+        backward(context->data, given.data(), found.data());
+        torch::autograd::variable_list result;
+        for (auto *one : found) {
+            result.push_back(one ? *one : at::Tensor());
+            delete one;
+        }
+        return result;
     }
+    void release_variables() override { context.reset(); }
 };
 
 const c10::impl::VirtualGuardImpl cuda() { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA); }
@@ -90,28 +95,32 @@ bool codinet_hook_gradient(at::Tensor *parameter, at::Tensor *gradient, void (*r
     });
 }
 
-void *codinet_mean(void (*in_place)(void *, at::Tensor *), void *data, void (*release)(void *)) noexcept {
-    return new std::shared_ptr<Mean>(std::make_shared<Mean>(in_place, data, release));
+bool codinet_function(const at::Tensor *const *inputs, size_t n_inputs, const at::Tensor *const *outputs,
+                      size_t n_outputs, Function::Backward backward, void *data, void (*release)(void *)) noexcept {
+    return guarded([&] {
+        auto context = std::make_unique<Context>(data, release);
+        torch::autograd::variable_list from;
+        for (size_t i = 0; i < n_inputs; i++) from.push_back(*inputs[i]);
+        if (!torch::autograd::compute_requires_grad(from)) return true;
+        auto node = std::shared_ptr<Function>(new Function(), torch::autograd::deleteNode);
+        node->backward = backward;
+        node->context = std::move(context);
+        node->set_next_edges(torch::autograd::collect_next_edges(from));
+        for (size_t i = 0; i < n_outputs; i++) torch::autograd::set_history(*outputs[i], node);
+        return true;
+    });
 }
 
-void codinet_mean_free(void *mean) noexcept { delete static_cast<std::shared_ptr<Mean> *>(mean); }
-
-at::Tensor *codinet_mean_apply(void *handle, at::Tensor *x) noexcept {
-    return guarded([&]() -> at::Tensor * {
-        auto &mean = *static_cast<std::shared_ptr<Mean> *>(handle);
-        at::Tensor y;
-        {
-            at::NoGradGuard no_grad;
-            y = x->detach().clone(at::MemoryFormat::Contiguous);
-            (*mean)(y);
-        }
-        if (at::GradMode::is_enabled() && x->requires_grad()) {
-            auto node = std::shared_ptr<MeanBackward>(new MeanBackward(), torch::autograd::deleteNode);
-            node->mean = mean;
-            node->set_next_edges(torch::autograd::collect_next_edges(*x));
-            torch::autograd::set_history(y, node);
-        }
-        return new at::Tensor(y);
+// By an iterator over as many bytes, for at::parallel_for is compiled where it is called, against an OpenMP of its own.
+bool codinet_parallel(size_t tasks, void (*task)(void *, size_t), void *data) noexcept {
+    return guarded([&] {
+        at::Tensor marks = at::empty({static_cast<int64_t>(tasks)}, at::kByte);
+        char *first = static_cast<char *>(marks.data_ptr());
+        auto each = [&](char **at, const int64_t *strides, int64_t n) {
+            for (int64_t i = 0; i < n; i++) task(data, at[0] + i * strides[0] - first);
+        };
+        at::TensorIterator::nullary_op(marks).for_each(each, 1);
+        return true;
     });
 }
 

@@ -14,6 +14,7 @@ mod cuda;
 pub mod dry_run;
 pub mod error;
 pub mod evaluate;
+mod fused;
 pub mod gradients;
 pub mod input;
 pub mod loss;

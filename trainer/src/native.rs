@@ -1,8 +1,11 @@
-//! What tch lacks of libtorch: hooks on gradients, a mean over ranks that autograd sees through, the fused update, and
-//! streams. The C++ half is `native/shim.cpp`.
+//! What tch lacks of libtorch: hooks on gradients, operations with a backward pass of their own, its threads, the fused
+//! update, and streams. The C++ half is `native/shim.cpp`.
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
@@ -17,13 +20,20 @@ unsafe extern "C" {
         data: *mut c_void,
         release: Release,
     ) -> bool;
-    fn codinet_mean(
-        in_place: unsafe extern "C" fn(*mut c_void, *mut C_tensor),
+    fn codinet_function(
+        inputs: *const *const C_tensor,
+        n_inputs: usize,
+        outputs: *const *const C_tensor,
+        n_outputs: usize,
+        backward: unsafe extern "C" fn(*mut c_void, *const *mut C_tensor, *mut *mut C_tensor),
         data: *mut c_void,
         release: Release,
-    ) -> *mut c_void;
-    fn codinet_mean_free(mean: *mut c_void);
-    fn codinet_mean_apply(mean: *mut c_void, x: *mut C_tensor) -> *mut C_tensor;
+    ) -> bool;
+    fn codinet_parallel(
+        tasks: usize,
+        task: unsafe extern "C" fn(*mut c_void, usize),
+        data: *mut c_void,
+    ) -> bool;
     fn codinet_fused_sgd(
         weights: *const *const C_tensor,
         gradients: *const *const C_tensor,
@@ -74,10 +84,61 @@ pub fn on_gradient(parameter: &Tensor, gradient: &Tensor, ready: impl Fn() + Sen
     expect(hooked, "a hook on a gradient");
 }
 
-/// The mean over ranks, as an operation whose gradient is the mean over ranks of the gradients.
-#[derive(Debug)]
+/// Makes `outputs`, which were computed from `inputs` without autograd's knowing, an operation of autograd's: `backward`
+/// turns the gradients of the outputs, `None` where one is zero, into those of the inputs, in order. Called at most once,
+/// on a thread of autograd's; what it holds is freed right after, or with the graph.
+pub fn function<const I: usize, const O: usize>(
+    inputs: [&Tensor; I],
+    outputs: [&Tensor; O],
+    backward: impl Fn([Option<Tensor>; O]) -> [Option<Tensor>; I] + Send + 'static,
+) {
+    type Backward = Box<dyn Fn(*const *mut C_tensor, *mut *mut C_tensor) + Send>;
+    unsafe extern "C" fn call(data: *mut c_void, gradients: *const *mut C_tensor, found: *mut *mut C_tensor) {
+        // SAFETY: `data` is the box below, until `release`.
+        unsafe { (*data.cast::<Backward>())(gradients, found) }
+    }
+    unsafe extern "C" fn release(data: *mut c_void) {
+        // SAFETY: called once, after the backward pass or by the node's destructor.
+        drop(unsafe { Box::from_raw(data.cast::<Backward>()) });
+    }
+    let closure = move |gradients: *const *mut C_tensor, found: *mut *mut C_tensor| {
+        let given = std::array::from_fn(|i| {
+            // SAFETY: as many pointers as outputs, null or to a tensor alive through the call, whose reference count
+            // the clone takes part in.
+            unsafe {
+                let gradient = *gradients.add(i);
+                (!gradient.is_null()).then(|| Tensor::clone_from_ptr(gradient))
+            }
+        });
+        for (i, gradient) in backward(given).into_iter().enumerate() {
+            let gradient =
+                gradient.map_or(std::ptr::null_mut(), |one| ManuallyDrop::new(one).as_ptr().cast_mut());
+            // SAFETY: room for as many pointers as inputs; each new tensor is the caller's from here on.
+            unsafe { *found.add(i) = gradient };
+        }
+    };
+    let data = Box::into_raw(Box::new(Box::new(closure) as Backward)).cast();
+    let (inputs, outputs) = (inputs.map(|x| x.as_ptr() as _), outputs.map(|x| x.as_ptr() as _));
+    // SAFETY: arrays of living tensors, of the lengths given; the node owns `data` from here on and releases it once, also
+    // where no input needs a gradient or this fails.
+    let made = unsafe { codinet_function(inputs.as_ptr(), I, outputs.as_ptr(), O, call, data, release) };
+    expect(made, "an operation's backward pass");
+}
+
+/// Calls `task(0)` to `task(tasks − 1)`, each once, on libtorch's own threads, as many as it is set to use.
+pub fn parallel<F: Fn(usize) + Sync>(tasks: usize, task: F) {
+    unsafe extern "C" fn call<F: Fn(usize)>(data: *mut c_void, index: usize) {
+        // SAFETY: `data` is the closure below, which outlives the loop and may be shared by threads.
+        unsafe { (*data.cast::<F>())(index) }
+    }
+    // SAFETY: as above; the loop is over when the call returns.
+    let done = unsafe { codinet_parallel(tasks, call::<F>, (&raw const task).cast_mut().cast()) };
+    expect(done, "a parallel loop");
+}
+
+/// The mean over ranks, as an operation of autograd's.
 pub struct RankMean {
-    handle: *mut c_void,
+    in_place: Arc<dyn Fn(&Tensor) + Send + Sync>,
     /// How many ranks there are.
     pub ranks: usize,
 }
@@ -86,35 +147,27 @@ impl RankMean {
     /// `in_place` replaces a tensor by its mean over ranks; all ranks call it in the same order, in forward passes and, on a
     /// thread of autograd's, in backward passes.
     pub fn new(ranks: usize, in_place: impl Fn(&Tensor) + Send + Sync + 'static) -> Self {
-        type InPlace = Box<dyn Fn(&Tensor) + Send + Sync>;
-        unsafe extern "C" fn call(data: *mut c_void, tensor: *mut C_tensor) {
-            // SAFETY: `data` is the box below, until `release`; `tensor` is alive through the call, and the clone
-            // takes part in its reference count.
-            unsafe { (*data.cast::<InPlace>())(&Tensor::clone_from_ptr(tensor)) }
-        }
-        unsafe extern "C" fn release(data: *mut c_void) {
-            // SAFETY: called once, when the last graph that uses the operation is gone.
-            drop(unsafe { Box::from_raw(data.cast::<InPlace>()) });
-        }
-        let data = Box::into_raw(Box::new(Box::new(in_place) as InPlace)).cast();
-        // SAFETY: the handle owns `data`, and shares it with the graphs that it is used in.
-        Self { handle: unsafe { codinet_mean(call, data, release) }, ranks }
+        Self { in_place: Arc::new(in_place), ranks }
     }
 
-    /// All ranks: the mean of `x`.
+    /// All ranks: the mean of `x`. It is linear, and each rank's gradient is averaged in the end: its gradient is the mean
+    /// of the gradients.
     pub fn of(&self, x: &Tensor) -> Tensor {
-        // SAFETY: the handle and the tensor are alive; the result is a new tensor that tch takes over.
-        let mean = unsafe { codinet_mean_apply(self.handle, x.as_ptr() as _) };
-        expect(!mean.is_null(), "the mean over ranks");
-        // SAFETY: as above.
-        unsafe { Tensor::from_ptr(mean) }
+        let mean = |in_place: &dyn Fn(&Tensor), x: &Tensor| {
+            let y = x.detach().contiguous().copy();
+            in_place(&y);
+            y
+        };
+        let y = mean(&*self.in_place, x);
+        let in_place = self.in_place.clone();
+        function([x], [&y], move |[gradient]| [gradient.map(|gradient| mean(&*in_place, &gradient))]);
+        y
     }
 }
 
-impl Drop for RankMean {
-    fn drop(&mut self) {
-        // SAFETY: made by codinet_mean, freed once.
-        unsafe { codinet_mean_free(self.handle) };
+impl fmt::Debug for RankMean {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("RankMean").field("ranks", &self.ranks).finish_non_exhaustive()
     }
 }
 

@@ -4,6 +4,7 @@
 use super::layers::{BatchNorm, Builder, Conv, Shape, Statistics};
 use super::router::{Router, RouterBuilder};
 use crate::config::{Relaxation, SkipBranch};
+use crate::fused::Then;
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng as _;
 use tch::{Kind, Tensor};
@@ -71,12 +72,12 @@ impl Gate {
         (Self { router, skip }, router_macs, skip_macs)
     }
 
-    /// What stands in for the block when it is skipped, `[N, C', H', W']`.
-    pub fn skip(&self, x: &Tensor, shortcut: &Tensor, statistics: Statistics) -> Tensor {
+    /// What stands in for the block when it is skipped, `[N, C', H', W']`; none: its shortcut, as it is.
+    pub fn skip(&self, x: &Tensor, shortcut: &Tensor, statistics: Statistics) -> Option<Tensor> {
         match &self.skip {
-            Skip::Identity => x.shallow_clone(),
-            Skip::Project(conv, norm) => norm.forward(&conv.forward(x), statistics).relu_(),
-            Skip::Shortcut => shortcut.relu(),
+            Skip::Identity => None, // of the same shape, so the shortcut is the input as well
+            Skip::Project(conv, norm) => Some(norm.forward_then(&conv.forward(x), statistics, Then::Relu).x),
+            Skip::Shortcut => Some(shortcut.relu()),
         }
     }
 }

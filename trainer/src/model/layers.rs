@@ -2,6 +2,7 @@
 //! and counts their multiply-accumulates.
 
 use super::params::{Params, Role};
+use crate::fused::{self, Then};
 use crate::native::RankMean;
 use codinet_dataloader::random::{self, Domain};
 use rand_chacha::ChaCha8Rng;
@@ -72,6 +73,14 @@ pub struct BatchNorm {
     bias: Tensor,
     mean: Tensor,
     var: Tensor,
+}
+
+/// An activation, `[N, C, H, W]`, and what routers see of it.
+#[derive(Debug)]
+pub struct Features {
+    /// The activation.
+    pub x: Tensor,
+    mean: Option<Tensor>,
 }
 
 /// `x·Wᵀ + b`.
@@ -197,6 +206,29 @@ impl BatchNorm {
         Tensor::batch_norm(x, weight, bias, running.0, running.1, train, MOMENTUM, EPSILON, true)
     }
 
+    /// Normalises `h` and goes on as `then` says: in one operation where there is a kernel for it.
+    pub fn forward_then(&self, h: &Tensor, statistics: Statistics, then: Then) -> Features {
+        if let Statistics::Batch { seen, over: None } = statistics
+            && fused::has_kernel(h)
+        {
+            let running = seen.then_some((&self.mean, &self.var));
+            let (weight, bias) = (&self.weight, &self.bias);
+            let norm = fused::Norm { weight, bias, running, momentum: MOMENTUM, epsilon: EPSILON };
+            let (x, mean) = fused::norm_then(h, &norm, then);
+            return Features { x, mean: Some(mean) };
+        }
+        let mut y = self.forward(h, statistics);
+        let x = match then {
+            Then::Relu => y.relu_(),
+            Then::AddRelu { shortcut } => y.g_add_(shortcut).relu_(),
+            Then::Blend { shortcut, skip, v } => {
+                let run = y.g_add_(shortcut).relu_();
+                skip.unwrap_or(shortcut).lerp_tensor(&run, &v.view([-1, 1, 1, 1]).to_kind(run.kind()))
+            }
+        };
+        x.into()
+    }
+
     /// The same with the statistics of all ranks' batches, all of one size: one collective forward, one backward.
     fn over_ranks(&self, x: &Tensor, mean: &RankMean, seen: bool) -> Tensor {
         let values = x.to_kind(Kind::Float);
@@ -218,6 +250,20 @@ impl BatchNorm {
             });
         }
         y.to_kind(x.kind())
+    }
+}
+
+impl From<Tensor> for Features {
+    fn from(x: Tensor) -> Self {
+        Self { x, mean: None }
+    }
+}
+
+impl Features {
+    /// The mean over H and W, f32 `[N, C]`.
+    pub fn mean(&self) -> Tensor {
+        let of = || self.x.mean_dim([2, 3].as_slice(), false, Kind::Float);
+        self.mean.as_ref().map_or_else(of, Tensor::shallow_clone)
     }
 }
 

@@ -6,6 +6,7 @@ use super::layers::{BatchNorm, Builder, Conv, Linear, Shape, Statistics};
 use super::params::Params;
 use super::router::{Memory, RouterBuilder};
 use crate::config::{self, Arch, CostUnit, Gates};
+use crate::fused::Then;
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet, gated or static.
@@ -155,30 +156,31 @@ impl Net {
 
     /// `x` is `[N, C, H, W]`, normalised; convolutions and activations are of its kind, gates and logits fp32.
     pub fn forward(&self, x: &Tensor, decisions: Decisions, statistics: Statistics) -> Output {
-        let mut x = self.stem.1.forward(&self.stem.0.forward(x), statistics).relu_();
+        let mut x = self.stem.1.forward_then(&self.stem.0.forward(x), statistics, Then::Relu);
         if self.pool {
-            x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+            x = x.x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).into();
         }
         let (mut gates, mut path) = (Vec::new(), Vec::new());
         let mut memory: Memory = None;
         for block in &self.blocks {
-            let shortcut = block.shortcut(&x, statistics);
-            let run = block.run(&x, &shortcut, statistics);
+            let shortcut = &block.shortcut(&x.x, statistics);
+            let (h, norm) = block.before_last_norm(&x.x, statistics);
             let Some(gate) = &block.gate else {
-                x = run;
+                x = norm.forward_then(&h, statistics, Then::AddRelu { shortcut });
                 continue;
             };
             let logit = gate.router.logit(&x, &mut memory);
             let v = decisions.decide(&logit, gates.len() as i64);
             // Eq. 7: a_k = v·F_k(a_{k−1}) + (1 − v)·skip(a_{k−1}).
-            let weight = v.view([-1, 1, 1, 1]).to_kind(run.kind());
-            x = gate.skip(&x, &shortcut, statistics).lerp_tensor(&run, &weight);
+            let skip = gate.skip(&x.x, shortcut, statistics);
+            x = norm.forward_then(&h, statistics, Then::Blend { shortcut, skip: skip.as_ref(), v: &v });
             gates.push(logit);
             path.push(v);
         }
-        let logits = self.head.forward(&x.mean_dim([2, 3].as_slice(), false, Kind::Float));
+        let logits = self.head.forward(&x.mean());
+        let (batch, device) = (logits.size()[0], logits.device());
         let stack = |columns: Vec<Tensor>| match columns.is_empty() {
-            true => Tensor::zeros([x.size()[0], 0], (Kind::Float, x.device())),
+            true => Tensor::zeros([batch, 0], (Kind::Float, device)),
             false => Tensor::stack(&columns, 1),
         };
         Output { logits, gates: stack(gates), path: stack(path) }
@@ -268,16 +270,14 @@ impl Block {
         }
     }
 
-    /// F(x): the convolutions, the residual connection and the last ReLU.
-    fn run(&self, x: &Tensor, shortcut: &Tensor, statistics: Statistics) -> Tensor {
+    /// The convolutions, and the batch norm that the last one's output still has to go through.
+    fn before_last_norm(&self, x: &Tensor, statistics: Statistics) -> (Tensor, &BatchNorm) {
+        let (last, layers) = self.layers.split_last().expect("a block has layers");
         let mut y = x.shallow_clone();
-        for (i, (conv, norm)) in self.layers.iter().enumerate() {
-            if i > 0 {
-                y = y.relu_();
-            }
-            y = norm.forward(&conv.forward(&y), statistics);
+        for (conv, norm) in layers {
+            y = norm.forward_then(&conv.forward(&y), statistics, Then::Relu).x;
         }
-        y.g_add_(shortcut).relu_()
+        (last.0.forward(&y), &last.1)
     }
 }
 

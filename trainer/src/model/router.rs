@@ -1,10 +1,10 @@
 //! Routers: from a block's input to the two outputs U whose larger one decides (Section 3.1.2, Appendix A.2).
 
-use super::layers::{Builder, Conv, Linear, Lstm, Shape};
+use super::layers::{Builder, Conv, Features, Linear, Lstm, Shape};
 use crate::config::{self, RouterKind};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Hidden size of the `rnn` router's LSTM, and width of its input.
 const RNN_SIZE: i64 = 10;
@@ -96,13 +96,12 @@ impl<'a> RouterBuilder<'a> {
 
 impl Router {
     /// U[1] − U[0], `[N]`, in fp32: the gate's logit.
-    pub fn logit(&self, x: &Tensor, memory: &mut Memory) -> Tensor {
-        let pool = |x: &Tensor| x.mean_dim([2, 3].as_slice(), false, Kind::Float);
+    pub fn logit(&self, x: &Features, memory: &mut Memory) -> Tensor {
         let u = match self {
-            Self::Fc(fc1, fc2) => fc2.forward(&fc1.forward(&pool(x)).relu()),
-            Self::Cnn(conv, fc) => fc.forward(&pool(&conv.forward(x).relu())),
+            Self::Fc(fc1, fc2) => fc2.forward(&fc1.forward(&x.mean()).relu()),
+            Self::Cnn(conv, fc) => fc.forward(&Features::from(conv.forward(&x.x).relu()).mean()),
             Self::Rnn(input, shared) => {
-                let (h, c) = shared.lstm.forward(&input.forward(&pool(x)), memory.take());
+                let (h, c) = shared.lstm.forward(&input.forward(&x.mean()), memory.take());
                 let u = shared.fc.forward(&h);
                 *memory = Some((h, c));
                 u

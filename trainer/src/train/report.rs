@@ -71,7 +71,8 @@ impl Trainer<'_> {
         let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
         let share = |time: Duration| time.as_secs_f64() / pace.seconds();
         let loader_wait = share(loader.wait() - pace.loader);
-        let collective_wait = share(self.world.traffic().waited - pace.traffic.waited);
+        let (traffic, before) = (self.world.traffic(), pace.traffic);
+        let collective_bytes = (traffic.bytes - before.bytes) / pace.steps as u64;
         let State { step, samples, epoch, .. } = self.state;
         let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
         let Measured { loss, ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = mean;
@@ -81,7 +82,9 @@ impl Trainer<'_> {
                 "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
                 "div": div, "cost": cost, "gamma": weights.gamma, "gmacs": gmacs, "lr": lr, "top1": top1,
                 "grad_norm": grad_norm, "images_per_second": images, "loader_wait": loader_wait,
-                "collective_wait": collective_wait, "rates": rates,
+                "collective_wait": share(traffic.waited - before.waited),
+                "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
+                "rates": rates,
             });
             for (name, weight, value) in
                 [("target", weights.target, target), ("run_rate", weights.run_rate, run_rate)]
