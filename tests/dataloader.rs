@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use codinet_dataloader::{
-    Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, ShardWriter, Transform,
-    eval_samples,
+    Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample, ShardWriter,
+    Transform, eval_samples,
 };
 
 #[path = "dataloader_data.rs"]
@@ -16,12 +16,20 @@ use data::{SIZE, flat, open, png, write_flat, write_images};
 const PLAIN: Transform = Transform::Train { crop: Crop::None, flip: 0.0 };
 
 fn spec(transform: Transform, views: usize, threads: usize) -> LoaderSpec {
-    LoaderSpec { transform, image_size: SIZE, channels: 1, views, seed: 5, threads, prefetch: 3 }
+    LoaderSpec {
+        transform,
+        image_size: SIZE,
+        channels: 1,
+        views,
+        seed: 5,
+        threads,
+        prefetch: 3,
+        on_bad: OnBadSample::Fail,
+    }
 }
 
 fn plan(batches: &[&[u32]]) -> std::vec::IntoIter<BatchPlan> {
-    let batches: Vec<_> =
-        batches.iter().map(|&samples| BatchPlan { epoch: 0, samples: samples.to_vec() }).collect();
+    let batches: Vec<_> = batches.iter().map(|&samples| BatchPlan::new(0, samples.to_vec())).collect();
     batches.into_iter()
 }
 
@@ -49,7 +57,7 @@ fn batches_hold_what_the_plan_says_in_its_order() {
     let dataset = Arc::new(open(folder.path()).unwrap());
     let order = EpochOrder::new(3, 1, dataset.len());
     let batches: Vec<_> = (0..order.steps(6))
-        .map(|step| BatchPlan { epoch: 1, samples: order.rank_samples(step, 6, 0, 1).to_vec() })
+        .map(|step| BatchPlan::new(1, order.rank_samples(step, 6, 0, 1).to_vec()))
         .collect();
     let loader = Loader::new(dataset, spec(PLAIN, 2, 3), batches.clone().into_iter()).unwrap();
     let served: Vec<_> = loader.map(Result::unwrap).collect();
@@ -78,7 +86,7 @@ fn threads_and_ranks_change_nothing() {
     let steps_of_rank = |rank: usize, world: usize, threads: usize, epoch: u64| {
         let order = EpochOrder::new(9, epoch, 24);
         let plan = (0..order.steps(8))
-            .map(move |step| BatchPlan { epoch, samples: order.rank_samples(step, 8, rank, world).to_vec() });
+            .map(move |step| BatchPlan::new(epoch, order.rank_samples(step, 8, rank, world).to_vec()));
         serve(&dataset, spec(transform.clone(), 2, threads), plan)
     };
     // Global batch 0 of every layout, put together from its ranks in order; then batch 1, 2.
@@ -130,7 +138,7 @@ fn crops_depend_on_seed_epoch_and_sample() {
     let dataset = Arc::new(open(folder.path()).unwrap());
     let views = |seed: u64, epoch: u64, sample: u32| {
         let transform = Transform::Train { crop: Crop::Pad { pixels: 6 }, flip: 0.5 };
-        let plan = std::iter::once(BatchPlan { epoch, samples: vec![sample] });
+        let plan = std::iter::once(BatchPlan::new(epoch, vec![sample]));
         serve(&dataset, LoaderSpec { seed, ..spec(transform, 3, 1) }, plan)
     };
     let first = views(1, 1, 0);
@@ -201,7 +209,7 @@ fn recycled_memory_is_used_again() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 8);
     let dataset = Arc::new(open(folder.path()).unwrap());
-    let endless = (0..200_u64).map(|epoch| BatchPlan { epoch, samples: (0..8).collect() });
+    let endless = (0..200_u64).map(|epoch| BatchPlan::new(epoch, (0..8).collect()));
     let mut loader = Loader::new(dataset, spec(PLAIN, 2, 2), endless).unwrap();
     let mut decoys = Vec::new();
     let mut addresses = std::collections::BTreeSet::new();
@@ -228,12 +236,13 @@ fn a_loader_dropped_early_stops() {
     let dataset = textured(folder.path());
     let start = Instant::now();
     for threads in [1, 4] {
-        let endless = (0..).map(|epoch| BatchPlan { epoch, samples: vec![0; 100_000] }); // seconds of work each
+        let endless = (0..).map(|epoch| BatchPlan::new(epoch, vec![0; 100_000])); // seconds of work each
         let mut loader = Loader::new(dataset.clone(), spec(PLAIN, 1, threads), endless).unwrap();
         loader.recycle(Batch {
             epoch: 0,
             samples: vec![],
             labels: vec![],
+            bad: vec![],
             views: 1,
             images: Default::default(),
         });
@@ -251,8 +260,7 @@ fn every_sample_of_an_evaluation_is_served_once() {
     let mut seen: Vec<u8> = Vec::new();
     for rank in 0..4 {
         let share: Vec<u32> = eval_samples(11, rank, 4).collect();
-        let batches: Vec<_> =
-            share.chunks(2).map(|part| BatchPlan { epoch: 0, samples: part.to_vec() }).collect();
+        let batches: Vec<_> = share.chunks(2).map(|part| BatchPlan::new(0, part.to_vec())).collect();
         let views = serve(&dataset, spec(Transform::Eval { resize: None }, 1, 2), batches.into_iter());
         seen.extend(views.iter().map(|view| view[0]));
     }

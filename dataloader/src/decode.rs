@@ -1,15 +1,16 @@
 //! From an encoded image to pixels: interleaved u8, [H, W, C], C = 1 (grey) or 3 (RGB).
 //!
 //! JPEGs are decoded by libjpeg-turbo at its exact settings (integer DCT, smooth chroma upsampling), which gives
-//! the same bytes as Pillow and torchvision. The format is told from the first bytes, never from the name:
+//! the same bytes as Pillow and torchvision, whole or in part. The format is told from the first bytes, never from the name:
 //! ImageNet holds a PNG named `.JPEG`. EXIF orientation is ignored, as torchvision's default loader does.
 
 use std::fmt;
 use std::io::Cursor;
 
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
-
 use crate::error::{BadImage, Error, Result};
+use crate::jpeg::tile::{MARGIN, Tiles};
+use crate::jpeg::turbo::{self, Fault, Pixel};
+use crate::transform::Region;
 
 /// The most pixels an image may have: Pillow's limit, kept so that a broken header can't ask for all memory.
 pub const MOST_PIXELS: u64 = 178_956_970;
@@ -50,7 +51,7 @@ impl Channels {
 /// A format of encoded images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
-    /// JPEG: baseline or progressive; grey, YCbCr or RGB.
+    /// JPEG: baseline or progressive; grey, YCbCr, RGB or CMYK.
     Jpeg,
     /// PNG of any colour type and depth.
     Png,
@@ -74,43 +75,72 @@ pub struct Header {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
+    layout: Layout,
+}
+
+/// How parts of an image are come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// From its tiles.
+    Tiled,
+    /// Row by row, from a column that `block` divides.
+    Rows { block: u32 },
+    /// The whole image is decoded.
+    Whole { cmyk: bool },
+}
+
+impl Header {
+    /// Whether a JPEG's restart markers cut it into tiles, see [`crate::jpeg::tile`].
+    pub fn is_tiled(&self) -> bool {
+        self.layout == Layout::Tiled
+    }
+
+    /// The whole image.
+    pub fn whole(&self) -> Region {
+        Region { left: 0, top: 0, width: self.width, height: self.height }
+    }
 }
 
 /// Decodes images one after another, reusing its buffers. Each worker thread has its own.
+#[derive(Debug, Default)]
 pub struct Decoder {
-    jpeg: Decompressor,
-    png_pixels: Vec<u8>,
+    tiles: Tiles,
+    /// Bytes of a JPEG of some tiles, or pixels on their way to the caller's.
+    scratch: Vec<u8>,
 }
 
 impl Decoder {
-    /// # Errors
-    /// Where libjpeg-turbo can't allocate its state.
-    pub fn new() -> Result<Decoder> {
-        let jpeg = Decompressor::new()
-            .map_err(|error| Error::Exhausted(format!("cannot start a JPEG decoder: {error}")))?;
-        Ok(Decoder { jpeg, png_pixels: Vec::new() })
+    /// A decoder with empty buffers.
+    pub fn new() -> Decoder {
+        Decoder::default()
     }
 
     /// Reads an image's header, and refuses what [`decode`](Self::decode) couldn't decode for its format or size.
     pub fn header(&mut self, encoded: &[u8]) -> Result<Header, BadImage> {
-        let (format, width, height) = if encoded.starts_with(&[0xFF, 0xD8]) {
-            let header = self.jpeg.read_header(encoded).map_err(jpeg_error)?;
-            if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
-                return Err(BadImage("a CMYK JPEG, which isn't supported yet; convert it to RGB".into()));
+        let (format, width, height, layout) = if encoded.starts_with(&[0xFF, 0xD8]) {
+            if self.tiles.find(encoded) {
+                (Format::Jpeg, self.tiles.width, self.tiles.height, Layout::Tiled)
+            } else {
+                let turbo::Frame { width, height, cmyk, block } =
+                    turbo::frame(encoded).map_err(jpeg_error)?;
+                let layout = match block {
+                    Some(block) if !cmyk => Layout::Rows { block },
+                    _ => Layout::Whole { cmyk },
+                };
+                (Format::Jpeg, width, height, layout)
             }
-            (Format::Jpeg, header.width as u64, header.height as u64)
         } else if encoded.starts_with(b"\x89PNG") {
             let mut decoder = png::Decoder::new(Cursor::new(encoded));
             let info = decoder.read_header_info().map_err(png_error)?;
-            (Format::Png, info.width.into(), info.height.into())
+            (Format::Png, info.width, info.height, Layout::Whole { cmyk: false })
         } else {
             let start = &encoded[..encoded.len().min(4)];
             return Err(BadImage(format!(
                 "neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image"
             )));
         };
-        match width.checked_mul(height) {
-            Some(1..=MOST_PIXELS) => Ok(Header { format, width: width as u32, height: height as u32 }),
+        match u64::from(width) * u64::from(height) {
+            1..=MOST_PIXELS => Ok(Header { format, width, height, layout }),
             _ => Err(BadImage(format!(
                 "{width}x{height} pixels, when 1 to {MOST_PIXELS} are allowed; replace the image"
             ))),
@@ -127,30 +157,99 @@ impl Decoder {
         channels: Channels,
         pixels: &mut Vec<u8>,
     ) -> Result<(), BadImage> {
-        match header.format {
-            Format::Jpeg => self.decode_jpeg(encoded, header, channels, pixels),
-            Format::Png => self.decode_png(encoded, header, channels, pixels),
-        }
+        self.decode_region(encoded, header, channels, header.whole(), pixels).map(drop)
     }
 
-    fn decode_jpeg(
+    /// Replaces the contents of `pixels` by at least `region` of the decoded image, u8 [H, W, C] of the region that is
+    /// returned: as much more as costs nothing. Its pixels are those of the whole image, to the bit.
+    ///
+    /// `header` is what [`header`](Self::header) returned last, for the same bytes.
+    pub fn decode_region(
         &mut self,
         encoded: &[u8],
         header: &Header,
         channels: Channels,
+        region: Region,
         pixels: &mut Vec<u8>,
-    ) -> Result<(), BadImage> {
-        let (width, height) = (header.width as usize, header.height as usize);
-        let pitch = width * channels.count();
-        pixels.resize(pitch * height, 0);
-        let format = match channels {
-            Channels::Grey => PixelFormat::GRAY,
-            Channels::Rgb => PixelFormat::RGB,
+    ) -> Result<Region, BadImage> {
+        let pixel = match channels {
+            Channels::Grey => Pixel::Grey,
+            Channels::Rgb => Pixel::Rgb,
         };
-        let output = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
-        match self.jpeg.decompress(encoded, output) {
-            Err(error) if !is_harmless(&error) => Err(jpeg_error(error)),
-            _ => Ok(()),
+        match header.layout {
+            _ if header.format == Format::Png => {
+                self.decode_png(encoded, header, channels, pixels)?;
+                Ok(header.whole())
+            }
+            Layout::Tiled if region != header.whole() => {
+                let span = self.tiles.span(region);
+                let shown = self.tiles.cut(encoded, span, &mut self.scratch);
+                let all = Region { left: 0, top: 0, ..shown };
+                let decoded = turbo::decode(&self.scratch, all, pixel, pixels);
+                decoded.or_else(pass_harmless).map_err(jpeg_error)?;
+                Ok(shown)
+            }
+            Layout::Rows { block } if region != header.whole() => {
+                let shown = with_margin(region, header, block);
+                turbo::decode(encoded, shown, pixel, pixels).or_else(pass_harmless).map_err(jpeg_error)?;
+                Ok(shown)
+            }
+            Layout::Whole { cmyk: true } => {
+                let all = header.whole();
+                let decoded = turbo::decode(encoded, all, Pixel::Cmyk, &mut self.scratch);
+                decoded.or_else(pass_harmless).map_err(jpeg_error)?;
+                pixels.clear();
+                let colours = self.scratch.as_chunks().0.iter().map(from_cmyk);
+                match channels {
+                    Channels::Grey => pixels.extend(colours.map(|[red, green, blue]| luma(red, green, blue))),
+                    Channels::Rgb => pixels.extend(colours.flatten()),
+                }
+                Ok(all)
+            }
+            _ => {
+                let all = header.whole();
+                turbo::decode(encoded, all, pixel, pixels).or_else(pass_harmless).map_err(jpeg_error)?;
+                Ok(all)
+            }
+        }
+    }
+
+    /// Which regions are best decoded together: `groups` becomes what to decode, region by region, and `group_of` where
+    /// among them each of `regions` is. Together, where that is less than one by one: tiles are counted, and without
+    /// tiles most of an image is read for any part of it.
+    ///
+    /// `header` is what [`header`](Self::header) returned last.
+    pub fn share(
+        &self,
+        header: &Header,
+        regions: &[Region],
+        groups: &mut Vec<Region>,
+        group_of: &mut Vec<usize>,
+    ) {
+        groups.clear();
+        groups.extend_from_slice(regions);
+        group_of.clear();
+        group_of.extend(0..regions.len());
+        let cost = |region: &Region| self.tiles.span(*region).tiles();
+        let saved = |a: &Region, b: &Region| match header.layout {
+            Layout::Tiled => cost(a) as i64 + cost(b) as i64 - cost(&a.union(b)) as i64,
+            _ => i64::MAX,
+        };
+        loop {
+            let pairs = (1..groups.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
+            let Some((a, b)) = pairs.max_by_key(|&(a, b)| saved(&groups[a], &groups[b])) else { return };
+            if saved(&groups[a], &groups[b]) <= 0 {
+                return;
+            }
+            let gone = groups.remove(b);
+            groups[a] = groups[a].union(&gone);
+            for group in group_of.iter_mut() {
+                match *group {
+                    group_b if group_b == b => *group = a,
+                    later if later > b => *group = later - 1,
+                    _ => {}
+                }
+            }
         }
     }
 
@@ -169,15 +268,15 @@ impl Decoder {
         let size = reader
             .output_buffer_size()
             .ok_or_else(|| BadImage("a PNG too large for memory; replace the image".into()))?;
-        self.png_pixels.resize(size, 0);
-        let frame = reader.next_frame(&mut self.png_pixels).map_err(png_error)?;
+        self.scratch.resize(size, 0);
+        let frame = reader.next_frame(&mut self.scratch).map_err(png_error)?;
         if (frame.width, frame.height) != (header.width, header.height) {
             return Err(BadImage(
                 "an animated PNG whose first frame is smaller than the image; replace it".into(),
             ));
         }
         let samples = frame.color_type.samples();
-        let source = self.png_pixels[..frame.buffer_size()].chunks_exact(samples);
+        let source = self.scratch[..frame.buffer_size()].chunks_exact(samples);
         pixels.clear();
         match (samples, channels) {
             (1 | 2, Channels::Grey) => pixels.extend(source.map(|pixel| pixel[0])),
@@ -194,17 +293,38 @@ fn luma(red: u8, green: u8, blue: u8) -> u8 {
     ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
 }
 
+/// `region` with what its edges are interpolated from, beginning where a decoder can begin.
+fn with_margin(region: Region, header: &Header, block: u32) -> Region {
+    let left = region.left.saturating_sub(MARGIN) / block * block;
+    let top = region.top.saturating_sub(MARGIN);
+    let right = (region.left + region.width + MARGIN).min(header.width);
+    let bottom = (region.top + region.height + MARGIN).min(header.height);
+    Region { left, top, width: right - left, height: bottom - top }
+}
+
+/// From what Adobe's programs store, 255 − ink, as Pillow converts CMYK, to the bit.
+fn from_cmyk(stored: &[u8; 4]) -> [u8; 3] {
+    let [inks @ .., black] = stored.map(u32::from);
+    inks.map(|ink| {
+        let product = (255 - ink) * black + 128;
+        (black - (((product >> 8) + product) >> 8)) as u8
+    })
+}
+
 /// libjpeg's warnings arrive as errors after the whole image has been decoded. These two are about bytes beside
 /// the image, are met in photographs people train on, and every common loader accepts them. All others (above
 /// all, data that ends early) mean that part of the picture is made up.
-fn is_harmless(error: &turbojpeg::Error) -> bool {
-    let text = error.to_string();
-    text.contains("extraneous bytes before marker")
-        || text.contains("Invalid SOS parameters for sequential JPEG")
+fn pass_harmless(fault: Fault) -> Result<(), Fault> {
+    let harmless = ["extraneous bytes before marker", "Invalid SOS parameters for sequential JPEG"];
+    if fault.warning && harmless.iter().any(|known| fault.message.contains(known)) {
+        Ok(())
+    } else {
+        Err(fault)
+    }
 }
 
-fn jpeg_error(error: turbojpeg::Error) -> BadImage {
-    BadImage(format!("broken JPEG ({error}); replace the image"))
+fn jpeg_error(fault: Fault) -> BadImage {
+    BadImage(format!("broken JPEG ({}); replace the image", fault.message))
 }
 
 fn png_error(error: png::DecodingError) -> BadImage {
@@ -217,7 +337,7 @@ mod tests {
     use crate::encode::{Encoder, Encoding};
 
     fn decode(encoded: &[u8], channels: Channels) -> Result<(Header, Vec<u8>), BadImage> {
-        let mut decoder = Decoder::new().unwrap();
+        let mut decoder = Decoder::new();
         let header = decoder.header(encoded)?;
         let mut pixels = vec![9; 5]; // stale contents and size, as in a worker
         decoder.decode(encoded, &header, channels, &mut pixels)?;
@@ -301,33 +421,72 @@ mod tests {
         let whole = textured_jpeg();
         let (body, end) = whole.split_at(whole.len() - 2);
         let padded = [body, &[0; 5], end].concat();
-        assert!(Decompressor::new().is_ok_and(|mut jpeg| {
-            let mut pixels = vec![0; 64 * 64];
-            let image = Image {
-                pixels: &mut pixels[..],
-                width: 64,
-                pitch: 64,
-                height: 64,
-                format: PixelFormat::GRAY,
-            };
-            jpeg.decompress(&padded, image).is_err() // libjpeg-turbo warns, or this test tests nothing
-        }));
+        let all = Region { left: 0, top: 0, width: 64, height: 64 };
+        // libjpeg-turbo warns, or this test tests nothing.
+        assert!(turbo::decode(&padded, all, Pixel::Grey, &mut Vec::new()).unwrap_err().warning);
         assert_eq!(decode(&padded, Channels::Grey).unwrap().1, decode(&whole, Channels::Grey).unwrap().1);
     }
 
     #[test]
-    fn other_bytes_cmyk_and_giants_are_refused() {
+    fn other_bytes_and_giants_are_refused() {
         assert!(decode(b"", Channels::Grey).unwrap_err().0.contains("neither a JPEG nor a PNG"));
         assert!(decode(b"GIF89a...", Channels::Grey).unwrap_err().0.contains("[47, 49, 46, 38]"));
-
-        let image =
-            Image { pixels: &[99; 4 * 64][..], width: 8, pitch: 32, height: 8, format: PixelFormat::CMYK };
-        let cmyk = turbojpeg::compress(image, 90, turbojpeg::Subsamp::None).unwrap();
-        assert!(decode(&cmyk, Channels::Rgb).unwrap_err().0.contains("CMYK"));
 
         let mut giant = encode(Encoding::Jpeg { quality: 90 }, &[0; 64], 8, 8, Channels::Grey);
         let frame = giant.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
         giant[frame + 5..frame + 9].copy_from_slice(&[0xFD, 0xE8, 0xFD, 0xE8]); // 65000 x 65000
         assert!(decode(&giant, Channels::Grey).unwrap_err().0.contains("65000x65000"));
+    }
+
+    /// Kinds that our encoder doesn't write, against Pillow's pixels: tests/golden/jpegs.py wrote both.
+    #[test]
+    fn odd_jpegs_decode_as_pillows() {
+        macro_rules! golden {
+            ($name:literal) => {
+                (
+                    $name,
+                    &include_bytes!(concat!("../../tests/golden/jpeg/", $name, ".jpg"))[..],
+                    &include_bytes!(concat!("../../tests/golden/jpeg/", $name, ".rgb"))[..],
+                )
+            };
+        }
+        for (name, encoded, expected) in [
+            golden!("progressive"),
+            golden!("progressive_444"),
+            golden!("rgb"),
+            golden!("grey"),
+            golden!("oriented"),
+            golden!("cmyk"),
+            golden!("restarts"),
+        ] {
+            let (header, pixels) = decode(encoded, Channels::Rgb).unwrap();
+            assert!(pixels == expected, "{name}");
+            assert_eq!(header.is_tiled(), name == "restarts", "{name}");
+            let tiled = crate::jpeg::tile::transcode(encoded).unwrap();
+            assert_eq!(tiled.is_some(), name != "cmyk", "{name}");
+            if let Some(tiled) = tiled {
+                let (header, pixels) = decode(&tiled, Channels::Rgb).unwrap();
+                assert!(header.is_tiled() && pixels == expected, "{name}, tiled");
+            }
+        }
+    }
+
+    /// Views far apart are decoded apart, where tiles allow it, and views that overlap together.
+    #[test]
+    fn regions_share_a_decode_where_that_is_less() {
+        let pixels = vec![128; 512 * 512];
+        let whole = encode(Encoding::Jpeg { quality: 90 }, &pixels, 512, 512, Channels::Grey);
+        let tiled = crate::jpeg::tile::transcode(&whole).unwrap().unwrap();
+        let square = |left, top, side| Region { left, top, width: side, height: side };
+        let regions = [square(8, 8, 40), square(400, 400, 40), square(16, 16, 80), square(410, 390, 60)];
+        let mut decoder = Decoder::new();
+        let (mut groups, mut group_of) = (Vec::new(), Vec::new());
+        let header = decoder.header(&tiled).unwrap();
+        decoder.share(&header, &regions, &mut groups, &mut group_of);
+        let [low, high] = [regions[0].union(&regions[2]), regions[1].union(&regions[3])];
+        assert_eq!((&groups[..], &group_of[..]), (&[low, high][..], &[0, 1, 0, 1][..]));
+        let header = decoder.header(&whole).unwrap();
+        decoder.share(&header, &regions, &mut groups, &mut group_of);
+        assert_eq!((&groups[..], &group_of[..]), (&[low.union(&high)][..], &[0; 4][..]));
     }
 }

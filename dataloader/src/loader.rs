@@ -1,17 +1,20 @@
 //! The loader: from a plan of batches to batches of pixels, prepared ahead by a pool of threads.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder};
-use crate::error::{Error, Result};
+use crate::error::{BadImage, Error, Result};
+use crate::order::Spares;
 use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
-use crate::transform::{Renderer, Transform};
+use crate::transform::{Region, Renderer, Transform, View};
 
 /// What a [`Loader`] makes of each sample, and with how many hands.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,15 +33,51 @@ pub struct LoaderSpec {
     pub threads: usize,
     /// Batches prepared ahead of the one being consumed. Together with that one, this many are in memory.
     pub prefetch: usize,
+    /// What becomes of samples that can't be read or decoded.
+    pub on_bad: OnBadSample,
+}
+
+/// What becomes of a sample that can't be read or decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadSample {
+    /// It is an error.
+    #[default]
+    Fail,
+    /// Another sample, the first good one of the batch's [`Spares`], is served in its place: batches stay as large as
+    /// they are. Without spares it is left out.
+    Replace,
+}
+
+/// A sample that couldn't be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSample {
+    /// Dataset index.
+    pub sample: u32,
+    /// The shard that holds it.
+    pub shard: PathBuf,
+    /// Its key in the shard.
+    pub key: String,
+    /// What is wrong, and how to mend it.
+    pub reason: String,
 }
 
 /// The samples of one batch, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct BatchPlan {
     /// The epoch, which the crops depend on.
     pub epoch: u64,
     /// Dataset indices.
     pub samples: Vec<u32>,
+    /// What bad samples are replaced by; none: nothing.
+    pub spares: Option<Spares>,
+}
+
+impl BatchPlan {
+    /// A batch whose bad samples nothing replaces.
+    pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
+        BatchPlan { epoch, samples, spares: None }
+    }
 }
 
 /// A batch of L samples with M views each.
@@ -46,10 +85,12 @@ pub struct BatchPlan {
 pub struct Batch {
     /// The epoch it was planned for.
     pub epoch: u64,
-    /// Dataset indices, `[L]`.
+    /// Dataset indices, `[L]`: of what is there, not of what was planned.
     pub samples: Vec<u32>,
     /// Class numbers, `[L]`.
     pub labels: Vec<i64>,
+    /// Samples that were planned, or their replacements, and couldn't be served.
+    pub bad: Vec<BadSample>,
     /// M.
     pub views: usize,
     /// Pixels, contiguous u8 `[L, M, H, W, C]`.
@@ -59,12 +100,13 @@ pub struct Batch {
 /// Serves batches in the order of the plan: `Some(Ok(batch))` each, then `None`.
 ///
 /// What is in a batch is a function of the dataset, the plan and the seed; the number of threads and timing have
-/// no part in it. A sample that can't be used is an `Err` in the place of its batch, the last thing served.
+/// no part in it. What can't be used is handled by [`OnBadSample`]; an `Err`, in the place of its batch, is the last thing
+/// served.
 /// Dropping the loader stops its threads.
 pub struct Loader {
-    pool: Option<Pool>,
+    pool: Option<Pool<Served>>,
     plan: Box<dyn Iterator<Item = BatchPlan> + Send>,
-    in_flight: VecDeque<Arc<Pending>>,
+    in_flight: VecDeque<Arc<Pending<Served>>>,
     prefetch: usize,
     views: usize,
     sample_bytes: usize,
@@ -124,12 +166,12 @@ impl Loader {
     fn top_up(&mut self) {
         let Some(pool) = &self.pool else { return };
         while self.in_flight.len() < self.prefetch {
-            let Some(BatchPlan { epoch, samples }) = self.plan.next() else { return };
-            let bytes = samples.len() * self.sample_bytes;
+            let Some(plan) = self.plan.next() else { return };
+            let bytes = plan.samples.len() * self.sample_bytes;
             // Only a buffer of the same size will do: all batches but an evaluation's last have one size.
             let spare = self.spare.pop().filter(|buffer| buffer.len() == bytes);
             let buffer = spare.unwrap_or_else(|| BytesMut::zeroed(bytes));
-            self.in_flight.push_back(pool.submit(epoch, samples, buffer));
+            self.in_flight.push_back(pool.submit(plan, buffer));
         }
     }
 }
@@ -147,14 +189,42 @@ impl Iterator for Loader {
             self.in_flight.clear();
             self.pool = None; // no batch is served after an error
         }
-        Some(done.map(|(images, labels)| Batch {
-            epoch: front.epoch,
-            samples: front.samples.clone(),
-            labels,
-            views: self.views,
-            images,
-        }))
+        Some(done.map(|(images, served)| self.batch(front.plan.epoch, images, served)))
     }
+}
+
+impl Loader {
+    /// Puts a batch together; slots that stayed empty are closed up.
+    fn batch(&self, epoch: u64, mut images: BytesMut, served: Vec<Served>) -> Batch {
+        let mut batch = Batch {
+            epoch,
+            samples: Vec::with_capacity(served.len()),
+            labels: Vec::with_capacity(served.len()),
+            bad: Vec::new(),
+            views: self.views,
+            images: BytesMut::new(),
+        };
+        for (slot, Served { sample, bad }) in served.into_iter().enumerate() {
+            batch.bad.extend(bad);
+            let Some((sample, label)) = sample else { continue };
+            let (from, to) = (slot * self.sample_bytes, batch.samples.len() * self.sample_bytes);
+            if from != to {
+                images.copy_within(from..from + self.sample_bytes, to);
+            }
+            batch.samples.push(sample);
+            batch.labels.push(label);
+        }
+        images.truncate(batch.samples.len() * self.sample_bytes);
+        batch.images = images;
+        batch
+    }
+}
+
+/// What a slot holds.
+struct Served {
+    /// The sample and its label; none where it and all its replacements were bad.
+    sample: Option<(u32, i64)>,
+    bad: Vec<BadSample>,
 }
 
 /// One decode thread's tools and buffers.
@@ -167,36 +237,105 @@ struct Worker {
     renderer: Renderer,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
+    views: Vec<View>,
+    regions: Vec<Region>,
+    /// What is decoded at a time, and where among them each view's region is.
+    groups: Vec<Region>,
+    group_of: Vec<usize>,
 }
 
 impl Worker {
     fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Result<Worker> {
-        let (decoder, renderer) = (Decoder::new()?, Renderer::new());
-        let (encoded, pixels) = (Vec::new(), Vec::new());
-        Ok(Worker { dataset, spec, channels, view_bytes, decoder, renderer, encoded, pixels })
+        let (decoder, renderer) = (Decoder::new(), Renderer::new());
+        let (encoded, pixels, views, regions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (groups, group_of) = (Vec::new(), Vec::new());
+        Ok(Worker {
+            dataset,
+            spec,
+            channels,
+            view_bytes,
+            decoder,
+            renderer,
+            encoded,
+            pixels,
+            views,
+            regions,
+            groups,
+            group_of,
+        })
+    }
+
+    /// All views of the encoded image, [M, H, W, C].
+    fn render(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<(), BadImage> {
+        let LoaderSpec { transform, image_size, views, seed, .. } = &self.spec;
+        let header = self.decoder.header(&self.encoded)?;
+        // Every view is drawn before the decode, which is of the parts that they show.
+        self.views.clear();
+        for view in 0..*views as u64 {
+            let mut rng = random::stream(Domain::View, *seed, epoch, sample.into(), view);
+            self.views.push(transform.draw(header.width, header.height, *image_size, &mut rng)?);
+        }
+        self.regions.clear();
+        self.regions.extend(self.views.iter().map(|view| view.region));
+        self.decoder.share(&header, &self.regions, &mut self.groups, &mut self.group_of);
+        for (group, &region) in self.groups.iter().enumerate() {
+            let shown = self.decoder.decode_region(
+                &self.encoded,
+                &header,
+                self.channels,
+                region,
+                &mut self.pixels,
+            )?;
+            let pieces = piece.chunks_exact_mut(self.view_bytes);
+            for ((view, out), _) in
+                self.views.iter().zip(pieces).zip(&self.group_of).filter(|(_, of)| **of == group)
+            {
+                self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Fill for Worker {
-    /// All views of a sample, [M, H, W, C], from one read and one decode.
-    fn fill(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
-        let Worker { dataset, spec, channels, decoder, renderer, encoded, pixels, .. } = self;
-        let info = dataset.read(sample as usize, encoded)?;
-        let mut render = || {
-            let header = decoder.header(encoded)?;
-            // Every view is drawn before the decode, which thus could be of the parts they show only.
-            let draw = |view| {
-                let mut rng = random::stream(Domain::View, spec.seed, epoch, sample.into(), view);
-                spec.transform.draw(header.width, header.height, spec.image_size, &mut rng)
+    type Done = Served;
+
+    /// All views of a sample, [M, H, W, C], from one read.
+    fn fill(&mut self, plan: &BatchPlan, slot: usize, piece: &mut [u8]) -> Result<Served> {
+        let mut bad = Vec::new();
+        let mut sample = plan.samples[slot];
+        loop {
+            let reason = match self.serve(plan.epoch, sample, piece) {
+                Ok(label) => return Ok(Served { sample: Some((sample, label)), bad }),
+                Err(error) if self.spec.on_bad == OnBadSample::Fail => return Err(error),
+                Err(Error::Undecodable { reason, .. }) => reason,
+                Err(error) => error.to_string(),
             };
-            let views: Vec<_> = (0..spec.views as u64).map(draw).collect::<Result<_, _>>()?;
-            decoder.decode(encoded, &header, *channels, pixels)?;
-            for (view, out) in views.iter().zip(piece.chunks_exact_mut(self.view_bytes)) {
-                renderer.render(pixels, header.width, *channels, view, spec.image_size, out)?;
+            let place = self.dataset.meta(sample as usize);
+            let (shard, key) =
+                place.map_or_else(Default::default, |place| (place.shard.to_owned(), place.key.to_owned()));
+            bad.push(BadSample { sample, shard, key, reason });
+            sample = match &plan.spares {
+                None => return Ok(Served { sample: None, bad }),
+                Some(spares) if bad.len() < Spares::MOST => spares.sample(slot, bad.len()),
+                Some(_) => {
+                    let last = &bad[bad.len() - 1].reason;
+                    return Err(Error::InvalidArgument(format!(
+                        "{} samples one after another can't be used; the last: {last}",
+                        bad.len()
+                    )));
+                }
             }
-            Ok(())
-        };
-        render().map_err(|bad: crate::BadImage| bad.at(info.shard, info.key))?;
+        }
+    }
+}
+
+impl Worker {
+    /// Fills `piece` and returns the label.
+    fn serve(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
+        let dataset = self.dataset.clone();
+        let info = dataset.read(sample as usize, &mut self.encoded)?;
+        self.render(epoch, sample, piece).map_err(|bad| bad.at(info.shard, info.key))?;
         Ok(info.label.into())
     }
 }

@@ -4,6 +4,7 @@
 //! ranks is the same batch whatever the number of ranks, and a run can resume with a different number.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::random::{self, Domain};
 
@@ -20,8 +21,12 @@ impl EpochOrder {
     /// Where `len` exceeds `u32::MAX`, which the length of a [`Dataset`](crate::Dataset) never does.
     pub fn new(seed: u64, epoch: u64, len: usize) -> EpochOrder {
         assert!(u32::try_from(len).is_ok(), "an order is of at most 2³² - 1 samples, not {len}");
+        EpochOrder::of((0..len as u32).collect(), seed, epoch)
+    }
+
+    /// Shuffles `samples` for this seed and epoch.
+    pub fn of(mut samples: Vec<u32>, seed: u64, epoch: u64) -> EpochOrder {
         let mut rng = random::stream(Domain::Order, seed, epoch, 0, 0);
-        let mut samples: Vec<u32> = (0..len as u32).collect();
         for last in (1..samples.len()).rev() {
             samples.swap(last, random::below(&mut rng, last as u32 + 1) as usize);
         }
@@ -52,6 +57,29 @@ impl EpochOrder {
         assert!(rank < world && global_batch.is_multiple_of(world), "{rank} of {world} for {global_batch}");
         let local = global_batch / world;
         &self.samples[step * global_batch + rank * local..][..local]
+    }
+}
+
+/// What bad samples of a batch are replaced by: the sample that the same slot has in the next global batch, or in the one
+/// after that. It is the same whichever rank meets the bad one.
+#[derive(Debug, Clone)]
+pub struct Spares {
+    /// The epoch's order.
+    pub order: Arc<EpochOrder>,
+    /// Place in the order of the batch's first slot.
+    pub first: usize,
+    /// Samples of a global batch.
+    pub global_batch: usize,
+}
+
+impl Spares {
+    /// Tries before a batch is given up.
+    pub const MOST: usize = 64;
+
+    /// What the `attempt`-th replacement of `slot` is, counted from 1.
+    pub fn sample(&self, slot: usize, attempt: usize) -> u32 {
+        let samples = &self.order.samples;
+        samples[(self.first + slot + attempt * self.global_batch) % samples.len()]
     }
 }
 
@@ -96,6 +124,18 @@ mod tests {
                     (0..world).flat_map(|rank| order.rank_samples(step, 8, rank, world).to_vec()).collect();
                 assert_eq!(union, order.samples()[step * 8..(step + 1) * 8]);
             }
+        }
+    }
+
+    #[test]
+    fn spares_come_from_the_slot_in_later_batches() {
+        let order = Arc::new(EpochOrder::new(1, 0, 10));
+        let at = |place: usize| order.samples()[place % 10];
+        // Slot 3 of global batch 1 of 4, as a world of one has it and as the second of two ranks has.
+        let (whole, half) = (4, 4 + 2);
+        for (first, slot) in [(whole, 3), (half, 1)] {
+            let spares = Spares { order: order.clone(), first, global_batch: 4 };
+            assert_eq!([1, 2, 3].map(|attempt| spares.sample(slot, attempt)), [at(11), at(15), at(19)]);
         }
     }
 

@@ -13,41 +13,42 @@ use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::{Error, Result};
+use crate::loader::BatchPlan;
 
-/// What one thread does: fills the piece for (epoch, sample) and returns the sample's label.
+/// What one thread does: fills the piece of a slot of a batch, and says what it holds.
 pub(crate) trait Fill: Send + 'static {
-    fn fill(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64>;
+    type Done: Send + 'static;
+    fn fill(&mut self, plan: &BatchPlan, slot: usize, piece: &mut [u8]) -> Result<Self::Done>;
 }
 
 /// The threads. Dropping it stops them: each finishes the slot it is at, and no more.
-pub(crate) struct Pool {
-    jobs: Option<Sender<Job>>,
+pub(crate) struct Pool<D> {
+    jobs: Option<Sender<Job<D>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// A batch in work.
-pub(crate) struct Pending {
-    pub(crate) epoch: u64,
-    pub(crate) samples: Vec<u32>,
-    slots: Mutex<Slots>,
+pub(crate) struct Pending<D> {
+    pub(crate) plan: BatchPlan,
+    slots: Mutex<Slots<D>>,
     complete: Condvar,
 }
 
-struct Slots {
-    done: Vec<Option<(BytesMut, Result<i64>)>>,
+struct Slots<D> {
+    done: Vec<Option<(BytesMut, Result<D>)>>,
     missing: usize,
 }
 
-struct Job {
-    batch: Arc<Pending>,
+struct Job<D> {
+    batch: Arc<Pending<D>>,
     slot: usize,
     piece: BytesMut,
 }
 
-impl Pool {
+impl<D: Send + 'static> Pool<D> {
     /// Starts a thread for each of `workers`.
-    pub(crate) fn new<W: Fill>(workers: Vec<W>) -> Result<Pool> {
+    pub(crate) fn new<W: Fill<Done = D>>(workers: Vec<W>) -> Result<Pool<D>> {
         let (sender, receiver) = unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let mut pool = Pool { jobs: Some(sender), stop, threads: Vec::with_capacity(workers.len()) };
@@ -63,11 +64,11 @@ impl Pool {
     }
 
     /// Begins a batch: cuts `buffer` into a piece a sample. Its length must be a multiple of theirs.
-    pub(crate) fn submit(&self, epoch: u64, samples: Vec<u32>, mut buffer: BytesMut) -> Arc<Pending> {
-        let count = samples.len();
+    pub(crate) fn submit(&self, plan: BatchPlan, mut buffer: BytesMut) -> Arc<Pending<D>> {
+        let count = plan.samples.len();
         let piece_bytes = buffer.len() / count.max(1);
         let slots = Slots { done: (0..count).map(|_| None).collect(), missing: count };
-        let batch = Arc::new(Pending { epoch, samples, slots: Mutex::new(slots), complete: Condvar::new() });
+        let batch = Arc::new(Pending { plan, slots: Mutex::new(slots), complete: Condvar::new() });
         for slot in 0..count {
             let job = Job { batch: batch.clone(), slot, piece: buffer.split_to(piece_bytes) };
             if let Some(jobs) = &self.jobs {
@@ -78,7 +79,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl<D> Drop for Pool<D> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None; // wakes the threads that wait for a job
@@ -88,39 +89,39 @@ impl Drop for Pool {
     }
 }
 
-impl Pending {
-    /// Waits until every slot is done. Returns the buffer and the labels, or the first slot's error.
-    pub(crate) fn wait(&self) -> Result<(BytesMut, Vec<i64>)> {
+impl<D> Pending<D> {
+    /// Waits until every slot is done. Returns the buffer and what each slot holds, or the first slot's error.
+    pub(crate) fn wait(&self) -> Result<(BytesMut, Vec<D>)> {
         let mut slots = self.lock();
         while slots.missing > 0 {
             slots = self.complete.wait(slots).unwrap_or_else(PoisonError::into_inner);
         }
         let mut buffer = BytesMut::new();
-        let mut labels = Vec::with_capacity(slots.done.len());
-        for (piece, label) in slots.done.drain(..).flatten() {
-            labels.push(label?);
+        let mut held = Vec::with_capacity(slots.done.len());
+        for (piece, done) in slots.done.drain(..).flatten() {
+            held.push(done?);
             buffer.unsplit(piece); // the neighbour in memory of what is there: joined, not copied
         }
-        Ok((buffer, labels))
+        Ok((buffer, held))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slots> {
+    fn lock(&self) -> MutexGuard<'_, Slots<D>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner) // no code that could panic runs under the lock
     }
 }
 
-fn work<W: Fill>(mut worker: W, jobs: &Receiver<Job>, stop: &AtomicBool) {
+fn work<W: Fill>(mut worker: W, jobs: &Receiver<Job<W::Done>>, stop: &AtomicBool) {
     while let Ok(Job { batch, slot, mut piece }) = jobs.recv() {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let sample = batch.samples[slot];
         // A panic must reach the consumer, which would wait for this slot for ever. The worker may be left in a
         // bad state, but what it fills afterwards belongs to batches that the error keeps from being served.
-        let outcome = catch_unwind(AssertUnwindSafe(|| worker.fill(batch.epoch, sample, &mut piece)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| worker.fill(&batch.plan, slot, &mut piece)));
         let outcome = outcome.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            let sample = batch.plan.samples[slot];
             Err(Error::Panicked { sample, message: text.unwrap_or_else(|| "no message".into()) })
         });
         let mut slots = batch.lock();
@@ -141,7 +142,9 @@ mod tests {
     struct Stamp;
 
     impl Fill for Stamp {
-        fn fill(&mut self, _epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
+        type Done = i64;
+        fn fill(&mut self, plan: &BatchPlan, slot: usize, piece: &mut [u8]) -> Result<i64> {
+            let sample = plan.samples[slot];
             if sample.is_multiple_of(2) {
                 thread::sleep(Duration::from_millis(2));
             }
@@ -154,6 +157,10 @@ mod tests {
         }
     }
 
+    fn plan(samples: Vec<u32>) -> BatchPlan {
+        BatchPlan { epoch: 0, samples, spares: None }
+    }
+
     #[test]
     fn pieces_join_in_order_without_a_copy() {
         let pool = Pool::new(vec![Stamp, Stamp, Stamp]).unwrap();
@@ -161,7 +168,7 @@ mod tests {
         for round in 0..3 {
             let (address, capacity) = (buffer.as_ptr(), buffer.capacity());
             let samples: Vec<u32> = (round..round + 7).collect();
-            let (joined, labels) = pool.submit(0, samples.clone(), buffer).wait().unwrap();
+            let (joined, labels) = pool.submit(plan(samples.clone()), buffer).wait().unwrap();
             assert_eq!((joined.as_ptr(), joined.len(), joined.capacity()), (address, 7000, capacity));
             assert!(joined.chunks(1000).zip(&samples).all(|(piece, &n)| piece.iter().all(|&b| b == n as u8)));
             assert_eq!(labels, samples.iter().map(|&n| i64::from(n)).collect::<Vec<_>>());
@@ -172,25 +179,25 @@ mod tests {
     #[test]
     fn the_first_slot_in_order_gives_the_error() {
         let pool = Pool::new(vec![Stamp, Stamp, Stamp]).unwrap();
-        let error = pool.submit(0, vec![1, 94, 91, 93], BytesMut::zeroed(4)).wait().unwrap_err();
+        let error = pool.submit(plan(vec![1, 94, 91, 93]), BytesMut::zeroed(4)).wait().unwrap_err();
         assert_eq!(error.to_string(), "sample 94"); // although 91 is done sooner
     }
 
     #[test]
     fn a_panic_is_an_error_and_later_jobs_still_run() {
         let pool = Pool::new(vec![Stamp]).unwrap();
-        let error = pool.submit(0, vec![1, 66, 3], BytesMut::zeroed(3)).wait().unwrap_err();
+        let error = pool.submit(plan(vec![1, 66, 3]), BytesMut::zeroed(3)).wait().unwrap_err();
         assert!(
             matches!(&error, Error::Panicked { sample: 66, message } if message.contains("sixty-six")),
             "{error}"
         );
-        assert!(pool.submit(0, vec![1], BytesMut::zeroed(1)).wait().is_ok());
+        assert!(pool.submit(plan(vec![1]), BytesMut::zeroed(1)).wait().is_ok());
     }
 
     #[test]
     fn dropping_drops_the_queue_not_just_the_handle() {
         let pool = Pool::new(vec![Stamp, Stamp]).unwrap();
-        let batch = pool.submit(0, vec![0; 10_000], BytesMut::zeroed(10_000)); // 10 s of work
+        let batch = pool.submit(plan(vec![0; 10_000]), BytesMut::zeroed(10_000)); // 10 s of work
         let start = std::time::Instant::now();
         drop(pool);
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());

@@ -85,6 +85,16 @@ pub struct View {
     pub flip: bool,
 }
 
+impl Region {
+    /// The smallest region that holds both.
+    pub fn union(&self, other: &Region) -> Region {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let right = (self.left + self.width).max(other.left + other.width);
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        Region { left, top, width: right - left, height: bottom - top }
+    }
+}
+
 impl Transform {
     /// Checks the settings against each other and against `image_size`.
     ///

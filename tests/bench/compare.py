@@ -343,7 +343,7 @@ def part(binary, symbol):
     if "libtorch" in binary or "libc10" in binary or "libstdc++" in binary:
         return "libtorch's kernels" if KERNELS.search(symbol) else "libtorch's dispatch and autograd"
     if "codinet-train" in binary:
-        return "codinet-train's own code"
+        return "codinet-train's kernels" if "pulp::" in symbol else "codinet-train's other code"
     if MPI.search(binary):
         return "MPI, waiting included"
     if "libm." in binary or "libmvec" in binary:
@@ -398,9 +398,9 @@ def host_of(options, case, dtype, ranks):
     print("| part | share | ms a step |\n|---|---|---|")
     for name, count in main.most_common():
         print(f"| {name} | {100 * count / total:.2f} % | {1e3 * step * count / total:.2f} |")
-    kernels = main["libtorch's kernels"] + main["libc: memory moved"]
+    kernels = main["libtorch's kernels"] + main["codinet-train's kernels"] + main["libc: memory moved"]
     libtorch = kernels + main["libtorch's dispatch and autograd"] + main["libc: malloc, free and the rest"]
-    print(f"\noutside libtorch's kernels: {100 * (1 - kernels / total):.2f} %; outside libtorch and its malloc: {100 * (1 - libtorch / total):.2f} %")
+    print(f"\noutside kernels: {100 * (1 - kernels / total):.2f} %; outside libtorch and its malloc: {100 * (1 - libtorch / total):.2f} %")
     print(f"in the system (mostly pages touched for the first time), part of the above: {100 * faults / total:.2f} %")
     print(f"beside the main thread: {', '.join(f'{name} {100 * count / total:.2f} %' for name, count in others.items()) or 'nothing'}")
 

@@ -71,11 +71,15 @@ pub fn check(config: &Config, net: &Net) -> Result<()> {
 pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budget: f64) -> Result<String> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let read = input.held_out(config, world).and_then(|batches| batches.collect::<Result<Vec<_>>>());
+    let read = read.and_then(|batches| {
+        batches.iter().try_for_each(|batch| input.note_bad_training(batch))?;
+        Ok(batches)
+    });
     let batches = collective::agree(world, read)?;
     let gates = net.costs.gated().count() as i64;
     let gmacs = || -> Result<f64> {
         let mut sums = Tensor::zeros([1 + gates], (Kind::Double, tch::Device::Cpu));
-        for batch in &batches {
+        for batch in batches.iter().filter(|batch| !batch.samples.is_empty()) {
             let (images, _) = input.tensors(batch, config);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
             let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);

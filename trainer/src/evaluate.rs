@@ -3,7 +3,7 @@
 
 use crate::collective::{self, World};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Exit, Result};
 use crate::input::Input;
 use crate::loss;
 use crate::model::{Decisions, Net, Statistics, hard};
@@ -15,6 +15,8 @@ use tch::{Kind, Tensor, no_grad};
 pub struct Evaluation {
     /// Images seen.
     pub images: u64,
+    /// Images that could not be read or decoded, and do not count.
+    pub bad_images: u64,
     /// Share of images whose class came first.
     pub top1: f64,
     /// Share of images whose class came among the first five.
@@ -56,6 +58,13 @@ pub fn evaluate(
                 break;
             }
         };
+        if let Err(error) = input.note_bad_validation(&batch) {
+            failed = Err(error);
+            break;
+        }
+        if batch.samples.is_empty() {
+            continue;
+        }
         let (images, labels) = input.tensors(&batch, config);
         let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
         let path = hard(&out.gates);
@@ -75,11 +84,15 @@ pub fn evaluate(
     let all = collective::all_gather_bytes(world, &paths.into_iter().flatten().collect::<Vec<u8>>())?;
     let distinct: HashSet<&[u8]> = all.iter().flat_map(|bytes| bytes.chunks(gates.max(1))).collect();
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
-    assert_eq!(sums[0] as usize, input.val.len(), "each validation sample counts once");
+    let bad_images = input.val.len() as u64 - sums[0] as u64; // each of the others counts once
+    if sums[0] == 0.0 {
+        return Err(Error::new(Exit::Data, "no validation image can be used; codinet-data verify says why"));
+    }
     let means: Vec<f64> = sums.iter().map(|sum| sum / sums[0]).collect();
     let rates = means[4..].to_vec();
     Ok(Evaluation {
         images: sums[0] as u64,
+        bad_images,
         top1: means[1],
         top5: means[2],
         ce: means[3],

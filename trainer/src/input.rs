@@ -3,9 +3,12 @@
 use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
+use crate::run::BadSamples;
 use codinet_dataloader::order::EpochOrder;
 use codinet_dataloader::transform::Transform;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec};
+use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample, Spares};
+use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -20,6 +23,9 @@ pub struct Input {
     pub samples: usize,
     /// Of the samples in use, which are held out from training.
     held_out: HeldOut,
+    /// Samples that could not be read or decoded.
+    bad: RefCell<BadSamples>,
+    most_bad: f64,
     mean: Tensor,
     std: Tensor,
     device: Device,
@@ -33,9 +39,9 @@ impl Input {
         for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
             dataset.check_labels(data.classes as usize)?;
             // The first image of each, as the run will see it: settings that do not suit the images end it here.
-            let first = std::iter::once(BatchPlan { epoch: 0, samples: vec![0] });
-            Loader::new(dataset.clone(), spec(config, transform, 1), first)?
-                .try_for_each(|batch| batch.map(drop))?;
+            let first = std::iter::once(BatchPlan::new(0, vec![0]));
+            let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..spec(config, transform, 1) };
+            Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
         }
         let used = train.len().min(data.train_samples.unwrap_or(usize::MAX));
         let held_out =
@@ -68,7 +74,8 @@ impl Input {
             Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
         };
         let (mean, std) = (per_channel(&data.mean), per_channel(&data.std));
-        Ok(Self { train, val, samples, held_out, mean, std, device })
+        let (bad, most_bad) = (RefCell::default(), data.max_bad_fraction);
+        Ok(Self { train, val, samples, held_out, bad, most_bad, mean, std, device })
     }
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
@@ -83,15 +90,14 @@ impl Input {
         let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
         let held_out = self.held_out;
         let plan = (from..to).flat_map(move |epoch| {
-            let order = EpochOrder::new(seed, epoch, samples);
+            let trained = (0..samples as u32).map(|place| held_out.trained(place)).collect();
+            let order = Arc::new(EpochOrder::of(trained, seed, epoch));
             let start = if epoch == from { first } else { 0 };
-            (start..steps).map(move |step| BatchPlan {
-                epoch,
-                samples: order
-                    .rank_samples(step as usize, batch, rank, ranks)
-                    .iter()
-                    .map(|&place| held_out.trained(place))
-                    .collect(),
+            (start..steps).map(move |step| {
+                let samples = order.rank_samples(step as usize, batch, rank, ranks).to_vec();
+                let first = step as usize * batch + rank * (batch / ranks);
+                let spares = Spares { order: order.clone(), first, global_batch: batch };
+                BatchPlan { epoch, samples, spares: Some(spares) }
             })
         });
         Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)
@@ -106,6 +112,21 @@ impl Input {
     pub fn held_out(&self, config: &Config, world: &World) -> Result<impl Iterator<Item = Result<Batch>>> {
         let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
         Ok(evaluated(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
+    }
+
+    /// From here on bad samples are recorded in a run's folder.
+    pub fn record_in(&self, dir: &Path) {
+        self.bad.borrow_mut().record_in(dir);
+    }
+
+    /// This rank: notes the bad samples of a batch of training samples, those held out among them.
+    pub fn note_bad_training(&self, batch: &Batch) -> Result<()> {
+        self.bad.borrow_mut().note("train", self.train.len(), self.most_bad, &batch.bad)
+    }
+
+    /// This rank: notes the bad samples of a batch of validation samples.
+    pub fn note_bad_validation(&self, batch: &Batch) -> Result<()> {
+        self.bad.borrow_mut().note("val", self.val.len(), self.most_bad, &batch.bad)
     }
 
     /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the run's precision, channels last, and the labels
@@ -130,7 +151,7 @@ fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: 
     let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.world());
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
-        mine.chunks(batch).map(|samples| BatchPlan { epoch: 0, samples: samples.to_vec() }).collect();
+        mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
     Ok(Loader::new(dataset.clone(), spec(config, config.evaluation(), 1), plans.into_iter())?)
 }
 
@@ -176,6 +197,7 @@ fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
         seed: config.run.seed,
         threads: config.data.decode_threads.unwrap_or_else(|| tch::get_num_threads() as usize),
         prefetch: config.data.prefetch,
+        on_bad: config.data.on_bad_sample,
     }
 }
 

@@ -3,7 +3,7 @@
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::View;
+use super::{Region, View};
 use crate::decode::Channels;
 use crate::error::BadImage;
 
@@ -28,76 +28,97 @@ impl Renderer {
         Renderer { resizer: Resizer::new(), options, scaled: Vec::new() }
     }
 
-    /// Renders `view` of `pixels` (u8 [H, W, C], `width` pixels wide) into `out` (u8 [S, S, C], S = `image_size`).
+    /// Renders `view` of an image into `out` (u8 [S, S, C], S = `image_size`). Of the image `pixels` (u8 [H, W, C]) has the
+    /// region `shown`.
     ///
     /// # Errors
-    /// Where the view doesn't lie in the image, or the sizes don't fit the slices: a view of another image.
+    /// Where the view's region isn't in that one, or the sizes don't fit the slices: a view of another image.
     pub fn render(
         &mut self,
         pixels: &[u8],
-        width: u32,
+        shown: Region,
         channels: Channels,
         view: &View,
         image_size: u32,
         out: &mut [u8],
     ) -> Result<(), BadImage> {
         let c = channels.count();
-        let height = pixels.len() / (width as usize * c).max(1);
-        let region = view.region;
-        let inside = region.left as u64 + region.width as u64 <= width as u64
-            && region.top as u64 + region.height as u64 <= height as u64;
-        if !inside || out.len() != image_size as usize * image_size as usize * c {
-            return Err(BadImage(format!(
-                "a view of another image was asked for: {view:?} of {width}x{height}"
-            )));
+        let View { region, scaled, corner, flip } = *view;
+        let pitch = shown.width as usize * c;
+        if shown.union(&region) != shown
+            || pixels.len() != pitch * shown.height as usize
+            || out.len() != image_size as usize * image_size as usize * c
+        {
+            return Err(BadImage(format!("a view of another image was asked for: {view:?} of {shown:?}")));
         }
-
-        // The resized region, or the region in place: its first byte, and the bytes from row to row.
-        let (source, pitch) = if view.scaled == (region.width, region.height) {
-            let start = (region.top as usize * width as usize + region.left as usize) * c;
-            (&pixels[start..], width as usize * c)
-        } else {
-            self.resize(pixels, width, height as u32, channels, view)?;
-            (&self.scaled[..], view.scaled.0 as usize * c)
-        };
-
-        let row_bytes = view.scaled.0 as usize * c;
-        for (y, out_row) in out.chunks_exact_mut(image_size as usize * c).enumerate() {
-            let y = view.corner.1 + y as i64;
-            if (0..i64::from(view.scaled.1)).contains(&y) {
-                copy_row(&source[y as usize * pitch..][..row_bytes], view.corner.0, c, view.flip, out_row);
-            } else {
-                out_row.fill(0);
+        let within = Region { left: region.left - shown.left, top: region.top - shown.top, ..region };
+        if scaled == (region.width, region.height) {
+            let start = within.top as usize * pitch + within.left as usize * c;
+            return Ok(cut(&pixels[start..], pitch, view, image_size, c, out));
+        }
+        let image = Source { pixels, size: (shown.width, shown.height), region: within, channels };
+        if (scaled, corner) == ((image_size, image_size), (0, 0)) {
+            self.resize(image, scaled, out)?;
+            if flip {
+                mirror(out, image_size as usize, c);
             }
+            return Ok(());
         }
+        let mut whole = std::mem::take(&mut self.scaled);
+        whole.resize(scaled.0 as usize * scaled.1 as usize * c, 0);
+        self.resize(image, scaled, &mut whole)?;
+        cut(&whole, scaled.0 as usize * c, view, image_size, c, out);
+        self.scaled = whole;
         Ok(())
     }
 
-    fn resize(
-        &mut self,
-        pixels: &[u8],
-        width: u32,
-        height: u32,
-        channels: Channels,
-        view: &View,
-    ) -> Result<(), BadImage> {
-        let pixel_type = match channels {
+    fn resize(&mut self, from: Source, scaled: (u32, u32), out: &mut [u8]) -> Result<(), BadImage> {
+        let pixel_type = match from.channels {
             Channels::Grey => PixelType::U8,
             Channels::Rgb => PixelType::U8x3,
         };
-        let (scaled_width, scaled_height) = view.scaled;
-        let failed = |reason: &dyn std::fmt::Display| {
-            BadImage(format!("can't be resized ({reason}); replace the image"))
+        let Region { left, top, width, height } = from.region;
+        let mut resize = || -> Result<(), Box<dyn std::error::Error>> {
+            let image = ImageRef::new(from.size.0, from.size.1, from.pixels, pixel_type)?;
+            // A cropped view, not `ResizeOptions::crop`: that one reads pixels outside the crop, at its borders.
+            let cropped = CroppedImage::new(&image, left, top, width, height)?;
+            let mut scaled = Image::from_slice_u8(scaled.0, scaled.1, out, pixel_type)?;
+            Ok(self.resizer.resize(&cropped, &mut scaled, &self.options)?)
         };
-        self.scaled.resize(scaled_width as usize * scaled_height as usize * channels.count(), 0);
-        let image = ImageRef::new(width, height, pixels, pixel_type).map_err(|error| failed(&error))?;
-        // A cropped view, not `ResizeOptions::crop`: that one reads pixels outside the crop, at its borders.
-        let region = view.region;
-        let cropped = CroppedImage::new(&image, region.left, region.top, region.width, region.height)
-            .map_err(|error| failed(&error))?;
-        let mut scaled = Image::from_slice_u8(scaled_width, scaled_height, &mut self.scaled, pixel_type)
-            .map_err(|error| failed(&error))?;
-        self.resizer.resize(&cropped, &mut scaled, &self.options).map_err(|error| failed(&error))
+        resize().map_err(|reason| BadImage(format!("can't be resized ({reason}); replace the image")))
+    }
+}
+
+/// What is resized: `region` of `pixels`, which are `size` pixels wide and high.
+struct Source<'a> {
+    pixels: &'a [u8],
+    size: (u32, u32),
+    region: Region,
+    channels: Channels,
+}
+
+/// Exchanges left and right.
+fn mirror(pixels: &mut [u8], width: usize, channels: usize) {
+    for row in pixels.chunks_exact_mut(width * channels) {
+        if channels == 1 {
+            row.reverse();
+        } else {
+            let row = row.as_chunks_mut::<3>().0;
+            row.reverse();
+        }
+    }
+}
+
+/// Copies the square at the view's corner from `source`, the scaled region, whose rows are `pitch` bytes apart.
+fn cut(source: &[u8], pitch: usize, view: &View, image_size: u32, channels: usize, out: &mut [u8]) {
+    let row_bytes = view.scaled.0 as usize * channels;
+    for (y, out_row) in out.chunks_exact_mut(image_size as usize * channels).enumerate() {
+        let y = view.corner.1 + y as i64;
+        if (0..i64::from(view.scaled.1)).contains(&y) {
+            copy_row(&source[y as usize * pitch..][..row_bytes], view.corner.0, channels, view.flip, out_row);
+        } else {
+            out_row.fill(0);
+        }
     }
 }
 

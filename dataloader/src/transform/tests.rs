@@ -18,7 +18,9 @@ fn draws(transform: &Transform, size: (u32, u32), image_size: u32, count: u64) -
 
 fn render(pixels: &[u8], width: u32, channels: Channels, view: &View, image_size: u32) -> Vec<u8> {
     let mut out = vec![77; (image_size * image_size) as usize * channels.count()];
-    Renderer::new().render(pixels, width, channels, view, image_size, &mut out).unwrap();
+    let height = pixels.len() as u32 / width / channels.count() as u32;
+    let shown = Region { left: 0, top: 0, width, height };
+    Renderer::new().render(pixels, shown, channels, view, image_size, &mut out).unwrap();
     out
 }
 

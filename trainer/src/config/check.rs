@@ -78,6 +78,7 @@ impl Config {
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null"),
             (count(data.decode_threads), "data.decode_threads", few),
             ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64"),
+            ((0.0..=1.0).contains(&data.max_bad_fraction), "data.max_bad_fraction", "0 to 1"),
             (hidden, "model.router.hidden", "a ratio above 0 and up to 16, or 1 to 65536 units"),
             (model.router.open_bias.is_finite(), "model.router.open_bias", "finite"),
             (positive(model.router.temperature), "model.router.temperature", "above 0"),

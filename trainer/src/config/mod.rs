@@ -10,6 +10,7 @@ pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use load::{BUILT_IN, load};
 pub use stage::{Routers, Schedule, Stage};
 
+use codinet_dataloader::OnBadSample;
 use codinet_dataloader::transform::{Crop, Transform};
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,11 @@ pub struct Data {
     pub decode_threads: Option<usize>,
     /// Batches being decoded ahead of the step.
     pub prefetch: usize,
+    /// What becomes of an image that can't be read or decoded: `fail` ends the run; `replace` serves the next good one in its
+    /// place and, in evaluation, leaves it out of the count.
+    pub on_bad_sample: OnBadSample,
+    /// Share of a data set that may be bad under `replace`; more than that ends the run.
+    pub max_bad_fraction: f64,
 }
 
 /// What the run trains.
@@ -423,6 +429,8 @@ impl Default for Data {
             train_samples: None,
             decode_threads: None,
             prefetch: 3,
+            on_bad_sample: OnBadSample::Fail,
+            max_bad_fraction: 0.001,
         }
     }
 }

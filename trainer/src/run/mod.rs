@@ -1,8 +1,10 @@
 //! The run directory: what a run leaves behind, and the interface between the tools.
 //!
-//! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`.
-//! Rank 0 alone writes, but for the shares of the optimiser's state; what could not be written ends the run with one line.
+//! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`,
+//! `bad_samples.jsonl`.
+//! Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what could not be written ends the run with one line.
 
+mod bad;
 pub mod checkpoint;
 mod choose;
 mod console;
@@ -12,6 +14,7 @@ mod saver;
 mod tensorboard;
 mod writer;
 
+pub use bad::BadSamples;
 pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::Console;
 pub use records::Records;

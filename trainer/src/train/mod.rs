@@ -132,6 +132,7 @@ impl<'a> Trainer<'a> {
         let opened =
             if world.rank() == 0 { resume::open(&place, config, &state).map(Some) } else { Ok(None) };
         let records = collective::agree(world, opened)?;
+        input.record_in(&place.dir);
         let saver = Saver::new(world, &place.dir, config, &net.params)?;
         let mut console = Console::new(world.rank());
         console.keep_log(&place.dir);
@@ -199,6 +200,7 @@ impl<'a> Trainer<'a> {
         loop {
             while self.state.sample < steps * batch_size {
                 let batch = loader.next().expect("as many batches as steps")?;
+                self.input.note_bad_training(&batch)?;
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let weights = Weights::new(config, stage, self.state.price.gamma);
                 let (stop, hard_rates) = self.step(&batch, stage, weights, lr)?.read();

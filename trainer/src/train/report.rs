@@ -21,7 +21,7 @@ impl Trainer<'_> {
                 "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
                 "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
                 "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
-                "rates": evaluation.rates,
+                "rates": evaluation.rates, "bad_images": evaluation.bad_images,
             });
             if let Some(ema) = &evaluation.ema {
                 fields["ema_top1"] = ema.top1.into();
@@ -34,6 +34,10 @@ impl Trainer<'_> {
             Some(ema) => format!("  (mean of weights {:.2} %)", 100.0 * ema.top1),
             None => String::new(),
         };
+        if evaluation.bad_images > 0 {
+            let (bad, all) = (evaluation.bad_images, evaluation.bad_images + evaluation.images);
+            self.console.say(&format!("{bad} of {all} validation images can't be used, and don't count"));
+        }
         self.console.say(&format!(
             "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{mean}  top-5 {:.2} %  {:.4} GMACs  {} paths",
             stage.name,

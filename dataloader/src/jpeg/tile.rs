@@ -1,0 +1,228 @@
+//! Tiled JPEGs: ordinary baseline JPEGs, which every reader opens, whose restart markers cut each row of blocks into tiles.
+//! After a marker reading starts anew, so that a crop is decoded from the tiles that it touches and no others.
+//!
+//! To decode some tiles, they are put together to a small JPEG: the header with another width and height, the tiles, their
+//! restart markers numbered anew. Shards are tiled when they are written, by [`transcode`], which changes no pixel.
+//!
+//! Source: ITU-T T.81, Annexes B and E.
+
+use memchr::memchr_iter;
+
+use super::turbo;
+use crate::error::BadImage;
+use crate::transform::Region;
+
+/// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
+pub const MARGIN: u32 = 2;
+
+/// Sides of a tile, in pixels, between which [`transcode`] chooses, and the one that it comes near to.
+const WIDTHS: std::ops::RangeInclusive<u32> = 32..=192;
+const BEST_WIDTH: u32 = 64;
+
+/// Where a tiled JPEG's tiles are. Reused from image to image.
+#[derive(Debug, Default)]
+pub(crate) struct Tiles {
+    /// The image's, in pixels.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// A tile's; those at the right and bottom edges may be cut off.
+    tile: (u32, u32),
+    /// Tiles in a row.
+    columns: u32,
+    /// Where the header has the image's height; the width follows.
+    size_at: usize,
+    /// Where the tiles begin, and past the end of the last, each with the two bytes of its marker.
+    starts: Vec<usize>,
+}
+
+/// Tiles in a rectangle: columns and rows, each from the first to past the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Span {
+    columns: (u32, u32),
+    rows: (u32, u32),
+}
+
+impl Span {
+    pub(crate) fn tiles(&self) -> u64 {
+        u64::from(self.columns.1 - self.columns.0) * u64::from(self.rows.1 - self.rows.0)
+    }
+}
+
+/// What of a header tiling depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    width: u32,
+    height: u32,
+    /// A block of all components, in pixels.
+    block: (u32, u32),
+    /// Blocks between restart markers; 0: none.
+    interval: u32,
+    size_at: usize,
+    /// Where the compressed data begin.
+    scan: usize,
+}
+
+impl Header {
+    /// `None` for what isn't one interleaved baseline scan of 8 bits in one component or three.
+    fn read(encoded: &[u8]) -> Option<Header> {
+        let u16_at =
+            |at: usize| Some(u32::from(u16::from_be_bytes(encoded.get(at..at + 2)?.try_into().ok()?)));
+        if !encoded.starts_with(&[0xFF, 0xD8]) {
+            return None;
+        }
+        let (mut at, mut interval, mut frame) = (2, 0, None);
+        loop {
+            let [0xFF, marker] = *encoded.get(at..at + 2)? else { return None };
+            if marker == 0xFF {
+                at += 1; // a fill byte
+                continue;
+            }
+            let (body, length) = (at + 4, u16_at(at + 2)? as usize);
+            let end = at + 2 + length;
+            match marker {
+                0xC0 | 0xC1 => {
+                    let components = *encoded.get(body + 5)?;
+                    let sampling = encoded.get(body + 6..body + 6 + 3 * components as usize)?.chunks_exact(3);
+                    let most = |shift: u8| sampling.clone().map(|c| (c[1] >> shift) & 15).max().unwrap_or(0);
+                    let block = if components == 1 {
+                        (8, 8)
+                    } else {
+                        (8 * u32::from(most(4)), 8 * u32::from(most(0)))
+                    };
+                    let suits = encoded[body] == 8
+                        && (components == 1 || components == 3)
+                        && block.0 > 0
+                        && block.1 > 0;
+                    frame =
+                        suits.then_some((u16_at(body + 3)?, u16_at(body + 1)?, block, body + 1, components));
+                    frame?;
+                }
+                // Other frames, and markers that have no place before a scan.
+                0xC2..=0xC3 | 0xC5..=0xC7 | 0xC8..=0xCB | 0xCD..=0xCF | 0x00..=0x01 | 0xD0..=0xD9 | 0xDC => {
+                    return None;
+                }
+                0xDD => interval = u16_at(body)?,
+                0xDA => {
+                    let (width, height, block, size_at, components) = frame?;
+                    let whole = *encoded.get(body)? == components && width > 0 && height > 0;
+                    return whole.then_some(Header { width, height, block, interval, size_at, scan: end });
+                }
+                _ => {}
+            }
+            at = end;
+        }
+    }
+
+    /// Blocks in a row.
+    fn columns(&self) -> u32 {
+        self.width.div_ceil(self.block.0)
+    }
+}
+
+impl Tiles {
+    /// Finds the tiles of `encoded`. False where it isn't a whole JPEG whose rows restart markers cut evenly.
+    pub(crate) fn find(&mut self, encoded: &[u8]) -> bool {
+        self.try_find(encoded).is_some()
+    }
+
+    fn try_find(&mut self, encoded: &[u8]) -> Option<()> {
+        let header = Header::read(encoded)?;
+        let blocks = header.columns();
+        if header.interval == 0 || blocks % header.interval != 0 {
+            return None;
+        }
+        let Header { width, height, block, interval, size_at, scan } = header;
+        let (columns, rows) = (blocks / interval, height.div_ceil(block.1));
+        (self.width, self.height, self.tile) = (width, height, (interval * block.0, block.1));
+        (self.columns, self.size_at) = (columns, size_at);
+        self.starts.clear();
+        self.starts.push(scan);
+        for at in memchr_iter(0xFF, encoded.get(scan..)?).map(|at| scan + at) {
+            match *encoded.get(at + 1)? {
+                0x00 | 0xFF => {} // a byte of data, a fill byte
+                marker @ 0xD0..=0xD7 => {
+                    if usize::from(marker - 0xD0) != (self.starts.len() - 1) % 8 {
+                        return None;
+                    }
+                    self.starts.push(at + 2);
+                }
+                0xD9 => {
+                    self.starts.push(at + 2);
+                    return (self.starts.len() - 1 == columns as usize * rows as usize).then_some(());
+                }
+                _ => return None,
+            }
+        }
+        None // it has no end
+    }
+
+    /// The tiles that `region`, with the margin that it depends on, touches.
+    pub(crate) fn span(&self, region: Region) -> Span {
+        let touched = |from: u32, size: u32, tile: u32, whole: u32| {
+            let to = (from + size + MARGIN).min(whole);
+            (from.saturating_sub(MARGIN) / tile, to.div_ceil(tile))
+        };
+        Span {
+            columns: touched(region.left, region.width, self.tile.0, self.width),
+            rows: touched(region.top, region.height, self.tile.1, self.height),
+        }
+    }
+
+    /// Replaces `cut` by a JPEG of these tiles alone, which shows the region that is returned.
+    ///
+    /// `encoded` is what [`find`](Self::find) saw.
+    pub(crate) fn cut(&self, encoded: &[u8], span: Span, cut: &mut Vec<u8>) -> Region {
+        let Span { columns, rows } = span;
+        let side = |(from, to): (u32, u32), tile: u32, whole: u32| {
+            (from * tile, (to * tile).min(whole) - from * tile)
+        };
+        let ((left, width), (top, height)) =
+            (side(columns, self.tile.0, self.width), side(rows, self.tile.1, self.height));
+        cut.clear();
+        cut.extend_from_slice(&encoded[..self.starts[0]]);
+        for (at, size) in [(self.size_at, height), (self.size_at + 2, width)] {
+            cut[at..at + 2].copy_from_slice(&(size as u16).to_be_bytes()); // at most the image's own
+        }
+        let mut number = 0;
+        for row in rows.0..rows.1 {
+            for column in columns.0..columns.1 {
+                let tile = (row * self.columns + column) as usize;
+                let (start, end) = (self.starts[tile], self.starts[tile + 1] - 2);
+                cut.extend_from_slice(&encoded[start..end]);
+                cut.extend_from_slice(&[0xFF, 0xD0 + number]);
+                number = (number + 1) % 8;
+            }
+        }
+        *cut.last_mut().expect("a marker at least") = 0xD9;
+        Region { left, top, width, height }
+    }
+}
+
+/// How many blocks a tile has: the divisor of the blocks in a row that makes tiles of about [`BEST_WIDTH`] pixels, or the
+/// whole row where none does.
+fn interval(header: &Header) -> u32 {
+    let columns = header.columns();
+    let divisors = (1..=columns).filter(|blocks| columns % blocks == 0);
+    let near = divisors.filter(|blocks| WIDTHS.contains(&(blocks * header.block.0)));
+    near.min_by_key(|blocks| (blocks * header.block.0).abs_diff(BEST_WIDTH)).unwrap_or(columns)
+}
+
+/// The same picture, tiled: pixels, sizes and colours stay as they are to the last bit, whoever decodes it; EXIF, ICC
+/// profiles and thumbnails are left out. `None` where it stays as it is: CMYK, 12 bits, or nothing that libjpeg-turbo reads
+/// without complaint.
+///
+/// # Errors
+/// None at present: what can't be read is found, with its reason, by whoever decodes it.
+pub fn transcode(encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
+    // Progressive files tell their sizes by another header; a first transcoding makes them baseline.
+    let header = Header::read(encoded).or_else(|| Header::read(&turbo::transcode(encoded, 0).ok()?));
+    let Some(header) = header else { return Ok(None) };
+    let Ok(tiled) = turbo::transcode(encoded, interval(&header) as u16) else { return Ok(None) };
+    // Samplings change where they had no effect (a grey image's blocks become 8x8): then the tiles are cut for those.
+    let tiled = match Header::read(&tiled) {
+        Some(made) if made.block == header.block => Some(tiled),
+        Some(made) => turbo::transcode(encoded, interval(&made) as u16).ok(),
+        None => None,
+    };
+    Ok(tiled.filter(|tiled| Tiles::default().find(tiled)))
+}

@@ -1,0 +1,196 @@
+//! libjpeg-turbo as far as the `turbojpeg` crate's safe interface does not reach: regions of an image, and transcoding with
+//! restart markers.
+#![expect(unsafe_code, reason = "libjpeg-turbo's C interface")]
+
+use std::ffi::{CStr, c_int};
+use std::ptr;
+
+use turbojpeg::raw;
+
+use crate::transform::Region;
+
+/// Scans of a progressive JPEG: a small file of many would take minutes. Encoders write about ten.
+const MOST_SCANS: c_int = 100;
+
+/// A TurboJPEG handle, for one image: it keeps the tables that one image defines, right or wrong, for the next one.
+struct Handle(raw::tjhandle);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: made by tj3Init, freed once.
+        unsafe { raw::tj3Destroy(self.0) };
+    }
+}
+
+/// Why libjpeg-turbo refused a JPEG, or warned of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub message: String,
+    /// The output is there all the same, as far as the data went.
+    pub warning: bool,
+}
+
+/// What a pixel is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pixel {
+    Grey = 1,
+    Rgb = 3,
+    /// As in the file: Adobe's programs store 255 − ink.
+    Cmyk = 4,
+}
+
+/// What a JPEG's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub width: u32,
+    pub height: u32,
+    /// Stored as CMYK or YCCK.
+    pub cmyk: bool,
+    /// Width of a block of all components, in pixels; `None` for samplings without a name.
+    pub block: Option<u32>,
+}
+
+impl Handle {
+    fn new(kind: raw::TJINIT) -> Result<Handle, Fault> {
+        // SAFETY: no argument but a constant; the result is checked.
+        let handle = unsafe { raw::tj3Init(kind as c_int) };
+        if handle.is_null() {
+            return Err(Fault { message: message(handle), warning: false });
+        }
+        Ok(Handle(handle))
+    }
+
+    fn get(&self, parameter: raw::TJPARAM) -> c_int {
+        // SAFETY: a living handle; an unknown parameter gives −1.
+        unsafe { raw::tj3Get(self.0, parameter as c_int) }
+    }
+
+    fn set(&self, parameter: raw::TJPARAM, value: c_int) -> Result<(), Fault> {
+        // SAFETY: a living handle; a value that does not suit is refused.
+        self.check(unsafe { raw::tj3Set(self.0, parameter as c_int, value) })
+    }
+
+    fn check(&self, returned: c_int) -> Result<(), Fault> {
+        if returned == 0 {
+            return Ok(());
+        }
+        // SAFETY: a living handle.
+        let code = unsafe { raw::tj3GetErrorCode(self.0) };
+        Err(Fault { message: message(self.0), warning: code == raw::TJERR_TJERR_WARNING as c_int })
+    }
+}
+
+fn message(handle: raw::tjhandle) -> String {
+    // SAFETY: a living handle or null; the string is the library's until its next call, and copied at once.
+    unsafe { CStr::from_ptr(raw::tj3GetErrorStr(handle)) }.to_string_lossy().into_owned()
+}
+
+/// Reads a header.
+pub(crate) fn frame(encoded: &[u8]) -> Result<Frame, Fault> {
+    read_header(&Handle::new(raw::TJINIT_TJINIT_DECOMPRESS)?, encoded)
+}
+
+fn read_header(handle: &Handle, encoded: &[u8]) -> Result<Frame, Fault> {
+    handle.set(raw::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
+    // SAFETY: a living handle and a living slice, which is not kept.
+    let read = unsafe { raw::tj3DecompressHeader(handle.0, encoded.as_ptr(), encoded.len() as raw::size_t) };
+    match handle.check(read) {
+        Err(fault) if !fault.warning => return Err(fault),
+        _ => {}
+    }
+    let colours = handle.get(raw::TJPARAM_TJPARAM_COLORSPACE);
+    let cmyk = [raw::TJCS_TJCS_CMYK, raw::TJCS_TJCS_YCCK].map(|known| known as c_int).contains(&colours);
+    let subsampling = handle.get(raw::TJPARAM_TJPARAM_SUBSAMP);
+    let block = match subsampling {
+        raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY | raw::TJSAMP_TJSAMP_440 => Some(8),
+        raw::TJSAMP_TJSAMP_422 | raw::TJSAMP_TJSAMP_420 => Some(16),
+        raw::TJSAMP_TJSAMP_411 => Some(32),
+        _ => None,
+    };
+    let side = |parameter| u32::try_from(handle.get(parameter)).unwrap_or(0);
+    let (width, height) = (side(raw::TJPARAM_TJPARAM_JPEGWIDTH), side(raw::TJPARAM_TJPARAM_JPEGHEIGHT));
+    if width == 0 || height == 0 {
+        return Err(Fault { message: "it ends before the picture begins".into(), warning: false });
+    }
+    Ok(Frame { width, height, cmyk, block })
+}
+
+/// Replaces the contents of `pixels` by `region` of the image, whose left edge is a multiple of the frame's block where it
+/// isn't the whole width. A warning is a fault too; the pixels are there then.
+pub(crate) fn decode(
+    encoded: &[u8],
+    region: Region,
+    pixel: Pixel,
+    pixels: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    let handle = Handle::new(raw::TJINIT_TJINIT_DECOMPRESS)?;
+    let frame = read_header(&handle, encoded)?;
+    let Region { left, top, width, height } = region;
+    let fault = |message: String| Fault { message, warning: false };
+    let fits =
+        |from: u32, size: u32, whole: u32| size > 0 && from.checked_add(size).is_some_and(|to| to <= whole);
+    if !fits(left, width, frame.width) || !fits(top, height, frame.height) {
+        return Err(fault(format!("{region:?} of {}x{} pixels", frame.width, frame.height)));
+    }
+    let whole = (width, height) == (frame.width, frame.height);
+    let side = |value: u32| if whole { 0 } else { value as c_int }; // at most 65535
+    let crop = raw::tjregion { x: side(left), y: side(top), w: side(width), h: side(height) };
+    // SAFETY: a living handle, which has read this image's header; a region that does not suit is refused.
+    handle.check(unsafe { raw::tj3SetCroppingRegion(handle.0, crop) })?;
+    pixels.resize(width as usize * height as usize * pixel as usize, 0);
+    let format = match pixel {
+        Pixel::Grey => raw::TJPF_TJPF_GRAY,
+        Pixel::Rgb => raw::TJPF_TJPF_RGB,
+        Pixel::Cmyk => raw::TJPF_TJPF_CMYK,
+    };
+    // SAFETY: a living handle and slice. It writes `height` rows of `width` pixels without a gap (pitch 0): the region's,
+    // for the header it reads again is that of the same bytes.
+    let decoded = unsafe {
+        raw::tj3Decompress8(
+            handle.0,
+            encoded.as_ptr(),
+            encoded.len() as raw::size_t,
+            pixels.as_mut_ptr(),
+            0,
+            format as c_int,
+        )
+    };
+    handle.check(decoded)
+}
+
+/// The same coefficients as a baseline JPEG with optimised Huffman tables, a restart marker every `interval` blocks of all
+/// components, and nothing but the picture.
+pub(crate) fn transcode(encoded: &[u8], interval: u16) -> Result<Vec<u8>, Fault> {
+    let handle = Handle::new(raw::TJINIT_TJINIT_TRANSFORM)?;
+    handle.set(raw::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
+    handle.set(raw::TJPARAM_TJPARAM_RESTARTBLOCKS, interval.into())?;
+    let options = (raw::TJXOPT_COPYNONE | raw::TJXOPT_OPTIMIZE) as c_int;
+    let region = raw::tjregion { x: 0, y: 0, w: 0, h: 0 };
+    let plan = raw::tjtransform {
+        r: region,
+        op: raw::TJXOP_TJXOP_NONE as c_int,
+        options,
+        data: ptr::null_mut(),
+        customFilter: None,
+    };
+    let (mut made, mut length) = (ptr::null_mut(), 0);
+    // SAFETY: a living handle and slice, arrays of one. The buffer is the library's own, given back below.
+    let done = unsafe {
+        raw::tj3Transform(
+            handle.0,
+            encoded.as_ptr(),
+            encoded.len() as raw::size_t,
+            1,
+            &mut made,
+            &mut length,
+            &plan,
+        )
+    };
+    let result = handle.check(done).map(|()| {
+        // SAFETY: where it succeeded, `made` holds `length` bytes.
+        unsafe { std::slice::from_raw_parts(made, length as usize) }.to_vec()
+    });
+    // SAFETY: made by tj3Transform, or null; freed once.
+    unsafe { raw::tj3Free(made.cast()) };
+    result
+}
