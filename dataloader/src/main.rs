@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Convert a published data set to shards.
     Import(commands::import::Arguments),
+    /// Time reading, decoding and resizing, stage by stage, and the loader as a whole.
+    Bench(commands::bench::Arguments),
     /// Say what shards hold, and try to decode some of it.
     Inspect(commands::inspect::Arguments),
 }
@@ -34,6 +36,7 @@ Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
   codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
   codinet-data inspect data/fashion-mnist/train
+  codinet-data bench data/imagenet/train --threads 8 --views 2
   codinet-data inspect 'data/imagenet/train-{000000..000012}.tar'
 
 Exit codes: 0 done, 2 wrong usage, 3 something is wrong with the data or a disk.";
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Some(Command::Import(arguments)) => commands::import::run(&arguments),
+        Some(Command::Bench(arguments)) => commands::bench::run(&arguments),
         Some(Command::Inspect(arguments)) => commands::inspect::run(&arguments),
         None => Ok(()),
     };

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+pub mod bench;
 pub mod import;
 pub mod inspect;
 

@@ -5,5 +5,7 @@
 pub mod tile;
 pub(crate) mod turbo;
 
+pub use turbo::entropy_decode;
+
 #[cfg(test)]
 mod tests;
