@@ -83,26 +83,33 @@ fn threads_and_ranks_change_nothing() {
     let dataset = Arc::new(open(folder.path()).unwrap());
     let crop = Crop::RandomResized { scale: (0.2, 1.0), ratio: (0.75, 1.3) };
     let transform = Transform::Train { crop, flip: 0.5 };
-    let steps_of_rank = |rank: usize, world: usize, threads: usize, epoch: u64| {
+    let steps_of_rank = |rank: usize, world: usize, threads: usize, epoch: u64, from: usize| {
         let order = EpochOrder::new(9, epoch, 24);
-        let plan = (0..order.steps(8))
+        let plan = (from..order.steps(8))
             .map(move |step| BatchPlan::new(epoch, order.rank_samples(step, 8, rank, world).to_vec()));
         serve(&dataset, spec(transform.clone(), 2, threads), plan)
     };
-    // Global batch 0 of every layout, put together from its ranks in order; then batch 1, 2.
-    let global = |world: usize, threads: usize, epoch: u64| -> Vec<Vec<u8>> {
-        let ranks: Vec<_> = (0..world).map(|rank| steps_of_rank(rank, world, threads, epoch)).collect();
+    // The global batches from `from` on, each put together from its ranks in order.
+    let global = |world: usize, threads: usize, epoch: u64, from: usize| -> Vec<Vec<u8>> {
+        let ranks: Vec<_> = (0..world).map(|rank| steps_of_rank(rank, world, threads, epoch, from)).collect();
         let local = 8 / world;
-        (0..3)
+        (0..3 - from)
             .flat_map(|step| ranks.iter().flat_map(move |rank| rank[step * local..][..local].to_vec()))
             .collect()
     };
-    let expected = global(1, 1, 0);
+    let expected = global(1, 1, 0, 0);
     assert_eq!(expected.len(), 24);
-    for (world, threads) in [(1, 3), (2, 1), (4, 3)] {
-        assert_eq!(global(world, threads, 0), expected, "{world} ranks, {threads} threads");
+    for (world, threads) in [(1, 1), (1, 3), (2, 1), (2, 3), (4, 1), (4, 3)] {
+        // From the start, and resumed by this layout after one step and after two.
+        for from in 0..3 {
+            assert_eq!(
+                global(world, threads, 0, from),
+                expected[8 * from..],
+                "{world} ranks, {threads} threads"
+            );
+        }
     }
-    assert_ne!(global(1, 1, 1), expected, "the epoch has no part in order and crops");
+    assert_ne!(global(1, 1, 1, 0), expected, "the epoch has no part in order and crops");
 }
 
 #[test]

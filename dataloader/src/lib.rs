@@ -31,6 +31,6 @@ pub use dataset::{Dataset, DatasetInfo, SampleInfo};
 pub use decode::{Channels, Decoder};
 pub use error::{BadImage, Error, Result};
 pub use loader::{BadSample, Batch, BatchPlan, Loader, LoaderSpec, OnBadSample};
-pub use order::{EpochOrder, Spares, eval_samples};
+pub use order::{EpochOrder, Lanes, Spares, eval_samples};
 pub use shard::ShardWriter;
 pub use transform::{Crop, Transform};

@@ -1,10 +1,15 @@
 //! Which samples are served when, and by which rank: pure functions of (seed, epoch) and (rank, world).
 //!
+//! Two orders: a shuffle of all samples, for disks that read anywhere at the same cost; and [`Lanes`], for network file
+//! systems and object stores, which reads shards from end to end.
+//!
 //! The order is that of *global* batches. A rank serves its contiguous part of each, so that the union over the
 //! ranks is the same batch whatever the number of ranks, and a run can resume with a different number.
 
 use std::ops::Range;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::random::{self, Domain};
 
@@ -33,6 +38,46 @@ impl EpochOrder {
         EpochOrder { samples }
     }
 
+    /// Whole shards in lanes, shuffled within windows: see [`Lanes`]. `shards` has each shard's samples.
+    ///
+    /// # Panics
+    /// Where `lanes.count` is 0 or does not divide `global_batch`, or `lanes.window` is 0.
+    pub fn in_lanes(
+        shards: &[Vec<u32>],
+        lanes: Lanes,
+        global_batch: usize,
+        seed: u64,
+        epoch: u64,
+    ) -> EpochOrder {
+        let Lanes { count, window } = lanes;
+        assert!(
+            count > 0 && global_batch.is_multiple_of(count) && window > 0,
+            "{lanes:?} for {global_batch}"
+        );
+        let shuffled = EpochOrder::new(seed, epoch, shards.len());
+        let all: Vec<u32> =
+            shuffled.samples.iter().flat_map(|&shard| &shards[shard as usize]).copied().collect();
+        let (each, share) = (all.len() / count, global_batch / count);
+        let lane = |lane: usize| {
+            let mut rng = random::stream(Domain::Order, seed, epoch, 1 + lane as u64, 0);
+            let mut waiting = all[lane * each..][..each].iter().copied();
+            let mut open: Vec<u32> = waiting.by_ref().take(window).collect();
+            let mut samples = Vec::with_capacity(each);
+            while !open.is_empty() {
+                let drawn = random::below(&mut rng, open.len() as u32) as usize;
+                samples.push(match waiting.next() {
+                    Some(next) => std::mem::replace(&mut open[drawn], next),
+                    None => open.swap_remove(drawn),
+                });
+            }
+            samples
+        };
+        let lanes: Vec<Vec<u32>> = (0..count).map(lane).collect();
+        let steps = each / share;
+        let of_step = |step: usize| lanes.iter().flat_map(move |lane| &lane[step * share..][..share]);
+        EpochOrder { samples: (0..steps).flat_map(of_step).copied().collect() }
+    }
+
     /// All samples, in order.
     pub fn samples(&self) -> &[u32] {
         &self.samples
@@ -58,6 +103,19 @@ impl EpochOrder {
         let local = global_batch / world;
         &self.samples[step * global_batch + rank * local..][..local]
     }
+}
+
+/// Sequential reading. The epoch's shards, in shuffled order, are cut into `count` lanes of equal length; each lane serves its
+/// shards one after another, through a window from which the next sample is drawn at random. Every global batch has as many
+/// samples of each lane, lane after lane, so that a rank, which serves a contiguous part of it, has lanes of its own for any
+/// world size that divides their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lanes {
+    /// Lanes; the global batch is a multiple of it, and it of the number of ranks.
+    pub count: usize,
+    /// Samples among which the next one of a lane is drawn.
+    pub window: usize,
 }
 
 /// What bad samples of a batch are replaced by: the sample that the same slot has in the next global batch, or in the one
@@ -125,6 +183,47 @@ mod tests {
                 assert_eq!(union, order.samples()[step * 8..(step + 1) * 8]);
             }
         }
+    }
+
+    #[test]
+    fn lanes_read_shards_one_after_another() {
+        let mut samples = 0..;
+        let shards: Vec<Vec<u32>> =
+            (0..23).map(|shard| samples.by_ref().take(90 + shard % 7).collect()).collect();
+        let lanes = Lanes { count: 4, window: 50 };
+        let order = EpochOrder::in_lanes(&shards, lanes, 16, 5, 2);
+        let total: usize = shards.iter().map(Vec::len).sum();
+        assert_eq!(order.samples().len(), total / 4 / 4 * 16, "no more than a global batch is left out");
+        let mut sorted = order.samples().to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), order.samples().len(), "each at most once");
+        let shard_of = |sample: u32| shards.iter().position(|shard| shard.contains(&sample)).unwrap();
+        for lane in 0..4 {
+            let of_lane: Vec<u32> =
+                order.samples().chunks(16).flat_map(|batch| batch[lane * 4..][..4].to_vec()).collect();
+            // At any time a lane is inside two or three shards, and over the epoch it reads a quarter of them and a bit.
+            for part in of_lane.windows(20) {
+                let open: std::collections::BTreeSet<usize> =
+                    part.iter().map(|&sample| shard_of(sample)).collect();
+                assert!(open.len() <= 3, "{open:?}");
+            }
+            let read: std::collections::BTreeSet<usize> =
+                of_lane.iter().map(|&sample| shard_of(sample)).collect();
+            assert!((6..=8).contains(&read.len()), "{read:?}");
+            assert!(
+                of_lane.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count() < of_lane.len() / 10,
+                "shuffled"
+            );
+            // A rank of two, or of four, has the lane to itself.
+            for world in [1, 2, 4] {
+                let rank = lane * world / 4;
+                let part = order.rank_samples(3, 16, rank, world);
+                assert!(of_lane[12..16].iter().all(|sample| part.contains(sample)));
+            }
+        }
+        assert_eq!(order, EpochOrder::in_lanes(&shards, lanes, 16, 5, 2));
+        assert_ne!(order, EpochOrder::in_lanes(&shards, lanes, 16, 5, 3));
     }
 
     #[test]

@@ -68,6 +68,18 @@ impl Input {
                 ),
             ));
         }
+        if let Some(lanes) = data.lanes
+            && lanes.count % parts != 0
+        {
+            return Err(Error::new(
+                Exit::Config,
+                format!(
+                    "data.lanes.count is {}, which {ranks} ranks cannot share evenly in {} micro-batches each; set a \
+                     multiple of {parts}",
+                    lanes.count, config.optim.accumulate
+                ),
+            ));
+        }
         let per_channel = |values: &[f64]| {
             let values: Vec<f32> =
                 (0..data.channels as usize).map(|c| values[c % values.len()] as f32).collect();
@@ -80,7 +92,9 @@ impl Input {
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
     pub fn steps(&self, config: &Config) -> u64 {
-        (self.samples / config.optim.batch_size) as u64
+        // Lanes are of equal length, to the sample.
+        let (lanes, batch) = (config.data.lanes.map_or(1, |lanes| lanes.count), config.optim.batch_size);
+        (self.samples / lanes / (batch / lanes)) as u64
     }
 
     /// This rank's training batches, from step `first` of epoch `from` to the end of epoch `to` − 1; epochs are
@@ -89,9 +103,13 @@ impl Input {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
         let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
         let held_out = self.held_out;
+        let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
+        let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
         let plan = (from..to).flat_map(move |epoch| {
-            let trained = (0..samples as u32).map(|place| held_out.trained(place)).collect();
-            let order = Arc::new(EpochOrder::of(trained, seed, epoch));
+            let order = Arc::new(match &lanes {
+                Some((lanes, shards)) => EpochOrder::in_lanes(shards, *lanes, batch, seed, epoch),
+                None => EpochOrder::of(trained().collect(), seed, epoch),
+            });
             let start = if epoch == from { first } else { 0 };
             (start..steps).map(move |step| {
                 let samples = order.rank_samples(step as usize, batch, rank, ranks).to_vec();
@@ -101,6 +119,16 @@ impl Input {
             })
         });
         Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)
+    }
+
+    /// Rising places in the training set, shard by shard.
+    fn by_shard(&self, places: impl Iterator<Item = u32>) -> Vec<Vec<u32>> {
+        let ends = self.train.shards().scan(0, |end, shard| {
+            *end += shard.samples;
+            Some(*end as u32)
+        });
+        let mut places = places.peekable();
+        ends.map(|end| std::iter::from_fn(|| places.next_if(|&place| place < end)).collect()).collect()
     }
 
     /// This rank's share of the validation samples: over all ranks, each sample once.

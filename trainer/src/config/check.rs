@@ -77,6 +77,13 @@ impl Config {
             (resize.is_none(), "data.eval_resize", resize.as_deref().unwrap_or_default()),
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null"),
             (count(data.decode_threads), "data.decode_threads", few),
+            (
+                data.lanes.is_none_or(|lanes| {
+                    lanes.window > 0 && lanes.count > 0 && optim.batch_size % lanes.count == 0
+                }),
+                "data.lanes",
+                "a window of at least 1 and a count that divides optim.batch_size, or null",
+            ),
             ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64"),
             ((0.0..=1.0).contains(&data.max_bad_fraction), "data.max_bad_fraction", "0 to 1"),
             (hidden, "model.router.hidden", "a ratio above 0 and up to 16, or 1 to 65536 units"),

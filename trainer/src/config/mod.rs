@@ -10,8 +10,8 @@ pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use load::{BUILT_IN, load};
 pub use stage::{Routers, Schedule, Stage};
 
-use codinet_dataloader::OnBadSample;
 use codinet_dataloader::transform::{Crop, Transform};
+use codinet_dataloader::{Lanes, OnBadSample};
 use serde::{Deserialize, Serialize};
 
 /// A whole run.
@@ -129,6 +129,9 @@ pub struct Data {
     pub train_samples: Option<usize>,
     /// Decode threads a rank; null: as many as `run.threads`.
     pub decode_threads: Option<usize>,
+    /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}`, for network file systems and
+    /// object stores: C lanes, each of which reads whole shards one after another and shuffles N samples at a time.
+    pub lanes: Option<Lanes>,
     /// Batches being decoded ahead of the step.
     pub prefetch: usize,
     /// What becomes of an image that can't be read or decoded: `fail` ends the run; `replace` serves the next good one in its
@@ -428,6 +431,7 @@ impl Default for Data {
             eval_resize: None,
             train_samples: None,
             decode_threads: None,
+            lanes: None,
             prefetch: 3,
             on_bad_sample: OnBadSample::Fail,
             max_bad_fraction: 0.001,
