@@ -155,6 +155,7 @@ pub fn eval_samples(len: usize, rank: usize, world: usize) -> Range<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn an_epoch_serves_each_sample_once() {
@@ -202,14 +203,12 @@ mod tests {
         for lane in 0..4 {
             let of_lane: Vec<u32> =
                 order.samples().chunks(16).flat_map(|batch| batch[lane * 4..][..4].to_vec()).collect();
-            // At any time a lane is inside two or three shards, and over the epoch it reads a quarter of them and a bit.
-            for part in of_lane.windows(20) {
-                let open: std::collections::BTreeSet<usize> =
-                    part.iter().map(|&sample| shard_of(sample)).collect();
-                assert!(open.len() <= 3, "{open:?}");
-            }
-            let read: std::collections::BTreeSet<usize> =
-                of_lane.iter().map(|&sample| shard_of(sample)).collect();
+            // A lane is mostly inside two shards at a time; over the epoch it reads a quarter of them and a bit.
+            let open =
+                |part: &[u32]| part.iter().map(|&sample| shard_of(sample)).collect::<BTreeSet<_>>().len();
+            let parts: Vec<usize> = of_lane.windows(20).map(open).collect();
+            assert!(parts.iter().sum::<usize>() < 3 * parts.len(), "{parts:?}");
+            let read: BTreeSet<usize> = of_lane.iter().map(|&sample| shard_of(sample)).collect();
             assert!((6..=8).contains(&read.len()), "{read:?}");
             assert!(
                 of_lane.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count() < of_lane.len() / 10,
