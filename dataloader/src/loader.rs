@@ -11,7 +11,7 @@ use crate::decode::{Channels, Decoder};
 use crate::error::{Error, Result};
 use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
-use crate::transform::{Renderer, Transform};
+use crate::transform::{Augmenter, Renderer, Transform};
 
 /// What a [`Loader`] makes of each sample, and with how many hands.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,22 +165,23 @@ struct Worker {
     view_bytes: usize,
     decoder: Decoder,
     renderer: Renderer,
+    augmenter: Augmenter,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
 }
 
 impl Worker {
     fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Result<Worker> {
-        let (decoder, renderer) = (Decoder::new()?, Renderer::new());
+        let (decoder, renderer, augmenter) = (Decoder::new()?, Renderer::new(), Augmenter::new());
         let (encoded, pixels) = (Vec::new(), Vec::new());
-        Ok(Worker { dataset, spec, channels, view_bytes, decoder, renderer, encoded, pixels })
+        Ok(Worker { dataset, spec, channels, view_bytes, decoder, renderer, augmenter, encoded, pixels })
     }
 }
 
 impl Fill for Worker {
     /// All views of a sample, [M, H, W, C], from one read and one decode.
     fn fill(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
-        let Worker { dataset, spec, channels, decoder, renderer, encoded, pixels, .. } = self;
+        let Worker { dataset, spec, channels, decoder, renderer, augmenter, encoded, pixels, .. } = self;
         let info = dataset.read(sample as usize, encoded)?;
         let mut render = || {
             let header = decoder.header(encoded)?;
@@ -193,6 +194,7 @@ impl Fill for Worker {
             decoder.decode(encoded, &header, *channels, pixels)?;
             for (view, out) in views.iter().zip(piece.chunks_exact_mut(self.view_bytes)) {
                 renderer.render(pixels, header.width, *channels, view, spec.image_size, out)?;
+                augmenter.apply(&view.ops, out, spec.image_size, *channels);
             }
             Ok(())
         };
