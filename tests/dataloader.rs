@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use codinet_dataloader::transform::{ColorJitter, Erase, Policy};
 use codinet_dataloader::{
     Augment, Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, ShardWriter, Transform,
     eval_samples,
@@ -74,7 +75,13 @@ fn threads_and_ranks_change_nothing() {
     writer.finish().unwrap();
     let dataset = Arc::new(open(folder.path()).unwrap());
     let crop = Crop::RandomResized { scale: (0.2, 1.0), ratio: (0.75, 1.3) };
-    let transform = Transform::Train { crop, flip: 0.5, augment: Augment::NONE };
+    let augment = Augment {
+        vertical_flip: 0.5,
+        color_jitter: Some(ColorJitter { brightness: 0.4, contrast: 0.4, ..ColorJitter::default() }),
+        policy: Some(Policy::TrivialAugmentWide { num_magnitude_bins: 31 }),
+        erase: Some(Erase { probability: 0.5, scale: (0.1, 0.3), ratio: (0.5, 2.0), value: [0.5; 3] }),
+    };
+    let transform = Transform::Train { crop, flip: 0.5, augment };
     let steps_of_rank = |rank: usize, world: usize, threads: usize, epoch: u64| {
         let order = EpochOrder::new(9, epoch, 24);
         let plan = (0..order.steps(8))
@@ -108,7 +115,8 @@ fn views_share_a_decode_and_differ_by_their_crops() {
     assert!(plain.chunks(view_bytes).all(|view| view == &plain[..view_bytes]));
     assert_eq!(plain[..3], [0, 1, 2]);
 
-    let cropped = views(Transform::Train { crop: Crop::Pad { pixels: 4 }, flip: 0.0, augment: Augment::NONE });
+    let cropped =
+        views(Transform::Train { crop: Crop::Pad { pixels: 4 }, flip: 0.0, augment: Augment::NONE });
     assert!(
         cropped.chunks(view_bytes).any(|view| view != &cropped[..view_bytes]),
         "all four crops are the same"
@@ -117,6 +125,11 @@ fn views_share_a_decode_and_differ_by_their_crops() {
     let mirrored = views(Transform::Train { crop: Crop::None, flip: 1.0, augment: Augment::NONE });
     for (row, mirror) in plain.chunks(SIZE as usize).zip(mirrored.chunks(SIZE as usize)) {
         assert!(row.iter().eq(mirror.iter().rev()));
+    }
+    let augment = Augment { vertical_flip: 1.0, ..Augment::NONE };
+    let flipped = views(Transform::Train { crop: Crop::None, flip: 0.0, augment });
+    for (view, flipped) in plain.chunks(view_bytes).zip(flipped.chunks(view_bytes)) {
+        assert!(view.chunks(SIZE as usize).eq(flipped.chunks(SIZE as usize).rev()));
     }
     let evaluated = views(Transform::Eval { resize: None });
     assert_eq!(evaluated, plain);

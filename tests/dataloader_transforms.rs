@@ -98,8 +98,10 @@ fn operations_are_torchvisions_to_the_bit() {
     let cases = golden().cases;
     assert_eq!(cases.len(), 74 * 5);
     for Case { ops, image, pixels } in cases {
-        let expected: Vec<u8> =
-            (0..pixels.len()).step_by(2).map(|i| u8::from_str_radix(&pixels[i..i + 2], 16).unwrap()).collect();
+        let expected: Vec<u8> = (0..pixels.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&pixels[i..i + 2], 16).unwrap())
+            .collect();
         let list: Vec<Op> = ops.iter().map(|(name, parameter)| op(name, *parameter)).collect();
         assert_eq!(apply(&mut augmenter, &list, &image), expected, "{ops:?} of {image:?}");
     }
@@ -121,8 +123,7 @@ fn policies_are_torchvisions_at_every_strength() {
     assert_eq!(policies.len(), 2 * ((9 * 2 + 2) * 31 + 2));
     for (policy, bin, name, magnitude, sha256) in policies {
         let op = policy_op(&name, magnitude);
-        let results: Vec<u8> =
-            hashed.iter().flat_map(|which| apply(&mut augmenter, &[op], which)).collect();
+        let results: Vec<u8> = hashed.iter().flat_map(|which| apply(&mut augmenter, &[op], which)).collect();
         assert_eq!(digest(&results), sha256, "{policy} {bin}: {name} {magnitude}");
     }
 }

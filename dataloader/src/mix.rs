@@ -161,3 +161,194 @@ fn exchange(first: &mut [u8], second: &mut [u8], pitch: usize, channels: usize, 
         first[columns.clone()].swap_with_slice(&mut second[columns.clone()]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIXUP: Mix = Mix { mixup_alpha: 0.2, cutmix_alpha: 0.0 };
+    const CUTMIX: Mix = Mix { mixup_alpha: 0.0, cutmix_alpha: 1.0 };
+    const BOTH: Mix = Mix { mixup_alpha: 0.2, cutmix_alpha: 1.0 };
+
+    const SIDE: u32 = 6;
+    const VIEWS: usize = 2;
+    const CHANNELS: usize = 3;
+
+    fn batch(samples: &[u32], images: &[u8]) -> Batch {
+        let labels = samples.iter().map(|&sample| i64::from(sample) + 100).collect();
+        Batch { epoch: 4, samples: samples.to_vec(), labels, views: VIEWS, images: images.into() }
+    }
+
+    fn sample_bytes() -> usize {
+        VIEWS * (SIDE * SIDE) as usize * CHANNELS
+    }
+
+    /// Every value differs from that of the sample before, at the same place.
+    fn textured(samples: usize) -> Vec<u8> {
+        (0..samples * sample_bytes()).map(|i| (i * 7 + i / sample_bytes() * 31) as u8).collect()
+    }
+
+    #[test]
+    fn settings_read_as_documented() {
+        let parse = |text: &str| serde_json::from_str::<Mix>(text);
+        assert_eq!(parse(r#"{"mixup_alpha": 0.2, "cutmix_alpha": 1}"#).unwrap(), BOTH);
+        assert_eq!(parse("{}").unwrap(), Mix { mixup_alpha: 0.0, cutmix_alpha: 0.0 });
+        assert!(parse(r#"{"alpha": 1}"#).unwrap_err().to_string().contains("unknown field"));
+        assert!(BOTH.check().is_ok());
+        for bad in [-0.1, f64::NAN, f64::INFINITY] {
+            let error = Mix { cutmix_alpha: bad, ..MIXUP }.check().unwrap_err().to_string();
+            assert!(error.starts_with("cutmix_alpha must be 0 to 1000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn blends_by_hand() {
+        let (mut first, mut second) = ([0, 100, 255, 7], [255, 200, 1, 7]);
+        blend(&mut first, &mut second, 0.25);
+        assert_eq!(first, [191, 175, 65, 7]); // of 191.25, 175, 64.5, 7
+        assert_eq!(second, [64, 125, 192, 7]); // of 63.75, 125, 191.5, 7
+    }
+
+    #[test]
+    fn patches_by_hand() {
+        let (mut first, mut second) = (vec![1; 3 * 3 * 2], vec![2; 3 * 3 * 2]); // two channels, to be odd
+        exchange(&mut first, &mut second, 6, 2, Region { left: 1, top: 1, width: 1, height: 2 });
+        assert_eq!(first, [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 2, 2, 1, 1]);
+        assert_eq!(second, [2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2]);
+    }
+
+    /// Of a black and a white sample one can read off how much of the white one came over.
+    #[test]
+    fn lambda_is_the_share_that_stayed() {
+        let black_and_white = [vec![0; sample_bytes()], vec![255; sample_bytes()]].concat();
+        for step in 0..200 {
+            let mut batch = batch(&[5, 9], &black_and_white);
+            let Mixed { labels, lambda } = MIXUP.apply(&mut batch, SIDE, 1, step).unwrap();
+            assert_eq!((labels, &batch.labels[..]), (vec![109, 105], &[105, 109][..]));
+            let came = (255.0 * (1.0 - lambda)).round() as u8;
+            let stayed = (255.0 * lambda).round() as u8;
+            assert!(batch.images[..sample_bytes()].iter().all(|&value| value == came), "{lambda}");
+            assert!(
+                batch.images[sample_bytes()..].iter().all(|&value| value.abs_diff(stayed) <= 1),
+                "{lambda}"
+            );
+        }
+        for step in 0..200 {
+            let mut batch = batch(&[5, 9], &black_and_white);
+            let lambda = CUTMIX.apply(&mut batch, SIDE, 1, step).unwrap().lambda;
+            for view in batch.images[..sample_bytes()].chunks(sample_bytes() / VIEWS) {
+                let white = view.iter().filter(|&&value| value == 255).count();
+                assert!(
+                    (white as f64 - (1.0 - lambda) * view.len() as f64).abs() < 1e-6,
+                    "{white}, {lambda}"
+                );
+                assert!(view.iter().all(|&value| value == 0 || value == 255));
+            }
+            let views: Vec<&[u8]> = batch.images.chunks(sample_bytes() / VIEWS).collect();
+            assert_eq!(views[0], views[1], "views of a sample are mixed alike");
+        }
+    }
+
+    #[test]
+    fn partners_give_each_other_their_own_views() {
+        let images = textured(4);
+        let mut mixed = batch(&[0, 1, 2, 3], &images);
+        let step = (0..).find(|&step| CUTMIX.draw(SIDE, 1, 4, step).unwrap().lambda < 0.7).unwrap();
+        CUTMIX.apply(&mut mixed, SIDE, 1, step).unwrap();
+        let (own, found) = (images.chunks(sample_bytes()), mixed.images.chunks(sample_bytes()));
+        let mut exchanged = 0;
+        for (sample, found) in found.enumerate() {
+            let partner = &images[(sample ^ 1) * sample_bytes()..][..sample_bytes()];
+            for ((&found, &own), &partner) in found.iter().zip(own.clone().nth(sample).unwrap()).zip(partner)
+            {
+                assert!(found == own || found == partner); // at the same place of the same view
+                exchanged += usize::from(found == partner);
+            }
+        }
+        assert!(exchanged > 0);
+    }
+
+    #[test]
+    fn ranks_change_nothing() {
+        let (samples, images) = ((0..8).collect::<Vec<u32>>(), textured(8));
+        let mut changed = [0, 0]; // by mixup, by CutMix
+        for step in 0..40 {
+            let mut whole = batch(&samples, &images);
+            let expected = BOTH.apply(&mut whole, SIDE, 3, step).unwrap();
+            for local in [2, 4] {
+                let mut union = (Vec::new(), Vec::new());
+                for (samples, images) in samples.chunks(local).zip(images.chunks(local * sample_bytes())) {
+                    let mut part = batch(samples, images);
+                    let Mixed { labels, lambda } = BOTH.apply(&mut part, SIDE, 3, step).unwrap();
+                    assert_eq!(lambda, expected.lambda);
+                    union.0.extend(part.images);
+                    union.1.extend(labels);
+                }
+                assert!(union.0 == whole.images, "pixels of step {step}, {local} samples a rank");
+                assert_eq!(union.1, expected.labels);
+            }
+            let patch = BOTH.draw(SIDE, 3, 4, step).unwrap().patch;
+            changed[usize::from(patch.is_some())] += u32::from(whole.images != images);
+        }
+        assert!(changed.iter().all(|&count| count > 0), "a way of mixing was never seen: {changed:?}");
+    }
+
+    #[test]
+    fn draws_depend_on_seed_epoch_and_step() {
+        let draw = |seed, epoch, step| BOTH.draw(64, seed, epoch, step).unwrap();
+        assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
+        for other in [draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0)] {
+            assert_ne!(draw(1, 2, 3), other);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_mixed_is_refused() {
+        let error = MIXUP.apply(&mut batch(&[1, 2, 3], &textured(3)), SIDE, 0, 0).unwrap_err().to_string();
+        assert!(error.contains("even length, not 3"), "{error}");
+        let error = MIXUP.apply(&mut batch(&[1, 2], &textured(2)), 7, 0, 0).unwrap_err().to_string();
+        assert!(error.contains("aren't of 7x7 pixels"), "{error}");
+        let mut plain = batch(&[1, 2, 3], &textured(3));
+        let mixed = Mix::default().apply(&mut plain, SIDE, 0, 0).unwrap();
+        assert_eq!((mixed.lambda, &mixed.labels), (1.0, &plain.labels));
+        assert_eq!(plain.images, textured(3));
+    }
+
+    /// Quantiles and moments of Beta(α, α), by its closed forms.
+    #[test]
+    fn shares_obey_the_beta_law() {
+        let count = 20_000;
+        for (alpha, below_quarter) in [(0.5, 1.0 / 3.0), (1.0, 0.25), (2.0, 0.15625)] {
+            let mut rng = random::stream(Domain::Mix, 0, 0, 0, 0);
+            let draws: Vec<f64> = (0..count).map(|_| beta(&mut rng, alpha)).collect();
+            assert!(draws.iter().all(|draw| (0.0..=1.0).contains(draw)));
+            let share = |which: fn(f64) -> bool| {
+                draws.iter().filter(|&&draw| which(draw)).count() as f64 / f64::from(count)
+            };
+            let (low, high) = (share(|draw| draw < 0.25), share(|draw| draw > 0.75));
+            assert!((low - below_quarter).abs() < 0.012, "{alpha}: {low} below 1/4, not {below_quarter}");
+            assert!((high - below_quarter).abs() < 0.012, "{alpha}: {high} above 3/4, not {below_quarter}");
+            let variance = draws.iter().map(|draw| (draw - 0.5).powi(2)).sum::<f64>() / f64::from(count);
+            let expected = 1.0 / (4.0 * (2.0 * alpha + 1.0));
+            assert!((variance / expected - 1.0).abs() < 0.04, "{alpha}: variance {variance}, not {expected}");
+        }
+        let mut rng = random::stream(Domain::Mix, 0, 0, 0, 0);
+        assert!((0..1000).all(|_| (0.0..=1.0).contains(&beta(&mut rng, 1e-6))), "not a number");
+    }
+
+    /// The numbers are from 50,000 calls of torchvision's `CutMix.make_params` with α = 1.
+    #[test]
+    fn cutmix_obeys_its_law() {
+        let draws: Vec<Drawn> = (0..10_000).map(|step| CUTMIX.draw(32, 0, 0, step).unwrap()).collect();
+        let mean = draws.iter().map(|draw| draw.lambda).sum::<f64>() / 10_000.0;
+        assert!((0.695..0.707).contains(&mean), "mean λ {mean}, 0.7009 expected");
+        let small = draws.iter().filter(|draw| draw.lambda < 0.5).count();
+        assert!((1350..1570).contains(&small), "{small} λ below 0.5, 1458 expected");
+        for Region { left, top, width, height } in draws.iter().filter_map(|draw| draw.patch) {
+            assert!(left + width <= 32 && top + height <= 32);
+        }
+
+        let both = (0..4000).filter(|&step| BOTH.draw(32, 0, 0, step).unwrap().patch.is_some()).count();
+        assert!((1880..2120).contains(&both), "{both} of 4000 are CutMix");
+    }
+}

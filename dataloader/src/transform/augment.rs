@@ -119,7 +119,9 @@ impl Augment {
     pub fn check(&self) -> Result<()> {
         probability("vertical_flip", self.vertical_flip)?;
         if let Some(ColorJitter { brightness, contrast, saturation, hue }) = self.color_jitter {
-            for (name, value) in [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)] {
+            for (name, value) in
+                [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)]
+            {
                 require(value >= 0.0 && value.is_finite(), || {
                     format!("color_jitter.{name} must be 0 or more, not {value}")
                 })?;
@@ -134,7 +136,9 @@ impl Augment {
                 })?;
                 enough_bins("rand_augment", bins)?;
                 require(magnitude < bins, || {
-                    format!("rand_augment.magnitude must be below num_magnitude_bins ({bins}), not {magnitude}")
+                    format!(
+                        "rand_augment.magnitude must be below num_magnitude_bins ({bins}), not {magnitude}"
+                    )
                 })?;
             }
             Some(Policy::TrivialAugmentWide { num_magnitude_bins }) => {
@@ -283,7 +287,10 @@ impl Erase {
                 let top = below(rng, image_size - height + 1);
                 let left = below(rng, image_size - width + 1);
                 let region = Region { left, top, width, height };
-                return Some(Op::Erase { region, colour: self.value.map(|value| (255.0 * value).round() as u8) });
+                return Some(Op::Erase {
+                    region,
+                    colour: self.value.map(|value| (255.0 * value).round() as u8),
+                });
             }
         }
         None
@@ -300,4 +307,226 @@ fn probability(name: &str, value: f64) -> Result<()> {
 
 fn enough_bins(policy: &str, bins: u32) -> Result<()> {
     require(bins >= 2, || format!("{policy}.num_magnitude_bins must be at least 2, not {bins}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::mem::discriminant;
+
+    use super::*;
+    use crate::random::{Domain, stream};
+    use crate::transform::{Crop, Transform};
+
+    const JITTER: ColorJitter = ColorJitter { brightness: 0.4, contrast: 1.5, saturation: 0.2, hue: 0.1 };
+    const ERASE: Erase =
+        Erase { probability: 1.0, scale: (0.02, 0.33), ratio: (0.3, 3.3), value: [0.485, 0.456, 0.406] };
+    const WIDE: Policy = Policy::TrivialAugmentWide { num_magnitude_bins: 31 };
+
+    fn draws(augment: &Augment, image_size: u32, count: u64) -> Vec<Vec<Op>> {
+        (0..count).map(|n| augment.draw(image_size, &mut stream(Domain::View, 1, 2, n, 0))).collect()
+    }
+
+    #[test]
+    fn settings_read_as_documented() {
+        let parse = |text: &str| serde_json::from_str::<Augment>(text);
+        assert_eq!(parse("{}").unwrap(), Augment::NONE);
+        let all = r#"{"vertical_flip": 0.5, "color_jitter": {"brightness": 0.4, "hue": 0.1},
+            "policy": {"rand_augment": {}}, "erase": {"probability": 0.1, "value": [0, 0.5, 1]}}"#;
+        let expected = Augment {
+            vertical_flip: 0.5,
+            color_jitter: Some(ColorJitter { brightness: 0.4, hue: 0.1, ..ColorJitter::default() }),
+            policy: Some(Policy::RandAugment { num_ops: 2, magnitude: 9, num_magnitude_bins: 31 }),
+            erase: Some(Erase { probability: 0.1, value: [0.0, 0.5, 1.0], ..ERASE }),
+        };
+        assert_eq!(parse(all).unwrap(), expected);
+        assert_eq!(parse(r#"{"policy": {"trivial_augment_wide": {}}}"#).unwrap().policy, Some(WIDE));
+        let view = r#"{"train": {"crop": "none", "flip": 0, "augment": {"vertical_flip": 1}}}"#;
+        let augment = Augment { vertical_flip: 1.0, ..Augment::NONE };
+        let transform = Transform::Train { crop: Crop::None, flip: 0.0, augment };
+        assert_eq!(serde_json::from_str::<Transform>(view).unwrap(), transform);
+        for unknown in [
+            r#"{"vertical_flips": 1}"#,
+            r#"{"color_jitter": {"gamma": 1}}"#,
+            r#"{"policy": {"rand_augment": {"bins": 3}}}"#,
+            r#"{"erase": {"probability": 1, "value": [0, 0, 0], "fill": 0}}"#,
+        ] {
+            assert!(parse(unknown).unwrap_err().to_string().contains("unknown field"), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_meant_are_refused() {
+        let jitter = |jitter| Augment { color_jitter: Some(jitter), ..Augment::NONE };
+        let policy = |policy| Augment { policy: Some(policy), ..Augment::NONE };
+        let erase = |erase| Augment { erase: Some(erase), ..Augment::NONE };
+        let good = Augment {
+            vertical_flip: 0.5,
+            color_jitter: Some(JITTER),
+            policy: Some(Policy::RandAugment { num_ops: 2, magnitude: 30, num_magnitude_bins: 31 }),
+            erase: Some(ERASE),
+        };
+        assert!(good.check().is_ok());
+        let bad = [
+            (Augment { vertical_flip: 1.1, ..Augment::NONE }, "vertical_flip"),
+            (jitter(ColorJitter { contrast: -0.1, ..JITTER }), "color_jitter.contrast"),
+            (jitter(ColorJitter { brightness: f64::NAN, ..JITTER }), "color_jitter.brightness"),
+            (jitter(ColorJitter { hue: 0.6, ..JITTER }), "color_jitter.hue"),
+            (
+                policy(Policy::TrivialAugmentWide { num_magnitude_bins: 1 }),
+                "trivial_augment_wide.num_magnitude",
+            ),
+            (
+                policy(Policy::RandAugment { num_ops: 2, magnitude: 31, num_magnitude_bins: 31 }),
+                "rand_augment.magnitude",
+            ),
+            (
+                policy(Policy::RandAugment { num_ops: 101, magnitude: 9, num_magnitude_bins: 31 }),
+                "rand_augment.num_ops",
+            ),
+            (erase(Erase { probability: -0.1, ..ERASE }), "erase.probability"),
+            (erase(Erase { scale: (0.3, 0.2), ..ERASE }), "erase.scale"),
+            (erase(Erase { ratio: (0.0, 1.0), ..ERASE }), "erase.ratio"),
+            (erase(Erase { value: [0.0, 0.0, 124.0], ..ERASE }), "erase.value"),
+        ];
+        for (augment, name) in bad {
+            let transform = Transform::Train { crop: Crop::None, flip: 0.0, augment };
+            let error = transform.check(32).unwrap_err().to_string();
+            assert!(error.starts_with(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn crops_and_flips_are_drawn_as_without() {
+        let all = Augment {
+            vertical_flip: 0.5,
+            color_jitter: Some(JITTER),
+            policy: Some(WIDE),
+            erase: Some(ERASE),
+        };
+        let crop = Crop::RandomResized { scale: (0.1, 1.0), ratio: (0.7, 1.4) };
+        let train = |augment| Transform::Train { crop: crop.clone(), flip: 0.5, augment };
+        for n in 0..100 {
+            let view = |transform: Transform| {
+                transform.draw(90, 70, 32, &mut stream(Domain::View, 3, 0, n, 1)).unwrap()
+            };
+            let (plain, augmented) = (view(train(Augment::NONE)), view(train(all.clone())));
+            assert_eq!((plain.region, plain.flip), (augmented.region, augmented.flip));
+            assert!(plain.ops.is_empty());
+            // In the order of torchvision's recipes: the erased rectangle last, the flip before the jitter.
+            assert!(matches!(augmented.ops.last(), Some(Op::Erase { .. })));
+            let flip = augmented.ops.iter().position(|op| *op == Op::FlipVertical);
+            assert!(matches!(flip, None | Some(0)), "{:?}", augmented.ops);
+            let jitter = usize::from(flip.is_some());
+            assert!(augmented.ops[jitter..jitter + 4].iter().any(|op| matches!(op, Op::Hue(_))));
+        }
+    }
+
+    #[test]
+    fn vertical_flips_come_as_often_as_set() {
+        let flips = draws(&Augment { vertical_flip: 0.3, ..Augment::NONE }, 32, 4000);
+        let count = flips.iter().filter(|ops| ops[..] == [Op::FlipVertical]).count();
+        assert!((1110..1290).contains(&count), "{count}");
+        assert!(flips.iter().all(|ops| ops.len() <= 1));
+    }
+
+    #[test]
+    fn jitter_obeys_its_law() {
+        let mut orders = BTreeMap::new();
+        let mut sums = [0.0; 4];
+        for ops in draws(&Augment { color_jitter: Some(JITTER), ..Augment::NONE }, 32, 4800) {
+            let mut order = Vec::new();
+            for op in ops {
+                let (which, value, low, high) = match op {
+                    Op::Brightness(factor) => (0, f64::from(factor), 0.6, 1.4),
+                    Op::Contrast(factor) => (1, f64::from(factor), 0.0, 2.5), // not from -0.5
+                    Op::Saturation(factor) => (2, f64::from(factor), 0.8, 1.2),
+                    Op::Hue(turn) => (3, turn, -0.1, 0.1),
+                    other => panic!("{other:?}"),
+                };
+                assert!((low..=high + 1e-6).contains(&(value + 1e-7)), "{op:?}");
+                sums[which] += (value - low) / (high - low) / 4800.0;
+                order.push(which);
+            }
+            *orders.entry(order).or_insert(0) += 1;
+        }
+        assert_eq!(orders.len(), 24);
+        assert!(orders.values().all(|count| (140..260).contains(count)), "200 of each expected: {orders:?}");
+        assert!(sums.iter().all(|mean| (0.485..0.515).contains(mean)), "{sums:?}");
+
+        let contrast = ColorJitter { contrast: 0.5, ..ColorJitter::default() };
+        let ops = draws(&Augment { color_jitter: Some(contrast), ..Augment::NONE }, 32, 50);
+        assert!(ops.iter().all(|ops| matches!(ops[..], [Op::Contrast(_)])));
+    }
+
+    #[test]
+    fn policies_draw_each_operation_alike() {
+        let mut counts = BTreeMap::new();
+        let (mut negative, mut positive) = (0, 0);
+        let key = |op: &Op| format!("{:?}", discriminant(op));
+        let drawn = draws(&Augment { policy: Some(WIDE), ..Augment::NONE }, 224, 14_000);
+        for op in drawn.iter().flatten() {
+            *counts.entry(key(op)).or_insert(0) += 1;
+            if let Op::Rotate(degrees) = op {
+                negative += u32::from(*degrees < 0.0);
+                positive += u32::from(*degrees > 0.0);
+            }
+        }
+        assert_eq!(counts.len(), 13); // the fourteenth is the identity
+        assert!(
+            counts.values().all(|count| (880..1120).contains(count)),
+            "1000 of each expected: {counts:?}"
+        );
+        let none = drawn.iter().filter(|ops| ops.is_empty()).count();
+        assert!((880..1120).contains(&none), "{none}");
+        assert!((420..560).contains(&negative) && (420..560).contains(&positive), "{negative}, {positive}");
+
+        let policy = Policy::RandAugment { num_ops: 3, magnitude: 15, num_magnitude_bins: 31 };
+        let drawn = draws(&Augment { policy: Some(policy), ..Augment::NONE }, 224, 1000);
+        assert!(drawn.iter().all(|ops| ops.len() <= 3));
+        let ops: Vec<&Op> = drawn.iter().flatten().collect();
+        assert!((2740..2830).contains(&ops.len()), "13/14 of 3000 expected, not {}", ops.len());
+        assert!(ops.contains(&&Op::Rotate(15.0)) && ops.contains(&&Op::Rotate(-15.0)));
+    }
+
+    /// The numbers are from 100,000 calls of torchvision's `RandomErasing.get_params`.
+    #[test]
+    fn erasing_obeys_its_law() {
+        let areas = |erase: Erase, image_size: u32| -> Vec<Option<(f64, f64)>> {
+            let side = f64::from(image_size);
+            let mut areas = Vec::new();
+            for ops in draws(&Augment { erase: Some(erase), ..Augment::NONE }, image_size, 10_000) {
+                areas.push(ops.first().map(|op| {
+                    let Op::Erase { region, colour } = *op else { panic!("{op:?}") };
+                    assert!(
+                        region.left + region.width <= image_size && region.top + region.height <= image_size
+                    );
+                    assert_eq!(colour, [124, 116, 104]); // of 123.7, 116.3, 103.5
+                    let (width, height) = (f64::from(region.width), f64::from(region.height));
+                    (width * height / (side * side), height / width)
+                }));
+            }
+            areas
+        };
+        let share = |of: &[Option<(f64, f64)>], which: fn((f64, f64)) -> bool| {
+            of.iter().flatten().filter(|&&found| which(found)).count() as f64 / of.len() as f64
+        };
+        let usual = areas(ERASE, 32);
+        let mean = usual.iter().flatten().map(|found| found.0).sum::<f64>() / 10_000.0;
+        assert!((0.171..0.178).contains(&mean), "mean area {mean}, 0.1742 expected");
+        let small = share(&usual, |found| found.0 < 0.1);
+        assert!((0.246..0.273).contains(&small), "{small} of the areas below 0.1, 0.2595 expected");
+        let tall = share(&usual, |found| found.1 > 1.0);
+        assert!((0.465..0.495).contains(&tall), "{tall} are tall, 0.480 expected");
+        let taller = share(&usual, |found| found.1 > 2.0);
+        assert!((0.182..0.206).contains(&taller), "{taller} are twice as tall as wide, 0.194 expected");
+
+        let large = areas(Erase { scale: (0.5, 1.0), ..ERASE }, 8);
+        let none = large.iter().filter(|found| found.is_none()).count();
+        assert!((1600..1840).contains(&none), "nothing fits in {none} of 10000, 1717 expected");
+
+        let rare = areas(Erase { probability: 0.1, ..ERASE }, 32);
+        let erased = rare.iter().flatten().count();
+        assert!((910..1090).contains(&erased), "{erased}");
+    }
 }

@@ -37,14 +37,16 @@ pub(super) fn saturate(pixels: &mut [u8], channels: Channels, factor: f32) {
     }
 }
 
-/// Turns the hue by `turn` of the circle, which Pillow divides into 256 steps of 1/255.
+/// Turns the hue by `turn` of the circle, which Pillow divides into 255 steps, with 0 beside both 1 and 255.
 pub(super) fn turn_hue(pixels: &mut [u8], channels: Channels, turn: f64) {
+    if channels == Channels::Grey {
+        return;
+    }
     let steps = (turn * 255.0) as i32 as u8; // cut to a whole number, then modulo 256
-    if channels == Channels::Rgb {
-        for pixel in pixels.as_chunks_mut().0 {
-            let [hue, saturation, value] = hsv(*pixel);
-            *pixel = rgb([hue.wrapping_add(steps), saturation, value]);
-        }
+    let turned: [Hue; 256] = std::array::from_fn(|hue| Hue::new((hue as u8).wrapping_add(steps)));
+    for pixel in pixels.as_chunks_mut().0 {
+        let [hue, saturation, value] = hsv(*pixel);
+        *pixel = turned[usize::from(hue)].rgb(saturation, value);
     }
 }
 
@@ -68,24 +70,34 @@ fn hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     [(f64::from(hue) * 255.0) as u8, (f64::from(saturation) * 255.0) as u8, most]
 }
 
-fn rgb([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
-    if saturation == 0 {
-        return [value; 3];
+/// A place on the circle of colours: which sixth, and how far into it, 0 to 1.
+#[derive(Clone, Copy)]
+struct Hue {
+    sixth: u8,
+    within: f32,
+}
+
+impl Hue {
+    fn new(hue: u8) -> Hue {
+        let sixths = f64::from(hue) * 6.0 / 255.0;
+        let sixth = sixths as u8; // 6 at the end of the circle, which is 0
+        Hue { sixth: sixth % 6, within: (sixths - f64::from(sixth)) as f32 }
     }
-    let sixths = f64::from(hue) * 6.0 / 255.0;
-    let (sector, within) = (sixths as u8, (sixths - sixths.floor()) as f32);
-    let saturation = (f64::from(saturation) / 255.0) as f32;
-    let scaled = |share: f64| (f64::from(value) * share).round() as u8;
-    let low = scaled(1.0 - f64::from(saturation));
-    let falling = scaled(1.0 - f64::from(saturation * within));
-    let rising = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(within)));
-    match sector % 6 {
-        0 => [value, rising, low],
-        1 => [falling, value, low],
-        2 => [low, value, rising],
-        3 => [low, falling, value],
-        4 => [rising, low, value],
-        _ => [value, low, falling],
+
+    fn rgb(self, saturation: u8, value: u8) -> [u8; 3] {
+        let saturation = (f64::from(saturation) / 255.0) as f32;
+        let scaled = |share: f64| (f64::from(value) * share + 0.5) as u8;
+        let low = scaled(1.0 - f64::from(saturation));
+        let falling = scaled(1.0 - f64::from(saturation * self.within));
+        let rising = scaled(1.0 - f64::from(saturation) * (1.0 - f64::from(self.within)));
+        match self.sixth {
+            0 => [value, rising, low],
+            1 => [falling, value, low],
+            2 => [low, value, rising],
+            3 => [low, falling, value],
+            4 => [rising, low, value],
+            _ => [value, low, falling],
+        }
     }
 }
 

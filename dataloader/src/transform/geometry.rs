@@ -13,7 +13,8 @@ pub(super) fn flip_vertical(pixels: &mut [u8], pitch: usize) {
 
 pub(super) fn fill<const C: usize>(pixels: &mut [u8], side: usize, region: Region, colour: [u8; C]) {
     let Region { left, top, width, height } = region;
-    for row in pixels.as_chunks_mut().0.chunks_exact_mut(side).skip(top as usize).take(height as usize) {
+    let rows = &mut pixels.as_chunks_mut().0[top as usize * side..][..height as usize * side];
+    for row in rows.chunks_exact_mut(side) {
         row[left as usize..][..width as usize].fill(colour);
     }
 }
