@@ -11,6 +11,7 @@
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::decode::Channels;
 use crate::error::{Error, Result};
 use crate::loader::Batch;
 use crate::random::{self, Domain, below, unit};
@@ -71,25 +72,26 @@ impl Mix {
                 "neighbours in a batch are mixed, so each rank's part must be of even length, not {samples}"
             )));
         }
-        labels.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
-        let rows = samples * batch.views * side;
-        if rows == 0 || !batch.images.len().is_multiple_of(rows) {
+        let view_pixels = samples * batch.views * side * side;
+        let channels = batch.images.len() / view_pixels.max(1);
+        if Channels::new(channels).is_err() || batch.images.len() != view_pixels * channels {
             return Err(Error::InvalidArgument(format!(
                 "{samples} samples of {} views in {} bytes aren't of {side}x{side} pixels",
                 batch.views,
                 batch.images.len()
             )));
         }
-        let pitch = batch.images.len() / rows;
-        let sample_bytes = batch.views * side * pitch;
+        labels.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
+        let view_bytes = side * side * channels;
+        let sample_bytes = batch.views * view_bytes;
         for pair in batch.images.chunks_exact_mut(2 * sample_bytes) {
             let (first, second) = pair.split_at_mut(sample_bytes);
             match drawn.patch {
                 None => blend(first, second, drawn.lambda as f32),
                 Some(patch) => {
-                    let views = first.chunks_exact_mut(side * pitch);
-                    for (first, second) in views.zip(second.chunks_exact_mut(side * pitch)) {
-                        exchange(first, second, pitch, pitch / side, patch);
+                    let views = first.chunks_exact_mut(view_bytes);
+                    for (first, second) in views.zip(second.chunks_exact_mut(view_bytes)) {
+                        exchange(first, second, side * channels, channels, patch);
                     }
                 }
             }
@@ -135,8 +137,8 @@ fn patch(image_size: u32, lambda: f64, rng: &mut impl Rng) -> Region {
     Region { left, top, width, height }
 }
 
-/// A number with distribution Beta(α, α), by Student's t with 2α degrees of freedom in Bailey's polar form
-/// (Devroye 1986, IX.5).
+/// A number with distribution Beta(α, α), by Student's t with 2α degrees of freedom, which polar
+/// coordinates give (Bailey 1994).
 fn beta(rng: &mut impl Rng, alpha: f64) -> f64 {
     let radius = unit(rng).powf(-1.0 / alpha) - 1.0; // may be infinite
     let direction = (std::f64::consts::TAU * unit(rng)).cos();
@@ -306,8 +308,10 @@ mod tests {
     fn what_cannot_be_mixed_is_refused() {
         let error = MIXUP.apply(&mut batch(&[1, 2, 3], &textured(3)), SIDE, 0, 0).unwrap_err().to_string();
         assert!(error.contains("even length, not 3"), "{error}");
-        let error = MIXUP.apply(&mut batch(&[1, 2], &textured(2)), 7, 0, 0).unwrap_err().to_string();
-        assert!(error.contains("aren't of 7x7 pixels"), "{error}");
+        for other in [SIDE + 1, SIDE / 2] {
+            let error = MIXUP.apply(&mut batch(&[1, 2], &textured(2)), other, 0, 0).unwrap_err().to_string();
+            assert!(error.contains(&format!("aren't of {other}x{other} pixels")), "{error}");
+        }
         let mut plain = batch(&[1, 2, 3], &textured(3));
         let mixed = Mix::default().apply(&mut plain, SIDE, 0, 0).unwrap();
         assert_eq!((mixed.lambda, &mixed.labels), (1.0, &plain.labels));

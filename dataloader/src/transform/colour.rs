@@ -37,7 +37,7 @@ pub(super) fn saturate(pixels: &mut [u8], channels: Channels, factor: f32) {
     }
 }
 
-/// Turns the hue by `turn` of the circle, which Pillow divides into 255 steps, with 0 beside both 1 and 255.
+/// Turns the hue by `turn` of the circle. As in Pillow, 255 is once around, and sums wrap at 256.
 pub(super) fn turn_hue(pixels: &mut [u8], channels: Channels, turn: f64) {
     if channels == Channels::Grey {
         return;
