@@ -4,16 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use codinet_dataloader::transform::{ColorJitter, Erase, Policy};
 use codinet_dataloader::{
-    Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample, ShardWriter,
-    Transform, eval_samples,
+    Augment, Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample,
+    ShardWriter, Transform, eval_samples,
 };
 
 #[path = "dataloader_data.rs"]
 mod data;
 use data::{SIZE, flat, open, png, write_flat, write_images};
 
-const PLAIN: Transform = Transform::Train { crop: Crop::None, flip: 0.0 };
+const PLAIN: Transform = Transform::Train { crop: Crop::None, flip: 0.0, augment: Augment::NONE };
 
 fn spec(transform: Transform, views: usize, threads: usize) -> LoaderSpec {
     LoaderSpec {
@@ -82,7 +83,13 @@ fn threads_and_ranks_change_nothing() {
     writer.finish().unwrap();
     let dataset = Arc::new(open(folder.path()).unwrap());
     let crop = Crop::RandomResized { scale: (0.2, 1.0), ratio: (0.75, 1.3) };
-    let transform = Transform::Train { crop, flip: 0.5 };
+    let augment = Augment {
+        vertical_flip: 0.5,
+        color_jitter: Some(ColorJitter { brightness: 0.4, contrast: 0.4, ..ColorJitter::default() }),
+        policy: Some(Policy::TrivialAugmentWide { num_magnitude_bins: 31 }),
+        erase: Some(Erase { probability: 0.5, scale: (0.1, 0.3), ratio: (0.5, 2.0), value: [0.5; 3] }),
+    };
+    let transform = Transform::Train { crop, flip: 0.5, augment };
     let steps_of_rank = |rank: usize, world: usize, threads: usize, epoch: u64, from: usize| {
         let order = EpochOrder::new(9, epoch, 24);
         let plan = (from..order.steps(8))
@@ -123,15 +130,21 @@ fn views_share_a_decode_and_differ_by_their_crops() {
     assert!(plain.chunks(view_bytes).all(|view| view == &plain[..view_bytes]));
     assert_eq!(plain[..3], [0, 1, 2]);
 
-    let cropped = views(Transform::Train { crop: Crop::Pad { pixels: 4 }, flip: 0.0 });
+    let cropped =
+        views(Transform::Train { crop: Crop::Pad { pixels: 4 }, flip: 0.0, augment: Augment::NONE });
     assert!(
         cropped.chunks(view_bytes).any(|view| view != &cropped[..view_bytes]),
         "all four crops are the same"
     );
 
-    let mirrored = views(Transform::Train { crop: Crop::None, flip: 1.0 });
+    let mirrored = views(Transform::Train { crop: Crop::None, flip: 1.0, augment: Augment::NONE });
     for (row, mirror) in plain.chunks(SIZE as usize).zip(mirrored.chunks(SIZE as usize)) {
         assert!(row.iter().eq(mirror.iter().rev()));
+    }
+    let augment = Augment { vertical_flip: 1.0, ..Augment::NONE };
+    let flipped = views(Transform::Train { crop: Crop::None, flip: 0.0, augment });
+    for (view, flipped) in plain.chunks(view_bytes).zip(flipped.chunks(view_bytes)) {
+        assert!(view.chunks(SIZE as usize).eq(flipped.chunks(SIZE as usize).rev()));
     }
     let evaluated = views(Transform::Eval { resize: None });
     assert_eq!(evaluated, plain);
@@ -144,7 +157,7 @@ fn crops_depend_on_seed_epoch_and_sample() {
     write_images(folder.path(), &[("twin1.png", image.clone()), ("twin2.png", image)]);
     let dataset = Arc::new(open(folder.path()).unwrap());
     let views = |seed: u64, epoch: u64, sample: u32| {
-        let transform = Transform::Train { crop: Crop::Pad { pixels: 6 }, flip: 0.5 };
+        let transform = Transform::Train { crop: Crop::Pad { pixels: 6 }, flip: 0.5, augment: Augment::NONE };
         let plan = std::iter::once(BatchPlan::new(epoch, vec![sample]));
         serve(&dataset, LoaderSpec { seed, ..spec(transform, 3, 1) }, plan)
     };

@@ -289,7 +289,7 @@ impl Decoder {
 }
 
 /// ITU-R 601 luma in 16-bit fixed point, to the bit as Pillow's `convert("L")`.
-fn luma(red: u8, green: u8, blue: u8) -> u8 {
+pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
     ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! *.tar shards ─► Dataset (read one sample's bytes) ─► Decoder (JPEG, PNG to u8 pixels)
-//!     ─► Transform (draw M views, cut, resize, flip) ─► Loader: batches u8 [L, M, H, W, C]
+//!     ─► Transform (draw M views, cut, resize, flip, augment) ─► Loader: batches u8 [L, M, H, W, C]
 //! ```
 //!
 //! Two properties hold throughout. *Order*: which samples a batch holds and how each is cropped is a pure
@@ -18,6 +18,7 @@ pub mod import;
 pub mod index;
 pub mod jpeg;
 pub mod loader;
+pub mod mix;
 pub mod order;
 pub mod random;
 pub mod shard;
@@ -31,6 +32,7 @@ pub use dataset::{Dataset, DatasetInfo, SampleInfo};
 pub use decode::{Channels, Decoder};
 pub use error::{BadImage, Error, Result};
 pub use loader::{BadSample, Batch, BatchPlan, Loader, LoaderSpec, OnBadSample};
+pub use mix::{Mix, Mixed};
 pub use order::{EpochOrder, Lanes, Spares, eval_samples};
 pub use shard::ShardWriter;
-pub use transform::{Crop, Transform};
+pub use transform::{Augment, Crop, Transform};

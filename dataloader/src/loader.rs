@@ -14,7 +14,7 @@ use crate::error::{BadImage, Error, Result};
 use crate::order::Spares;
 use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
-use crate::transform::{Region, Renderer, Transform, View};
+use crate::transform::{Augmenter, Region, Renderer, Transform, View};
 
 /// What a [`Loader`] makes of each sample, and with how many hands.
 #[derive(Debug, Clone, PartialEq)]
@@ -235,6 +235,7 @@ struct Worker {
     view_bytes: usize,
     decoder: Decoder,
     renderer: Renderer,
+    augmenter: Augmenter,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
     views: Vec<View>,
@@ -246,7 +247,7 @@ struct Worker {
 
 impl Worker {
     fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Result<Worker> {
-        let (decoder, renderer) = (Decoder::new(), Renderer::new());
+        let (decoder, renderer, augmenter) = (Decoder::new(), Renderer::new(), Augmenter::new());
         let (encoded, pixels, views, regions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (groups, group_of) = (Vec::new(), Vec::new());
         Ok(Worker {
@@ -256,6 +257,7 @@ impl Worker {
             view_bytes,
             decoder,
             renderer,
+            augmenter,
             encoded,
             pixels,
             views,
@@ -291,6 +293,7 @@ impl Worker {
                 self.views.iter().zip(pieces).zip(&self.group_of).filter(|(_, of)| **of == group)
             {
                 self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
+                self.augmenter.apply(&view.ops, out, *image_size, self.channels);
             }
         }
         Ok(())

@@ -16,12 +16,14 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub enum Domain {
     /// The order of samples; keyed (seed, epoch, 0, 0).
     Order = 1,
-    /// The crop and flip of a view; keyed (seed, epoch, sample, view).
+    /// The crop, flips and further changes of a view; keyed (seed, epoch, sample, view).
     View = 2,
     /// Initial weights; keyed (seed, parameter, 0, 0).
     Init = 3,
     /// Gumbel noise in the routers; keyed (seed, step, sample, view).
     Gumbel = 4,
+    /// How a batch is mixed; keyed (seed, epoch, step, 0).
+    Mix = 5,
 }
 
 /// The generator for one purpose: ChaCha8 whose key is (seed, a, b, c) and whose nonce is the domain.

@@ -1,7 +1,8 @@
 //! Which part of an image each view shows, and how it becomes a square of `image_size` pixels.
 //!
 //! In two steps. [`Transform::draw`] needs only the image's size, so it runs before the decode and could tell
-//! the decoder which part is wanted. [`Renderer::render`] then cuts, resizes and mirrors the decoded pixels.
+//! the decoder which part is wanted. [`Renderer::render`] then cuts, resizes and mirrors the decoded pixels, and
+//! [`Augmenter::apply`] does the rest of what was drawn: colours, policies, erasing.
 //! Laws and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
 //! bilinear); its random *stream* is not.
 
@@ -12,10 +13,16 @@ use crate::decode::MOST_PIXELS;
 use crate::error::{BadImage, Error, Result};
 use crate::random::{below, uniform, unit};
 
+mod augment;
+mod colour;
+mod geometry;
+mod op;
 mod render;
 #[cfg(test)]
 mod tests;
 
+pub use augment::{Augment, ColorJitter, Erase, Policy};
+pub use op::{Augmenter, Op};
 pub use render::Renderer;
 
 /// How images become network inputs.
@@ -28,6 +35,9 @@ pub enum Transform {
         crop: Crop,
         /// Probability, 0 to 1, that a view is mirrored left to right.
         flip: f64,
+        /// What else becomes of a view; nothing by default.
+        #[serde(default)]
+        augment: Augment,
     },
     /// The same for every epoch and view, for evaluation: the centre square of `image_size` pixels.
     Eval {
@@ -72,8 +82,8 @@ pub struct Region {
 }
 
 /// What one view shows: `region` of the image, resized to `scaled`, of which the square of `image_size` pixels
-/// at `corner` is taken (black where it lies outside), mirrored if `flip`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// at `corner` is taken (black where it lies outside), mirrored if `flip`; then `ops` are applied in order.
+#[derive(Debug, Clone, PartialEq)]
 pub struct View {
     /// The only pixels of the image that the view depends on.
     pub region: Region,
@@ -83,6 +93,8 @@ pub struct View {
     pub corner: (i64, i64),
     /// Whether left and right are exchanged.
     pub flip: bool,
+    /// What [`Augmenter::apply`] does to the square.
+    pub ops: Vec<Op>,
 }
 
 impl Region {
@@ -104,6 +116,9 @@ impl Transform {
         let invalid = |what: String| Err(Error::InvalidArgument(what));
         if image_size == 0 || image_size > MOST_SIDE {
             return invalid(format!("image_size must be 1 to {MOST_SIDE} pixels, not {image_size}"));
+        }
+        if let Transform::Train { augment, .. } = self {
+            augment.check()?;
         }
         match self {
             Transform::Eval { resize: Some(resize) } if !(image_size..=MOST_SIDE).contains(resize) => {
@@ -133,7 +148,8 @@ impl Transform {
         }
     }
 
-    /// Draws one view of an image of `width` × `height` pixels. The crop is drawn first, then the flip.
+    /// Draws one view of an image of `width` × `height` pixels. The crop is drawn first, then the flip, then the
+    /// rest: so that no setting of the rest changes crops and flips.
     ///
     /// # Errors
     /// An image too small to cut `image_size` pixels from.
@@ -163,11 +179,11 @@ impl Transform {
                 (resized_crop(width, height, *scale, *ratio, rng), (image_size, image_size), (0, 0))
             }
         };
-        let flip = match self {
-            Transform::Train { flip, .. } => unit(rng) < *flip,
-            Transform::Eval { .. } => false,
+        let (flip, ops) = match self {
+            Transform::Train { flip, augment, .. } => (unit(rng) < *flip, augment.draw(image_size, rng)),
+            Transform::Eval { .. } => (false, Vec::new()),
         };
-        Ok(View { region, scaled, corner, flip })
+        Ok(View { region, scaled, corner, flip, ops })
     }
 }
 

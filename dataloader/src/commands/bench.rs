@@ -7,8 +7,8 @@ use clap::Args;
 use codinet_dataloader::random::{self, Domain};
 use codinet_dataloader::transform::{Region, Renderer, View};
 use codinet_dataloader::{
-    BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Loader, LoaderSpec, OnBadSample, Result,
-    Transform, jpeg,
+    Augment, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Loader, LoaderSpec, OnBadSample,
+    Result, Transform, jpeg,
 };
 
 use super::print;
@@ -49,7 +49,8 @@ pub struct Arguments {
 
 /// ImageNet's augmentation: RandomResizedCrop(0.08 to 1) and a flip.
 fn transform() -> Transform {
-    Transform::Train { crop: Crop::RandomResized { scale: (0.08, 1.0), ratio: (0.75, 4.0 / 3.0) }, flip: 0.5 }
+    let crop = Crop::RandomResized { scale: (0.08, 1.0), ratio: (0.75, 4.0 / 3.0) };
+    Transform::Train { crop, flip: 0.5, augment: Augment::NONE }
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {

@@ -43,7 +43,7 @@ impl Renderer {
         out: &mut [u8],
     ) -> Result<(), BadImage> {
         let c = channels.count();
-        let View { region, scaled, corner, flip } = *view;
+        let View { region, scaled, corner, flip, .. } = *view;
         let pitch = shown.width as usize * c;
         if shown.union(&region) != shown
             || pixels.len() != pitch * shown.height as usize

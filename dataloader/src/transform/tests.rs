@@ -8,7 +8,7 @@ const SCALE: (f64, f64) = (0.08, 1.0);
 const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 
 fn train(crop: Crop, flip: f64) -> Transform {
-    Transform::Train { crop, flip }
+    Transform::Train { crop, flip, augment: Augment::NONE }
 }
 
 fn draws(transform: &Transform, size: (u32, u32), image_size: u32, count: u64) -> Vec<View> {
@@ -84,7 +84,7 @@ fn random_resized_crops_obey_their_law() {
     let area = f64::from(width * height);
     let (mut flips, mut small, mut mean) = (0, 0, 0.0);
     let (mut lefts, mut tops) = (Vec::new(), Vec::new()); // as shares of the room there is
-    for View { region, scaled, corner, flip } in views {
+    for View { region, scaled, corner, flip, .. } in views {
         assert!(region.left + region.width <= width && region.top + region.height <= height);
         assert_eq!((scaled, corner), ((224, 224), (0, 0)));
         let share = f64::from(region.width * region.height) / area;
@@ -151,7 +151,7 @@ fn images_too_small_or_too_narrow_are_refused() {
 fn copies_pad_with_black_and_mirror() {
     let pixels: Vec<u8> = (1..=9).collect(); // 3x3
     let region = Region { left: 0, top: 0, width: 3, height: 3 };
-    let view = |corner, flip| View { region, scaled: (3, 3), corner, flip };
+    let view = |corner, flip| View { region, scaled: (3, 3), corner, flip, ops: vec![] };
     let grey = |view| render(&pixels, 3, Channels::Grey, &view, 3);
     assert_eq!(grey(view((0, 0), false)), pixels);
     assert_eq!(grey(view((0, 0), true)), [3, 2, 1, 6, 5, 4, 9, 8, 7]);
@@ -162,7 +162,7 @@ fn copies_pad_with_black_and_mirror() {
 
     let rgb: Vec<u8> = (1..=12).collect(); // 2x2
     let region = Region { left: 0, top: 0, width: 2, height: 2 };
-    let mirrored = View { region, scaled: (2, 2), corner: (0, 0), flip: true };
+    let mirrored = View { region, scaled: (2, 2), corner: (0, 0), flip: true, ops: vec![] };
     assert_eq!(render(&rgb, 2, Channels::Rgb, &mirrored, 2), [4, 5, 6, 1, 2, 3, 10, 11, 12, 7, 8, 9]);
 }
 
@@ -171,7 +171,7 @@ fn a_flat_image_stays_flat_at_any_size() {
     let pixels = [200, 100, 50].repeat(37 * 23);
     for image_size in [5, 16, 64] {
         let region = Region { left: 3, top: 2, width: 30, height: 17 };
-        let view = View { region, scaled: (image_size, image_size), corner: (0, 0), flip: true };
+        let view = View { region, scaled: (image_size, image_size), corner: (0, 0), flip: true, ops: vec![] };
         let out = render(&pixels, 37, Channels::Rgb, &view, image_size);
         assert!(out.chunks_exact(3).all(|pixel| pixel == [200, 100, 50]));
     }
@@ -186,7 +186,7 @@ fn halving_is_the_triangle_filter() {
     let pixels: Vec<u8> = (0..side).flat_map(|y| (0..side).map(move |x| value(x, y))).collect();
     let half = side / 2;
     let region = Region { left: 0, top: 0, width: side as u32, height: side as u32 };
-    let view = View { region, scaled: (half as u32, half as u32), corner: (0, 0), flip: false };
+    let view = View { region, scaled: (half as u32, half as u32), corner: (0, 0), flip: false, ops: vec![] };
     let out = render(&pixels, side as u32, Channels::Grey, &view, half as u32);
     let weights = |position: usize| -> Vec<(usize, f64)> {
         let centre = 2.0 * position as f64 + 0.5;
@@ -213,7 +213,7 @@ fn halving_is_the_triangle_filter() {
 #[test]
 fn a_view_sees_its_region_only() {
     let region = Region { left: 4, top: 5, width: 10, height: 9 };
-    let view = View { region, scaled: (6, 6), corner: (0, 0), flip: false };
+    let view = View { region, scaled: (6, 6), corner: (0, 0), flip: false, ops: vec![] };
     let inside = |x: u32, y: u32| (4..14).contains(&x) && (5..14).contains(&y);
     let image = |outside: u8| -> Vec<u8> {
         (0..20 * 20).map(|i| if inside(i % 20, i / 20) { (i % 251) as u8 } else { outside }).collect()

@@ -11,7 +11,7 @@ pub use load::{BUILT_IN, load};
 pub use stage::{Routers, Schedule, Stage};
 
 use codinet_dataloader::transform::{Crop, Transform};
-use codinet_dataloader::{Lanes, OnBadSample};
+use codinet_dataloader::{Augment, Lanes, OnBadSample};
 use serde::{Deserialize, Serialize};
 
 /// A whole run.
@@ -125,6 +125,9 @@ pub struct Data {
     pub flip: f64,
     /// Evaluation resizes the shorter side to this many pixels before the centre crop; null: no resize.
     pub eval_resize: Option<u32>,
+    /// Further augmentation, as torchvision has it: `vertical_flip`, `color_jitter: {brightness, contrast, saturation, hue}`,
+    /// `policy: {rand_augment: {num_ops, magnitude}}` or `{trivial_augment_wide: {}}`, `erase: {probability, value}`.
+    pub augment: Augment,
     /// Use only the first so many samples of the training shards; null: all.
     pub train_samples: Option<usize>,
     /// Decode threads a rank; null: as many as `run.threads`.
@@ -429,6 +432,7 @@ impl Default for Data {
             crop: Crop::Pad { pixels: 4 },
             flip: 0.5,
             eval_resize: None,
+            augment: Augment::NONE,
             train_samples: None,
             decode_threads: None,
             lanes: None,
@@ -535,7 +539,8 @@ impl Hidden {
 impl Config {
     /// What becomes of an image in training.
     pub fn augmentation(&self) -> Transform {
-        Transform::Train { crop: self.data.crop.clone(), flip: self.data.flip }
+        let data = &self.data;
+        Transform::Train { crop: data.crop.clone(), flip: data.flip, augment: data.augment.clone() }
     }
 
     /// What becomes of an image in evaluation.
