@@ -20,11 +20,16 @@ pub mod loader;
 pub mod order;
 pub mod random;
 pub mod shard;
+pub mod sheet;
+pub mod tile;
 pub mod transform;
+pub mod verify;
 
 mod files;
+mod parallel;
 mod pattern;
 mod pool;
+mod resize;
 
 pub use dataset::{Dataset, DatasetInfo, SampleInfo};
 pub use decode::{Channels, Decoder};

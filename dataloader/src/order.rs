@@ -22,9 +22,7 @@ impl EpochOrder {
         assert!(u32::try_from(len).is_ok(), "an order is of at most 2³² - 1 samples, not {len}");
         let mut rng = random::stream(Domain::Order, seed, epoch, 0, 0);
         let mut samples: Vec<u32> = (0..len as u32).collect();
-        for last in (1..samples.len()).rev() {
-            samples.swap(last, random::below(&mut rng, last as u32 + 1) as usize);
-        }
+        random::shuffle(&mut rng, &mut samples);
         EpochOrder { samples }
     }
 
