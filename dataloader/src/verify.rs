@@ -333,7 +333,8 @@ fn sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
 }
 
 fn classes(dataset: &Dataset) -> Vec<Class> {
-    let mut counts: BTreeMap<u32, u64> = (0..dataset.classes().unwrap_or(0) as u32).map(|label| (label, 0)).collect();
+    let mut counts: BTreeMap<u32, u64> =
+        (0..dataset.classes().unwrap_or(0) as u32).map(|label| (label, 0)).collect();
     for info in (0..dataset.len()).filter_map(|sample| dataset.meta(sample)) {
         *counts.entry(info.label).or_default() += 1;
     }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use codinet_dataloader::encode::Encoding;
 use codinet_dataloader::Result;
+use codinet_dataloader::encode::Encoding;
 use codinet_dataloader::import::{ImageImport, ImageSource, Import, Outcome, Progress, Published, Split};
 
 use super::meter::Meter;

@@ -56,8 +56,7 @@ struct SheetArguments {
     image_size: u32,
 }
 
-const IMAGENET_TRAINING: &str =
-    r#"{"train":{"crop":{"random_resized":{"scale":[0.08,1.0],"ratio":[0.75,1.3333333333333333]}},"flip":0.5}}"#;
+const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[0.08,1.0],"ratio":[0.75,1.3333333333333333]}},"flip":0.5}}"#;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open(&arguments.shards)?;
@@ -95,7 +94,11 @@ fn draw(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()>
     let order = EpochOrder::new(arguments.seed, 0, dataset.len());
     let samples = &order.samples()[..dataset.len().min(arguments.samples as usize)];
     let sheet = Sheet::draw(&Arc::new(dataset), &spec, samples)?;
-    fs::write(path, sheet.png()?).map_err(|cause| Error::Io { action: "write", path: path.to_owned(), cause })?;
+    fs::write(path, sheet.png()?).map_err(|cause| Error::Io {
+        action: "write",
+        path: path.to_owned(),
+        cause,
+    })?;
     print(&format!("drew {} samples to {}\n", samples.len(), path.display()));
     Ok(())
 }

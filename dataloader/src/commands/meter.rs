@@ -52,7 +52,12 @@ impl Meter {
             let (began, before) = (lines.began.0.elapsed(), lines.began.1);
             let left = began.as_secs_f64() / (done - before).max(1) as f64 * (total - done) as f64;
             let left = HumanDuration(Duration::from_secs_f64(left));
-            eprintln!("{} of {} images{}, {left} left", HumanCount(done), HumanCount(total), rate(bytes.unwrap_or(0), began));
+            eprintln!(
+                "{} of {} images{}, {left} left",
+                HumanCount(done),
+                HumanCount(total),
+                rate(bytes.unwrap_or(0), began)
+            );
         }
     }
 

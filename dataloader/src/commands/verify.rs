@@ -40,7 +40,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     meter.finish();
     let report = report?;
     if arguments.json {
-        let json = serde_json::to_string_pretty(&report).map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         print(&(json + "\n"));
     } else {
         let mut text = String::new();
@@ -108,7 +109,9 @@ fn describe_classes(text: &mut String, classes: &[Class]) -> std::fmt::Result {
     let highest = bins.iter().map(|bin| bin.1).max().unwrap_or(1);
     for (start, count) in bins {
         let bar = "#".repeat((count * 30).div_ceil(highest));
-        writeln!(text, "  {start:>9} to {:<9}  {count:>6} classes  {bar}", (start + width - 1).min(most))?;
+        let end = (start + width - 1).min(most);
+        let sizes = if start == end { start.to_string() } else { format!("{start} to {end}") };
+        writeln!(text, "  {sizes:>16}  {count:>6} classes  {bar}")?;
     }
     let small: Vec<&&Class> = by_size.iter().filter(|class| class.samples * 2 < median).collect();
     for class in small.iter().take(MOST_LISTED) {

@@ -43,7 +43,8 @@ impl Devkit {
         };
         let text = String::from_utf8_lossy(&truth);
         let labels: Option<Vec<Label>> = text.lines().map(label).collect();
-        let truth = labels.ok_or_else(|| broken(&path, &format!("{TRUTH}: a line that isn't a class's number")))?;
+        let truth =
+            labels.ok_or_else(|| broken(&path, &format!("{TRUTH}: a line that isn't a class's number")))?;
         let mut wnids: Vec<String> = numbered.into_iter().map(|(_, wnid)| wnid).collect();
         wnids.sort();
         Ok(Some(Devkit { path, wnids, truth }))
@@ -60,7 +61,11 @@ fn leaves(meta: &[u8]) -> Result<Vec<(u32, String)>, String> {
                 classes.push((number as u32, wnid));
             }
             Ok([_, _, Value::Number(_)]) => {}
-            other => return Err(format!("synset {position} is {other:?}; expected a number, a text and a number")),
+            other => {
+                return Err(format!(
+                    "synset {position} is {other:?}; expected a number, a text and a number"
+                ));
+            }
         }
     }
     Ok(classes)

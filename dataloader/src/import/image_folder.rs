@@ -33,19 +33,26 @@ pub(super) fn from_classes(
     classes: Vec<Found>,
 ) -> Result<ImageSet> {
     if classes.is_empty() {
-        return Err(Error::malformed(source, "no classes; give a folder that holds a folder of images a class"));
+        return Err(Error::malformed(
+            source,
+            "no classes; give a folder that holds a folder of images a class",
+        ));
     }
     let (mut samples, mut places, mut ignored) = (Vec::new(), Vec::new(), 0);
     for (position, class) in classes.iter().enumerate() {
         if position > 0 && classes[position - 1].name == class.name {
-            return Err(Error::malformed(source, format!("class '{}' is here twice; remove one", class.name)));
+            return Err(Error::malformed(
+                source,
+                format!("class '{}' is here twice; remove one", class.name),
+            ));
         }
         let label = names.binary_search(&class.name).map_err(|_| {
             let what = format!("class '{}' isn't one of the {} that training has", class.name, names.len());
             Error::malformed(source, format!("{what}; remove it, or mend the training images"))
         })?;
         let files = class.place.contents()?;
-        let (images, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| is_named_image(&file.name));
+        let (images, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| is_named_image(&file.name));
         if images.is_empty() {
             let what = "no .jpg, .jpeg or .png in it; remove the class, or add its images";
             return Err(Error::malformed(source, format!("class '{}': {what}", class.name)));
@@ -103,7 +110,8 @@ mod tests {
     #[test]
     fn keys_are_unique_and_plain() {
         let mut keys = Keys::default();
-        let made = ["a.jpg", "a.png", "a.JPEG", "b.v2.jpg", "b_v2.jpg", "c\td.png"].map(|name| keys.unique(name));
+        let made =
+            ["a.jpg", "a.png", "a.JPEG", "b.v2.jpg", "b_v2.jpg", "c\td.png"].map(|name| keys.unique(name));
         assert_eq!(made, ["a", "a_", "a__", "b_v2", "b_v2_", "c_d"]);
     }
 

@@ -51,7 +51,7 @@ pub(super) fn find(folder: &Path, splits: &[&str], val_labels: Option<&Path>) ->
 /// The first of these that is there.
 fn place(folder: &Path, candidates: &[&str]) -> Result<Option<Place>> {
     let Some(path) = first_existing(folder, candidates) else { return Ok(None) };
-    Ok(Some(if path.is_dir() { Place::File(path) } else { Place::archive(&path)? }))
+    Ok(Some(if path.is_dir() { Place::Path(path) } else { Place::archive(&path)? }))
 }
 
 fn missing(folder: &Path, candidates: &[&str]) -> Error {
@@ -66,7 +66,7 @@ fn names(classes: &[Found]) -> Vec<String> {
 /// The classes of the training images, sorted: folders, or archives in the archive, called by WordNet ids.
 fn train_classes(place: &Place) -> Result<Vec<Found>> {
     let mut classes = match place {
-        Place::File(folder) => folders(folder)?,
+        Place::Path(folder) => folders(folder)?,
         Place::Member { .. } => {
             let class = |member: Found| {
                 let name = member.name.strip_suffix(".tar")?.to_owned();
@@ -86,7 +86,8 @@ fn train_classes(place: &Place) -> Result<Vec<Found>> {
 }
 
 fn is_wnid(name: &str) -> bool {
-    name.strip_prefix('n').is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
+    name.strip_prefix('n')
+        .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The validation images, labelled by their folders, by `val_labels` or by the devkit.
@@ -97,7 +98,7 @@ fn validation(
     val_labels: Option<&Path>,
 ) -> Result<ImageSet> {
     let (name, split) = ("imagenet val".to_owned(), "val".to_owned());
-    if let (Place::File(images), None) = (place, val_labels) {
+    if let (Place::Path(images), None) = (place, val_labels) {
         let classes = folders(images)?;
         if !classes.is_empty() {
             return from_classes(images, name, split, training.unwrap_or_else(|| names(&classes)), classes);
@@ -121,7 +122,12 @@ fn validation(
     };
     let Labels { source, classes, of_images } = labels;
     if of_images.len() != images.len() {
-        let what = format!("{} labels for the {} images of {}", of_images.len(), images.len(), place.path().display());
+        let what = format!(
+            "{} labels for the {} images of {}",
+            of_images.len(),
+            images.len(),
+            place.path().display()
+        );
         return Err(Error::malformed(&source, format!("{what}; give a label an image")));
     }
     let class_names = training.or(classes);
@@ -147,7 +153,9 @@ fn validation(
     Ok(ImageSet {
         name,
         split,
-        classes: class_names.as_ref().map_or(labels.iter().max().map_or(0, |&most| most as usize + 1), Vec::len),
+        classes: class_names
+            .as_ref()
+            .map_or(labels.iter().max().map_or(0, |&most| most as usize + 1), Vec::len),
         class_names,
         samples: samples.collect(),
         images: Box::new(images.into_iter().map(|image| image.place).collect::<Vec<_>>()),
@@ -185,7 +193,9 @@ fn listed(path: &Path, images: &[Found]) -> Result<Labels> {
         let label = match label.parse() {
             Ok(number) => Label::Number(number),
             Err(_) if is_wnid(label) => Label::Wnid(label.to_owned()),
-            Err(_) => return Err(bad(number, &format!("'{label}' is neither a class number nor a WordNet id"))),
+            Err(_) => {
+                return Err(bad(number, &format!("'{label}' is neither a class number nor a WordNet id")));
+            }
         };
         match name {
             None => in_order.push(label),
@@ -197,7 +207,10 @@ fn listed(path: &Path, images: &[Found]) -> Result<Labels> {
     }
     if !by_name.is_empty() {
         if !in_order.is_empty() {
-            return Err(Error::malformed(path, "some lines have a name and some have none; write all one way"));
+            return Err(Error::malformed(
+                path,
+                "some lines have a name and some have none; write all one way",
+            ));
         }
         let label = |image: &Found| {
             let label = by_name.remove(split_name(&image.name).0);

@@ -6,14 +6,13 @@
 //! them from the start, and `dataset.json` is written when all are there.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::places::Place;
+use super::plan::Plan;
 use super::prepare::Preparer;
 use super::{Outcome, Split, image_folder, imagenet};
 use crate::dataset::DatasetInfo;
@@ -158,7 +157,10 @@ impl ImageImport {
 
     fn import(&self, set: &ImageSet, folder: PathBuf, counts: &Counts) -> Result<Split> {
         if u32::try_from(set.samples.len()).is_err() {
-            return Err(Error::InvalidArgument(format!("{} samples; import fewer than 2³²", set.samples.len())));
+            return Err(Error::InvalidArgument(format!(
+                "{} samples; import fewer than 2³²",
+                set.samples.len()
+            )));
         }
         fs::create_dir_all(&folder).context("create folder", &folder)?;
         // Released when the program ends, however it does.
@@ -225,60 +227,6 @@ fn parquet_set(sources: &[String], out: &Path) -> Result<ImageSet> {
 fn parquet_set(_: &[String], _: &Path) -> Result<ImageSet> {
     let what = "this program was built without Parquet; build it with --features parquet";
     Err(Error::InvalidArgument(what.into()))
-}
-
-/// What the bytes of the shards depend on; the contents of `import.json`.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Plan {
-    version: u32,
-    name: String,
-    samples: u64,
-    /// SHA-256 of them.
-    keys_and_labels: String,
-    seed: u64,
-    shard_size: u32,
-    tile: bool,
-    max_side: Option<u32>,
-}
-
-impl Plan {
-    const FILE: &str = "import.json";
-
-    /// Writes the plan to `folder`, or makes sure that the one there is the same.
-    fn settle(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(Self::FILE);
-        let mine = serde_json::to_value(self).map_err(io::Error::from).context("write", &path)?;
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for entry in folder.read_dir().context("list", folder)? {
-                    let found = entry.context("list", folder)?.path();
-                    if found.extension().is_some_and(|extension| extension == "tar") {
-                        let what = "shards that no import.json speaks of are here; give another --out";
-                        return Err(Error::malformed(folder, what));
-                    }
-                }
-                files::replace(&path, format!("{mine:#}\n").as_bytes())
-            }
-            read => {
-                let theirs: serde_json::Value =
-                    serde_json::from_slice(&read.context("read", &path)?).unwrap_or_default();
-                let differs = |field: &&String| theirs.get(field) != mine.get(field);
-                let fields = mine.as_object().into_iter().flat_map(|fields| fields.keys());
-                match fields.clone().find(differs) {
-                    None => Ok(()),
-                    Some(field) => {
-                        let (now, then) = (&mine[field], &theirs[field]);
-                        let what = format!(
-                            "this import was begun with {field} {then}, now {now}; give what it was begun with, \
-                             another --out, or remove the folder"
-                        );
-                        Err(Error::malformed(&path, what))
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Lists the images that were left out, a line each.
@@ -402,7 +350,8 @@ impl Shards<'_> {
         for &sample in &left_out {
             let sample = sample as usize;
             self.set.images.read(sample, &mut bytes)?;
-            let reason = preparer.prepare(&bytes).err().map_or("the source has changed since".into(), |bad| bad.0);
+            let reason =
+                preparer.prepare(&bytes).err().map_or("the source has changed since".into(), |bad| bad.0);
             let path = self.set.images.path(sample).display();
             lines.push_str(&format!("{path}, key '{}': {reason}\n", self.set.samples[sample].0));
         }

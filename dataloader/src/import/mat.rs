@@ -319,11 +319,13 @@ impl Header {
     fn records(&self, element: &mut impl Read, fields: &[&str]) -> Result<Vec<Vec<Value>>, String> {
         let count = self.dimensions.iter().try_fold(1, |count: usize, &n| count.checked_mul(n));
         let count = count.filter(|&count| self.class == STRUCT && count <= MOST_RECORDS);
-        let count = count.ok_or_else(|| format!("array {} isn't of at most {MOST_RECORDS} records", self.name))?;
+        let count =
+            count.ok_or_else(|| format!("array {} isn't of at most {MOST_RECORDS} records", self.name))?;
         let width = read_whole(element, INT32)?;
         let width = <[u8; 4]>::try_from(width).map_or(0, u32::from_le_bytes).max(1) as usize;
         let names = read_whole(element, INT8)?;
-        let names: Vec<&[u8]> = names.chunks(width).map(|name| name.split(|&b| b == 0).next().unwrap_or(name)).collect();
+        let names: Vec<&[u8]> =
+            names.chunks(width).map(|name| name.split(|&b| b == 0).next().unwrap_or(name)).collect();
         let place = |field: &&str| {
             let place = names.iter().position(|name| *name == field.as_bytes());
             place.ok_or_else(|| format!("array {} has no field {field}", self.name))

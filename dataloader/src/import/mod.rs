@@ -29,6 +29,7 @@ mod mat;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod places;
+mod plan;
 mod prepare;
 mod svhn;
 

@@ -50,7 +50,8 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
         for (number, group) in reader.metadata().row_groups().iter().enumerate() {
             let labels = labels(&reader, number, label).map_err(|error| unreadable(&path, &error))?;
             if labels.len() as i64 != group.num_rows() {
-                let what = format!("row group {number} has {} labels for {} rows", labels.len(), group.num_rows());
+                let what =
+                    format!("row group {number} has {} labels for {} rows", labels.len(), group.num_rows());
                 return Err(broken(&path, &format!("{what}; rows without a label can't be trained on")));
             }
             table.starts.push(samples.len());
@@ -67,14 +68,20 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
                 number,
                 column: bytes,
                 size: group.column(bytes).uncompressed_size(),
-                state: Mutex::new(State { images: None, left: samples.len() - table.starts[table.groups.len()] }),
+                state: Mutex::new(State {
+                    images: None,
+                    left: samples.len() - table.starts[table.groups.len()],
+                }),
             });
         }
         table.files.push((path, reader));
     }
     let most = samples.iter().map(|sample: &(Box<str>, u32)| sample.1).max();
     let Some(most) = most else {
-        return Err(Error::malformed(&table.files[0].0, "no rows in it; give the files that hold the images"));
+        return Err(Error::malformed(
+            &table.files[0].0,
+            "no rows in it; give the files that hold the images",
+        ));
     };
     let classes = class_names.as_ref().map_or(most as usize + 1, Vec::len);
     if most as usize >= classes {
@@ -111,7 +118,10 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
         let before = paths.len();
         paths.extend(found.filter_map(std::result::Result::ok));
         if paths.len() == before {
-            return Err(Error::malformed(folder, "no .parquet files here; give such files, a folder or a glob"));
+            return Err(Error::malformed(
+                folder,
+                "no .parquet files here; give such files, a folder or a glob",
+            ));
         }
     }
     paths.sort();
@@ -120,7 +130,9 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
     let split = |path: &PathBuf| Some(path.file_name()?.to_str()?.split_once('-')?.0.to_owned());
     let splits: BTreeSet<String> = paths.iter().filter_map(split).collect();
     if splits.len() > 1 {
-        let what = format!("files of the splits {splits:?}; import each by itself, by a glob such as 'train-*.parquet'");
+        let what = format!(
+            "files of the splits {splits:?}; import each by itself, by a glob such as 'train-*.parquet'"
+        );
         return Err(Error::malformed(Path::new(&sources[0]), what));
     }
     Ok(paths)
@@ -151,14 +163,20 @@ fn column(path: &Path, reader: &Reader, name: &str) -> Result<usize> {
         Some(found) => Ok(found),
         None => {
             let columns: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
-            let what = format!("no column {name} of type {types:?} among {columns:?}; it isn't a data set of images");
+            let what = format!(
+                "no column {name} of type {types:?} among {columns:?}; it isn't a data set of images"
+            );
             Err(Error::malformed(path, what))
         }
     }
 }
 
 /// The values of a column in a row group, in the order of the rows; of rows without one, `None`.
-fn values<T: DataType>(reader: &Reader, group: usize, column: usize) -> Result<Vec<Option<T::T>>, ParquetError> {
+fn values<T: DataType>(
+    reader: &Reader,
+    group: usize,
+    column: usize,
+) -> Result<Vec<Option<T::T>>, ParquetError> {
     let group = reader.get_row_group(group)?;
     let rows = group.metadata().num_rows() as usize;
     let defined = group.metadata().column(column).column_descr().max_def_level();

@@ -25,7 +25,9 @@ pub(super) struct Found {
 /// Where the bytes are.
 #[derive(Clone)]
 pub(super) enum Place {
-    File(PathBuf),
+    /// A file, or a folder.
+    Path(PathBuf),
+    /// A part of an archive.
     Member { archive: Arc<Archive>, offset: u64, length: u64 },
 }
 
@@ -47,16 +49,16 @@ impl Place {
     /// The file that holds it.
     pub(super) fn path(&self) -> &Path {
         match self {
-            Place::File(path) => path,
+            Place::Path(path) => path,
             Place::Member { archive, .. } => &archive.path,
         }
     }
 
-    /// Replaces the contents of `bytes` by those of the place, of which those past [`MOST_IMAGE_BYTES`] + 1 are
+    /// Replaces the contents of `bytes` by those of the file or member, of which those past [`MOST_IMAGE_BYTES`] + 1 are
     /// left out.
     pub(super) fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
         match self {
-            Place::File(path) => {
+            Place::Path(path) => {
                 bytes.clear();
                 let file = File::open(path).context("open", path)?;
                 file.take(MOST_IMAGE_BYTES + 1).read_to_end(bytes).context("read", path).map(drop)
@@ -76,13 +78,14 @@ impl Place {
     pub(super) fn contents(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         match self {
-            Place::File(folder) => list(folder, &mut found)?,
+            Place::Path(folder) => list(folder, &mut found)?,
             Place::Member { archive, offset, length } => {
                 let window = Window { archive, offset: *offset, length: *length, at: 0, since_seek: 0 };
                 found = members(window).map_err(|what| broken(&archive.path, &what))?;
             }
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
+        // The folders within a class may hold files of one name.
+        found.sort_by(|a, b| (&a.name, a.place.path()).cmp(&(&b.name, b.place.path())));
         Ok(found)
     }
 }
@@ -92,7 +95,7 @@ pub(super) fn folders(folder: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for (name, path, is_folder) in entries(folder)? {
         if is_folder {
-            found.push(Found { name, place: Place::File(path) });
+            found.push(Found { name, place: Place::Path(path) });
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -124,7 +127,7 @@ fn list(folder: &Path, found: &mut Vec<Found>) -> Result<()> {
         if is_folder {
             list(&path, found)?;
         } else {
-            found.push(Found { name, place: Place::File(path) });
+            found.push(Found { name, place: Place::Path(path) });
         }
     }
     Ok(())
@@ -226,7 +229,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.tar");
         fs::write(&path, bytes).unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(sparse_length.max(bytes.len() as u64)).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(sparse_length.max(bytes.len() as u64))
+            .unwrap();
         Place::archive(&path).unwrap().contents()
     }
 

@@ -42,14 +42,18 @@ impl Preparer {
     ///
     /// # Errors
     /// Neither a JPEG nor a PNG, or far too large; one that has to be decoded and can't be.
-    pub(super) fn prepare<'a>(&mut self, encoded: &'a [u8]) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
+    pub(super) fn prepare<'a>(
+        &mut self,
+        encoded: &'a [u8],
+    ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
         let format = match encoded {
             [] => return Err(BadImage("an empty file; replace the image".into())),
             [0xFF, 0xD8, ..] => Format::Jpeg,
             [0x89, b'P', b'N', b'G', ..] => Format::Png,
             _ => {
                 let start = &encoded[..encoded.len().min(4)];
-                let what = format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
+                let what =
+                    format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
                 return Err(BadImage(what));
             }
         };
@@ -60,10 +64,11 @@ impl Preparer {
         if let Some(smaller) = self.shrink(encoded)? {
             image = Cow::Owned(smaller);
         }
-        if self.tile && format == Format::Jpeg {
-            if let Some(tiled) = tile::transcode(&image)? {
-                image = Cow::Owned(tiled);
-            }
+        if self.tile
+            && format == Format::Jpeg
+            && let Some(tiled) = tile::transcode(&image)?
+        {
+            image = Cow::Owned(tiled);
         }
         Ok((if format == Format::Jpeg { "jpg" } else { "png" }, image))
     }
@@ -86,9 +91,12 @@ impl Preparer {
         self.decoder.decode(encoded, &header, channels, &mut self.pixels)?;
         let Header { width, height, .. } = header;
         let pixels = resize::resized(&self.pixels, (width, height), size, channels)?;
-        let failed = |reason: String| BadImage(format!("can't be encoded again ({reason}); replace the image"));
+        let failed =
+            |reason: String| BadImage(format!("can't be encoded again ({reason}); replace the image"));
         let smaller = match sampling {
-            Some(sampling) => self.encode_jpeg(&pixels, size, channels, sampling).map_err(|e| failed(e.to_string())),
+            Some(sampling) => {
+                self.encode_jpeg(&pixels, size, channels, sampling).map_err(|e| failed(e.to_string()))
+            }
             None => self.png.encode(&pixels, size.0, size.1, channels).map_err(|e| failed(e.to_string())),
         };
         smaller.map(Some)
@@ -144,7 +152,8 @@ mod tests {
         assert_eq!(preparer.prepare(&cmyk).unwrap(), ("jpg", Cow::Borrowed(&cmyk[..])));
         let png = Encoder::new(Encoding::Png).unwrap().encode(&[5; 12], 2, 2, Channels::Rgb).unwrap();
         assert_eq!(preparer.prepare(&png).unwrap(), ("png", Cow::Borrowed(&png[..])));
-        for (bad, reason) in [(&b""[..], "an empty file"), (b"GIF89a", "[47, 49, 46, 38]"), (b"\xFF", "[ff]")] {
+        for (bad, reason) in [(&b""[..], "an empty file"), (b"GIF89a", "[47, 49, 46, 38]"), (b"\xFF", "[ff]")]
+        {
             let error = preparer.prepare(bad).unwrap_err().0;
             assert!(error.contains(reason), "{error}");
         }
