@@ -66,11 +66,19 @@ fn write_archives(folder: &Path) {
     let images: Vec<_> =
         validation_images().into_iter().rev().map(|(name, image, _)| (name, image)).collect();
     fs::write(folder.join("ILSVRC2012_img_val.tar"), tar(&images)).unwrap();
-    let truth: String = validation_images().iter().map(|(_, _, number)| format!("{number}\n")).collect();
+    write_devkit(folder, &meta(), &truth());
+}
+
+/// What class each validation image has, by the devkit's numbers.
+fn truth() -> String {
+    validation_images().iter().map(|(_, _, number)| format!("{number}\n")).collect()
+}
+
+fn write_devkit(folder: &Path, meta: &[u8], truth: &str) {
     let devkit = tar(&[
         ("ILSVRC2012_devkit_t12/readme.txt".into(), b"hello".to_vec()),
         ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt".into(), truth.into()),
-        ("ILSVRC2012_devkit_t12/data/meta.mat".into(), meta()),
+        ("ILSVRC2012_devkit_t12/data/meta.mat".into(), meta.into()),
     ]);
     let file = File::create(folder.join("ILSVRC2012_devkit_t12.tar.gz")).unwrap();
     let mut zipped = GzEncoder::new(file, Compression::default());
@@ -227,8 +235,7 @@ fn imagenet_from_archives_and_from_folders_is_the_same() {
     let data = folders.path().join("ILSVRC2012_devkit_t12/data");
     fs::create_dir_all(&data).unwrap();
     fs::write(data.join("meta.mat"), meta()).unwrap();
-    let truth: String = validation_images().iter().map(|(_, _, number)| format!("{number}\n")).collect();
-    fs::write(data.join("ILSVRC2012_validation_ground_truth.txt"), truth).unwrap();
+    fs::write(data.join("ILSVRC2012_validation_ground_truth.txt"), truth()).unwrap();
     let settings = ["--shard-size", "16", "--no-tile", "--threads", "3"];
     stdout(&import("imagenet", folders.path(), again.path(), &settings));
     assert!(files(out.path()) == files(again.path()));
@@ -288,8 +295,13 @@ fn validation_labels_by_a_list() {
         let error = data_error(&val(lines).0);
         assert!(error.contains("labels.txt") && error.contains(reason), "no {reason} in: {error}");
     }
+    // Without training images, numbers are of the 1,000 classes.
+    fs::remove_file(source.path().join("ILSVRC2012_img_train.tar")).unwrap();
+    assert_eq!(labels(val(vec!["999".into(); 10])), [999; 10]);
+    let error = data_error(&val(vec!["1000".into(); 10]).0);
+    assert!(error.contains("label 1000 is outside the 1000 classes"), "{error}");
     let out = tempfile::tempdir().unwrap();
-    let error = data_error(&import("imagenet", source.path(), out.path(), &[]));
+    let error = data_error(&import("imagenet", source.path(), out.path(), &["--split", "val"]));
     assert!(error.contains("put ILSVRC2012_devkit_t12.tar.gz beside them"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "refused before anything was written");
 }
@@ -310,7 +322,8 @@ fn broken_imagenet_archives_are_refused() {
     fs::write(&train, &whole[..whole.len() * 2 / 3]).unwrap();
     assert!(refused().contains("ILSVRC2012_img_train.tar: cut short inside 'n0"));
     let class = tar(&training_images(WNIDS[0]));
-    // A class archive cut short inside a whole one; one that isn't a tar; a name that leads out of the folder.
+    // A class archive cut short inside a whole one; one that isn't a tar; a name that leads out of the
+    // folder.
     fs::write(&train, tar(&[("n01000001.tar".into(), class[..class.len() / 2].to_vec())])).unwrap();
     assert!(refused().contains("cut short"));
     fs::write(&train, tar(&[("n01000001.tar".into(), vec![b'x'; 4096])])).unwrap();
@@ -322,6 +335,25 @@ fn broken_imagenet_archives_are_refused() {
     assert_eq!(samples(&out.path().join("train")).len(), 12, "only the class with a proper name is taken");
     fs::write(&train, tar(&[("photos.tar".into(), class)])).unwrap();
     assert!(refused().contains("'photos' isn't called by a WordNet id"));
+}
+
+#[test]
+fn a_broken_devkit_is_refused() {
+    let source = tempfile::tempdir().unwrap();
+    write_archives(source.path());
+    let refused = |meta: &[u8], truth: &str| {
+        write_devkit(source.path(), meta, truth);
+        let out = tempfile::tempdir().unwrap();
+        let error = data_error(&import("imagenet", source.path(), out.path(), &["--split", "val"]));
+        assert!(error.contains("ILSVRC2012_devkit_t12.tar.gz: "), "{error}");
+        error
+    };
+    let whole = meta();
+    for keep in [0, 100, 130, 150, whole.len() / 2, whole.len() - 1] {
+        assert!(refused(&whole[..keep], &truth()).contains("meta.mat: "), "{keep} of {} bytes", whole.len());
+    }
+    assert!(refused(&whole, &truth().replace('1', "6")).contains("a line that isn't a class's number"));
+    assert!(refused(&whole, "1\n2\n").contains("2 labels for the 10 images"));
 }
 
 /// Five classes of `each` images, in folders with plain names.

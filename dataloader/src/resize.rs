@@ -6,7 +6,8 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use crate::decode::Channels;
 use crate::error::BadImage;
 
-/// The size of an image of `width` × `height` pixels whose longer side has been brought to `longest`; no side is 0.
+/// The size of an image of `width` × `height` pixels whose longer side has been brought to `longest`; no side
+/// is 0.
 pub(crate) fn fitted(width: u32, height: u32, longest: u32) -> (u32, u32) {
     let longer = u64::from(width.max(height)).max(1);
     let side = |side: u32| ((u64::from(side) * u64::from(longest) + longer / 2) / longer).max(1) as u32;

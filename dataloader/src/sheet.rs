@@ -1,4 +1,5 @@
-//! Contact sheets: samples as they are, beside the views that training makes of them, for a person to look at.
+//! Contact sheets: samples as they are, beside the views that training makes of them, for a person to look
+//! at.
 
 use std::sync::Arc;
 
@@ -30,11 +31,13 @@ pub struct Sheet {
 }
 
 impl Sheet {
-    /// Draws a row for each of `samples`: a line with the name of its class and its key, and below it the image as
-    /// decoded, scaled to fit, then the views that a [`Loader`] of this `spec` makes of it in epoch 0.
+    /// Draws a row for each of `samples`: a line with the name of its class and its key, and below it the
+    /// image as decoded, scaled to fit, then the views that a [`Loader`] of this `spec` makes of it in epoch
+    /// 0.
     ///
     /// # Errors
-    /// A sample that can't be used, settings that can't be right, more than the most pixels an image may have.
+    /// A sample that can't be used, settings that can't be right, more than the most pixels an image may
+    /// have.
     pub fn draw(dataset: &Arc<Dataset>, spec: &LoaderSpec, samples: &[u32]) -> Result<Sheet> {
         let channels = Channels::new(spec.channels)?;
         let side = spec.image_size as usize;

@@ -23,7 +23,8 @@ pub struct Report {
     pub shards: u64,
     /// Bytes of encoded images.
     pub bytes: u64,
-    /// How many images there are of each kind: format and colour space, as `JPEG YCbCr`, `JPEG CMYK`, `PNG grey`.
+    /// How many images there are of each kind: format and colour space, as `JPEG YCbCr`, `JPEG CMYK`, `PNG
+    /// grey`.
     pub kinds: BTreeMap<String, u64>,
     /// JPEGs.
     pub jpegs: u64,
@@ -101,14 +102,19 @@ pub struct Fault {
 /// Samples that are examined in one go.
 const PIECE: usize = 64;
 
+/// Of so many classes, those without samples are listed as well.
+const MOST_EMPTY_CLASSES: usize = 1 << 20;
+
 /// The most duplicates that are named.
 const MOST_EXAMPLES: usize = 100;
 
-/// Reads and decodes every image of `dataset` on `threads` threads. `progress` is called from all of them, with the
-/// samples and bytes just done. Memory is 16 bytes a sample, a little for each size of image, and what is listed.
+/// Reads and decodes every image of `dataset` on `threads` threads. `progress` is called from all of them,
+/// with the samples and bytes just done. Memory is 16 bytes a sample, a little for each size of image, and
+/// what is listed.
 ///
 /// # Errors
-/// What has nothing to do with the samples, as threads that can't be started. What is wrong with samples is reported.
+/// What has nothing to do with the samples, as threads that can't be started. What is wrong with samples is
+/// reported.
 pub fn verify(dataset: &Dataset, threads: usize, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Report> {
     let channels = Channels::new(dataset.info().map_or(3, |info| info.channels))?;
     let examine = |examiner: &mut Examiner, piece: usize| {
@@ -333,8 +339,8 @@ fn sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
 }
 
 fn classes(dataset: &Dataset) -> Vec<Class> {
-    let mut counts: BTreeMap<u32, u64> =
-        (0..dataset.classes().unwrap_or(0) as u32).map(|label| (label, 0)).collect();
+    let known = dataset.classes().unwrap_or(0).min(MOST_EMPTY_CLASSES) as u32;
+    let mut counts: BTreeMap<u32, u64> = (0..known).map(|label| (label, 0)).collect();
     for info in (0..dataset.len()).filter_map(|sample| dataset.meta(sample)) {
         *counts.entry(info.label).or_default() += 1;
     }

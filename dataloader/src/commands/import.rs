@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use codinet_dataloader::Result;
 use codinet_dataloader::encode::Encoding;
-use codinet_dataloader::import::{ImageImport, ImageSource, Import, Outcome, Progress, Published, Split};
+use codinet_dataloader::import::{
+    ImageImport, ImageNetSplit, ImageSource, Import, Outcome, Progress, Published, Split,
+};
 
 use super::meter::Meter;
 use super::{cores, print};
@@ -24,7 +26,8 @@ enum DatasetName {
     Cifar10(Common),
     /// CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz).
     Cifar100(Common),
-    /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped digits.
+    /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped
+    /// digits.
     Svhn(Common),
     /// ImageNet (ILSVRC 2012): its archives as downloaded, read in place, or unpacked.
     Imagenet(ImageNet),
@@ -36,17 +39,18 @@ enum DatasetName {
 
 #[derive(Args)]
 struct ImageNet {
-    /// Folder of ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and, for the labels of val,
-    /// ILSVRC2012_devkit_t12.tar.gz; nothing in it is changed.
+    /// Folder of ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and, for the labels
+    /// of val, ILSVRC2012_devkit_t12.tar.gz; nothing in it is changed.
     #[arg(long, value_name = "DIR")]
     src: PathBuf,
 
     /// Which images to import.
     #[arg(long, value_enum, default_value = "both")]
-    split: ImageNetSplit,
+    split: SplitName,
 
-    /// Labels of the validation images, instead of the devkit's: a line an image, in the order of their names, of a
-    /// WordNet id or a class number (0 to 999 in the order of WordNet ids), or of a name and one of these.
+    /// Labels of the validation images, instead of the devkit's: a line an image, in the order of their
+    /// names, of a WordNet id or a class number (0 to 999 in the order of WordNet ids), or of a name and one
+    /// of these.
     #[arg(long, value_name = "FILE")]
     val_labels: Option<PathBuf>,
 
@@ -55,7 +59,7 @@ struct ImageNet {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ImageNetSplit {
+enum SplitName {
     Train,
     Val,
     Both,
@@ -63,7 +67,8 @@ enum ImageNetSplit {
 
 #[derive(Args)]
 struct ImageFolder {
-    /// Folder that holds a folder for each class; nothing in it is changed. Classes are numbered by sorted names.
+    /// Folder that holds a folder for each class; nothing in it is changed. Classes are numbered by sorted
+    /// names.
     #[arg(long, value_name = "DIR")]
     src: PathBuf,
 
@@ -84,8 +89,8 @@ struct Parquet {
 /// What all imports of encoded images take.
 #[derive(Args)]
 struct Images {
-    /// Folder for the shards (ImageNet: for folders train and val of shards). An import that was killed goes on where
-    /// it was when it is given the same settings again; with other settings it is refused.
+    /// Folder for the shards (ImageNet: for folders train and val of shards). An import that was killed goes
+    /// on where it was when it is given the same settings again; with other settings it is refused.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
@@ -93,7 +98,8 @@ struct Images {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     shard_size: u32,
 
-    /// Decides the order of the samples, which are shuffled so that each shard is a fair sample of all classes.
+    /// Decides the order of the samples, which are shuffled so that each shard is a fair sample of all
+    /// classes.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
@@ -109,11 +115,13 @@ struct Images {
     #[arg(long)]
     no_tile: bool,
 
-    /// Shrink images whose longer side is over N pixels, and encode them again at quality 95: this changes the data.
+    /// Shrink images whose longer side is over N pixels, and encode them again at quality 95: this changes
+    /// the data.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
 
-    /// Leave out files that aren't images, and list them in bad_imports.txt, instead of stopping at the first.
+    /// Leave out files that aren't images, and list them in bad_imports.txt, instead of stopping at the
+    /// first.
     #[arg(long)]
     skip_bad: bool,
 }
@@ -128,7 +136,8 @@ struct Common {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else png].
+    /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else
+    /// png].
     #[arg(long, value_enum)]
     format: Option<Format>,
 
@@ -155,9 +164,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         DatasetName::Svhn(common) => pixels(Published::Svhn, Format::Png, common),
         DatasetName::Imagenet(ImageNet { src, split, val_labels, images: settings }) => {
             let splits = match split {
-                ImageNetSplit::Train => vec!["train"],
-                ImageNetSplit::Val => vec!["val"],
-                ImageNetSplit::Both => vec!["train", "val"],
+                SplitName::Train => vec![ImageNetSplit::Train],
+                SplitName::Val => vec![ImageNetSplit::Val],
+                SplitName::Both => vec![ImageNetSplit::Train, ImageNetSplit::Val],
             };
             let (folder, val_labels) = (src.clone(), val_labels.clone());
             images(ImageSource::ImageNet { folder, splits, val_labels }, settings)

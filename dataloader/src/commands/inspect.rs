@@ -28,8 +28,8 @@ pub struct Arguments {
 
 #[derive(Args)]
 struct SheetArguments {
-    /// Draw a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as training with
-    /// this seed makes them.
+    /// Draw a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as
+    /// training with this seed makes them.
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
 

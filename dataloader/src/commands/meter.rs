@@ -1,4 +1,5 @@
-//! How far a long command is, on stderr: a bar on a terminal; elsewhere, as in a batch job's log, a line now and then.
+//! How far a long command is, on stderr: a bar on a terminal; elsewhere, as in a batch job's log, a line now
+//! and then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +38,8 @@ impl Meter {
         Ok(Meter { bar, bytes, lines: Mutex::new(Lines { began: (now, 0), last: now }) })
     }
 
-    /// `done` of `total` images are done; `bytes`, where they are counted, have been read. While these are 0, nothing
-    /// has been done yet but what was found done.
+    /// `done` of `total` images are done; `bytes`, where they are counted, have been read. While these are 0,
+    /// nothing has been done yet but what was found done.
     pub fn set(&self, done: u64, total: u64, bytes: Option<u64>) {
         self.bytes.store(bytes.unwrap_or(0), Ordering::Relaxed);
         self.bar.set_length(total);

@@ -1,5 +1,5 @@
-//! ImageNet's development kit, of which two files matter: which class each validation image has, by the devkit's own
-//! numbers, and which WordNet ids these numbers stand for.
+//! ImageNet's development kit, of which two files matter: which class each validation image has, by the
+//! devkit's own numbers, and which WordNet ids these numbers stand for.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation photographs in 1,000 classes, from the archives
-//! as their authors distribute them, which are read in place, or unpacked.
+//! ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation photographs in 1,000 classes, from the
+//! archives as their authors distribute them, which are read in place, or unpacked.
 //!
-//! A class's number is the place of its WordNet id among all in sorted order, as torchvision and everyone else has it;
-//! the devkit's own numbers are different.
+//! A class's number is the place of its WordNet id among all in sorted order, as torchvision and everyone
+//! else has it; the devkit's own numbers are different.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::devkit::Devkit;
 use super::image_folder::{Keys, from_classes, is_named_image};
-use super::images::ImageSet;
+use super::images::{ImageNetSplit, ImageSet};
 use super::places::{Found, Place, check_folder, first_existing, folders};
 use crate::error::{Error, IoContext, Result};
 use crate::shard::split_name;
@@ -20,32 +20,32 @@ const TRAIN: [&str; 4] =
     ["ILSVRC2012_img_train.tar", "train", "ILSVRC2012_img_train", "ILSVRC/Data/CLS-LOC/train"];
 const VAL: [&str; 4] = ["ILSVRC2012_img_val.tar", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val"];
 
-/// The images of these splits, `train` and `val`, in `folder`.
-pub(super) fn find(folder: &Path, splits: &[&str], val_labels: Option<&Path>) -> Result<Vec<ImageSet>> {
+/// The number of classes, where nothing tells what they are.
+const CLASSES: usize = 1000;
+
+/// The images of these splits in `folder`.
+pub(super) fn find(
+    folder: &Path,
+    splits: &[ImageNetSplit],
+    val_labels: Option<&Path>,
+) -> Result<Vec<ImageSet>> {
     check_folder(folder)?;
     // Read for validation as well: it has to number the classes as training does.
     let train = match place(folder, &TRAIN)? {
         Some(place) => Some((place.path().to_owned(), train_classes(&place)?)),
         None => None,
     };
-    let mut sets = Vec::new();
-    for &split in splits {
-        sets.push(match split {
-            "train" => {
-                let (source, classes) = train.as_ref().ok_or_else(|| missing(folder, &TRAIN))?;
-                let classes: Vec<Found> = classes
-                    .iter()
-                    .map(|class| Found { name: class.name.clone(), place: class.place.clone() })
-                    .collect();
-                from_classes(source, "imagenet train".into(), "train".into(), names(&classes), classes)?
-            }
-            _ => {
-                let place = place(folder, &VAL)?.ok_or_else(|| missing(folder, &VAL))?;
-                validation(folder, &place, train.as_ref().map(|(_, classes)| names(classes)), val_labels)?
-            }
-        });
-    }
-    Ok(sets)
+    let set = |split: &ImageNetSplit| match split {
+        ImageNetSplit::Train => {
+            let (source, classes) = train.clone().ok_or_else(|| missing(folder, &TRAIN))?;
+            from_classes(&source, "imagenet train".into(), "train".into(), names(&classes), classes)
+        }
+        ImageNetSplit::Val => {
+            let place = place(folder, &VAL)?.ok_or_else(|| missing(folder, &VAL))?;
+            validation(folder, &place, train.as_ref().map(|(_, classes)| names(classes)), val_labels)
+        }
+    };
+    splits.iter().map(set).collect()
 }
 
 /// The first of these that is there.
@@ -131,19 +131,17 @@ fn validation(
         return Err(Error::malformed(&source, format!("{what}; give a label an image")));
     }
     let class_names = training.or(classes);
-    let number = |label: Label| match (label, &class_names) {
-        (Label::Number(number), None) => Ok(number),
-        (Label::Number(number), Some(names)) if (number as usize) < names.len() => Ok(number),
-        (Label::Number(number), Some(names)) => Err(format!(
-            "label {number} is outside the {} classes; they are numbered from 0 in the order of WordNet ids, not as \
-             in the devkit",
-            names.len()
+    let classes = class_names.as_ref().map_or(CLASSES, Vec::len);
+    let number = |label: Label| match label {
+        Label::Number(number) if (number as usize) < classes => Ok(number),
+        Label::Number(number) => Err(format!(
+            "label {number} is outside the {classes} classes; they are numbered from 0 in the order of WordNet \
+             ids, not as in the devkit"
         )),
-        (Label::Wnid(wnid), names) => {
-            let position = names.as_ref().and_then(|names| names.binary_search(&wnid).ok());
-            position.map(|position| position as u32).ok_or_else(|| {
-                format!("'{wnid}' isn't one of the {} classes", names.as_ref().map_or(0, Vec::len))
-            })
+        Label::Wnid(wnid) => {
+            let position = class_names.as_ref().and_then(|names| names.binary_search(&wnid).ok());
+            let position = position.map(|position| position as u32);
+            position.ok_or_else(|| format!("'{wnid}' isn't one of the {classes} classes"))
         }
     };
     let labels: Result<Vec<u32>, String> = of_images.into_iter().map(number).collect();
@@ -153,9 +151,7 @@ fn validation(
     Ok(ImageSet {
         name,
         split,
-        classes: class_names
-            .as_ref()
-            .map_or(labels.iter().max().map_or(0, |&most| most as usize + 1), Vec::len),
+        classes,
         class_names,
         samples: samples.collect(),
         images: Box::new(images.into_iter().map(|image| image.place).collect::<Vec<_>>()),
@@ -176,8 +172,8 @@ pub(super) enum Label {
     Wnid(String),
 }
 
-/// Reads a list of labels: a WordNet id or a class number a line, in the order of the images' names, or a name before
-/// each.
+/// Reads a list of labels: a WordNet id or a class number a line, in the order of the images' names, or a
+/// name before each.
 fn listed(path: &Path, images: &[Found]) -> Result<Labels> {
     let text = fs::read_to_string(path).context("read", path)?;
     let bad = |number: usize, what: &str| Error::malformed(path, format!("line {}: {what}", number + 1));

@@ -1,11 +1,11 @@
 //! Imports of encoded images, many of them, as they are: how a set of images becomes shards.
 //!
-//! The samples are shuffled by a seed, so that every shard is a fair sample of all classes, and cut into shards.
-//! A shard is a pure function of the source, the settings and its number. So threads take whole shards, and an
-//! import that was killed goes on with the shards that have no name yet; its plan, `import.json`, lies beside
-//! them from the start, and `dataset.json` is written when all are there.
+//! The samples are shuffled by a seed, so that every shard is a fair sample of all classes, and cut into
+//! shards. A shard is a pure function of the source, the settings and its number. So threads take whole
+//! shards, and an import that was killed goes on with the shards that have no name yet; its plan,
+//! `import.json`, lies beside them from the start, and `dataset.json` is written when all are there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,20 +25,29 @@ use crate::{files, parallel};
 /// Where encoded images are imported from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// A folder of folders, one a class, of `.jpg`, `.jpeg` and `.png` files; classes are numbered in the order of
-    /// their names.
+    /// A folder of folders, one a class, of `.jpg`, `.jpeg` and `.png` files; classes are numbered in the
+    /// order of their names.
     Folder(PathBuf),
     /// ImageNet as its authors distribute it, in archives or unpacked.
     ImageNet {
         /// The folder that holds `ILSVRC2012_img_train.tar`, or `train/`, and so on.
         folder: PathBuf,
-        /// Which splits to import: `train`, `val`.
-        splits: Vec<&'static str>,
+        /// Which splits to import.
+        splits: Vec<ImageNetSplit>,
         /// The labels of the validation images, where the devkit isn't to be asked: a line an image.
         val_labels: Option<PathBuf>,
     },
     /// Parquet files as Hugging Face distributes data sets of images, or folders or globs of such.
     Parquet(Vec<String>),
+}
+
+/// A split of ImageNet. (The test images are published without labels.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageNetSplit {
+    /// For training.
+    Train,
+    /// For validation.
+    Val,
 }
 
 /// An import of encoded images. The same settings make the same shards, to the byte.
@@ -91,8 +100,8 @@ pub(super) struct ImageSet {
 
 /// Encoded images by number, read from many threads.
 pub(super) trait Images: Send + Sync {
-    /// Replaces the contents of `bytes` by image `sample`; of images of over
-    /// [`MOST_IMAGE_BYTES`](super::places::MOST_IMAGE_BYTES) there may come a part that is one byte longer than that.
+    /// Replaces the contents of `bytes` by image `sample`; of those of over
+    /// [`MOST_IMAGE_BYTES`](super::places::MOST_IMAGE_BYTES), so many and one more.
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// The file that holds the image.
@@ -130,8 +139,8 @@ impl ImageImport {
     /// Imports all splits. `progress` is called from all threads, after each sample.
     ///
     /// # Errors
-    /// A source that isn't what it should be, an image that can't be used, a folder that holds something else, a
-    /// disk that can't be written.
+    /// A source that isn't what it should be, an image that can't be used, a folder that holds something
+    /// else, a disk that can't be written.
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<Vec<Split>> {
         for (name, value) in [("shard-size", self.shard_size), ("max-side", self.max_side.unwrap_or(1))] {
             if value == 0 {
@@ -162,12 +171,16 @@ impl ImageImport {
                 set.samples.len()
             )));
         }
+        if set.classes > MOST_CLASSES {
+            let what = format!("{} classes; class numbers begin at 0, without large gaps", set.classes);
+            return Err(Error::malformed(set.images.path(0), what));
+        }
         fs::create_dir_all(&folder).context("create folder", &folder)?;
-        // Released when the program ends, however it does.
+        // Released when the program ends, however it does. File systems without locks go without.
         let lock = File::open(&folder).context("open", &folder)?;
-        lock.try_lock().map_err(|error| {
-            Error::malformed(&folder, format!("another import is writing here ({error}); wait for it"))
-        })?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(Error::malformed(&folder, "another import is writing here; wait for it to end"));
+        }
         self.plan(set).settle(&folder)?;
         let order = set.images.order(set.samples.len(), self.seed);
         let shards = Shards { import: self, set, folder: &folder, order };
@@ -229,6 +242,9 @@ fn parquet_set(_: &[String], _: &Path) -> Result<ImageSet> {
     Err(Error::InvalidArgument(what.into()))
 }
 
+/// More classes than this are taken for labels that aren't class numbers.
+const MOST_CLASSES: usize = 1 << 20;
+
 /// Lists the images that were left out, a line each.
 const BAD_FILE: &str = "bad_imports.txt";
 
@@ -267,7 +283,8 @@ impl Shards<'_> {
         &self.order[start..self.order.len().min(start + self.import.shard_size as usize)]
     }
 
-    /// The samples of shard `number` that were left out of it; `None` where it isn't there, or not as planned.
+    /// The samples of shard `number` that were left out of it; `None` where it isn't there, or not as
+    /// planned.
     fn left_out(&self, number: u32) -> Option<Vec<u32>> {
         let path = self.folder.join(shard_name(&self.set.split, number));
         let (index, _) = ShardIndex::open(&path).ok()?;
@@ -306,8 +323,8 @@ impl Shards<'_> {
         writer.finish().map(drop)
     }
 
-    /// What `dataset.json` says of shards that are all there, and the samples left out of them. A shard that isn't
-    /// there is taken for one of which all were left out.
+    /// What `dataset.json` says of shards that are all there, and the samples left out of them. A shard that
+    /// isn't there is taken for one of which all were left out.
     fn sum_up(&self) -> (DatasetInfo, Vec<u32>) {
         let (mut shards, mut all_left_out) = (0, Vec::new());
         for number in 0..self.count() {

@@ -1,9 +1,9 @@
 //! Importers: published data sets, as their authors distribute them, to shards.
 //!
-//! What an importer writes is one folder a split, with a `dataset.json` that is written last. Small sets of raw
-//! pixels ([`Import`]) are encoded; an import that was killed leaves no `dataset.json`, and its shards are overwritten
-//! by the next. Large sets of encoded images ([`ImageImport`]) are kept as they are; an import that was killed is
-//! gone on with.
+//! What an importer writes is one folder a split, with a `dataset.json` that is written last. Small sets of
+//! raw pixels ([`Import`]) are encoded; an import that was killed leaves no `dataset.json`, and its shards
+//! are overwritten by the next. Large sets of encoded images ([`ImageImport`]) are kept as they are; an
+//! import that was killed is gone on with.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ mod plan;
 mod prepare;
 mod svhn;
 
-pub use images::{ImageImport, ImageSource, Progress};
+pub use images::{ImageImport, ImageNetSplit, ImageSource, Progress};
 
 /// A data set that can be imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +101,8 @@ struct Source {
 /// One split of a [`Source`].
 struct SourceSplit {
     name: &'static str,
-    /// Hands on every sample in the order of the files, at least one, its label checked. It is called twice, so
-    /// that a broken file is found before anything is written and yet none has to be held in memory.
+    /// Hands on every sample in the order of the files, at least one, its label checked. It is called twice,
+    /// so that a broken file is found before anything is written and yet none has to be held in memory.
     read: Box<ReadAll>,
 }
 
@@ -115,7 +115,8 @@ impl Import {
     /// Imports all splits. `progress` is called with the samples done and in all, after each sample.
     ///
     /// # Errors
-    /// A source file that is missing or broken, labels that don't match the images, a disk that can't be written.
+    /// A source file that is missing or broken, labels that don't match the images, a disk that can't be
+    /// written.
     pub fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Split>> {
         if self.samples_per_shard == 0 {
             return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
@@ -273,8 +274,8 @@ fn check_label(source: &Path, position: usize, label: u8, classes: usize) -> Res
     Err(broken(source, &format!("label {position} is {label}, outside the {classes} classes")))
 }
 
-/// Makes [row, column, channel] of three square planes, one after the other, in which the next row is `down` bytes
-/// further on, the next column `right`.
+/// Makes [row, column, channel] of three square planes, one after the other, in which the next row is `down`
+/// bytes further on, the next column `right`.
 fn interleave(planes: &[u8], down: usize, right: usize) -> Vec<u8> {
     let plane = planes.len() / 3;
     let side = plane.isqrt();

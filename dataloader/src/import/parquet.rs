@@ -1,15 +1,14 @@
-//! Parquet files of encoded images, as Hugging Face distributes them: a column `image` of `bytes` (and `path`), and
-//! a column `label` of class numbers, whose names are in the files' metadata.
+//! Parquet files of encoded images, as Hugging Face distributes them: a column `image` of `bytes` (and
+//! `path`), and a column `label` of class numbers, whose names are in the files' metadata.
 //!
-//! Such a file is read by row groups, far larger than an image, so samples aren't shuffled one by one: the row groups
-//! of all files are, then the samples within each gigabyte of row groups. A shard holds a part of one such gigabyte,
-//! or of two; no row group is read twice.
+//! Such a file is read by row groups, far larger than an image, so samples aren't shuffled one by one: the
+//! row groups of all files are, then the samples within each gigabyte of row groups. A shard holds a part of
+//! one such gigabyte, or of two; no row group is read twice.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use parquet::basic::Type;
 use parquet::column::reader::get_typed_column_reader;
@@ -127,7 +126,10 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
     paths.sort();
     paths.dedup();
     // Hugging Face's names are SPLIT-00000-of-00294.parquet, often with a checksum.
-    let split = |path: &PathBuf| Some(path.file_name()?.to_str()?.split_once('-')?.0.to_owned());
+    let split = |path: &PathBuf| {
+        let (split, rest) = path.file_name()?.to_str()?.split_once('-')?;
+        rest.contains("-of-").then(|| split.to_owned())
+    };
     let splits: BTreeSet<String> = paths.iter().filter_map(split).collect();
     if splits.len() > 1 {
         let what = format!(

@@ -1,5 +1,5 @@
-//! Where encoded images lie, before they are read: files in folders, and members of tar archives, which are read
-//! in place. Nothing is ever extracted, and of a member's path only the last part is used, as a name.
+//! Where encoded images lie, before they are read: files in folders, and members of tar archives, which are
+//! read in place. Nothing is ever extracted, and of a member's path only the last part is used, as a name.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -17,6 +17,7 @@ pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 28;
 const MOST_HEADER_BYTES: u64 = 1 << 24;
 
 /// Something with a name that can be read.
+#[derive(Clone)]
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) place: Place,
@@ -54,8 +55,8 @@ impl Place {
         }
     }
 
-    /// Replaces the contents of `bytes` by those of the file or member, of which those past [`MOST_IMAGE_BYTES`] + 1 are
-    /// left out.
+    /// Replaces the contents of `bytes` by those of the file or member, of which those past
+    /// [`MOST_IMAGE_BYTES`] + 1 are left out.
     pub(super) fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
         match self {
             Place::Path(path) => {

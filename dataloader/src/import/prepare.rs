@@ -37,8 +37,8 @@ impl Preparer {
         Ok(Preparer { tile, max_side, decoder, jpeg, png, pixels: Vec::new() })
     }
 
-    /// The extension and the bytes that `encoded` is stored with. The extension is the true format's, which the
-    /// first bytes tell: ImageNet holds a PNG named `.JPEG`.
+    /// The extension and the bytes that `encoded` is stored with. The extension is the true format's, which
+    /// the first bytes tell: ImageNet holds a PNG named `.JPEG`.
     ///
     /// # Errors
     /// Neither a JPEG nor a PNG, or far too large; one that has to be decoded and can't be.
@@ -73,8 +73,8 @@ impl Preparer {
         Ok((if format == Format::Jpeg { "jpg" } else { "png" }, image))
     }
 
-    /// The image with its longer side brought down to `max_side`, in its own format; a JPEG with its own chroma
-    /// sampling. `None` where that isn't asked for, or the image is no larger.
+    /// The image with its longer side brought down to `max_side`, in its own format; a JPEG with its own
+    /// chroma sampling. `None` where that isn't asked for, or the image is no larger.
     fn shrink(&mut self, encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
         let Some(most) = self.max_side else { return Ok(None) };
         let header = self.decoder.header(encoded)?;
