@@ -64,7 +64,7 @@ fn odd_images_are_served() {
         golden("oriented"),
         golden("progressive"),
         [jpeg(1), b"trailing bytes".to_vec()].concat(),
-        [tile::transcode(&jpeg(1)).unwrap().unwrap(), b"trailing bytes".to_vec()].concat(),
+        [tile::transcode(&jpeg(1)).unwrap(), b"trailing bytes".to_vec()].concat(),
         jpeg(1),
     ];
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ fn odd_images_are_served() {
 /// Images that nothing can be made of, with what is said of each.
 fn broken() -> Vec<(Vec<u8>, &'static str)> {
     let whole = jpeg(9);
-    let tiled = tile::transcode(&whole).unwrap().unwrap();
+    let tiled = tile::transcode(&whole).unwrap();
     let cut = |bytes: &[u8], keep: usize| bytes[..keep].to_vec();
     let mut giant = whole.clone();
     let frame = giant.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();

@@ -53,7 +53,7 @@ fn worst_pixel(folder: &Path, count: usize) -> u8 {
     let dataset = Dataset::open(folder.to_str().unwrap()).unwrap();
     dataset.check_labels(10).unwrap();
     assert_eq!(dataset.len(), count);
-    let (mut decoder, mut encoded, mut pixels) = (Decoder::new().unwrap(), Vec::new(), Vec::new());
+    let (mut decoder, mut encoded, mut pixels) = (Decoder::new(), Vec::new(), Vec::new());
     let mut worst = 0;
     for sample in 0..count {
         let label = dataset.read(sample, &mut encoded).unwrap().label;

@@ -35,7 +35,7 @@ fn import(dataset: &str, source: &Path, out: &Path, more: &[&str]) -> Output {
 fn check(folder: &Path, first: usize, labels: &[u32]) -> DatasetInfo {
     let dataset = Dataset::open(folder.to_str().unwrap()).unwrap();
     assert_eq!(dataset.len(), labels.len());
-    let (mut decoder, mut encoded, mut pixels) = (Decoder::new().unwrap(), Vec::new(), Vec::new());
+    let (mut decoder, mut encoded, mut pixels) = (Decoder::new(), Vec::new(), Vec::new());
     for (sample, &label) in labels.iter().enumerate() {
         assert_eq!(dataset.read(sample, &mut encoded).unwrap().label, label);
         let header = decoder.header(&encoded).unwrap();

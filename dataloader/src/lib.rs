@@ -22,11 +22,15 @@ pub mod mix;
 pub mod order;
 pub mod random;
 pub mod shard;
+pub mod sheet;
 pub mod transform;
+pub mod verify;
 
 mod files;
+mod parallel;
 mod pattern;
 mod pool;
+mod resize;
 
 pub use dataset::{Dataset, DatasetInfo, SampleInfo};
 pub use decode::{Channels, Decoder};

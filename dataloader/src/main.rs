@@ -27,17 +27,21 @@ enum Command {
     Import(commands::import::Arguments),
     /// Time reading, decoding and resizing, stage by stage, and the loader as a whole.
     Bench(commands::bench::Arguments),
-    /// Say what shards hold, and try to decode some of it.
+    /// Say what shards hold, and try to decode some of it; with --sheet, draw it as training sees it.
     Inspect(commands::inspect::Arguments),
+    /// Decode every image, and list what is wrong or odd.
+    Verify(commands::verify::Arguments),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
   codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
+  codinet-data import imagenet --src downloads --out data/imagenet
   codinet-data inspect data/fashion-mnist/train
   codinet-data bench data/imagenet/train --threads 8 --views 2
-  codinet-data inspect 'data/imagenet/train-{000000..000012}.tar'
+  codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png
+  codinet-data verify data/imagenet/train
 
 Exit codes: 0 done, 2 wrong usage, 3 something is wrong with the data or a disk.";
 
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Some(Command::Import(arguments)) => commands::import::run(&arguments),
         Some(Command::Bench(arguments)) => commands::bench::run(&arguments),
         Some(Command::Inspect(arguments)) => commands::inspect::run(&arguments),
+        Some(Command::Verify(arguments)) => commands::verify::run(&arguments),
         None => Ok(()),
     };
     match result {

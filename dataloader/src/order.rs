@@ -32,9 +32,7 @@ impl EpochOrder {
     /// Shuffles `samples` for this seed and epoch.
     pub fn of(mut samples: Vec<u32>, seed: u64, epoch: u64) -> EpochOrder {
         let mut rng = random::stream(Domain::Order, seed, epoch, 0, 0);
-        for last in (1..samples.len()).rev() {
-            samples.swap(last, random::below(&mut rng, last as u32 + 1) as usize);
-        }
+        random::shuffle(&mut rng, &mut samples);
         EpochOrder { samples }
     }
 

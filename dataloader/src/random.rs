@@ -24,6 +24,8 @@ pub enum Domain {
     Gumbel = 4,
     /// How a batch is mixed; keyed (seed, epoch, step, 0).
     Mix = 5,
+    /// The order in which an import puts samples into shards; keyed (seed, 0, 0, 0).
+    Import = 10,
 }
 
 /// The generator for one purpose: ChaCha8 whose key is (seed, a, b, c) and whose nonce is the domain.
@@ -58,6 +60,17 @@ pub fn below(rng: &mut impl Rng, n: u32) -> u32 {
         }
     }
     (product >> 32) as u32
+}
+
+/// Shuffles `items`, every order being equally likely (Fisher and Yates).
+///
+/// # Panics
+/// Where there are more than `u32::MAX` of them.
+pub fn shuffle<T>(rng: &mut impl Rng, items: &mut [T]) {
+    assert!(u32::try_from(items.len()).is_ok(), "{} items to shuffle", items.len());
+    for last in (1..items.len()).rev() {
+        items.swap(last, below(rng, last as u32 + 1) as usize);
+    }
 }
 
 #[cfg(test)]

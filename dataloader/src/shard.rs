@@ -33,6 +33,11 @@ pub fn is_label(extension: &str) -> bool {
     extension.eq_ignore_ascii_case("cls")
 }
 
+/// The file name of shard `number`.
+pub(crate) fn shard_name(name: &str, number: u32) -> String {
+    format!("{name}-{number:06}.tar")
+}
+
 /// Writes samples to `NAME-000000.tar`, `NAME-000001.tar`, …, each with its index.
 ///
 /// The bytes written are a function of the samples alone: owners and times in the headers are constants.
@@ -68,6 +73,12 @@ impl ShardWriter {
             samples: 0,
             open: None,
         })
+    }
+
+    /// Writes one shard, `NAME-000000.tar` with this number, that takes as many samples as there are.
+    pub(crate) fn one(folder: &Path, name: &str, number: u32) -> Result<ShardWriter> {
+        let writer = ShardWriter::new(folder, name, u32::MAX)?;
+        Ok(ShardWriter { shards: number, ..writer })
     }
 
     /// Adds a sample: its key, the image's extension (`jpg`, `jpeg` or `png`), the encoded image, the label.
@@ -112,7 +123,7 @@ impl ShardWriter {
     }
 
     fn start(&mut self) -> Result<OpenShard> {
-        let path = self.folder.join(format!("{}-{:06}.tar", self.name, self.shards));
+        let path = self.folder.join(shard_name(&self.name, self.shards));
         let temporary = path.with_extension("tar.tmp");
         let file = File::create(&temporary).context("create", &temporary)?;
         self.shards += 1;

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use codinet_dataloader::Result;
 use codinet_dataloader::encode::Encoding;
-use codinet_dataloader::import::{Import, Outcome, Published, Split};
-use codinet_dataloader::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use codinet_dataloader::import::{
+    ImageImport, ImageNetSplit, ImageSource, Import, Outcome, Progress, Published, Split,
+};
 
-use super::print;
+use super::meter::Meter;
+use super::{cores, print};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -24,8 +26,104 @@ enum DatasetName {
     Cifar10(Common),
     /// CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz).
     Cifar100(Common),
-    /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped digits.
+    /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped
+    /// digits.
     Svhn(Common),
+    /// ImageNet (ILSVRC 2012): its archives as downloaded, read in place, or unpacked.
+    Imagenet(ImageNet),
+    /// A folder of folders, one a class, of .jpg, .jpeg and .png files.
+    Imagefolder(ImageFolder),
+    /// Parquet files of images as Hugging Face distributes them, with columns image.bytes and label.
+    Parquet(Parquet),
+}
+
+#[derive(Args)]
+struct ImageNet {
+    /// Folder of ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and, for the labels
+    /// of val, ILSVRC2012_devkit_t12.tar.gz; nothing in it is changed.
+    #[arg(long, value_name = "DIR")]
+    src: PathBuf,
+
+    /// Which images to import.
+    #[arg(long, value_enum, default_value = "both")]
+    split: SplitName,
+
+    /// Labels of the validation images, instead of the devkit's: a line an image, in the order of their
+    /// names, of a WordNet id or a class number (0 to 999 in the order of WordNet ids), or of a name and one
+    /// of these.
+    #[arg(long, value_name = "FILE")]
+    val_labels: Option<PathBuf>,
+
+    #[command(flatten)]
+    images: Images,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SplitName {
+    Train,
+    Val,
+    Both,
+}
+
+#[derive(Args)]
+struct ImageFolder {
+    /// Folder that holds a folder for each class; nothing in it is changed. Classes are numbered by sorted
+    /// names.
+    #[arg(long, value_name = "DIR")]
+    src: PathBuf,
+
+    #[command(flatten)]
+    images: Images,
+}
+
+#[derive(Args)]
+struct Parquet {
+    /// Files of one split, or folders or quoted globs of them; nothing in them is changed.
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    src: Vec<String>,
+
+    #[command(flatten)]
+    images: Images,
+}
+
+/// What all imports of encoded images take.
+#[derive(Args)]
+struct Images {
+    /// Folder for the shards (ImageNet: for folders train and val of shards). An import that was killed goes
+    /// on where it was when it is given the same settings again; with other settings it is refused.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// Samples in each shard; 1000 of ImageNet are about 110 MB.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    shard_size: u32,
+
+    /// Decides the order of the samples, which are shuffled so that each shard is a fair sample of all
+    /// classes.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Threads; each writes a shard of its own [default: the number of cores].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Make JPEGs tiled, so that a crop is decoded without the rest: the pixels stay the same [default].
+    #[arg(long, overrides_with = "no_tile")]
+    tile: bool,
+
+    /// Keep the bytes of JPEGs as they are.
+    #[arg(long)]
+    no_tile: bool,
+
+    /// Shrink images whose longer side is over N pixels, and encode them again at quality 95: this changes
+    /// the data.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_side: Option<u32>,
+
+    /// Leave out files that aren't images, and list them in bad_imports.txt, instead of stopping at the
+    /// first.
+    #[arg(long)]
+    skip_bad: bool,
 }
 
 #[derive(Args)]
@@ -38,13 +136,15 @@ struct Common {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else png].
+    /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else
+    /// png].
     #[arg(long, value_enum)]
     format: Option<Format>,
 
     /// Samples in each shard.
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
-    samples_per_shard: u32,
+    #[arg(alias = "samples-per-shard")]
+    shard_size: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -57,12 +157,27 @@ enum Format {
 const JPEG_QUALITY: u8 = 98;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (dataset, default, common) = match &arguments.dataset {
-        DatasetName::FashionMnist(common) => (Published::FashionMnist, Format::Jpeg, common),
-        DatasetName::Cifar10(common) => (Published::Cifar10, Format::Png, common),
-        DatasetName::Cifar100(common) => (Published::Cifar100, Format::Png, common),
-        DatasetName::Svhn(common) => (Published::Svhn, Format::Png, common),
-    };
+    match &arguments.dataset {
+        DatasetName::FashionMnist(common) => pixels(Published::FashionMnist, Format::Jpeg, common),
+        DatasetName::Cifar10(common) => pixels(Published::Cifar10, Format::Png, common),
+        DatasetName::Cifar100(common) => pixels(Published::Cifar100, Format::Png, common),
+        DatasetName::Svhn(common) => pixels(Published::Svhn, Format::Png, common),
+        DatasetName::Imagenet(ImageNet { src, split, val_labels, images: settings }) => {
+            let splits = match split {
+                SplitName::Train => vec![ImageNetSplit::Train],
+                SplitName::Val => vec![ImageNetSplit::Val],
+                SplitName::Both => vec![ImageNetSplit::Train, ImageNetSplit::Val],
+            };
+            let (folder, val_labels) = (src.clone(), val_labels.clone());
+            images(ImageSource::ImageNet { folder, splits, val_labels }, settings)
+        }
+        DatasetName::Imagefolder(folder) => images(ImageSource::Folder(folder.src.clone()), &folder.images),
+        DatasetName::Parquet(parquet) => images(ImageSource::Parquet(parquet.src.clone()), &parquet.images),
+    }
+}
+
+/// Imports a set of raw pixels.
+fn pixels(dataset: Published, default: Format, common: &Common) -> Result<()> {
     let import = Import {
         dataset,
         source: common.src.clone(),
@@ -71,25 +186,50 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Format::Jpeg => Encoding::Jpeg { quality: JPEG_QUALITY },
             Format::Png => Encoding::Png,
         },
-        samples_per_shard: common.samples_per_shard,
+        samples_per_shard: common.shard_size,
     };
-    // Draws on a terminal only; elsewhere the final lines have to do.
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} images, {eta} left")
-        .map_err(|error| Error::InvalidArgument(error.to_string()))?;
-    bar.set_style(style);
-    let splits = import.run(|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    for split in splits? {
-        let verb = match split.outcome {
+    let meter = Meter::new()?;
+    let splits = import.run(|done, total| meter.set(done, total, None));
+    meter.finish();
+    report(&splits?);
+    Ok(())
+}
+
+/// Imports a set of encoded images.
+fn images(source: ImageSource, settings: &Images) -> Result<()> {
+    let import = ImageImport {
+        source,
+        out: settings.out.clone(),
+        seed: settings.seed,
+        shard_size: settings.shard_size,
+        threads: settings.threads.unwrap_or_else(cores),
+        tile: !settings.no_tile,
+        max_side: settings.max_side,
+        skip_bad: settings.skip_bad,
+    };
+    let meter = Meter::new()?;
+    let splits = import.run(&|Progress { done, total, bytes }| meter.set(done, total, Some(bytes)));
+    meter.finish();
+    report(&splits?);
+    if let Some(side) = settings.max_side {
+        print(&format!("images of over {side} pixels were shrunk and encoded again: this is other data\n"));
+    }
+    Ok(())
+}
+
+fn report(splits: &[Split]) {
+    for Split { folder, info, outcome, left_out, ignored } in splits {
+        let verb = match outcome {
             Outcome::Written => "wrote",
             Outcome::AlreadyComplete => "already complete:",
         };
-        let Split { folder, info, .. } = split;
-        print(&format!("{verb} {} (samples: {}, shards: {})\n", folder.display(), info.samples, info.shards));
+        let folder = folder.display();
+        print(&format!("{verb} {folder} (samples: {}, shards: {})\n", info.samples, info.shards));
+        if *ignored > 0 {
+            print(&format!("passed over {ignored} files that aren't called .jpg, .jpeg or .png\n"));
+        }
+        if *left_out > 0 {
+            print(&format!("left out {left_out} bad images, listed in {folder}/bad_imports.txt\n"));
+        }
     }
-    Ok(())
 }

@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use codinet_dataloader::index::IndexState;
-use codinet_dataloader::{Channels, Dataset, Decoder, Error, Result};
+use codinet_dataloader::sheet::Sheet;
+use codinet_dataloader::{
+    Channels, Dataset, Decoder, EpochOrder, Error, LoaderSpec, OnBadSample, Result, Transform,
+};
 
-use super::print;
+use super::{cores, print};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -17,10 +23,48 @@ pub struct Arguments {
     /// How many images to decode, evenly spread over the samples.
     #[arg(long, value_name = "N", default_value_t = 100)]
     decode: usize,
+
+    #[command(flatten)]
+    sheet: SheetArguments,
 }
+
+#[derive(Args)]
+struct SheetArguments {
+    /// Draw a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as
+    /// training with this seed makes them.
+    #[arg(long, value_name = "FILE")]
+    sheet: Option<PathBuf>,
+
+    /// Samples on the sheet.
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "sheet")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    samples: u32,
+
+    /// Views of each sample.
+    #[arg(long, value_name = "M", default_value_t = 4, requires = "sheet")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=100))]
+    views: u16,
+
+    /// The seed, as in training.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "sheet")]
+    seed: u64,
+
+    /// The transform, as JSON.
+    #[arg(long, value_name = "JSON", default_value = IMAGENET_TRAINING, requires = "sheet")]
+    transform: String,
+
+    /// Width and height of a view in pixels.
+    #[arg(long, value_name = "N", default_value_t = 224, requires = "sheet")]
+    image_size: u32,
+}
+
+const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[0.08,1.0],"ratio":[0.75,1.3333333333333333]}},"flip":0.5}}"#;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open(&arguments.shards)?;
+    if let Some(path) = &arguments.sheet.sheet {
+        return draw(dataset, path, &arguments.sheet);
+    }
     let images = decode_some(&dataset, arguments.decode)?;
     let mut text = String::new();
     // Writing to a String can't fail.
@@ -35,6 +79,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(bad) => Err(bad),
         None => Ok(()),
     }
+}
+
+fn draw(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()> {
+    let transform: Transform = serde_json::from_str(&arguments.transform)
+        .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; mend the JSON")))?;
+    let spec = LoaderSpec {
+        transform,
+        image_size: arguments.image_size,
+        channels: dataset.info().map_or(3, |info| info.channels),
+        views: arguments.views.into(),
+        seed: arguments.seed,
+        threads: cores(),
+        prefetch: 2,
+        on_bad: OnBadSample::Fail,
+    };
+    let order = EpochOrder::new(arguments.seed, 0, dataset.len());
+    let samples = &order.samples()[..dataset.len().min(arguments.samples as usize)];
+    let sheet = Sheet::draw(&Arc::new(dataset), &spec, samples)?;
+    fs::write(path, sheet.png()?).map_err(|cause| Error::Io {
+        action: "write",
+        path: path.to_owned(),
+        cause,
+    })?;
+    print(&format!("drew {} samples to {}\n", samples.len(), path.display()));
+    Ok(())
 }
 
 fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {

@@ -3,14 +3,11 @@
 //! A file is records and nothing else: a label (CIFAR-100: a coarse one and a fine one), then the red, the green and
 //! the blue plane by rows, all of single bytes.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
-
-use super::{Each, Source, SourceSplit, broken, check_label, interleave, unreadable};
+use super::{Each, Source, SourceSplit, broken, check_label, gzipped_member, interleave, unreadable};
 use crate::decode::Channels;
 use crate::error::{Error, IoContext, Result};
 
@@ -156,24 +153,8 @@ impl Place {
             }
             Place::Archive(archive) => {
                 let opened = File::open(archive).context("open", archive)?;
-                member(opened, file).map_err(|error| broken(archive, &unreadable(error)))
+                gzipped_member(opened, file).map_err(|error| broken(archive, &unreadable(error)))
             }
         }
     }
-}
-
-/// The contents of the member named `file`, in whatever folder, of a gzipped tar.
-fn member(archive: File, file: &str) -> io::Result<Option<Vec<u8>>> {
-    let mut tar = tar::Archive::new(MultiGzDecoder::new(BufReader::new(archive)));
-    let mut found = None;
-    for entry in tar.entries()? {
-        let mut entry = entry?;
-        if entry.path()?.file_name() == Some(OsStr::new(file)) {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes)?;
-            found = Some(bytes);
-        }
-    }
-    io::copy(&mut tar.into_inner(), &mut io::sink())?; // to the checksum at the very end
-    Ok(found)
 }

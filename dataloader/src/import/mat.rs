@@ -1,12 +1,13 @@
 //! MATLAB's MAT-file, version 5: named arrays, each as it is or compressed by zlib.
 //!
-//! One array is read as a stream, whatever its size, and the others are stepped over. The crate for this format,
+//! One array is read as a stream, whatever its size, and the others are stepped over; an array of records (MATLAB's
+//! struct) is read from memory, being small. The crate for this format,
 //! matfile 0.5, holds the file and all arrays in memory, takes the place where a file was cut for its end, and prints
 //! its errors.
 
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ const SINGLE: u32 = 7;
 const DOUBLE: u32 = 9;
 const MATRIX: u32 = 14;
 const COMPRESSED: u32 = 15;
+const UTF8: u32 = 16;
 
 /// The classes of arrays, by number.
 const CLASSES: [&str; 16] = [
@@ -37,7 +39,15 @@ const CLASSES: [&str; 16] = [
 /// Those of numbers, one for each element.
 const NUMBERS: std::ops::RangeInclusive<u8> = 6..=15;
 
-/// The most bytes in an array's dimensions, or in its name. Both are far shorter.
+/// The classes of records and of text.
+const STRUCT: u8 = 2;
+const CHAR: u8 = 4;
+
+/// The most records in an array, and the most fields in a record.
+const MOST_RECORDS: usize = 1 << 20;
+const MOST_FIELDS: usize = 256;
+
+/// The most bytes in an array's dimensions, in its name, or in a value of a record. All are far shorter.
 const MOST_HEADER_BYTES: u32 = 4096;
 
 /// An array of numbers, opened: what its header says, and its numbers yet to be read.
@@ -129,16 +139,7 @@ impl Array {
         if read.map_err(|error| self.broken(&unreadable(error)))? as u64 != self.size {
             return Err(self.broken(&format!("cut short: {} of {} bytes", bytes.len(), self.size)));
         }
-        let numbers = match self.stored {
-            INT8 => each(&bytes, |number| i8::from_le_bytes(number).into()),
-            INT16 => each(&bytes, |number| i16::from_le_bytes(number).into()),
-            UINT16 => each(&bytes, |number| u16::from_le_bytes(number).into()),
-            INT32 => each(&bytes, |number| i32::from_le_bytes(number).into()),
-            UINT32 => each(&bytes, |number| u32::from_le_bytes(number).into()),
-            SINGLE => each(&bytes, |number| f32::from_le_bytes(number).into()),
-            DOUBLE => each(&bytes, f64::from_le_bytes),
-            _ => each(&bytes, |number| u8::from_le_bytes(number).into()),
-        };
+        let numbers = numbers(self.stored, &bytes);
         self.finish()?;
         Ok(numbers)
     }
@@ -161,6 +162,20 @@ impl fmt::Display for Array {
     }
 }
 
+/// Numbers of the type `stored`, which is known to be one of numbers.
+fn numbers(stored: u32, bytes: &[u8]) -> Vec<f64> {
+    match stored {
+        INT8 => each(bytes, |number| i8::from_le_bytes(number).into()),
+        INT16 => each(bytes, |number| i16::from_le_bytes(number).into()),
+        UINT16 => each(bytes, |number| u16::from_le_bytes(number).into()),
+        INT32 => each(bytes, |number| i32::from_le_bytes(number).into()),
+        UINT32 => each(bytes, |number| u32::from_le_bytes(number).into()),
+        SINGLE => each(bytes, |number| f32::from_le_bytes(number).into()),
+        DOUBLE => each(bytes, f64::from_le_bytes),
+        _ => each(bytes, |number| u8::from_le_bytes(number).into()),
+    }
+}
+
 fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
     bytes.as_chunks().0.iter().map(|&bytes| number(bytes)).collect()
 }
@@ -169,13 +184,7 @@ fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f6
 fn find(file: &Arc<File>, name: &str) -> Result<(Header, Box<dyn Read>), String> {
     let mut at = file.as_ref();
     let length = at.metadata().map_err(unreadable)?.len();
-    let mut start = [0; 128];
-    at.read_exact(&mut start).map_err(unreadable)?;
-    if start[124..] != [0, 1, b'I', b'M'] {
-        let text = String::from_utf8_lossy(&start[..20]);
-        return Err(format!("not a MAT-file of version 5, little-endian: it starts with {text:?}"));
-    }
-    let mut next = start.len() as u64;
+    let mut next = check_start(&mut at)?;
     let mut others = Vec::new();
     while next < length {
         at.seek(SeekFrom::Start(next)).map_err(unreadable)?;
@@ -194,8 +203,19 @@ fn find(file: &Arc<File>, name: &str) -> Result<(Header, Box<dyn Read>), String>
     Err(format!("no array {name} among the arrays {others:?}"))
 }
 
+/// Reads a file's first bytes, and returns their number.
+fn check_start(file: &mut impl Read) -> Result<u64, String> {
+    let mut start = [0; 128];
+    file.read_exact(&mut start).map_err(unreadable)?;
+    if start[124..] != [0, 1, b'I', b'M'] {
+        let text = String::from_utf8_lossy(&start[..20]);
+        return Err(format!("not a MAT-file of version 5, little-endian: it starts with {text:?}"));
+    }
+    Ok(start.len() as u64)
+}
+
 /// What a top-level element of type `kind` holds of an array, decompressed.
-fn element(body: std::io::Take<BufReader<Arc<File>>>, kind: u32) -> Result<Box<dyn Read>, String> {
+fn element<'a>(body: impl BufRead + 'a, kind: u32) -> Result<Box<dyn Read + 'a>, String> {
     match kind {
         MATRIX => Ok(Box::new(body)),
         COMPRESSED => {
@@ -262,4 +282,107 @@ impl Tag {
             _ => Err(format!("an impossible tag {words:02x?}")),
         }
     }
+}
+
+/// What a record has in one of its fields.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    /// One real number.
+    Number(f64),
+    Text(String),
+    /// Anything else.
+    Other,
+}
+
+/// Reads the array of records of this name from a whole file: of each record, the values of `fields`.
+///
+/// # Errors
+/// Another format, no such array, one that isn't of records or lacks a field, one that is cut short.
+pub(super) fn records(file: &[u8], name: &str, fields: &[&str]) -> Result<Vec<Vec<Value>>, String> {
+    let mut rest = file;
+    check_start(&mut rest)?;
+    while !rest.is_empty() {
+        let Tag { kind, size, inline } = Tag::read(&mut rest)?;
+        let size = if inline.is_some() { 0 } else { size as usize };
+        let (body, after) = rest.split_at_checked(size).ok_or("cut short")?;
+        rest = after;
+        let mut element = element(body, kind)?;
+        let header = Header::read(&mut element)?;
+        if header.name == name {
+            return header.records(&mut element, fields);
+        }
+    }
+    Err(format!("no array {name}"))
+}
+
+impl Header {
+    fn records(&self, element: &mut impl Read, fields: &[&str]) -> Result<Vec<Vec<Value>>, String> {
+        let count = self.dimensions.iter().try_fold(1, |count: usize, &n| count.checked_mul(n));
+        let count = count.filter(|&count| self.class == STRUCT && count <= MOST_RECORDS);
+        let count =
+            count.ok_or_else(|| format!("array {} isn't of at most {MOST_RECORDS} records", self.name))?;
+        let width = read_whole(element, INT32)?;
+        let width = <[u8; 4]>::try_from(width).map_or(0, u32::from_le_bytes).max(1) as usize;
+        let names = read_whole(element, INT8)?;
+        let names: Vec<&[u8]> =
+            names.chunks(width).map(|name| name.split(|&b| b == 0).next().unwrap_or(name)).collect();
+        let place = |field: &&str| {
+            let place = names.iter().position(|name| *name == field.as_bytes());
+            place.ok_or_else(|| format!("array {} has no field {field}", self.name))
+        };
+        let places: Vec<usize> = fields.iter().map(place).collect::<Result<_, _>>()?;
+        if names.len() > MOST_FIELDS {
+            return Err(format!("array {} has {} fields", self.name, names.len()));
+        }
+        let mut records = Vec::new();
+        for _ in 0..count {
+            let values: Vec<Value> = names.iter().map(|_| value(element)).collect::<Result<_, _>>()?;
+            records.push(places.iter().map(|&place| values[place].clone()).collect());
+        }
+        Ok(records)
+    }
+}
+
+/// Reads an array within a record.
+fn value(reader: &mut impl Read) -> Result<Value, String> {
+    let Tag { kind, size, .. } = Tag::read(reader)?;
+    if kind != MATRIX {
+        return Err(format!("an element of type {kind} in a record; expected an array"));
+    }
+    let mut body = reader.take(size.into());
+    let value = if size == 0 { Value::Other } else { small_value(&mut body)? };
+    let left = body.limit();
+    match io::copy(&mut body, &mut io::sink()).map_err(unreadable)? {
+        skipped if skipped == left => Ok(value),
+        _ => Err("cut short inside a record".into()),
+    }
+}
+
+fn small_value(body: &mut impl Read) -> Result<Value, String> {
+    let header = Header::read(body)?;
+    if header.class != CHAR && !NUMBERS.contains(&header.class) || header.complex {
+        return Ok(Value::Other);
+    }
+    let Tag { kind, size, inline } = Tag::read(body)?;
+    if size > MOST_HEADER_BYTES {
+        return Ok(Value::Other);
+    }
+    let mut bytes = inline.map_or_else(|| vec![0; size as usize], |bytes| bytes.to_vec());
+    if inline.is_none() {
+        body.read_exact(&mut bytes).map_err(unreadable)?;
+    }
+    bytes.truncate(size as usize);
+    Ok(match (header.class, kind) {
+        (CHAR, UINT16) => {
+            let units: Vec<u16> = bytes.as_chunks().0.iter().map(|&unit| u16::from_le_bytes(unit)).collect();
+            Value::Text(String::from_utf16_lossy(&units))
+        }
+        (CHAR, INT8 | UINT8 | UTF8) => Value::Text(String::from_utf8_lossy(&bytes).into_owned()),
+        (CHAR, _) => Value::Other,
+        (_, INT8..=DOUBLE) => match numbers(kind, &bytes)[..] {
+            [number] => Value::Number(number),
+            _ => Value::Other,
+        },
+        _ => Value::Other,
+    })
 }

@@ -1,10 +1,16 @@
 //! Importers: published data sets, as their authors distribute them, to shards.
 //!
-//! What an importer writes is one folder a split, with a `dataset.json` that is written last. An import that was
-//! killed leaves none, and its shards are overwritten by the next.
+//! What an importer writes is one folder a split, with a `dataset.json` that is written last. Small sets of
+//! raw pixels ([`Import`]) are encoded; an import that was killed leaves no `dataset.json`, and its shards
+//! are overwritten by the next. Large sets of encoded images ([`ImageImport`]) are kept as they are; an
+//! import that was killed is gone on with.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
 
 use crate::dataset::{Dataset, DatasetInfo};
 use crate::decode::Channels;
@@ -13,10 +19,21 @@ use crate::error::{Error, IoContext, Result};
 use crate::shard::ShardWriter;
 
 mod cifar;
+mod devkit;
 mod fashion_mnist;
 mod idx;
+mod image_folder;
+mod imagenet;
+mod images;
 mod mat;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod places;
+mod plan;
+mod prepare;
 mod svhn;
+
+pub use images::{ImageImport, ImageNetSplit, ImageSource, Progress};
 
 /// A data set that can be imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +72,10 @@ pub struct Split {
     pub info: DatasetInfo,
     /// Whether it had to be written.
     pub outcome: Outcome,
+    /// Images that can't be used, left out and listed in `bad_imports.txt`.
+    pub left_out: u64,
+    /// Files of the source that were passed over, not being called images.
+    pub ignored: u64,
 }
 
 /// What became of one split.
@@ -80,12 +101,12 @@ struct Source {
 /// One split of a [`Source`].
 struct SourceSplit {
     name: &'static str,
-    /// Hands on every sample in the order of the files, at least one, its label checked. It is called twice, so
-    /// that a broken file is found before anything is written and yet none has to be held in memory.
-    read: Box<Read>,
+    /// Hands on every sample in the order of the files, at least one, its label checked. It is called twice,
+    /// so that a broken file is found before anything is written and yet none has to be held in memory.
+    read: Box<ReadAll>,
 }
 
-type Read = dyn Fn(&mut Each) -> Result<()>;
+type ReadAll = dyn Fn(&mut Each) -> Result<()>;
 
 /// Takes one sample: its pixels, u8 [H, W, C], and its label.
 type Each<'a> = dyn FnMut(&[u8], u8) -> Result<()> + 'a;
@@ -94,7 +115,8 @@ impl Import {
     /// Imports all splits. `progress` is called with the samples done and in all, after each sample.
     ///
     /// # Errors
-    /// A source file that is missing or broken, labels that don't match the images, a disk that can't be written.
+    /// A source file that is missing or broken, labels that don't match the images, a disk that can't be
+    /// written.
     pub fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Split>> {
         if self.samples_per_shard == 0 {
             return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
@@ -124,7 +146,7 @@ impl Import {
                 Outcome::Written
             };
             progress(done, total);
-            splits.push(Split { folder, info, outcome });
+            splits.push(Split { folder, info, outcome, left_out: 0, ignored: 0 });
         }
         Ok(splits)
     }
@@ -222,6 +244,28 @@ fn unreadable(error: std::io::Error) -> String {
     format!("cut short or unreadable ({error})")
 }
 
+/// The most bytes that are unpacked into memory: more than any file read so has.
+const MOST_MEMBER_BYTES: u64 = 1 << 30;
+
+/// The contents of the member named `file`, in whatever folder, of a gzipped tar.
+fn gzipped_member(archive: File, file: &str) -> io::Result<Option<Vec<u8>>> {
+    let mut tar = tar::Archive::new(MultiGzDecoder::new(BufReader::new(archive)));
+    let mut found = None;
+    for entry in tar.entries()? {
+        let mut entry = entry?;
+        if entry.path()?.file_name() == Some(OsStr::new(file)) {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(MOST_MEMBER_BYTES + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > MOST_MEMBER_BYTES {
+                return Err(io::Error::other(format!("{file} has over {MOST_MEMBER_BYTES} bytes")));
+            }
+            found = Some(bytes);
+        }
+    }
+    io::copy(&mut tar.into_inner(), &mut io::sink())?; // to the checksum at the very end
+    Ok(found)
+}
+
 /// Refuses a label that isn't one of the classes.
 fn check_label(source: &Path, position: usize, label: u8, classes: usize) -> Result<()> {
     if usize::from(label) < classes {
@@ -230,8 +274,8 @@ fn check_label(source: &Path, position: usize, label: u8, classes: usize) -> Res
     Err(broken(source, &format!("label {position} is {label}, outside the {classes} classes")))
 }
 
-/// Makes [row, column, channel] of three square planes, one after the other, in which the next row is `down` bytes
-/// further on, the next column `right`.
+/// Makes [row, column, channel] of three square planes, one after the other, in which the next row is `down`
+/// bytes further on, the next column `right`.
 fn interleave(planes: &[u8], down: usize, right: usize) -> Vec<u8> {
     let plane = planes.len() / 3;
     let side = plane.isqrt();

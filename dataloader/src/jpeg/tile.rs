@@ -9,7 +9,6 @@
 use memchr::memchr_iter;
 
 use super::turbo;
-use crate::error::BadImage;
 use crate::transform::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
@@ -210,19 +209,16 @@ fn interval(header: &Header) -> u32 {
 /// The same picture, tiled: pixels, sizes and colours stay as they are to the last bit, whoever decodes it; EXIF, ICC
 /// profiles and thumbnails are left out. `None` where it stays as it is: CMYK, 12 bits, or nothing that libjpeg-turbo reads
 /// without complaint.
-///
-/// # Errors
-/// None at present: what can't be read is found, with its reason, by whoever decodes it.
-pub fn transcode(encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
+pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
     // Progressive files tell their sizes by another header; a first transcoding makes them baseline.
     let header = Header::read(encoded).or_else(|| Header::read(&turbo::transcode(encoded, 0).ok()?));
-    let Some(header) = header else { return Ok(None) };
-    let Ok(tiled) = turbo::transcode(encoded, interval(&header) as u16) else { return Ok(None) };
+    let header = header?;
+    let tiled = turbo::transcode(encoded, interval(&header) as u16).ok()?;
     // Samplings change where they had no effect (a grey image's blocks become 8x8): then the tiles are cut for those.
     let tiled = match Header::read(&tiled) {
         Some(made) if made.block == header.block => Some(tiled),
         Some(made) => turbo::transcode(encoded, interval(&made) as u16).ok(),
         None => None,
     };
-    Ok(tiled.filter(|tiled| Tiles::default().find(tiled)))
+    tiled.filter(|tiled| Tiles::default().find(tiled))
 }

@@ -1,0 +1,288 @@
+//! Parquet files of encoded images, as Hugging Face distributes them: a column `image` of `bytes` (and
+//! `path`), and a column `label` of class numbers, whose names are in the files' metadata.
+//!
+//! Such a file is read by row groups, far larger than an image, so samples aren't shuffled one by one: the
+//! row groups of all files are, then the samples within each gigabyte of row groups. A shard holds a part of
+//! one such gigabyte, or of two; no row group is read twice.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use parquet::basic::Type;
+use parquet::column::reader::get_typed_column_reader;
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use super::broken;
+use super::image_folder::Keys;
+use super::images::{ImageSet, Images, split_name};
+use super::places::MOST_IMAGE_BYTES;
+use crate::error::{Error, IoContext, Result};
+use crate::random::{self, Domain};
+
+/// Row groups of so many bytes together are shuffled.
+const BLOCK_BYTES: i64 = 1 << 30;
+
+const BYTES: &str = "image.bytes";
+const LABEL: &str = "label";
+
+/// The images of all these files, folders and globs.
+pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
+    let paths = files(sources)?;
+    let mut table = Table { files: Vec::new(), groups: Vec::new(), starts: Vec::new() };
+    let (mut samples, mut class_names, mut keys) = (Vec::new(), None, Keys::default());
+    for path in paths {
+        let file = File::open(&path).context("open", &path)?;
+        let reader = SerializedFileReader::new(file).map_err(|error| unreadable(&path, &error))?;
+        let metadata = reader.metadata().file_metadata();
+        if table.files.is_empty() {
+            let entries = metadata.key_value_metadata().map_or(&[][..], Vec::as_slice);
+            let entry = entries.iter().find(|entry| entry.key == "huggingface");
+            class_names = entry.and_then(|entry| names(entry.value.as_deref()?));
+        }
+        let prefix = keys.unique(&path.file_name().unwrap_or_default().to_string_lossy());
+        let (bytes, label) = (column(&path, &reader, BYTES)?, column(&path, &reader, LABEL)?);
+        let mut row = 0;
+        for (number, group) in reader.metadata().row_groups().iter().enumerate() {
+            let labels = labels(&reader, number, label).map_err(|error| unreadable(&path, &error))?;
+            if labels.len() as i64 != group.num_rows() {
+                let what =
+                    format!("row group {number} has {} labels for {} rows", labels.len(), group.num_rows());
+                return Err(broken(&path, &format!("{what}; rows without a label can't be trained on")));
+            }
+            table.starts.push(samples.len());
+            for label in labels {
+                let label = u32::try_from(label).map_err(|_| {
+                    let what = format!("row {row} has label {label}: no class (test splits have no labels)");
+                    Error::malformed(&path, what)
+                })?;
+                samples.push((format!("{prefix}/{row:06}").into(), label));
+                row += 1;
+            }
+            table.groups.push(Group {
+                file: table.files.len(),
+                number,
+                column: bytes,
+                size: group.column(bytes).uncompressed_size(),
+                state: Mutex::new(State {
+                    images: None,
+                    left: samples.len() - table.starts[table.groups.len()],
+                }),
+            });
+        }
+        table.files.push((path, reader));
+    }
+    let most = samples.iter().map(|sample: &(Box<str>, u32)| sample.1).max();
+    let Some(most) = most else {
+        return Err(Error::malformed(
+            &table.files[0].0,
+            "no rows in it; give the files that hold the images",
+        ));
+    };
+    let classes = class_names.as_ref().map_or(most as usize + 1, Vec::len);
+    if most as usize >= classes {
+        let what = format!("label {most} is outside the {classes} classes that its metadata names");
+        return Err(broken(&table.files[0].0, &what));
+    }
+    let split = split_name(out);
+    Ok(ImageSet {
+        name: split.clone(),
+        split,
+        classes,
+        class_names,
+        samples,
+        images: Box::new(table),
+        ignored: 0,
+    })
+}
+
+/// The files of one split, sorted by path.
+fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for source in sources {
+        let folder = Path::new(source);
+        let pattern = if folder.is_dir() {
+            format!("{}/*.parquet", glob::Pattern::escape(source))
+        } else if folder.exists() {
+            glob::Pattern::escape(source)
+        } else {
+            source.clone()
+        };
+        let found = glob::glob(&pattern).map_err(|error| {
+            Error::InvalidArgument(format!("'{source}' isn't a glob: {error}; mend the pattern"))
+        })?;
+        let before = paths.len();
+        paths.extend(found.filter_map(std::result::Result::ok));
+        if paths.len() == before {
+            return Err(Error::malformed(
+                folder,
+                "no .parquet files here; give such files, a folder or a glob",
+            ));
+        }
+    }
+    paths.sort();
+    paths.dedup();
+    // Hugging Face's names are SPLIT-00000-of-00294.parquet, often with a checksum.
+    let split = |path: &PathBuf| {
+        let (split, rest) = path.file_name()?.to_str()?.split_once('-')?;
+        rest.contains("-of-").then(|| split.to_owned())
+    };
+    let splits: BTreeSet<String> = paths.iter().filter_map(split).collect();
+    if splits.len() > 1 {
+        let what = format!(
+            "files of the splits {splits:?}; import each by itself, by a glob such as 'train-*.parquet'"
+        );
+        return Err(Error::malformed(Path::new(&sources[0]), what));
+    }
+    Ok(paths)
+}
+
+fn unreadable(path: &Path, error: &ParquetError) -> Error {
+    broken(path, &format!("not a readable Parquet file ({error})"))
+}
+
+/// The class names, by the metadata that the `datasets` library writes.
+fn names(metadata: &str) -> Option<Vec<String>> {
+    let metadata: serde_json::Value = serde_json::from_str(metadata).ok()?;
+    let names = metadata.pointer("/info/features/label/names")?.as_array()?;
+    names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+type Reader = SerializedFileReader<File>;
+
+/// The number of the column of this name.
+fn column(path: &Path, reader: &Reader, name: &str) -> Result<usize> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let types = if name == BYTES { &[Type::BYTE_ARRAY][..] } else { &[Type::INT64, Type::INT32] };
+    let found = schema.columns().iter().position(|column| column.path().string() == name);
+    match found.filter(|&found| {
+        let column = schema.column(found);
+        types.contains(&column.physical_type()) && column.max_rep_level() == 0
+    }) {
+        Some(found) => Ok(found),
+        None => {
+            let columns: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
+            let what = format!(
+                "no column {name} of type {types:?} among {columns:?}; it isn't a data set of images"
+            );
+            Err(Error::malformed(path, what))
+        }
+    }
+}
+
+/// The values of a column in a row group, in the order of the rows; of rows without one, `None`.
+fn values<T: DataType>(
+    reader: &Reader,
+    group: usize,
+    column: usize,
+) -> Result<Vec<Option<T::T>>, ParquetError> {
+    let group = reader.get_row_group(group)?;
+    let rows = group.metadata().num_rows() as usize;
+    let defined = group.metadata().column(column).column_descr().max_def_level();
+    let mut column = get_typed_column_reader::<T>(group.get_column_reader(column)?);
+    let (mut levels, mut values) = (Vec::new(), Vec::new());
+    let mut read = 0;
+    while read < rows {
+        match column.read_records(rows - read, Some(&mut levels), None, &mut values)? {
+            (0, ..) => break,
+            (records, ..) => read += records,
+        }
+    }
+    let mut values = values.into_iter();
+    if defined == 0 {
+        return Ok(values.map(Some).collect());
+    }
+    Ok(levels.into_iter().map(|level| if level == defined { values.next() } else { None }).collect())
+}
+
+fn labels(reader: &Reader, group: usize, column: usize) -> Result<Vec<i64>, ParquetError> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    Ok(if schema.column(column).physical_type() == Type::INT64 {
+        values::<Int64Type>(reader, group, column)?.into_iter().flatten().collect()
+    } else {
+        values::<Int32Type>(reader, group, column)?.into_iter().flatten().map(i64::from).collect()
+    })
+}
+
+/// All row groups of all files.
+struct Table {
+    files: Vec<(PathBuf, Reader)>,
+    groups: Vec<Group>,
+    /// The number of each group's first sample.
+    starts: Vec<usize>,
+}
+
+struct Group {
+    file: usize,
+    number: usize,
+    column: usize,
+    /// Bytes of its images.
+    size: i64,
+    state: Mutex<State>,
+}
+
+/// The images of a row group, held from the first one asked for to the last.
+struct State {
+    images: Option<Vec<Option<ByteArray>>>,
+    left: usize,
+}
+
+impl Table {
+    fn locate(&self, sample: usize) -> (&Group, usize) {
+        // Empty groups start where the next one does: the last to start there is the one that isn't empty.
+        let group = self.starts.partition_point(|&start| start <= sample) - 1;
+        (&self.groups[group], sample - self.starts[group])
+    }
+}
+
+impl Images for Table {
+    fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        let (group, row) = self.locate(sample);
+        let (path, reader) = &self.files[group.file];
+        let mut state = group.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.images.is_none() {
+            let images = values::<ByteArrayType>(reader, group.number, group.column);
+            state.images = Some(images.map_err(|error| unreadable(path, &error))?);
+        }
+        let image = state.images.as_ref().and_then(|images| images.get(row)?.as_ref());
+        let image = image.map_or(&[][..], ByteArray::data); // none is as bad as an empty one
+        bytes.clear();
+        bytes.extend_from_slice(&image[..image.len().min(MOST_IMAGE_BYTES as usize + 1)]);
+        state.left = state.left.saturating_sub(1);
+        if state.left == 0 {
+            state.images = None;
+        }
+        Ok(())
+    }
+
+    fn path(&self, sample: usize) -> &Path {
+        &self.files[self.locate(sample).0.file].0
+    }
+
+    fn pass_over(&self, sample: usize) {
+        let mut state = self.locate(sample).0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.left = state.left.saturating_sub(1);
+    }
+
+    fn order(&self, count: usize, seed: u64) -> Vec<u32> {
+        let mut rng = random::stream(Domain::Import, seed, 0, 0, 0);
+        let mut groups: Vec<usize> = (0..self.groups.len()).collect();
+        random::shuffle(&mut rng, &mut groups);
+        let mut order = Vec::with_capacity(count);
+        let (mut block, mut size) = (0, 0_i64);
+        for group in groups {
+            if size.saturating_add(self.groups[group].size) > BLOCK_BYTES {
+                random::shuffle(&mut rng, &mut order[block..]);
+                (block, size) = (order.len(), 0);
+            }
+            let end = self.starts.get(group + 1).copied().unwrap_or(count);
+            order.extend(self.starts[group] as u32..end as u32);
+            size = size.saturating_add(self.groups[group].size);
+        }
+        random::shuffle(&mut rng, &mut order[block..]);
+        order
+    }
+}

@@ -1,0 +1,68 @@
+//! What an import of encoded images was begun with, so that it is gone on with in the same way or not at all.
+
+use std::path::Path;
+use std::{fs, io};
+
+use serde::Serialize;
+
+use crate::error::{Error, IoContext, Result};
+use crate::files;
+
+/// What the bytes of the shards depend on; the contents of `import.json`.
+#[derive(Serialize)]
+pub(super) struct Plan {
+    pub(super) version: u32,
+    pub(super) name: String,
+    pub(super) samples: u64,
+    /// SHA-256 of them.
+    pub(super) keys_and_labels: String,
+    pub(super) seed: u64,
+    pub(super) shard_size: u32,
+    pub(super) tile: bool,
+    pub(super) max_side: Option<u32>,
+}
+
+impl Plan {
+    const FILE: &str = "import.json";
+
+    /// Writes the plan to `folder`, or makes sure that the one there is the same.
+    ///
+    /// # Errors
+    /// Another plan; shards without one.
+    pub(super) fn settle(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(Self::FILE);
+        let now = serde_json::to_value(self).map_err(io::Error::from).context("write", &path)?;
+        let then = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse_shards(folder)?;
+                return files::replace(&path, format!("{now:#}\n").as_bytes());
+            }
+            read => read.context("read", &path)?,
+        };
+        let then: serde_json::Value = serde_json::from_slice(&then).map_err(|error| {
+            Error::malformed(&path, format!("{error}; remove the folder, and import again"))
+        })?;
+        let fields = now.as_object().into_iter().flatten();
+        let Some((field, now)) = fields.into_iter().find(|(field, value)| then.get(field) != Some(value))
+        else {
+            return Ok(());
+        };
+        let begun = match field.as_str() {
+            "keys_and_labels" => "other samples or labels".to_owned(),
+            field => format!("{field} {}, now {now}", then.get(field).unwrap_or(&serde_json::Value::Null)),
+        };
+        let mend = "give what it was begun with, another --out, or remove the folder";
+        Err(Error::malformed(&path, format!("this import was begun with {begun}; {mend}")))
+    }
+}
+
+fn refuse_shards(folder: &Path) -> Result<()> {
+    for entry in folder.read_dir().context("list", folder)? {
+        let found = entry.context("list", folder)?.path();
+        if found.extension().is_some_and(|extension| extension == "tar") {
+            let what = "shards that no import.json speaks of are here; give another --out";
+            return Err(Error::malformed(folder, what));
+        }
+    }
+    Ok(())
+}

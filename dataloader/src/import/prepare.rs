@@ -1,0 +1,183 @@
+//! What an encoded image becomes on its way into a shard: mostly, what it was.
+
+use std::borrow::Cow;
+
+use turbojpeg::{Colorspace, Compressor, Image, PixelFormat, Subsamp};
+
+use super::places::MOST_IMAGE_BYTES;
+use crate::decode::{Channels, Decoder, Format, Header};
+use crate::encode::{Encoder, Encoding};
+use crate::error::{BadImage, Error, Result};
+use crate::{jpeg::tile, resize};
+
+/// The quality of JPEGs that were made smaller.
+const QUALITY: i32 = 95;
+
+/// Prepares images one after another. Each thread has its own.
+pub(super) struct Preparer {
+    tile: bool,
+    max_side: Option<u32>,
+    decoder: Decoder,
+    jpeg: Compressor,
+    png: Encoder,
+    pixels: Vec<u8>,
+}
+
+impl Preparer {
+    pub(super) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
+        let start = || {
+            let mut jpeg = Compressor::new()?;
+            jpeg.set_quality(QUALITY)?;
+            Ok(jpeg)
+        };
+        let jpeg = start().map_err(|error: turbojpeg::Error| {
+            Error::Exhausted(format!("cannot start a JPEG encoder: {error}"))
+        })?;
+        let (decoder, png) = (Decoder::new(), Encoder::new(Encoding::Png)?);
+        Ok(Preparer { tile, max_side, decoder, jpeg, png, pixels: Vec::new() })
+    }
+
+    /// The extension and the bytes that `encoded` is stored with. The extension is the true format's, which
+    /// the first bytes tell: ImageNet holds a PNG named `.JPEG`.
+    ///
+    /// # Errors
+    /// Neither a JPEG nor a PNG, or far too large; one that has to be decoded and can't be.
+    pub(super) fn prepare<'a>(
+        &mut self,
+        encoded: &'a [u8],
+    ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
+        let format = match encoded {
+            [] => return Err(BadImage("an empty file; replace the image".into())),
+            [0xFF, 0xD8, ..] => Format::Jpeg,
+            [0x89, b'P', b'N', b'G', ..] => Format::Png,
+            _ => {
+                let start = &encoded[..encoded.len().min(4)];
+                let what =
+                    format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
+                return Err(BadImage(what));
+            }
+        };
+        if encoded.len() as u64 > MOST_IMAGE_BYTES {
+            return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
+        }
+        let mut image = Cow::Borrowed(encoded);
+        if let Some(smaller) = self.shrink(encoded)? {
+            image = Cow::Owned(smaller);
+        }
+        if self.tile
+            && format == Format::Jpeg
+            && let Some(tiled) = tile::transcode(&image)
+        {
+            image = Cow::Owned(tiled);
+        }
+        Ok((if format == Format::Jpeg { "jpg" } else { "png" }, image))
+    }
+
+    /// The image with its longer side brought down to `max_side`, in its own format; a JPEG with its own
+    /// chroma sampling. `None` where that isn't asked for, or the image is no larger.
+    fn shrink(&mut self, encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
+        let Some(most) = self.max_side else { return Ok(None) };
+        let header = self.decoder.header(encoded)?;
+        if header.width.max(header.height) <= most {
+            return Ok(None);
+        }
+        let size = resize::fitted(header.width, header.height, most);
+        let sampling = match header.format {
+            Format::Jpeg => Some(sampling(encoded)?),
+            Format::Png => None,
+        };
+        let grey = sampling.map_or_else(|| is_grey_png(encoded), |sampling| sampling == Subsamp::Gray);
+        let channels = if grey { Channels::Grey } else { Channels::Rgb };
+        self.decoder.decode(encoded, &header, channels, &mut self.pixels)?;
+        let Header { width, height, .. } = header;
+        let pixels = resize::resized(&self.pixels, (width, height), size, channels)?;
+        let failed =
+            |reason: String| BadImage(format!("can't be encoded again ({reason}); replace the image"));
+        let smaller = match sampling {
+            Some(sampling) => {
+                self.encode_jpeg(&pixels, size, channels, sampling).map_err(|e| failed(e.to_string()))
+            }
+            None => self.png.encode(&pixels, size.0, size.1, channels).map_err(|e| failed(e.to_string())),
+        };
+        smaller.map(Some)
+    }
+
+    fn encode_jpeg(
+        &mut self,
+        pixels: &[u8],
+        (width, height): (u32, u32),
+        channels: Channels,
+        sampling: Subsamp,
+    ) -> Result<Vec<u8>, turbojpeg::Error> {
+        let (width, height) = (width as usize, height as usize);
+        let format = if channels == Channels::Grey { PixelFormat::GRAY } else { PixelFormat::RGB };
+        self.jpeg.set_subsamp(sampling)?;
+        self.jpeg.compress_to_vec(Image { pixels, width, pitch: width * channels.count(), height, format })
+    }
+}
+
+/// The chroma sampling to encode a JPEG with again: its own, or 4:2:0 where that has no name.
+fn sampling(encoded: &[u8]) -> Result<Subsamp, BadImage> {
+    let header = turbojpeg::read_header(encoded)
+        .map_err(|error| BadImage(format!("broken JPEG ({error}); replace the image")))?;
+    Ok(match (header.colorspace, header.subsamp) {
+        (Colorspace::Gray, _) => Subsamp::Gray,
+        (_, Subsamp::Unknown | Subsamp::Gray) => Subsamp::Sub2x2,
+        (_, sampling) => sampling,
+    })
+}
+
+fn is_grey_png(encoded: &[u8]) -> bool {
+    // The colour type: grey is 0, grey with alpha 4. The header has been read, so it is there.
+    matches!(encoded.get(25), Some(0 | 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jpeg(width: usize, height: usize, sampling: Subsamp) -> Vec<u8> {
+        let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 / 3 % 251) as u8).collect();
+        let image = Image { pixels: &pixels[..], width, pitch: width * 3, height, format: PixelFormat::RGB };
+        turbojpeg::compress(image, 90, sampling).unwrap().to_vec()
+    }
+
+    #[test]
+    fn images_stay_as_they_are_under_their_true_extension() {
+        let mut preparer = Preparer::new(false, None).unwrap();
+        let odd = [&jpeg(9, 7, Subsamp::Sub2x2)[..], b"trailing"].concat();
+        assert_eq!(preparer.prepare(&odd).unwrap(), ("jpg", Cow::Borrowed(&odd[..])));
+        let cmyk = Image { pixels: &[9; 256][..], width: 8, pitch: 32, height: 8, format: PixelFormat::CMYK };
+        let cmyk = turbojpeg::compress(cmyk, 90, Subsamp::None).unwrap();
+        assert_eq!(preparer.prepare(&cmyk).unwrap(), ("jpg", Cow::Borrowed(&cmyk[..])));
+        let png = Encoder::new(Encoding::Png).unwrap().encode(&[5; 12], 2, 2, Channels::Rgb).unwrap();
+        assert_eq!(preparer.prepare(&png).unwrap(), ("png", Cow::Borrowed(&png[..])));
+        for (bad, reason) in [(&b""[..], "an empty file"), (b"GIF89a", "[47, 49, 46, 38]"), (b"\xFF", "[ff]")]
+        {
+            let error = preparer.prepare(bad).unwrap_err().0;
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn larger_images_are_shrunk_in_their_own_format_and_sampling() {
+        let mut preparer = Preparer::new(false, Some(20)).unwrap();
+        for sampling in [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Gray] {
+            let large = jpeg(60, 40, sampling);
+            let (extension, small) = preparer.prepare(&large).unwrap();
+            let header = turbojpeg::read_header(&small).unwrap();
+            assert_eq!((extension, header.width, header.height, header.subsamp), ("jpg", 20, 13, sampling));
+        }
+        let mut encoder = Encoder::new(Encoding::Png).unwrap();
+        let grey = encoder.encode(&[77; 40 * 50], 40, 50, Channels::Grey).unwrap();
+        let (extension, small) = preparer.prepare(&grey).unwrap();
+        let mut decoder = Decoder::new();
+        let header = decoder.header(&small).unwrap();
+        assert_eq!((extension, header.width, header.height), ("png", 16, 20));
+        assert!(is_grey_png(&small));
+        let fitting = jpeg(20, 13, Subsamp::None);
+        assert_eq!(preparer.prepare(&fitting).unwrap().1, fitting);
+        let cut = &jpeg(60, 40, Subsamp::None)[..700];
+        assert!(preparer.prepare(cut).is_err());
+    }
+}

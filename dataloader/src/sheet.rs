@@ -1,0 +1,144 @@
+//! Contact sheets: samples as they are, beside the views that training makes of them, for a person to look
+//! at.
+
+use std::sync::Arc;
+
+use font8x8::legacy::BASIC_LEGACY;
+
+use crate::dataset::Dataset;
+use crate::decode::{Channels, Decoder, MOST_PIXELS};
+use crate::encode::{Encoder, Encoding};
+use crate::error::{BadImage, Error, Result};
+use crate::loader::{Batch, BatchPlan, Loader, LoaderSpec};
+use crate::resize;
+
+/// Pixels between images, and around them.
+const GAP: usize = 8;
+/// Height and width of a letter: the font's 8 pixels, doubled.
+const LETTER: usize = 16;
+/// Room for a few words where the images are tiny.
+const LEAST_WIDTH: usize = 400;
+
+/// A picture: u8 [height, width, 3].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sheet {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// The pixels.
+    pub pixels: Vec<u8>,
+}
+
+impl Sheet {
+    /// Draws a row for each of `samples`: a line with the name of its class and its key, and below it the
+    /// image as decoded, scaled to fit, then the views that a [`Loader`] of this `spec` makes of it in epoch
+    /// 0.
+    ///
+    /// # Errors
+    /// A sample that can't be used, settings that can't be right, more than the most pixels an image may
+    /// have.
+    pub fn draw(dataset: &Arc<Dataset>, spec: &LoaderSpec, samples: &[u32]) -> Result<Sheet> {
+        let channels = Channels::new(spec.channels)?;
+        let side = spec.image_size as usize;
+        let (row, column) = (LETTER + GAP / 2 + side + GAP, side + GAP);
+        let width = spec.views.saturating_add(1).saturating_mul(column).saturating_add(GAP).max(LEAST_WIDTH);
+        let height = samples.len().saturating_mul(row).saturating_add(GAP);
+        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
+            return Err(Error::InvalidArgument(format!(
+                "a sheet of {width}x{height} pixels is too large; ask for fewer or smaller views, or fewer samples"
+            )));
+        }
+        let mut sheet =
+            Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] };
+        let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan::new(0, vec![sample])).collect();
+        let mut decoder = Decoder::new();
+        for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
+            let batch = batch?;
+            let top = GAP + number * row;
+            let below = top + LETTER + GAP / 2;
+            sheet.label(dataset, &batch, top)?;
+            let (pixels, size) =
+                original(dataset, batch.samples[0], spec.image_size, channels, &mut decoder)?;
+            sheet.put(&pixels, size, channels, GAP, below);
+            let views = batch.images.chunks_exact(side * side * channels.count());
+            for (view, pixels) in views.enumerate() {
+                sheet.put(
+                    pixels,
+                    (spec.image_size, spec.image_size),
+                    channels,
+                    GAP + (view + 1) * column,
+                    below,
+                );
+            }
+        }
+        Ok(sheet)
+    }
+
+    /// The sheet as a PNG file.
+    ///
+    /// # Errors
+    /// A sheet whose pixels don't fit its size.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        Encoder::new(Encoding::Png)?.encode(&self.pixels, self.width, self.height, Channels::Rgb)
+    }
+
+    fn label(&mut self, dataset: &Dataset, batch: &Batch, top: usize) -> Result<()> {
+        let label = batch.labels[0];
+        let names = dataset.info().and_then(|info| info.class_names.as_deref()).unwrap_or_default();
+        let name = usize::try_from(label).ok().and_then(|label| names.get(label));
+        let key = dataset.meta(batch.samples[0] as usize).map_or("", |info| info.key);
+        let class = name.map_or_else(|| format!("class {label}"), |name| format!("{label} {name}"));
+        self.write(&format!("{class}  {key}"), GAP, top);
+        Ok(())
+    }
+
+    /// Writes a line, as far as there is room. What isn't ASCII becomes a question mark.
+    fn write(&mut self, text: &str, left: usize, top: usize) {
+        let room = (self.width as usize - left) / LETTER;
+        for (place, letter) in text.chars().take(room).enumerate() {
+            let known = if letter.is_ascii() && !letter.is_ascii_control() { letter } else { '?' };
+            let bitmap = BASIC_LEGACY[known as usize];
+            for (y, x) in (0..LETTER).flat_map(|y| (0..LETTER).map(move |x| (y, x))) {
+                if bitmap[y / 2] >> (x / 2) & 1 == 1 {
+                    let at = ((top + y) * self.width as usize + left + place * LETTER + x) * 3;
+                    self.pixels[at..at + 3].fill(0);
+                }
+            }
+        }
+    }
+
+    /// Copies an image to a place where there is room for it.
+    fn put(&mut self, pixels: &[u8], size: (u32, u32), channels: Channels, left: usize, top: usize) {
+        let row = size.0 as usize * channels.count();
+        for (y, row) in pixels.chunks_exact(row).enumerate() {
+            let start = ((top + y) * self.width as usize + left) * 3;
+            let target = &mut self.pixels[start..start + size.0 as usize * 3];
+            match channels {
+                Channels::Rgb => target.copy_from_slice(row),
+                Channels::Grey => {
+                    target.chunks_exact_mut(3).zip(row).for_each(|(pixel, &grey)| pixel.fill(grey));
+                }
+            }
+        }
+    }
+}
+
+/// The image of a sample, with its longer side brought to `side`, and its size.
+fn original(
+    dataset: &Dataset,
+    sample: u32,
+    side: u32,
+    channels: Channels,
+    decoder: &mut Decoder,
+) -> Result<(Vec<u8>, (u32, u32))> {
+    let (mut encoded, mut pixels) = (Vec::new(), Vec::new());
+    let info = dataset.read(sample as usize, &mut encoded)?;
+    let mut decode = || {
+        let header = decoder.header(&encoded)?;
+        decoder.decode(&encoded, &header, channels, &mut pixels)?;
+        let size = resize::fitted(header.width, header.height, side);
+        Ok((resize::resized(&pixels, (header.width, header.height), size, channels)?, size))
+    };
+    decode().map_err(|bad: BadImage| bad.at(info.shard, info.key))
+}
