@@ -22,11 +22,19 @@ pub mod random;
 pub mod shard;
 pub mod transform;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 mod files;
+mod folder;
+mod parallel;
 mod pattern;
 mod pool;
+mod shard_list;
+mod source;
 
-pub use dataset::{Dataset, DatasetInfo, SampleInfo};
+pub use dataset::{Cache, Dataset, DatasetInfo, Options, SampleInfo};
 pub use decode::{Channels, Decoder};
 pub use error::{BadImage, Error, Result};
 pub use loader::{Batch, BatchPlan, Loader, LoaderSpec};

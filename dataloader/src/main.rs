@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Convert a published data set to shards.
     Import(commands::import::Arguments),
+    /// Make or check the index of every shard, so that training starts at once.
+    Index(commands::index::Arguments),
     /// Say what shards hold, and try to decode some of it.
     Inspect(commands::inspect::Arguments),
 }
@@ -33,6 +35,7 @@ const EXAMPLES: &str = "\
 Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
   codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
+  codinet-data index data/imagenet/train
   codinet-data inspect data/fashion-mnist/train
   codinet-data inspect 'data/imagenet/train-{000000..000012}.tar'
 
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Some(Command::Import(arguments)) => commands::import::run(&arguments),
+        Some(Command::Index(arguments)) => commands::index::run(&arguments),
         Some(Command::Inspect(arguments)) => commands::inspect::run(&arguments),
         None => Ok(()),
     };

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 pub mod import;
+pub mod index;
 pub mod inspect;
 
 /// Prints to stdout. A reader that has gone away (`| head`) is no error.
