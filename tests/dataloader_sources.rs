@@ -85,7 +85,10 @@ fn image_folders_open_as_they_are() {
         assert_eq!((encoded.len(), &encoded), (info.length as usize, &flat(value)));
     }
     assert_eq!(dataset.shards().next().unwrap().index, IndexState::NotNeeded);
-    assert!(stdout(&codinet_data(&["index", path(folder.path())])).starts_with("image folder, which needs no index"));
+    assert!(
+        stdout(&codinet_data(&["index", path(folder.path())]))
+            .starts_with("image folder, which needs no index")
+    );
 
     // Names and labels make the fingerprint; where the folder lies doesn't.
     let print = dataset.fingerprint();
@@ -145,7 +148,10 @@ fn an_index_of_another_shard_is_noticed() {
     // Another last sample: noticed at once, and mended.
     replace(last.path());
     let dataset = open(first.path()).unwrap();
-    assert_eq!((dataset.meta(2).unwrap().key, dataset.shards().next().unwrap().index), ("z", IndexState::Rebuilt));
+    assert_eq!(
+        (dataset.meta(2).unwrap().key, dataset.shards().next().unwrap().index),
+        ("z", IndexState::Rebuilt)
+    );
 
     // Another one in the middle: when it is read, and not before. (The index is now that of `last`.)
     let with_last = shard(["a.png", "x.png", "z.png"]);
@@ -154,7 +160,10 @@ fn an_index_of_another_shard_is_noticed() {
     let mut encoded = Vec::new();
     assert_eq!(dataset.read(0, &mut encoded).unwrap().key, "a");
     let message = dataset.read(1, &mut encoded).unwrap_err().to_string();
-    assert!(message.contains("'b.png' isn't where the index says") && message.contains("index --force"), "{message}");
+    assert!(
+        message.contains("'b.png' isn't where the index says") && message.contains("index --force"),
+        "{message}"
+    );
     stdout(&codinet_data(&["index", path(first.path()), "--force"]));
     assert_eq!(open(first.path()).unwrap().read(1, &mut encoded).unwrap().key, "x");
 
@@ -176,6 +185,7 @@ fn raw_tar(path: &Path, members: &[(u8, &str, u64, &[u8])]) {
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_entry_type(tar::EntryType::new(kind));
         header.set_size(size);
+        header.as_gnu_mut().unwrap().realsize = *b"00000000000\0"; // of a sparse member, which has no data here
         header.set_cksum();
         bytes.extend(header.as_bytes());
         bytes.extend(contents);
@@ -226,7 +236,10 @@ fn hostile_shards_are_refused_before_memory_is_taken() {
         (&[(b'0', "a.png", u64::from(u32::MAX) * 2, b"")], "cut short inside 'a.png'"),
         (&[(b'0', "a.png", u64::MAX / 2, b"")], "x.tar"),
         (&[(b'S', "a.png", 0, b""), (b'0', "a.cls", 1, b"1")], "stored sparsely"),
-        (&[(b'x', "p", 22, pax_sparse), (b'0', "a.png", 0, b""), (b'0', "a.cls", 1, b"1")], "stored sparsely"),
+        (
+            &[(b'x', "p", 22, pax_sparse), (b'0', "a.png", 0, b""), (b'0', "a.cls", 1, b"1")],
+            "stored sparsely",
+        ),
         (&[(b'L', "l", long.len() as u64, &long), (b'0', "a.png", 0, b"")], "over 1 MiB of headers"),
         (&[(b'L', "l", 0, b""), (b'L', "l", 0, b"")], "x.tar"),
     ];

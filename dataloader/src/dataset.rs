@@ -53,7 +53,7 @@ impl DatasetInfo {
         DatasetInfo::parse(&path, &text).map(Some)
     }
 
-    fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
         let info: DatasetInfo = serde_json::from_slice(text).map_err(|error| {
             Error::malformed(path, format!("{error}; mend it or write the dataset again"))
         })?;
@@ -250,7 +250,11 @@ impl Dataset {
                     bad.label,
                     classes.saturating_sub(1)
                 );
-                return Err(Error::Label { shard: shard.path().to_owned(), key: shard.key(bad.name).to_owned(), reason });
+                return Err(Error::Label {
+                    shard: shard.path().to_owned(),
+                    key: shard.key(bad.name).to_owned(),
+                    reason,
+                });
             }
         }
         Ok(())
@@ -312,7 +316,7 @@ fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<D
     let Named { shards: locations, listed, whole_folder, list } = pattern::shards(pattern, &storage)?;
     let folder = folder_of(&locations[0].name);
     let info_path = join(folder, DatasetInfo::FILE);
-    let info = match storage.read_small(&info_path)? {
+    let info = match storage.read_small(&info_path, true)? {
         Some(text) => Some(DatasetInfo::parse(Path::new(&info_path), &text)?),
         None => None,
     };

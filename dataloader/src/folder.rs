@@ -61,9 +61,9 @@ pub(crate) fn list(root: &Path) -> Result<(ShardIndex, DatasetInfo)> {
         for end in ends {
             let name = &names[start..end];
             let sample = IndexedSample { name, offset: 0, length: 0, label: label as u32, header: 0 };
-            index.push(sample).ok_or_else(|| {
-                Error::malformed(root, "over 4 GiB of names; write the images to shards")
-            })?;
+            index
+                .push(sample)
+                .ok_or_else(|| Error::malformed(root, "over 4 GiB of names; write the images to shards"))?;
             start = end;
         }
     }
@@ -145,7 +145,10 @@ mod tests {
     #[test]
     fn classes_and_images_come_in_torchvisions_order() {
         let root = tempfile::tempdir().unwrap();
-        touch(root.path(), &["b/z.png", "b/a-b/1.jpg", "b/a/2.JPEG", "b/a/10.jpeg", "B/x.y.JPG", "b/notes.txt"]);
+        touch(
+            root.path(),
+            &["b/z.png", "b/a-b/1.jpg", "b/a/2.JPEG", "b/a/10.jpeg", "B/x.y.JPG", "b/notes.txt"],
+        );
         touch(root.path(), &["readme.md", "b/a.Png"]);
         let (index, info) = list(root.path()).unwrap();
         let listed: Vec<_> = index.iter().map(|sample| (sample.name, sample.label)).collect();

@@ -75,7 +75,9 @@ mod tests {
         let mut tar = tar::Builder::new(Vec::new());
         let long = format!("{}.png", "folder/".repeat(20));
         let extensions = [("path", b"pax/name.jpg".as_slice()), ("uid", b"99999999")];
-        for (name, contents) in [("a.jpg", &b"image"[..]), ("a.cls", b"7"), ("b.txt", b"?"), (&long, &[1; 700])] {
+        for (name, contents) in
+            [("a.jpg", &b"image"[..]), ("a.cls", b"7"), ("b.txt", b"?"), (&long, &[1; 700])]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_size(contents.len() as u64);
             tar.append_data(&mut header, name, contents).unwrap();

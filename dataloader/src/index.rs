@@ -304,10 +304,14 @@ impl Scan<'_> {
         let open =
             self.open.get_or_insert_with(|| OpenSample { key: key.to_owned(), image: None, label: None });
         let twice = if is_image(extension) {
-            let length = u32::try_from(length).ok().filter(|_| length <= MOST_IMAGE_BYTES).ok_or_else(|| {
-                let most = MOST_IMAGE_BYTES >> 20;
-                Error::malformed(tar, format!("'{name}' has {length} bytes; the most are {most} MiB an image"))
-            })?;
+            let length =
+                u32::try_from(length).ok().filter(|_| length <= MOST_IMAGE_BYTES).ok_or_else(|| {
+                    let most = MOST_IMAGE_BYTES >> 20;
+                    Error::malformed(
+                        tar,
+                        format!("'{name}' has {length} bytes; the most are {most} MiB an image"),
+                    )
+                })?;
             open.image.replace((name.to_owned(), offset, length, header)).is_some()
         } else {
             open.label.replace(read_label(tar, key, contents)?).is_some()
@@ -331,9 +335,9 @@ impl Scan<'_> {
         match (image, label) {
             (Some((name, offset, length, header)), Some(label)) => {
                 let sample = IndexedSample { name: &name, offset, length, label, header };
-                self.index.push(sample).ok_or_else(|| {
-                    Error::malformed(self.tar, "over 4 GiB of names; split the shard")
-                })
+                self.index
+                    .push(sample)
+                    .ok_or_else(|| Error::malformed(self.tar, "over 4 GiB of names; split the shard"))
             }
             (Some(_), None) => {
                 label_error("the image has no .cls member beside it; write one with its class number")

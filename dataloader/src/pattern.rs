@@ -26,7 +26,7 @@ pub(crate) struct Named {
 /// The shards that `pattern` names.
 pub(crate) fn shards(pattern: &str, storage: &Storage) -> Result<Named> {
     if let Some((path, split)) = as_list(pattern) {
-        let text = storage.read_small(path)?.ok_or_else(|| nothing(pattern))?;
+        let text = storage.read_small(path, false)?.ok_or_else(|| nothing(pattern))?;
         let list = ShardList::parse(path, &text)?.ok_or_else(|| {
             let what = "not a list of shards: it has neither timm's 'splits' nor wids' 'shardlist'";
             Error::malformed(Path::new(path), what)
@@ -70,7 +70,7 @@ fn nothing(pattern: &str) -> Error {
 pub(crate) fn list_in(folder: &str, storage: &Storage) -> Result<Option<ShardList>> {
     for name in shard_list::FILES {
         let path = join(folder, name);
-        if let Some(text) = storage.read_small(&path)?
+        if let Some(text) = storage.read_small(&path, true)?
             && let Some(list) = ShardList::parse(&path, &text)?
         {
             return Ok(Some(list));

@@ -102,7 +102,8 @@ impl ShardList {
                     return Err(broken(what));
                 }
                 let shards = filenames.iter().zip(shard_lengths);
-                let shard = |(name, samples): (&String, u64)| ListedShard { location: join(folder, name), samples };
+                let shard =
+                    |(name, samples): (&String, u64)| ListedShard { location: join(folder, name), samples };
                 splits.insert(name, shards.map(shard).collect());
             }
         } else if kind.shardlist.is_some() || kind.datasets.is_some() {
@@ -117,9 +118,12 @@ impl ShardList {
                     return Err(broken(format!("points to another list; open '{url}' instead")));
                 }
                 let base = part.base.map_or(folder.to_owned(), |base| join(folder, &base));
-                shards.extend(part.shardlist.into_iter().map(|shard| {
-                    ListedShard { location: join(&base, &shard.url), samples: shard.nsamples }
-                }));
+                shards.extend(
+                    part.shardlist.into_iter().map(|shard| ListedShard {
+                        location: join(&base, &shard.url),
+                        samples: shard.nsamples,
+                    }),
+                );
             }
             splits.insert(String::new(), shards);
         } else {
@@ -140,7 +144,8 @@ impl ShardList {
         };
         found.map(Vec::as_slice).ok_or_else(|| {
             let known: Vec<_> = self.splits.keys().map(|name| format!("{}#{name}", self.path)).collect();
-            let asked = name.map_or("which split is meant isn't said".to_owned(), |name| format!("no split '{name}'"));
+            let asked = name
+                .map_or("which split is meant isn't said".to_owned(), |name| format!("no split '{name}'"));
             Error::InvalidArgument(format!("{}: {asked}; give one of: {}", self.path, known.join(", ")))
         })
     }

@@ -38,7 +38,8 @@ impl SharedFolder {
         hash.update(size.to_le_bytes());
         let hash: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let name = url.rsplit('/').next().unwrap_or_default();
-        let name = name.trim_end_matches(".tar").replace(|c: char| !c.is_ascii_alphanumeric() && c != '_', "-");
+        let name =
+            name.trim_end_matches(".tar").replace(|c: char| !c.is_ascii_alphanumeric() && c != '_', "-");
         self.folder.join(format!("{}-{hash}.tar", name.chars().take(100).collect::<String>()))
     }
 

@@ -158,11 +158,12 @@ impl Storage {
         Err(without_stores(&location.name))
     }
 
-    /// The contents of a small file, such as a list of shards; `None` where there is none.
+    /// The contents of a small file, such as a list of shards; `None` where there is none. Of one that is `optional`
+    /// a store needn't say whether it is there.
     ///
     /// # Errors
     /// One that can't be read, or is larger than a list could be.
-    pub(crate) fn read_small(&self, location: &str) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn read_small(&self, location: &str, optional: bool) -> Result<Option<Vec<u8>>> {
         const MOST_BYTES: u64 = 64 << 20;
         let too_large = || {
             let what = format!("over {} MiB, larger than a list of shards; is it one?", MOST_BYTES >> 20);
@@ -172,19 +173,21 @@ impl Storage {
             #[cfg(feature = "remote")]
             return match self.remote()?.read_whole(location, MOST_BYTES)? {
                 remote::Whole::Missing => Ok(None),
+                remote::Whole::Denied(_) if optional => Ok(None),
+                remote::Whole::Denied(error) => Err(error),
                 remote::Whole::TooLarge => too_large(),
                 remote::Whole::Bytes(bytes) => Ok(Some(bytes)),
             };
             #[cfg(not(feature = "remote"))]
-            return Err(without_stores(location));
+            return if optional { Ok(None) } else { Err(without_stores(location)) };
         }
         let path = Path::new(location);
         let mut text = Vec::new();
         match fs::File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => {
-                file.and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text)).context("read", path)?
-            }
+            file => file
+                .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text))
+                .context("read", path)?,
         };
         if text.len() as u64 > MOST_BYTES { too_large() } else { Ok(Some(text)) }
     }

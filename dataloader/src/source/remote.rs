@@ -71,6 +71,8 @@ struct Place {
 /// What came of reading a small object.
 pub(crate) enum Whole {
     Missing,
+    /// Access is denied; S3 says so of what is missing, too, to those who may not list.
+    Denied(Error),
     TooLarge,
     Bytes(Vec<u8>),
 }
@@ -89,7 +91,8 @@ impl From<object_store::Error> for Failure {
 
 impl State {
     fn of(meta: &ObjectMeta) -> State {
-        let etag = meta.e_tag.as_deref().map(|etag| etag.replace(|c: char| c.is_whitespace() || c == '"', ""));
+        let etag =
+            meta.e_tag.as_deref().map(|etag| etag.replace(|c: char| c.is_whitespace() || c == '"', ""));
         let version = etag.clone().unwrap_or_else(|| meta.last_modified.timestamp().to_string());
         State { size: meta.size, etag, version }
     }
@@ -128,7 +131,11 @@ impl Remote {
             Ok(Some(bytes)) => Ok(Whole::Bytes(bytes.into())),
             Ok(None) => Ok(Whole::TooLarge),
             Err(Failure::Store(object_store::Error::NotFound { .. })) => Ok(Whole::Missing),
-            Err(failure) => Err(self.explain("read", &place.url, failure)),
+            Err(failure) => {
+                let denied = matches!(failure, Failure::Store(object_store::Error::PermissionDenied { .. }));
+                let error = self.explain("read", &place.url, failure);
+                if denied { Ok(Whole::Denied(error)) } else { Err(error) }
+            }
         }
     }
 
@@ -147,24 +154,30 @@ impl Remote {
         let glob = glob::Pattern::new(name).ok().filter(|_| !folder.contains(['*', '?', '[']));
         let glob = glob.ok_or_else(|| {
             let form = "with wildcards behind the last slash only";
-            Error::InvalidArgument(format!("'{pattern}' isn't a glob that stores are asked for; write it {form}"))
+            Error::InvalidArgument(format!(
+                "'{pattern}' isn't a glob that stores are asked for; write it {form}"
+            ))
         })?;
         let place = self.place(folder)?;
-        let listed = self.run(folder, || async {
-            Ok(place.store.list_with_delimiter(Some(&place.path)).await?)
-        });
+        let listed =
+            self.run(folder, || async { Ok(place.store.list_with_delimiter(Some(&place.path)).await?) });
         let listed = listed.map_err(|failure| self.explain("list", folder, failure))?;
-        let mut shards: Vec<Location> = listed.objects.iter().filter_map(|meta| {
-            let name = meta.location.filename().filter(|name| glob.matches(name))?;
-            Some(Location { name: format!("{folder}/{name}"), state: Some(State::of(meta)) })
-        }).collect();
+        let mut shards: Vec<Location> = listed
+            .objects
+            .iter()
+            .filter_map(|meta| {
+                let name = meta.location.filename().filter(|name| glob.matches(name))?;
+                Some(Location { name: format!("{folder}/{name}"), state: Some(State::of(meta)) })
+            })
+            .collect();
         shards.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(shards)
     }
 
     fn place(&self, url: &str) -> Result<Place> {
         let wrong = |what: &str| Error::InvalidArgument(format!("'{}': {what}", without_password(url)));
-        let (scheme, rest) = url.split_once("://").filter(|_| is_url(url)).ok_or_else(|| wrong("not a URL"))?;
+        let (scheme, rest) =
+            url.split_once("://").filter(|_| is_url(url)).ok_or_else(|| wrong("not a URL"))?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
             return Err(wrong("no bucket or host in it"));
@@ -222,7 +235,8 @@ impl Remote {
                 }
                 let endpoint = builder.get_config_value(&GoogleConfigKey::BaseUrl);
                 if endpoint.is_some_and(|endpoint| is_loopback_http(&endpoint)) {
-                    builder = builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+                    builder =
+                        builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
                 }
                 builder.build().map(|store| Arc::new(store) as _)
             }
@@ -254,7 +268,8 @@ impl Remote {
             loop {
                 match request().await {
                     Err(Failure::Store(error)) if breaks_off(&error) && tries < MOST_TRIES => {
-                        tokio::time::sleep((self.timeout / 64).min(Duration::from_secs(1)) * tries * tries).await;
+                        tokio::time::sleep((self.timeout / 64).min(Duration::from_secs(1)) * tries * tries)
+                            .await;
                         tries += 1;
                     }
                     outcome => return outcome,
@@ -295,7 +310,9 @@ impl Remote {
                 if text.contains("169.254.169.254") || text.contains("metadata.google.internal") {
                     format!("no credentials; {credentials}")
                 } else if let Some(status) = status {
-                    format!("the server answers {status}, also when asked again; try later, or ask who runs it")
+                    format!(
+                        "the server answers {status}, also when asked again; try later, or ask who runs it"
+                    )
                 } else if kind == Some(HttpErrorKind::Connect) {
                     "no connection; check the host, the port and the network".to_owned()
                 } else if kind.is_some() || text.contains("no answer from") {
@@ -342,7 +359,9 @@ fn is_loopback_http(endpoint: &str) -> bool {
     let Some(rest) = endpoint.strip_prefix("http://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    host == "localhost" || host == "[::1]" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host == "[::1]"
+        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Object {
@@ -427,7 +446,9 @@ impl Object {
             return Some(index);
         }
         let beside = self.place.url.strip_suffix(".tar")?.to_owned() + ".idx";
-        let Ok(Whole::Bytes(text)) = self.remote.read_whole(&beside, most_index_bytes(source)) else { return None };
+        let Ok(Whole::Bytes(text)) = self.remote.read_whole(&beside, most_index_bytes(source)) else {
+            return None;
+        };
         let index = ShardIndex::of_copy(&text, source)?;
         let _ = self.save_index(&index); // it can be asked for again
         Some(index)
@@ -460,10 +481,13 @@ mod tests {
 
     #[test]
     fn only_this_machine_may_be_asked_without_tls() {
-        for loopback in ["http://127.0.0.1:9000", "http://localhost/x", "http://[::1]:80", "http://127.1.2.3"] {
+        for loopback in ["http://127.0.0.1:9000", "http://localhost/x", "http://[::1]:80", "http://127.1.2.3"]
+        {
             assert!(is_loopback_http(loopback), "{loopback}");
         }
-        for other in ["https://127.0.0.1", "http://10.0.0.1:9000", "http://localhost.evil.org", "http://[::2]:80"] {
+        for other in
+            ["https://127.0.0.1", "http://10.0.0.1:9000", "http://localhost.evil.org", "http://[::2]:80"]
+        {
             assert!(!is_loopback_http(other), "{other}");
         }
     }
@@ -471,8 +495,12 @@ mod tests {
     #[test]
     fn passwords_in_urls_are_refused_and_not_repeated() {
         let remote = Arc::new(Remote::start(&Options::default()).unwrap());
-        let error = Object::open(&remote, &Location::new("https://me:secret@host/x.tar")).unwrap_err().to_string();
-        assert!(error.contains("…@host/x.tar") && error.contains("password") && !error.contains("secret"), "{error}");
+        let error =
+            Object::open(&remote, &Location::new("https://me:secret@host/x.tar")).unwrap_err().to_string();
+        assert!(
+            error.contains("…@host/x.tar") && error.contains("password") && !error.contains("secret"),
+            "{error}"
+        );
         for wrong in ["s3:///x.tar", "http://"] {
             assert!(Object::open(&remote, &Location::new(wrong)).is_err());
         }
