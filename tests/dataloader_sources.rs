@@ -177,8 +177,10 @@ fn an_index_of_another_shard_is_noticed() {
     assert!(message.contains("cannot read") && message.contains("x-000000.tar"), "{message}");
 }
 
-/// A tar of raw members: type, name, the size its header claims, and contents.
-fn raw_tar(path: &Path, members: &[(u8, &str, u64, &[u8])]) {
+/// Type, name, the size its header claims, and contents of a tar's members.
+type RawMembers<'a> = &'a [(u8, &'a str, u64, &'a [u8])];
+
+fn raw_tar(path: &Path, members: RawMembers) {
     let mut bytes = Vec::new();
     for &(kind, name, size, contents) in members {
         let mut header = tar::Header::new_gnu();
@@ -232,7 +234,7 @@ fn hostile_shards_are_refused_before_memory_is_taken() {
     let huge = 300 << 20;
     let pax_sparse = b"22 GNU.sparse.major=1\n";
     let long = vec![b'n'; 3 << 20];
-    let cases: [(&[(u8, &str, u64, &[u8])], &str); 6] = [
+    let cases: [(RawMembers, &str); 6] = [
         (&[(b'0', "a.png", u64::from(u32::MAX) * 2, b"")], "cut short inside 'a.png'"),
         (&[(b'0', "a.png", u64::MAX / 2, b"")], "x.tar"),
         (&[(b'S', "a.png", 0, b""), (b'0', "a.cls", 1, b"1")], "stored sparsely"),

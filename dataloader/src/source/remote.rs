@@ -309,10 +309,11 @@ impl Remote {
                 let kind = http_error(error).map(HttpError::kind);
                 if text.contains("169.254.169.254") || text.contains("metadata.google.internal") {
                     format!("no credentials; {credentials}")
+                } else if status.is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
+                {
+                    format!("access denied; {credentials}")
                 } else if let Some(status) = status {
-                    format!(
-                        "the server answers {status}, also when asked again; try later, or ask who runs it"
-                    )
+                    format!("the server answers {status}; check the URL, or try again later")
                 } else if kind == Some(HttpErrorKind::Connect) {
                     "no connection; check the host, the port and the network".to_owned()
                 } else if kind.is_some() || text.contains("no answer from") {
