@@ -341,3 +341,15 @@ fn many_samples_are_indexed_by_their_headers() {
     assert!(text.starts_with("indexed 5 shards, 5000 samples, "), "{text}");
     assert!(matches!(Dataset::open("/nowhere"), Err(Error::Empty { .. })));
 }
+
+#[cfg(not(feature = "remote"))]
+#[test]
+fn without_stores_a_url_says_what_to_build() {
+    for pattern in
+        ["s3://bucket/train", "https://host/x-{0..3}.tar", "gs://bucket/x.tar", "http://host/list.json"]
+    {
+        let message = Dataset::open(pattern).unwrap_err().to_string();
+        assert!(message.contains(pattern.split('{').next().unwrap()), "{message}");
+        assert!(message.contains("build it with the feature `remote`"), "{message}");
+    }
+}

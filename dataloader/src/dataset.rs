@@ -172,7 +172,7 @@ impl Dataset {
     ///
     /// - a folder (every `.tar` in it), a glob (`x-*.tar`), a range (`x-{000000..000012}.tar`) or one file;
     /// - the same in a store, after `s3://BUCKET/`, `gs://BUCKET/`, `https://HOST/` or `http://HOST/`; folders and
-    ///   globs where the store can list, which a web server can't;
+    ///   globs where the store can list, which a web server can't (with the feature `remote`, and not from async code);
     /// - a list of shards by timm (`_info.json#train`) or by wids (`shardindex.json`), local or in a store;
     /// - a folder without shards whose subfolders hold images, a class each.
     ///
