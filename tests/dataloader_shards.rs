@@ -186,7 +186,7 @@ fn stale_and_damaged_indices_are_rebuilt() {
         &text[..text.len() - 20],
         "",
         &text.replace("a.png\t", "a.png\t9"),
-        &text.replace("x 1 ", "x 2 "),
+        &text.replace("x 2 ", "x 1 "),
     ] {
         assert_ne!(damaged, text);
         fs::write(&idx, damaged).unwrap();

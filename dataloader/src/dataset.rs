@@ -1,17 +1,21 @@
-//! A dataset: shards opened together, their samples numbered from 0 in the order of the shards.
+//! A dataset: shards opened together, their samples numbered from 0 in the order of the shards. A folder of image
+//! files is one shard.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, IoContext, Result};
-use crate::index::{IndexState, IndexedSample, ShardIndex};
-use crate::{files, pattern};
+use crate::index::{HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc};
+use crate::pattern::Named;
+use crate::shard_list::ShardList;
+use crate::source::{Source, Storage, folder_of, is_url, join};
+use crate::{files, folder, parallel, pattern};
 
 /// The contents of `dataset.json`, which lies beside the shards and says what they are. It is written last, so
 /// that its presence means that all of them are there.
@@ -37,7 +41,7 @@ pub struct DatasetInfo {
 }
 
 impl DatasetInfo {
-    const FILE: &str = "dataset.json";
+    pub(crate) const FILE: &str = "dataset.json";
 
     /// Reads `folder`'s `dataset.json`; `None` where it has none.
     pub fn load(folder: &Path) -> Result<Option<DatasetInfo>> {
@@ -46,8 +50,12 @@ impl DatasetInfo {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.context("read", &path)?,
         };
-        let info: DatasetInfo = serde_json::from_slice(&text).map_err(|error| {
-            Error::malformed(&path, format!("{error}; mend it or write the dataset again"))
+        DatasetInfo::parse(&path, &text).map(Some)
+    }
+
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
+        let info: DatasetInfo = serde_json::from_slice(text).map_err(|error| {
+            Error::malformed(path, format!("{error}; mend it or write the dataset again"))
         })?;
         let names = info.class_names.as_ref().map_or(info.classes, Vec::len);
         if info.version != 1 || names != info.classes {
@@ -55,9 +63,9 @@ impl DatasetInfo {
                 "version {}, {} classes, {names} class names; expected version 1 and a name a class",
                 info.version, info.classes
             );
-            return Err(Error::malformed(&path, what));
+            return Err(Error::malformed(path, what));
         }
-        Ok(Some(info))
+        Ok(info)
     }
 
     /// Writes it to `folder`, in one step.
@@ -79,6 +87,34 @@ impl DatasetInfo {
     }
 }
 
+/// How a dataset is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where shards from stores are kept on this machine; without it each sample is read from the store.
+    pub cache: Option<Cache>,
+    /// The longest that one read from a store may take, with all that is tried again in it.
+    pub timeout: Duration,
+    /// Whether to make every index anew, even one that fits.
+    pub rebuild_indices: bool,
+}
+
+impl Default for Options {
+    /// No cache, 2 minutes, indices that fit are kept.
+    fn default() -> Options {
+        Options { cache: None, timeout: Duration::from_secs(120), rebuild_indices: false }
+    }
+}
+
+/// A folder that holds whole shards from stores. All processes of a machine may share it: each shard is fetched
+/// once, and the one that was read longest ago makes room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// The folder, best on a local disk; it is made where needed, and holds nothing else.
+    pub folder: PathBuf,
+    /// Bytes that it may take. A shard for which there is no room is read from the store.
+    pub limit_bytes: u64,
+}
+
 /// Shards opened for reading. Every method takes `&self` and may be called from many threads.
 #[derive(Debug)]
 pub struct Dataset {
@@ -89,78 +125,77 @@ pub struct Dataset {
 
 #[derive(Debug)]
 struct Shard {
-    path: PathBuf,
-    file: File,
+    contents: Contents,
     /// Number of its first sample.
     start: usize,
     index: ShardIndex,
     index_state: IndexState,
 }
 
+#[derive(Debug)]
+enum Contents {
+    Tar(Source),
+    /// Samples are files below this folder.
+    Folder(PathBuf),
+}
+
 /// Where a sample comes from, and what it shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleInfo<'a> {
-    /// The shard that holds it.
+    /// The shard that holds it: a tar's path or URL, or the folder of images.
     pub shard: &'a Path,
-    /// Its image member in the shard: the key and the extension.
+    /// Its image member in the shard, or its file below the folder: the key and the extension.
     pub name: &'a str,
     /// Its key in the shard.
     pub key: &'a str,
     /// Its class number.
     pub label: u32,
-    /// Bytes of the encoded image.
+    /// Bytes of the encoded image; 0 of an image file that hasn't been read.
     pub length: u32,
 }
 
 /// One opened shard, as [`Dataset::shards`] lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardInfo<'a> {
-    /// The tar file.
+    /// The tar's path or URL, or the folder of images.
     pub path: &'a Path,
     /// Samples in it.
     pub samples: usize,
-    /// Bytes of the tar.
+    /// Bytes of the tar; 0 of a folder of images.
     pub bytes: u64,
     /// How its index was come by.
     pub index: IndexState,
 }
 
 impl Dataset {
-    /// Opens the shards that `pattern` names: a folder (every `.tar` in it), a glob (`x-*.tar`), a range
-    /// (`x-{000000..000012}.tar`) or one file.
+    /// Opens what `pattern` names:
+    ///
+    /// - a folder (every `.tar` in it), a glob (`x-*.tar`), a range (`x-{000000..000012}.tar`) or one file;
+    /// - the same in a store, after `s3://BUCKET/`, `gs://BUCKET/`, `https://HOST/` or `http://HOST/`; folders and
+    ///   globs where the store can list, which a web server can't (with the feature `remote`, and not from async code);
+    /// - a list of shards by timm (`_info.json#train`) or by wids (`shardindex.json`), local or in a store;
+    /// - a folder without shards whose subfolders hold images, a class each.
     ///
     /// Where a `dataset.json` lies beside the first shard, a folder or glob must find the shards and samples it
-    /// counts. A range or single file is taken at its word, to train on a part.
+    /// counts; so must a folder beside which another tool's list lies, and every shard that the list counts. A
+    /// range or single file is taken at its word, to train on a part. Credentials for stores are taken from the
+    /// environment: `AWS_…`, `GOOGLE_…`.
     ///
     /// # Errors
     /// No shards, one that is missing or broken (see [`ShardIndex::rebuild`]), other counts than
-    /// `dataset.json`'s.
+    /// `dataset.json`'s; a store that doesn't answer.
     pub fn open(pattern: &str) -> Result<Dataset> {
-        let (paths, listed) = pattern::shards(pattern)?;
-        let folder = paths[0].parent().unwrap_or(Path::new("")).to_owned();
-        let info = DatasetInfo::load(&folder)?;
-        let expect = |unit, expected: u64, found: u64| {
-            if listed || expected == found {
-                return Ok(());
-            }
-            Err(Error::Incomplete { manifest: folder.join(DatasetInfo::FILE), unit, expected, found })
+        Dataset::open_with(pattern, &Options::default())
+    }
+
+    /// As [`open`](Self::open), with a cache, another time-out, or indices made anew.
+    pub fn open_with(pattern: &str, options: &Options) -> Result<Dataset> {
+        let (shards, info) = if Path::new(pattern).is_dir() && folder::is_image_folder(Path::new(pattern))? {
+            open_folder(Path::new(pattern))?
+        } else {
+            open_shards(pattern, options)?
         };
-        if let Some(info) = &info {
-            expect("shards", info.shards, paths.len() as u64)?;
-        }
-        allow_open_files(paths.len());
-        let mut shards = Vec::with_capacity(paths.len());
-        let mut len = 0;
-        for path in paths {
-            let (index, index_state) = ShardIndex::open(&path)?;
-            let file = File::open(&path).context("open shard", &path)?;
-            let start = len;
-            len += index.len();
-            shards.push(Shard { path, file, start, index, index_state });
-        }
-        if let Some(info) = &info {
-            expect("samples", info.samples, len as u64)?;
-        }
+        let len = shards.iter().map(|shard| shard.index.len()).sum();
         if len == 0 {
             return Err(Error::Empty { what: "no samples in the shards", pattern: pattern.to_owned() });
         }
@@ -191,7 +226,7 @@ impl Dataset {
     /// The shards in order.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = ShardInfo<'_>> {
         self.shards.iter().map(|shard| ShardInfo {
-            path: &shard.path,
+            path: shard.path(),
             samples: shard.index.len(),
             bytes: shard.index.tar_size(),
             index: shard.index_state,
@@ -215,7 +250,11 @@ impl Dataset {
                     bad.label,
                     classes.saturating_sub(1)
                 );
-                return Err(Error::Label { shard: shard.path.clone(), key: bad.key().to_owned(), reason });
+                return Err(Error::Label {
+                    shard: shard.path().to_owned(),
+                    key: shard.key(bad.name).to_owned(),
+                    reason,
+                });
             }
         }
         Ok(())
@@ -225,23 +264,26 @@ impl Dataset {
     /// the sample's origin.
     ///
     /// # Errors
-    /// A sample from [`len`](Self::len) on, or a shard that can't be read.
+    /// A sample from [`len`](Self::len) on, a shard that can't be read, or whose index is another shard's.
     pub fn read(&self, sample: usize, encoded: &mut Vec<u8>) -> Result<SampleInfo<'_>> {
         let (shard, found) = self.locate(sample).ok_or_else(|| {
             Error::InvalidArgument(format!("sample {sample} was asked of a dataset of {}", self.len))
         })?;
-        encoded.resize(found.length as usize, 0);
-        shard.file.read_exact_at(encoded, found.offset).context("read", &shard.path)?;
-        Ok(shard.meta(found))
+        let length = shard.read(&found, encoded)?;
+        Ok(shard.meta(IndexedSample { length, ..found }))
     }
 
     /// SHA-256, in hex, over the shards' file names and sizes and every sample's name and label: equal where two
-    /// ranks, or a run and its resumption, see the same dataset. The folder and the pixels have no part in it.
+    /// ranks, or a run and its resumption, see the same dataset. The folder or store and the pixels have no part
+    /// in it; of a folder of images neither have its name and the files' sizes.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for shard in &self.shards {
             // Lengths before contents, so that no two datasets write the same bytes.
-            let name = files::file_name(&shard.path);
+            let name = match &shard.contents {
+                Contents::Tar(source) => files::file_name(source.path()),
+                Contents::Folder(_) => String::new(),
+            };
             hash.update((name.len() as u64).to_le_bytes());
             hash.update(name.as_bytes());
             hash.update(shard.index.tar_size().to_le_bytes());
@@ -262,6 +304,64 @@ impl Dataset {
     }
 }
 
+fn open_folder(path: &Path) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
+    let (index, listed) = folder::list(path)?;
+    let info = DatasetInfo::load(path)?.unwrap_or(listed);
+    let contents = Contents::Folder(path.to_owned());
+    Ok((vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }], Some(info)))
+}
+
+fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
+    let storage = Storage::new(options);
+    let Named { shards: locations, listed, whole_folder, list } = pattern::shards(pattern, &storage)?;
+    let folder = folder_of(&locations[0].name);
+    let info_path = join(folder, DatasetInfo::FILE);
+    let info = match storage.read_small(&info_path, true)? {
+        Some(text) => Some(DatasetInfo::parse(Path::new(&info_path), &text)?),
+        None => None,
+    };
+    let list = match list {
+        None if info.is_none() => pattern::list_in(folder, &storage)?,
+        list => list,
+    };
+    let expect = |manifest: &str, unit, expected: u64, found: u64| {
+        let manifest = PathBuf::from(manifest);
+        if expected == found { Ok(()) } else { Err(Error::Incomplete { manifest, unit, expected, found }) }
+    };
+    if let Some(info) = info.as_ref().filter(|_| !listed) {
+        expect(&info_path, "shards", info.shards, locations.len() as u64)?;
+    }
+    if let Some(list) = list.as_ref().filter(|_| whole_folder) {
+        expect(&list.path, "shards", list.split(None)?.len() as u64, locations.len() as u64)?;
+    }
+    allow_open_files(locations.len());
+    // What a store takes to answer is spent waiting, not computing.
+    let threads = if is_url(&locations[0].name) { 32 } else { parallel::cores() };
+    let mut shards = parallel::map(&locations, threads, |_, location| {
+        let source = storage.open(location)?;
+        let (index, index_state) = ShardIndex::of(&source, options.rebuild_indices)?;
+        if let Some((path, samples)) = counted(list.as_ref(), &location.name) {
+            expect(&format!("{path} of {}", location.name), "samples", samples, index.len() as u64)?;
+        }
+        Ok(Shard { contents: Contents::Tar(source), start: 0, index, index_state })
+    })?;
+    let mut start = 0;
+    for shard in &mut shards {
+        shard.start = start;
+        start += shard.index.len();
+    }
+    if let Some(info) = info.as_ref().filter(|_| !listed) {
+        expect(&info_path, "samples", info.samples, start as u64)?;
+    }
+    Ok((shards, info))
+}
+
+/// What a list says of the samples in the shard at `location`, and where the list is.
+fn counted<'a>(list: Option<&'a ShardList>, location: &str) -> Option<(&'a str, u64)> {
+    let list = list?;
+    Some((&list.path, list.samples(location)?))
+}
+
 /// Raises the process's limit on open files where `shards` come near it, as far as it may: each stays open. Where
 /// that isn't far enough, opening one fails and says so.
 fn allow_open_files(shards: usize) {
@@ -274,8 +374,54 @@ fn allow_open_files(shards: usize) {
 }
 
 impl Shard {
+    fn path(&self) -> &Path {
+        match &self.contents {
+            Contents::Tar(source) => source.path(),
+            Contents::Folder(folder) => folder,
+        }
+    }
+
+    /// The key of the sample that is called `name`. A file's ends at its extension, for others may differ from it
+    /// only behind the first dot.
+    fn key<'a>(&self, name: &'a str) -> &'a str {
+        match self.contents {
+            Contents::Tar(_) => crate::shard::split_name(name).0,
+            Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
+        }
+    }
+
     fn meta<'a>(&'a self, sample: IndexedSample<'a>) -> SampleInfo<'a> {
         let IndexedSample { name, length, label, .. } = sample;
-        SampleInfo { shard: &self.path, name, key: sample.key(), label, length }
+        SampleInfo { shard: self.path(), name, key: self.key(name), label, length }
+    }
+
+    /// Replaces the contents of `encoded` by the sample's image, and returns its length.
+    fn read(&self, sample: &IndexedSample<'_>, encoded: &mut Vec<u8>) -> Result<u32> {
+        match &self.contents {
+            Contents::Tar(source) => {
+                let mut header = [0; HEADER];
+                encoded.resize(sample.length as usize, 0);
+                source.read_exact_at(&mut header, encoded, sample.offset - HEADER as u64)?;
+                if header_crc(&header) != sample.header {
+                    let what = format!(
+                        "'{}' isn't where the index says: the shard or its index was replaced; run codinet-data index --force",
+                        sample.name
+                    );
+                    return Err(Error::malformed(source.path(), what));
+                }
+            }
+            Contents::Folder(folder) => {
+                let path = folder.join(sample.name);
+                encoded.clear();
+                let read = File::open(&path)
+                    .and_then(|file| file.take(MOST_IMAGE_BYTES + 1).read_to_end(encoded))
+                    .context("read", &path)?;
+                if read as u64 > MOST_IMAGE_BYTES {
+                    let what = format!("over {} MiB, the most for an image", MOST_IMAGE_BYTES >> 20);
+                    return Err(Error::malformed(&path, what));
+                }
+            }
+        }
+        Ok(encoded.len() as u32)
     }
 }

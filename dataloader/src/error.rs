@@ -21,6 +21,17 @@ pub enum Error {
         cause: io::Error,
     },
 
+    /// An object in a store can't be had.
+    #[error("cannot {action} {url}: {what}")]
+    Store {
+        /// What was tried, phrased to follow "cannot": `read`, `list`.
+        action: &'static str,
+        /// The object or folder.
+        url: String,
+        /// What went wrong, and how to mend it. Never a credential.
+        what: String,
+    },
+
     /// A file is there and readable, but isn't what its format demands.
     #[error("{}: {what}", path.display())]
     Malformed {
@@ -54,7 +65,7 @@ pub enum Error {
 
     /// No shard, or no sample in the shards.
     #[error(
-        "{what} at '{pattern}'; give a folder of .tar shards, a glob, or a range like x-{{000000..000012}}.tar"
+        "{what} at '{pattern}'; give a folder of .tar shards or of class folders, a glob, or a range like x-{{000000..000012}}.tar"
     )]
     Empty {
         /// What wasn't found: shards or samples.

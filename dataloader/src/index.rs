@@ -1,28 +1,38 @@
 //! Where each sample lies in a shard, so that samples can be read in any order.
 //!
-//! The index of `NAME.tar` is the text file `NAME.idx`: a line `codinet-index 1 SIZE MTIME SAMPLES` (the tar's
-//! bytes and modification time when it was indexed), then a tab-separated line a sample: image member, offset
-//! and length of its contents in bytes, label. It is a cache. Where it is missing, damaged, or the tar has
-//! changed since, the tar's headers are scanned again and the index is written anew; where that isn't allowed
-//! (a read-only folder), the scan is only kept in memory.
+//! The index of `NAME.tar` is the text file `NAME.idx`: a line `codinet-index 2 SIZE VERSION SAMPLES` (the tar's
+//! bytes, and its modification time when it was indexed; of an object in a store its ETag), then a tab-separated
+//! line a sample: image member, offset and length of its contents in bytes, label, and the CRC-32 of the member's
+//! header. By the last, reading a sample notices an index of another shard, whatever its size and time.
+//!
+//! It is a cache. Where it is missing, damaged, or the tar has changed since, the tar's headers are scanned again
+//! and the index is written anew; where that isn't allowed (a read-only folder), the scan is only kept in memory.
+//! Members are never extracted: a name is a label in messages, and whatever path it spells, nothing is written.
 
 use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 use crate::shard::{is_image, is_label, split_name};
+use crate::source::{LocalFile, ScanReader, Source};
 
-const FORMAT: &str = "codinet-index 1";
+const FORMAT: &str = "codinet-index 2";
 
-/// The samples of one shard: about 24 bytes each, and their names in one string.
+/// An image of more bytes than this is taken for a broken or hostile header.
+pub(crate) const MOST_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Bytes of a tar's header, which end where the member's contents begin.
+pub(crate) const HEADER: usize = 512;
+
+/// The samples of one shard: 24 bytes each, and their names in one string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardIndex {
-    /// Size and modification time of the tar: an index is valid for one state of it.
-    stamp: Stamp,
+    /// Bytes of the tar, and what changes when it does: an index is valid for one state of it.
+    size: u64,
+    version: String,
     names: String,
     entries: Vec<Entry>,
 }
@@ -34,13 +44,7 @@ struct Entry {
     label: u32,
     /// Where in `names` this sample's name ends; it begins where the one before ends.
     name_end: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    seconds: i64,
-    nanoseconds: i64,
+    header: u32,
 }
 
 /// One sample of a shard.
@@ -54,6 +58,8 @@ pub struct IndexedSample<'a> {
     pub length: u32,
     /// The class number.
     pub label: u32,
+    /// CRC-32 of the 512 bytes before the image: its member's header.
+    pub header: u32,
 }
 
 impl<'a> IndexedSample<'a> {
@@ -72,6 +78,8 @@ pub enum IndexState {
     Rebuilt,
     /// As `Rebuilt`, but it couldn't be written; each opening scans the tar again.
     Unsaved,
+    /// There is none: a folder of image files is listed at each opening.
+    NotNeeded,
 }
 
 impl ShardIndex {
@@ -80,14 +88,16 @@ impl ShardIndex {
     /// # Errors
     /// As [`rebuild`](Self::rebuild). Not being able to save isn't one.
     pub fn open(tar: &Path) -> Result<(ShardIndex, IndexState)> {
-        let stamp = Stamp::of(&File::open(tar).context("open shard", tar)?, tar)?;
-        if let Some(index) =
-            std::fs::read_to_string(index_path(tar)).ok().and_then(|text| parse(&text, stamp))
-        {
+        ShardIndex::of(&Source::File(LocalFile::open(tar)?), false)
+    }
+
+    /// The index of an opened shard: the saved one if it fits and isn't to be made anew, else a scan, saved.
+    pub(crate) fn of(source: &Source, anew: bool) -> Result<(ShardIndex, IndexState)> {
+        if let Some(index) = (!anew).then(|| source.saved_index()).flatten() {
             return Ok((index, IndexState::Read));
         }
-        let index = ShardIndex::rebuild(tar)?;
-        let state = if index.save(tar).is_ok() { IndexState::Rebuilt } else { IndexState::Unsaved };
+        let index = ShardIndex::scan(source)?;
+        let state = if source.save_index(&index).is_ok() { IndexState::Rebuilt } else { IndexState::Unsaved };
         Ok((index, state))
     }
 
@@ -97,36 +107,46 @@ impl ShardIndex {
     /// An unreadable file, one that isn't a tar or is cut short, an image without a label or a label without
     /// an image, a label that isn't a number.
     pub fn rebuild(tar: &Path) -> Result<ShardIndex> {
-        let file = File::open(tar).context("open shard", tar)?;
-        let stamp = Stamp::of(&file, tar)?;
-        let mut scan =
-            Scan { tar, index: ShardIndex { stamp, names: String::new(), entries: Vec::new() }, open: None };
+        ShardIndex::scan(&Source::File(LocalFile::open(tar)?))
+    }
+
+    fn scan(source: &Source) -> Result<ShardIndex> {
+        let tar = source.path();
+        let reader = ScanReader::new(source);
+        let mut scan = Scan { tar, index: ShardIndex::new(source.size(), source.version()), open: None };
         let broken = |cause: std::io::Error| {
-            Error::malformed(
-                tar,
-                format!("not a readable tar archive ({cause}); copy or write the shard again"),
-            )
+            reader.take_error().unwrap_or_else(|| {
+                let what = format!("not a readable tar archive ({cause}); copy or write the shard again");
+                Error::malformed(tar, what)
+            })
         };
-        let mut archive = tar::Archive::new(file);
+        let mut archive = tar::Archive::new(&reader);
         let mut end = 0; // of the last member, padding included
         for member in archive.entries_with_seek().map_err(broken)? {
             let mut member = member.map_err(broken)?;
+            reader.next_member();
             let name = String::from_utf8(member.path_bytes().into_owned())
                 .map_err(|error| broken(std::io::Error::other(error)))?;
             let (offset, length) = (member.raw_file_position(), member.size());
             end = offset.saturating_add(length).saturating_add(511) / 512 * 512;
-            if end > stamp.size {
+            if end > source.size() {
                 return Err(Error::malformed(
                     tar,
                     format!("cut short inside '{name}'; copy the shard again"),
                 ));
             }
+            if is_sparse(&mut member).map_err(broken)? {
+                let what = format!("'{name}' is stored sparsely; write the shard without tar's --sparse");
+                return Err(Error::malformed(tar, what));
+            }
             if member.header().entry_type().is_file() {
-                scan.member(&name, offset, length, &mut member)?;
+                let mut header = [0; HEADER];
+                reader.read_exact_at(&mut header, offset.saturating_sub(HEADER as u64))?;
+                scan.member(&name, offset, length, header_crc(&header), &mut member)?;
             }
         }
         // Cut exactly between two members, a tar looks whole but for the zero block that should end it.
-        if end + 512 > stamp.size {
+        if end + 512 > source.size() {
             return Err(Error::malformed(
                 tar,
                 "cut short: the tar's end marker is missing; copy the shard again",
@@ -136,15 +156,48 @@ impl ShardIndex {
         Ok(scan.index)
     }
 
+    /// The index in the file `idx`, if it was made for `source` in its present state.
+    pub(crate) fn load(idx: &Path, source: &Source) -> Option<ShardIndex> {
+        let mut text = String::new();
+        File::open(idx).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
+        parse(&text, source.size()).filter(|index| index.version == source.version())
+    }
+
+    /// As [`load`](Self::load), of an index that was copied beside an object, so that it holds the time of the
+    /// file that it was made of.
+    #[cfg(feature = "remote")]
+    pub(crate) fn of_copy(text: &[u8], source: &Source) -> Option<ShardIndex> {
+        let mut index = parse(std::str::from_utf8(text).ok()?, source.size())?;
+        index.version = source.version().to_owned();
+        index.fits(source).then_some(index)
+    }
+
+    /// Whether the last sample's header is where it says.
+    pub(crate) fn fits(&self, source: &Source) -> bool {
+        let Some(last) = self.get(self.len().wrapping_sub(1)) else { return true };
+        let mut header = [0; HEADER];
+        source.peek(&mut header, last.offset - HEADER as u64).is_ok() && header_crc(&header) == last.header
+    }
+
     /// Writes the index beside `tar`, in one step.
     pub fn save(&self, tar: &Path) -> Result<()> {
-        let Stamp { size, seconds, nanoseconds } = self.stamp;
-        let mut text = format!("{FORMAT} {size} {seconds}.{nanoseconds:09} {}\n", self.len());
+        files::replace(&index_path(tar), self.to_text().as_bytes())
+    }
+
+    /// What [`save`](Self::save) writes.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = format!("{FORMAT} {} {} {}\n", self.size, self.version, self.len());
         for sample in self.iter() {
-            let IndexedSample { name, offset, length, label } = sample;
-            let _ = writeln!(text, "{name}\t{offset}\t{length}\t{label}"); // writing to a String can't fail
+            let IndexedSample { name, offset, length, label, header } = sample;
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "{name}\t{offset}\t{length}\t{label}\t{header:08x}");
         }
-        files::replace(&index_path(tar), text.as_bytes())
+        text
+    }
+
+    /// An index of nothing yet.
+    pub(crate) fn new(size: u64, version: &str) -> ShardIndex {
+        ShardIndex { size, version: version.to_owned(), names: String::new(), entries: Vec::new() }
     }
 
     /// Number of samples.
@@ -159,15 +212,15 @@ impl ShardIndex {
 
     /// Bytes of the tar.
     pub fn tar_size(&self) -> u64 {
-        self.stamp.size
+        self.size
     }
 
     /// Sample `position` of the shard, in the tar's order; `None` past the end.
     pub fn get(&self, position: usize) -> Option<IndexedSample<'_>> {
-        let Entry { offset, length, label, name_end } = *self.entries.get(position)?;
+        let Entry { offset, length, label, name_end, header } = *self.entries.get(position)?;
         let name_start = position.checked_sub(1).map_or(0, |before| self.entries[before].name_end);
         let name = &self.names[name_start as usize..name_end as usize];
-        Some(IndexedSample { name, offset, length, label })
+        Some(IndexedSample { name, offset, length, label, header })
     }
 
     /// All samples in the tar's order.
@@ -176,19 +229,40 @@ impl ShardIndex {
     }
 
     /// Adds a sample; `None` where a number doesn't fit.
-    fn push(&mut self, name: &str, offset: u64, length: u64, label: u32) -> Option<()> {
+    pub(crate) fn push(&mut self, sample: IndexedSample<'_>) -> Option<()> {
+        let IndexedSample { name, offset, length, label, header } = sample;
         self.names.push_str(name);
         let name_end = u32::try_from(self.names.len()).ok()?;
-        self.entries.push(Entry { offset, length: u32::try_from(length).ok()?, label, name_end });
+        self.entries.push(Entry { offset, length, label, name_end, header });
         Some(())
+    }
+
+    /// Gives back the memory that growing has taken beyond what is held.
+    pub(crate) fn shrink(&mut self) {
+        self.names.shrink_to_fit();
+        self.entries.shrink_to_fit();
     }
 }
 
-impl Stamp {
-    fn of(file: &File, path: &Path) -> Result<Stamp> {
-        let metadata = file.metadata().context("read", path)?;
-        Ok(Stamp { size: metadata.len(), seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() })
+/// CRC-32 of a member's header.
+pub(crate) fn header_crc(header: &[u8; HEADER]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(header);
+    crc.sum()
+}
+
+/// Whether a member's contents have holes that the tar leaves out: in GNU's format, or in pax headers.
+fn is_sparse<R: Read>(member: &mut tar::Entry<'_, R>) -> std::io::Result<bool> {
+    if member.header().entry_type().is_gnu_sparse() {
+        return Ok(true);
     }
+    let Some(extensions) = member.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A scan over a tar's members, which puts images and labels together.
@@ -201,13 +275,20 @@ struct Scan<'a> {
 
 struct OpenSample {
     key: String,
-    /// Name, offset and length of the image member.
-    image: Option<(String, u64, u64)>,
+    /// The image member: its name, then offset, length and CRC-32 of its header.
+    image: Option<(String, u64, u32, u32)>,
     label: Option<u32>,
 }
 
 impl Scan<'_> {
-    fn member(&mut self, name: &str, offset: u64, length: u64, contents: &mut impl Read) -> Result<()> {
+    fn member(
+        &mut self,
+        name: &str,
+        offset: u64,
+        length: u64,
+        header: u32,
+        contents: &mut impl Read,
+    ) -> Result<()> {
         let (key, extension) = split_name(name);
         if !is_image(extension) && !is_label(extension) {
             return Ok(());
@@ -223,7 +304,15 @@ impl Scan<'_> {
         let open =
             self.open.get_or_insert_with(|| OpenSample { key: key.to_owned(), image: None, label: None });
         let twice = if is_image(extension) {
-            open.image.replace((name.to_owned(), offset, length)).is_some()
+            let length =
+                u32::try_from(length).ok().filter(|_| length <= MOST_IMAGE_BYTES).ok_or_else(|| {
+                    let most = MOST_IMAGE_BYTES >> 20;
+                    Error::malformed(
+                        tar,
+                        format!("'{name}' has {length} bytes; the most are {most} MiB an image"),
+                    )
+                })?;
+            open.image.replace((name.to_owned(), offset, length, header)).is_some()
         } else {
             open.label.replace(read_label(tar, key, contents)?).is_some()
         };
@@ -244,10 +333,11 @@ impl Scan<'_> {
             Err(Error::Label { shard: self.tar.to_owned(), key: key.clone(), reason: reason.to_owned() })
         };
         match (image, label) {
-            (Some((name, offset, length)), Some(label)) => {
-                self.index.push(&name, offset, length, label).ok_or_else(|| {
-                    Error::malformed(self.tar, format!("key '{key}': image or shard of over 4 GiB; split it"))
-                })
+            (Some((name, offset, length, header)), Some(label)) => {
+                let sample = IndexedSample { name: &name, offset, length, label, header };
+                self.index
+                    .push(sample)
+                    .ok_or_else(|| Error::malformed(self.tar, "over 4 GiB of names; split the shard"))
             }
             (Some(_), None) => {
                 label_error("the image has no .cls member beside it; write one with its class number")
@@ -272,20 +362,34 @@ fn index_path(tar: &Path) -> PathBuf {
     tar.with_extension("idx")
 }
 
-/// The index in `text`, if it is whole and made for the tar in its present state.
-fn parse(text: &str, stamp: Stamp) -> Option<ShardIndex> {
+/// An index has fewer bytes than its tar, whose headers hold all that it says: a longer file isn't one.
+pub(crate) fn most_index_bytes(source: &Source) -> u64 {
+    source.size().saturating_add(FORMAT.len() as u64 + 256)
+}
+
+/// The index in `text`, if it is whole and made for a tar of `size` bytes.
+pub(crate) fn parse(text: &str, size: u64) -> Option<ShardIndex> {
     let (header, lines) = text.split_once('\n')?;
-    let Stamp { size, seconds, nanoseconds } = stamp;
-    let count = header.strip_prefix(&format!("{FORMAT} {size} {seconds}.{nanoseconds:09} "))?;
-    let count: usize = count.parse().ok()?;
-    let mut index = ShardIndex { stamp, names: String::with_capacity(lines.len()), entries: Vec::new() };
-    index.entries.reserve_exact(count.min(lines.len()));
+    let mut fields = header.strip_prefix(FORMAT)?.strip_prefix(' ')?.split(' ');
+    let same_size = fields.next()?.parse::<u64>().ok()? == size;
+    let (version, count) = (fields.next()?, fields.next()?.parse::<usize>().ok()?);
+    if !same_size || fields.next().is_some() {
+        return None;
+    }
+    let mut index = ShardIndex::new(size, version);
+    index.names.reserve_exact(lines.len());
+    index.entries.reserve_exact(count.min(lines.len() / 14)); // the shortest line
     for line in lines.lines() {
         let mut fields = line.split('\t');
-        let name = fields.next()?;
-        let (offset, length): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        let inside = offset.checked_add(length)? <= size;
-        index.push(name, offset, length, fields.next()?.parse().ok().filter(|_| inside)?)?;
+        let name = fields.next().filter(|name| !name.contains(char::is_control))?;
+        let (offset, length): (u64, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let label = fields.next()?.parse().ok()?;
+        let header = u32::from_str_radix(fields.next().filter(|crc| crc.len() == 8)?, 16).ok()?;
+        let inside = offset >= HEADER as u64 && offset.checked_add(length.into())? <= size;
+        if !inside || u64::from(length) > MOST_IMAGE_BYTES || fields.next().is_some() {
+            return None;
+        }
+        index.push(IndexedSample { name, offset, length, label, header })?;
     }
     index.names.shrink_to_fit();
     (index.len() == count).then_some(index)

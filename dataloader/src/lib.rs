@@ -26,13 +26,20 @@ pub mod sheet;
 pub mod transform;
 pub mod verify;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 mod files;
+mod folder;
 mod parallel;
 mod pattern;
 mod pool;
 mod resize;
+mod shard_list;
+mod source;
 
-pub use dataset::{Dataset, DatasetInfo, SampleInfo};
+pub use dataset::{Cache, Dataset, DatasetInfo, Options, SampleInfo};
 pub use decode::{Channels, Decoder};
 pub use error::{BadImage, Error, Result};
 pub use loader::{BadSample, Batch, BatchPlan, Loader, LoaderSpec, OnBadSample};

@@ -27,6 +27,8 @@ enum Command {
     Import(commands::import::Arguments),
     /// Time reading, decoding and resizing, stage by stage, and the loader as a whole.
     Bench(commands::bench::Arguments),
+    /// Make or check the index of every shard, so that training starts at once.
+    Index(commands::index::Arguments),
     /// Say what shards hold, and try to decode some of it; with --sheet, draw it as training sees it.
     Inspect(commands::inspect::Arguments),
     /// Decode every image, and list what is wrong or odd.
@@ -38,6 +40,7 @@ Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
   codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
   codinet-data import imagenet --src downloads --out data/imagenet
+  codinet-data index data/imagenet/train
   codinet-data inspect data/fashion-mnist/train
   codinet-data bench data/imagenet/train --threads 8 --views 2
   codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Import(arguments)) => commands::import::run(&arguments),
         Some(Command::Bench(arguments)) => commands::bench::run(&arguments),
+        Some(Command::Index(arguments)) => commands::index::run(&arguments),
         Some(Command::Inspect(arguments)) => commands::inspect::run(&arguments),
         Some(Command::Verify(arguments)) => commands::verify::run(&arguments),
         None => Ok(()),

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 pub mod bench;
 pub mod import;
+pub mod index;
 pub mod inspect;
 mod meter;
 pub mod verify;

@@ -1,0 +1,128 @@
+//! What is read from files that others made, as functions that any bytes may be thrown at: they must not panic,
+//! hang or take memory beyond their input. `fuzz/` calls them with what a fuzzer finds, the test below with a few
+//! thousand mutations of good files.
+
+use std::fs;
+use std::path::Path;
+
+use crate::dataset::{Dataset, DatasetInfo};
+use crate::index;
+use crate::shard_list::ShardList;
+
+/// Opens `tar` as a shard in `folder`, and reads all its samples: what a scan has found must be there.
+pub fn shard(folder: &Path, tar: &[u8]) {
+    let path = folder.join("fuzzed.tar");
+    let _ = fs::remove_file(path.with_extension("idx"));
+    fs::write(&path, tar).expect("the folder can be written");
+    let Ok(dataset) = Dataset::open(path.to_str().expect("a path in UTF-8")) else { return };
+    let mut encoded = Vec::new();
+    for sample in 0..dataset.len() {
+        dataset.read(sample, &mut encoded).expect("the scan has found it");
+    }
+}
+
+/// Parses `text` as the index of a tar of 1 MB; what is taken must say the same when it is written again.
+pub fn index(text: &[u8]) {
+    let parse = |text: &str| index::parse(text, 1_000_000);
+    let Some(index) = std::str::from_utf8(text).ok().and_then(parse) else { return };
+    assert_eq!(parse(&index.to_text()), Some(index));
+}
+
+/// Parses `text` as a list of shards and as a `dataset.json`.
+pub fn list(text: &[u8]) {
+    if let Ok(Some(list)) = ShardList::parse("s3://bucket/folder/_info.json", text) {
+        let _ = (list.split(None), list.split(Some("train")), list.samples("s3://bucket/folder/x.tar"));
+    }
+    let _ = DatasetInfo::parse(Path::new("dataset.json"), text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    /// Changes a few bytes, runs of bytes or numbers of `bytes`, or cuts it short.
+    fn mutate(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
+        let mut below = |limit: usize| rng.next_u64() as usize % limit.max(1);
+        for _ in 0..=below(4) {
+            let at = below(bytes.len());
+            let until = (at + below(40)).min(bytes.len());
+            match below(6) {
+                0 => bytes[at..until].iter_mut().take(1).for_each(|byte| *byte ^= 1 << below(8)),
+                1 => bytes.truncate(at),
+                2 => bytes.splice(at..at, bytes[at..until].to_vec()).for_each(drop),
+                3 => bytes[at..until].fill([0, b'0', b'7', b'9', 0xFF, b'\n', b'\t', b'"'][below(8)]),
+                4 => bytes.drain(at..until).for_each(drop),
+                _ => {
+                    let number = ["18446744073709551615", "4294967296", "-1", "1e9", "00"][below(5)];
+                    bytes.splice(at..(at + number.len()).min(bytes.len()), number.bytes()).for_each(drop);
+                }
+            }
+        }
+    }
+
+    /// Makes the checksums right of all blocks that could be headers, so that more than the checksum is tried.
+    fn sign(tar: &mut [u8]) {
+        for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+
+    fn seed_tar() -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let long = format!("{}.png", "folder/".repeat(20));
+        let extensions = [("path", b"pax/name.jpg".as_slice()), ("uid", b"99999999")];
+        for (name, contents) in
+            [("a.jpg", &b"image"[..]), ("a.cls", b"7"), ("b.txt", b"?"), (&long, &[1; 700])]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(contents.len() as u64);
+            tar.append_data(&mut header, name, contents).unwrap();
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        tar.append_data(&mut header, long.replace("png", "cls"), &b"1"[..]).unwrap();
+        tar.append_pax_extensions(extensions).unwrap();
+        tar.append_data(&mut header, "short.jpg", &b"i"[..]).unwrap();
+        tar.append_data(&mut header, "pax/name.cls", &b"2"[..]).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn mutated_files_are_errors_or_data() {
+        // In memory where the system has such a place: each scan that succeeds writes an index, and waits for it.
+        let shared = Path::new("/dev/shm");
+        let folder =
+            if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }.unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let tar = seed_tar();
+        shard(folder.path(), &tar);
+        let opened = Dataset::open(folder.path().join("fuzzed.tar").to_str().unwrap()).unwrap();
+        assert_eq!(opened.len(), 3, "the seed itself is good");
+        let idx = fs::read(folder.path().join("fuzzed.idx")).unwrap();
+        let idx = String::from_utf8(idx).unwrap().replacen(&format!(" {} ", tar.len()), " 1000000 ", 1);
+        assert!(index::parse(&idx, 1_000_000).is_some());
+        let lists = [
+            r#"{"splits": {"train": {"filenames": ["x.tar"], "shard_lengths": [3], "num_samples": 3}}}"#,
+            r#"{"wids_version": 1, "shardlist": [{"url": "x.tar", "nsamples": 3}], "datasets": [{"base": "b", "shardlist": []}]}"#,
+            r#"{"version": 1, "name": "", "classes": 1, "channels": 3, "image_size": null, "samples": 3, "shards": 1, "class_names": ["a"]}"#,
+        ];
+        for round in 0..2000 {
+            let mut mutated = tar.clone();
+            mutate(&mut mutated, &mut rng);
+            if round % 2 == 0 {
+                sign(&mut mutated);
+            }
+            shard(folder.path(), &mutated);
+            let mut mutated = idx.clone().into_bytes();
+            mutate(&mut mutated, &mut rng);
+            index(&mutated);
+            let mut mutated = lists[round % lists.len()].as_bytes().to_vec();
+            mutate(&mut mutated, &mut rng);
+            list(&mutated);
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! Shards in stores: S3 and what speaks its protocol, Google Cloud Storage, web servers.
+//!
+//! What is asked of a store is tried again with growing pauses where the store or the way to it fails, as long as
+//! [`Options::timeout`] allows. Messages name the URL and say what to do; what a server answered besides its
+//! status isn't repeated, for it may hold parts of credentials.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::future::Future;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::{
+    BackoffConfig, ClientConfigKey, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
+};
+use tokio::runtime::Runtime;
+
+use super::cache::SharedFolder;
+use super::{Location, Source, is_url, local};
+use crate::dataset::Options;
+use crate::error::{Error, IoContext, Result};
+use crate::index::{ShardIndex, most_index_bytes};
+
+/// What one request asks for where much is wanted: of a scan, and of a shard that is fetched whole.
+const PART: u64 = 8 << 20;
+
+/// Parts of one shard asked for at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// The stores that a dataset's shards lie in, and the threads that talk to them.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    runtime: Runtime,
+    stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    timeout: Duration,
+    cache: Option<SharedFolder>,
+}
+
+/// An object as it was when it was opened or listed.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    size: u64,
+    etag: Option<String>,
+    /// The ETag, or where there is none the time of the last change, without blanks.
+    version: String,
+}
+
+/// One shard in a store.
+#[derive(Debug)]
+pub(crate) struct Object {
+    remote: Arc<Remote>,
+    place: Place,
+    url: PathBuf,
+    state: State,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    store: Arc<dyn ObjectStore>,
+    path: object_store::path::Path,
+    url: String,
+}
+
+/// What came of reading a small object.
+pub(crate) enum Whole {
+    Missing,
+    /// Access is denied; S3 says so of what is missing, too, to those who may not list.
+    Denied(Error),
+    TooLarge,
+    Bytes(Vec<u8>),
+}
+
+/// Why a request came to nothing.
+enum Failure {
+    Store(object_store::Error),
+    Changed,
+}
+
+impl From<object_store::Error> for Failure {
+    fn from(error: object_store::Error) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+impl State {
+    fn of(meta: &ObjectMeta) -> State {
+        let etag =
+            meta.e_tag.as_deref().map(|etag| etag.replace(|c: char| c.is_whitespace() || c == '"', ""));
+        let version = etag.clone().unwrap_or_else(|| meta.last_modified.timestamp().to_string());
+        State { size: meta.size, etag, version }
+    }
+
+    /// Whether `now` is certainly another object. Not every answer of every server has an ETag.
+    fn differs(&self, now: &State) -> bool {
+        self.size != now.size || self.etag.is_some() && now.etag.is_some() && self.etag != now.etag
+    }
+}
+
+impl Remote {
+    pub(crate) fn start(options: &Options) -> Result<Remote> {
+        // Fails where the process has chosen already, which is as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("store")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Exhausted(format!("cannot start threads for stores: {error}")))?;
+        let cache = options.cache.as_ref().map(SharedFolder::open).transpose()?;
+        Ok(Remote { runtime, stores: Mutex::default(), timeout: options.timeout, cache })
+    }
+
+    /// The object's contents, if it is there and has at most `most` bytes.
+    pub(crate) fn read_whole(&self, url: &str, most: u64) -> Result<Whole> {
+        let place = self.place(url)?;
+        let read = self.run(&place.url, || async {
+            let result = place.store.get_opts(&place.path, GetOptions::default()).await?;
+            if result.meta.size > most {
+                return Ok(None);
+            }
+            Ok(Some(result.bytes().await?))
+        });
+        match read {
+            Ok(Some(bytes)) => Ok(Whole::Bytes(bytes.into())),
+            Ok(None) => Ok(Whole::TooLarge),
+            Err(Failure::Store(object_store::Error::NotFound { .. })) => Ok(Whole::Missing),
+            Err(failure) => {
+                let denied = matches!(failure, Failure::Store(object_store::Error::PermissionDenied { .. }));
+                let error = self.explain("read", &place.url, failure);
+                if denied { Ok(Whole::Denied(error)) } else { Err(error) }
+            }
+        }
+    }
+
+    /// The shards that a glob or a folder names, sorted.
+    pub(crate) fn list(&self, pattern: &str) -> Result<Vec<Location>> {
+        if pattern.starts_with("http") {
+            return Err(Error::InvalidArgument(format!(
+                "'{pattern}': a web server can't list its shards; name them by a range like \
+                 x-{{000000..000012}}.tar or by a list (_info.json, shardindex.json)"
+            )));
+        }
+        let (folder, name) = match pattern.contains(['*', '?', '[']) {
+            true => pattern.rsplit_once('/').unwrap_or((pattern, "")),
+            false => (pattern.trim_end_matches('/'), "*.tar"),
+        };
+        let glob = glob::Pattern::new(name).ok().filter(|_| !folder.contains(['*', '?', '[']));
+        let glob = glob.ok_or_else(|| {
+            let form = "with wildcards behind the last slash only";
+            Error::InvalidArgument(format!(
+                "'{pattern}' isn't a glob that stores are asked for; write it {form}"
+            ))
+        })?;
+        let place = self.place(folder)?;
+        let listed =
+            self.run(folder, || async { Ok(place.store.list_with_delimiter(Some(&place.path)).await?) });
+        let listed = listed.map_err(|failure| self.explain("list", folder, failure))?;
+        let mut shards: Vec<Location> = listed
+            .objects
+            .iter()
+            .filter_map(|meta| {
+                let name = meta.location.filename().filter(|name| glob.matches(name))?;
+                Some(Location { name: format!("{folder}/{name}"), state: Some(State::of(meta)) })
+            })
+            .collect();
+        shards.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(shards)
+    }
+
+    fn place(&self, url: &str) -> Result<Place> {
+        let wrong = |what: &str| Error::InvalidArgument(format!("'{}': {what}", without_password(url)));
+        let (scheme, rest) =
+            url.split_once("://").filter(|_| is_url(url)).ok_or_else(|| wrong("not a URL"))?;
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.is_empty() {
+            return Err(wrong("no bucket or host in it"));
+        }
+        if host.contains('@') {
+            return Err(wrong("holds a password, which would end up in logs; take it out"));
+        }
+        let parsed = match scheme {
+            "http" | "https" => object_store::path::Path::from_url_path(path),
+            _ => object_store::path::Path::parse(path),
+        };
+        let path = parsed.map_err(|error| wrong(&format!("not a path in a store: {error}")))?;
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = format!("{scheme}://{host}");
+        let store = match stores.get(&root) {
+            Some(store) => store.clone(),
+            None => {
+                let store = self.connect(scheme, host)?;
+                stores.insert(root, store.clone());
+                store
+            }
+        };
+        Ok(Place { store, path, url: url.to_owned() })
+    }
+
+    fn connect(&self, scheme: &str, host: &str) -> Result<Arc<dyn ObjectStore>> {
+        let retry = RetryConfig {
+            backoff: BackoffConfig { max_backoff: self.timeout / 8, ..BackoffConfig::default() },
+            max_retries: 10,
+            retry_timeout: self.timeout / 2, // so that the last failure is told, not that time is up
+        };
+        let timeout = format!("{}ms", self.timeout.as_millis());
+        let stalled = format!("{}ms", (self.timeout / 4).as_millis());
+        let client = [(ClientConfigKey::Timeout, timeout), (ClientConfigKey::ReadTimeout, stalled)];
+        let url = format!("{scheme}://{host}");
+        let store: Result<Arc<dyn ObjectStore>, object_store::Error> = match scheme {
+            "s3" => {
+                let mut builder = AmazonS3Builder::from_env().with_bucket_name(host).with_retry(retry);
+                for (key, value) in client {
+                    builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
+                }
+                let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint]
+                    .iter()
+                    .find_map(|key| builder.get_config_value(key));
+                if endpoint.is_some_and(|endpoint| is_loopback_http(&endpoint)) {
+                    builder = builder.with_allow_http(true);
+                }
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+            "gs" => {
+                let mut builder =
+                    GoogleCloudStorageBuilder::from_env().with_bucket_name(host).with_retry(retry);
+                for (key, value) in client {
+                    builder = builder.with_config(GoogleConfigKey::Client(key), value);
+                }
+                let endpoint = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+                if endpoint.is_some_and(|endpoint| is_loopback_http(&endpoint)) {
+                    builder =
+                        builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+                }
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+            _ => {
+                let plain = (scheme == "http").to_string();
+                // Without TLS no certificates are needed, which a small machine may not have.
+                let client = client.into_iter().chain([
+                    (ClientConfigKey::AllowHttp, plain.clone()),
+                    (ClientConfigKey::NoSystemCertificates, plain),
+                ]);
+                let builder = HttpBuilder::new().with_url(&url).with_retry(retry);
+                let builder = client.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+        };
+        store.map_err(|error| self.explain("connect to", &url, error.into()))
+    }
+
+    /// Runs `request` until it is answered. What fails before the answer begins the store's client tries again;
+    /// this does so where an answer breaks off.
+    fn run<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        url: &str,
+        request: impl Fn() -> F,
+    ) -> Result<T, Failure> {
+        const MOST_TRIES: u32 = 4;
+        let until_answered = async {
+            let mut tries = 1;
+            loop {
+                match request().await {
+                    Err(Failure::Store(error)) if breaks_off(&error) && tries < MOST_TRIES => {
+                        tokio::time::sleep((self.timeout / 64).min(Duration::from_secs(1)) * tries * tries)
+                            .await;
+                        tries += 1;
+                    }
+                    outcome => return outcome,
+                }
+            }
+        };
+        let timed = async { tokio::time::timeout(self.timeout, until_answered).await };
+        self.runtime.block_on(timed).unwrap_or_else(|_| {
+            let what = format!("no answer from {url} in {:?}", self.timeout);
+            Err(Failure::Store(object_store::Error::Generic { store: "", source: what.into() }))
+        })
+    }
+
+    fn explain(&self, action: &'static str, url: &str, failure: Failure) -> Error {
+        let url = without_password(url);
+        let credentials = match url.split(':').next() {
+            Some("s3") => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an account that may read it \
+                 (AWS_SKIP_SIGNATURE=true where no account is needed)"
+            }
+            Some("gs") => "set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may read it",
+            _ => "the server must give it to anyone who asks",
+        };
+        use object_store::Error as E;
+        let what = match &failure {
+            Failure::Changed => "it has changed since it was opened; start again".to_owned(),
+            Failure::Store(E::NotFound { .. }) => "it isn't there; check the URL".to_owned(),
+            Failure::Store(E::PermissionDenied { .. } | E::Unauthenticated { .. }) => {
+                format!("access denied; {credentials}")
+            }
+            Failure::Store(E::NotSupported { .. }) => {
+                "the server doesn't answer requests for parts of a file; serve it by one that does".to_owned()
+            }
+            Failure::Store(error) => {
+                let text = error.to_string();
+                let status = text.split_once("status code: ").and_then(|(_, rest)| rest.split(':').next());
+                let kind = http_error(error).map(HttpError::kind);
+                if text.contains("169.254.169.254") || text.contains("metadata.google.internal") {
+                    format!("no credentials; {credentials}")
+                } else if status.is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
+                {
+                    format!("access denied; {credentials}")
+                } else if let Some(status) = status {
+                    format!("the server answers {status}; check the URL, or try again later")
+                } else if kind == Some(HttpErrorKind::Connect) {
+                    "no connection; check the host, the port and the network".to_owned()
+                } else if kind.is_some() || text.contains("no answer from") {
+                    format!("no whole answer in {:?}; check the network, or allow more time", self.timeout)
+                } else {
+                    text.lines().next().unwrap_or_default().chars().take(200).collect()
+                }
+            }
+        };
+        Error::Store { action, url, what }
+    }
+}
+
+/// The transport's part in an error, if it has one.
+fn http_error(error: &object_store::Error) -> Option<&HttpError> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// Whether an answer began and didn't end.
+fn breaks_off(error: &object_store::Error) -> bool {
+    use HttpErrorKind::{Decode, Interrupted, Timeout, Unknown};
+    http_error(error).is_some_and(|error| matches!(error.kind(), Decode | Interrupted | Timeout | Unknown))
+}
+
+/// The URL for messages.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    match host.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://…@{host}/{path}"),
+        None => url.to_owned(),
+    }
+}
+
+/// Whether an endpoint is on this machine and without TLS, where nobody else hears.
+fn is_loopback_http(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else { return false };
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    host == "localhost"
+        || host == "[::1]"
+        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+impl Object {
+    pub(crate) fn open(remote: &Arc<Remote>, location: &Location) -> Result<Object> {
+        let place = remote.place(&location.name)?;
+        let state = match &location.state {
+            Some(state) => state.clone(),
+            None => {
+                let meta = remote.run(&place.url, || async { Ok(place.store.head(&place.path).await?) });
+                State::of(&meta.map_err(|failure| remote.explain("open shard", &place.url, failure))?)
+            }
+        };
+        let url = PathBuf::from(&place.url);
+        Ok(Object { remote: remote.clone(), place, url, state })
+    }
+
+    pub(crate) fn url(&self) -> &Path {
+        &self.url
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.state.size
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        &self.state.version
+    }
+
+    pub(crate) fn scan_block(&self) -> usize {
+        PART as usize
+    }
+
+    /// Fills both buffers, from the local copy if there is a cache, which is filled where it has room.
+    pub(crate) fn read_exact_at(&self, header: &mut [u8], body: &mut [u8], offset: u64) -> Result<()> {
+        if let Some(cache) = &self.remote.cache {
+            let path = self.cached(cache);
+            if let Some(file) = cache.file(&path, self.size(), |file| self.fetch(file, &path))? {
+                return local::read_exact_at(&file, header, body, offset).context("read", &path);
+            }
+        }
+        self.read_from_store(header, body, offset)
+    }
+
+    /// Fills both buffers from the store, whatever the cache holds.
+    pub(crate) fn read_from_store(&self, header: &mut [u8], body: &mut [u8], offset: u64) -> Result<()> {
+        let range = offset..offset + (header.len() + body.len()) as u64;
+        if range.end > self.size() {
+            let what = format!("has {} bytes, {} were asked for", self.size(), range.end);
+            return Err(Error::malformed(&self.url, what));
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.remote.run(&self.place.url, || get(&self.place, &self.state, range.clone()));
+        let bytes = bytes.map_err(|failure| self.remote.explain("read", &self.place.url, failure))?;
+        let (first, rest) = bytes.split_at(header.len());
+        header.copy_from_slice(first);
+        body.copy_from_slice(rest);
+        Ok(())
+    }
+
+    /// Brings the whole shard into `file`, several parts at a time.
+    fn fetch(&self, file: &std::fs::File, path: &Path) -> Result<()> {
+        let starts: Vec<u64> = (0..self.size()).step_by(PART as usize).collect();
+        crate::parallel::map(&starts, PARTS_AT_ONCE, |_, &start| {
+            let range = start..self.size().min(start + PART);
+            let bytes = self.remote.run(&self.place.url, || get(&self.place, &self.state, range.clone()));
+            let bytes = bytes.map_err(|failure| self.remote.explain("read", &self.place.url, failure))?;
+            std::os::unix::fs::FileExt::write_all_at(file, &bytes, start).context("write", path)
+        })?;
+        Ok(())
+    }
+
+    fn cached(&self, cache: &SharedFolder) -> PathBuf {
+        cache.path(&self.place.url, &self.state.version, self.size())
+    }
+
+    /// The index in the cache, or beside the object.
+    pub(crate) fn saved_index(&self, source: &Source) -> Option<ShardIndex> {
+        let in_cache = self.remote.cache.as_ref().map(|cache| self.cached(cache).with_extension("idx"));
+        if let Some(index) = in_cache.and_then(|path| ShardIndex::load(&path, source)) {
+            return Some(index);
+        }
+        let beside = self.place.url.strip_suffix(".tar")?.to_owned() + ".idx";
+        let Ok(Whole::Bytes(text)) = self.remote.read_whole(&beside, most_index_bytes(source)) else {
+            return None;
+        };
+        let index = ShardIndex::of_copy(&text, source)?;
+        let _ = self.save_index(&index); // it can be asked for again
+        Some(index)
+    }
+
+    /// Keeps the index in the cache.
+    pub(crate) fn save_index(&self, index: &ShardIndex) -> Result<()> {
+        match &self.remote.cache {
+            Some(cache) => index.save(&self.cached(cache)),
+            None => Err(Error::InvalidArgument("an index can't be written to a store".into())),
+        }
+    }
+}
+
+/// The bytes of a range of the object, if it is the one that was opened.
+async fn get(place: &Place, state: &State, range: Range<u64>) -> Result<Bytes, Failure> {
+    let wanted = range.end - range.start;
+    let options = GetOptions::default().with_range(Some(range));
+    let result = place.store.get_opts(&place.path, options).await?;
+    if state.differs(&State::of(&result.meta)) {
+        return Err(Failure::Changed);
+    }
+    let bytes = result.bytes().await?;
+    if bytes.len() as u64 == wanted { Ok(bytes) } else { Err(Failure::Changed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_may_be_asked_without_tls() {
+        for loopback in ["http://127.0.0.1:9000", "http://localhost/x", "http://[::1]:80", "http://127.1.2.3"]
+        {
+            assert!(is_loopback_http(loopback), "{loopback}");
+        }
+        for other in
+            ["https://127.0.0.1", "http://10.0.0.1:9000", "http://localhost.evil.org", "http://[::2]:80"]
+        {
+            assert!(!is_loopback_http(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls_are_refused_and_not_repeated() {
+        let remote = Arc::new(Remote::start(&Options::default()).unwrap());
+        let error =
+            Object::open(&remote, &Location::new("https://me:secret@host/x.tar")).unwrap_err().to_string();
+        assert!(
+            error.contains("…@host/x.tar") && error.contains("password") && !error.contains("secret"),
+            "{error}"
+        );
+        for wrong in ["s3:///x.tar", "http://"] {
+            assert!(Object::open(&remote, &Location::new(wrong)).is_err());
+        }
+    }
+}
