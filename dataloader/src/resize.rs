@@ -1,6 +1,6 @@
 //! Whole images brought to another size, by the filter that makes views: bilinear, antialiased.
 
-use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::Channels;
@@ -34,6 +34,8 @@ pub(crate) fn resized(
     let failed = |reason: String| BadImage(format!("can't be resized ({reason}); replace the image"));
     let image =
         ImageRef::new(from.0, from.1, pixels, pixel_type).map_err(|error| failed(error.to_string()))?;
+    // Cut from nothing, so that the types are those of the transform: the resizer is compiled for each anew.
+    let image = CroppedImage::new(&image, 0, 0, from.0, from.1).map_err(|error| failed(error.to_string()))?;
     Resizer::new().resize(&image, &mut resized, &options).map_err(|error| failed(error.to_string()))?;
     Ok(resized.into_vec())
 }

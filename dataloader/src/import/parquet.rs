@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use parquet::basic::Type;
 use parquet::column::reader::get_typed_column_reader;
-use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
@@ -44,10 +44,13 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
             class_names = entry.and_then(|entry| names(entry.value.as_deref()?));
         }
         let prefix = keys.unique(&path.file_name().unwrap_or_default().to_string_lossy());
-        let (bytes, label) = (column(&path, &reader, BYTES)?, column(&path, &reader, LABEL)?);
+        let bytes = column(&path, &reader, BYTES, Type::BYTE_ARRAY)?;
+        let label = column(&path, &reader, LABEL, Type::INT64)?;
         let mut row = 0;
         for (number, group) in reader.metadata().row_groups().iter().enumerate() {
-            let labels = labels(&reader, number, label).map_err(|error| unreadable(&path, &error))?;
+            let labels =
+                values::<Int64Type>(&reader, number, label).map_err(|error| unreadable(&path, &error))?;
+            let labels: Vec<i64> = labels.into_iter().flatten().collect();
             if labels.len() as i64 != group.num_rows() {
                 let what =
                     format!("row group {number} has {} labels for {} rows", labels.len(), group.num_rows());
@@ -153,21 +156,19 @@ fn names(metadata: &str) -> Option<Vec<String>> {
 
 type Reader = SerializedFileReader<File>;
 
-/// The number of the column of this name.
-fn column(path: &Path, reader: &Reader, name: &str) -> Result<usize> {
+/// The number of the column of this name and type.
+fn column(path: &Path, reader: &Reader, name: &str, kind: Type) -> Result<usize> {
     let schema = reader.metadata().file_metadata().schema_descr();
-    let types = if name == BYTES { &[Type::BYTE_ARRAY][..] } else { &[Type::INT64, Type::INT32] };
     let found = schema.columns().iter().position(|column| column.path().string() == name);
     match found.filter(|&found| {
         let column = schema.column(found);
-        types.contains(&column.physical_type()) && column.max_rep_level() == 0
+        column.physical_type() == kind && column.max_rep_level() == 0
     }) {
         Some(found) => Ok(found),
         None => {
             let columns: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
-            let what = format!(
-                "no column {name} of type {types:?} among {columns:?}; it isn't a data set of images"
-            );
+            let what =
+                format!("no column {name} of type {kind} among {columns:?}; it isn't a data set of images");
             Err(Error::malformed(path, what))
         }
     }
@@ -196,15 +197,6 @@ fn values<T: DataType>(
         return Ok(values.map(Some).collect());
     }
     Ok(levels.into_iter().map(|level| if level == defined { values.next() } else { None }).collect())
-}
-
-fn labels(reader: &Reader, group: usize, column: usize) -> Result<Vec<i64>, ParquetError> {
-    let schema = reader.metadata().file_metadata().schema_descr();
-    Ok(if schema.column(column).physical_type() == Type::INT64 {
-        values::<Int64Type>(reader, group, column)?.into_iter().flatten().collect()
-    } else {
-        values::<Int32Type>(reader, group, column)?.into_iter().flatten().map(i64::from).collect()
-    })
 }
 
 /// All row groups of all files.
