@@ -32,6 +32,7 @@ data/fashion-mnist/test/dataset.json: | build
 
 test: setup
 	@$(CARGO) test --release --locked --workspace
+	@$(CARGO) test --release --locked -p codinet-dataloader --features parquet,store-tests --test dataloader_stores --test dataloader_large_import
 
 lint: setup
 	@$(CARGO) fmt --all --check

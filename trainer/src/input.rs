@@ -69,7 +69,7 @@ impl Input {
             ));
         }
         if let Some(lanes) = data.lanes
-            && lanes.count % parts != 0
+            && !lanes.count.is_multiple_of(parts)
         {
             return Err(Error::new(
                 Exit::Config,

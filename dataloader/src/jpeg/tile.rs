@@ -127,7 +127,7 @@ impl Tiles {
     fn try_find(&mut self, encoded: &[u8]) -> Option<()> {
         let header = Header::read(encoded)?;
         let blocks = header.columns();
-        if header.interval == 0 || blocks % header.interval != 0 {
+        if header.interval == 0 || !blocks.is_multiple_of(header.interval) {
             return None;
         }
         let Header { width, height, block, interval, size_at, scan } = header;
@@ -201,7 +201,7 @@ impl Tiles {
 /// whole row where none does.
 fn interval(header: &Header) -> u32 {
     let columns = header.columns();
-    let divisors = (1..=columns).filter(|blocks| columns % blocks == 0);
+    let divisors = (1..=columns).filter(|blocks| columns.is_multiple_of(*blocks));
     let near = divisors.filter(|blocks| WIDTHS.contains(&(blocks * header.block.0)));
     near.min_by_key(|blocks| (blocks * header.block.0).abs_diff(BEST_WIDTH)).unwrap_or(columns)
 }

@@ -54,7 +54,8 @@ impl Renderer {
         let within = Region { left: region.left - shown.left, top: region.top - shown.top, ..region };
         if scaled == (region.width, region.height) {
             let start = within.top as usize * pitch + within.left as usize * c;
-            return Ok(cut(&pixels[start..], pitch, view, image_size, c, out));
+            cut(&pixels[start..], pitch, view, image_size, c, out);
+            return Ok(());
         }
         let image = Source { pixels, size: (shown.width, shown.height), region: within, channels };
         if (scaled, corner) == ((image_size, image_size), (0, 0)) {

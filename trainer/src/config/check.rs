@@ -79,7 +79,7 @@ impl Config {
             (count(data.decode_threads), "data.decode_threads", few),
             (
                 data.lanes.is_none_or(|lanes| {
-                    lanes.window > 0 && lanes.count > 0 && optim.batch_size % lanes.count == 0
+                    lanes.window > 0 && lanes.count > 0 && optim.batch_size.is_multiple_of(lanes.count)
                 }),
                 "data.lanes",
                 "a window of at least 1 and a count that divides optim.batch_size, or null",

@@ -93,7 +93,6 @@ impl<'a, T: Element> Parts<'a, T> {
 
     /// # Safety
     /// Nobody else has this sample's slice, or reads the tensor meanwhile.
-    #[expect(clippy::mut_from_ref, reason = "one task has one sample")]
     unsafe fn get_mut(&self, sample: usize) -> &'a mut [[T; LANES]] {
         assert!(sample < self.samples);
         match self.each {

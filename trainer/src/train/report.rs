@@ -76,7 +76,7 @@ impl Trainer<'_> {
         let share = |time: Duration| time.as_secs_f64() / pace.seconds();
         let loader_wait = share(loader.wait() - pace.loader);
         let (traffic, before) = (self.world.traffic(), pace.traffic);
-        let collective_bytes = (traffic.bytes - before.bytes) / pace.steps as u64;
+        let collective_bytes = (traffic.bytes - before.bytes) / pace.steps;
         let State { step, samples, epoch, .. } = self.state;
         let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
         let Measured { loss, ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = mean;
