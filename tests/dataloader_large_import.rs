@@ -403,7 +403,9 @@ fn an_import_that_was_killed_goes_on_to_the_same_bytes() {
         stdout(&import("imagefolder", source.path(), &killed, &["--shard-size", "4", "--threads", "2"]));
     assert!(text.contains("wrote") && text.contains("(samples: 1200, shards: 300)"), "{text}");
     assert_eq!([written(0), written(2)], before, "whole shards were written again");
-    assert!(files(&whole) == files(&killed));
+    let (expected, found) = (files(&whole), files(&killed));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(found == expected);
     let text = stdout(&import("imagefolder", source.path(), &killed, &["--shard-size", "4"]));
     assert!(text.contains("already complete"), "{text}");
 }
@@ -613,6 +615,37 @@ mod parquet_files {
         let glob = source.path().join("train-*.parquet");
         stdout(&import("parquet", &glob, &out, &[&settings[..], &["--threads", "3"]].concat()));
         assert!(files(&out) == before);
+    }
+
+    /// Row groups of one file are read by several threads at a time.
+    #[test]
+    fn threads_do_not_disturb_one_another() {
+        let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // Nothing is decoded here, so that anything that begins like a JPEG will do; it can't be compressed.
+        let image = |number: usize| {
+            let mut state = number as u64 + 1;
+            let mut noise = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            };
+            [vec![0xFF, 0xD8], (0..200_000).map(|_| noise()).collect()].concat()
+        };
+        let groups: Vec<Rows> =
+            (0..8).map(|group| (0..40).map(|row| (Some(image(group * 40 + row)), 1)).collect()).collect();
+        write(&source.path().join("train.parquet"), &groups);
+        let out = outs.path().join("train");
+        stdout(&import(
+            "parquet",
+            source.path(),
+            &out,
+            &["--shard-size", "8", "--no-tile", "--threads", "4"],
+        ));
+        let mut found = samples(&out);
+        found.sort();
+        assert_eq!(found.len(), 320);
+        for (number, (key, _, found)) in found.into_iter().enumerate() {
+            assert!(found == image(number), "{key}");
+        }
     }
 
     #[test]

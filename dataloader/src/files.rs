@@ -21,6 +21,19 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
     written.context("write", path)
 }
 
+/// Removes what killed programs left in `folder` of files that never got their names. Only for who alone writes
+/// there.
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in folder.read_dir().context("list", folder)? {
+        let path = entry.context("list", folder)?.path();
+        let name = file_name(&path);
+        if name.ends_with(".tmp") && (name.starts_with('.') || name.ends_with(".tar.tmp")) {
+            fs::remove_file(&path).context("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a rename in `folder` survive a power cut.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).context("write to", folder)

@@ -182,6 +182,7 @@ impl ImageImport {
             return Err(Error::malformed(&folder, "another import is writing here; wait for it to end"));
         }
         self.plan(set).settle(&folder)?;
+        files::remove_unfinished(&folder)?;
         let order = set.images.order(set.samples.len(), self.seed);
         let shards = Shards { import: self, set, folder: &folder, order };
         let split = |(info, left_out), outcome| Split {

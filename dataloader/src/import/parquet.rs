@@ -7,14 +7,17 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use parquet::basic::Type;
 use parquet::column::reader::get_typed_column_reader;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int64Type};
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 
 use super::broken;
 use super::image_folder::Keys;
@@ -36,6 +39,8 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
     let (mut samples, mut class_names, mut keys) = (Vec::new(), None, Keys::default());
     for path in paths {
         let file = File::open(&path).context("open", &path)?;
+        let length = file.metadata().context("read", &path)?.len();
+        let file = Positional { file: Arc::new(file), length, at: 0 };
         let reader = SerializedFileReader::new(file).map_err(|error| unreadable(&path, &error))?;
         let metadata = reader.metadata().file_metadata();
         if table.files.is_empty() {
@@ -154,7 +159,47 @@ fn names(metadata: &str) -> Option<Vec<String>> {
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-type Reader = SerializedFileReader<File>;
+type Reader = SerializedFileReader<Positional>;
+
+/// A file read at given places. The crate reads a plain `File` by moving its one cursor, so that threads would
+/// move it under each other.
+#[derive(Clone)]
+struct Positional {
+    file: Arc<File>,
+    length: u64,
+    at: u64,
+}
+
+impl Read for Positional {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Length for Positional {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for Positional {
+    type T = BufReader<Positional>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        Ok(BufReader::new(Positional { at: start, ..self.clone() }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} of {}", self.length)));
+        }
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
 
 /// The number of the column of this name and type.
 fn column(path: &Path, reader: &Reader, name: &str, kind: Type) -> Result<usize> {
