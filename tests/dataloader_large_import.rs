@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use codinet_dataloader::encode::{Encoder, Encoding};
-use codinet_dataloader::{Channels, Dataset};
+use codinet_dataloader::{Channels, Dataset, jpeg};
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
@@ -499,7 +499,7 @@ fn max_side_shrinks_and_says_so() {
     let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_classes(source.path(), 4);
     let out = outs.path().join("set");
-    let text = stdout(&import("imagefolder", source.path(), &out, &["--max-side", "17"]));
+    let text = stdout(&import("imagefolder", source.path(), &out, &["--max-side", "17", "--no-tile"]));
     assert!(text.contains("this is other data"), "{text}");
     let mut shrunk = 0;
     for (key, label, image) in samples(&out) {
@@ -515,6 +515,23 @@ fn max_side_shrinks_and_says_so() {
         }
     }
     assert!((1..20).contains(&shrunk), "{shrunk}");
+}
+
+/// Unless they are asked to stay: the same pixels, in tiles.
+#[test]
+fn jpegs_become_tiled() {
+    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_classes(source.path(), 4);
+    for (flag, tiled) in [(None, true), (Some("--no-tile"), false)] {
+        let out = outs.path().join(flag.unwrap_or("tiled"));
+        stdout(&import("imagefolder", source.path(), &out, flag.as_slice()));
+        for (key, label, image) in samples(&out) {
+            let before =
+                photograph(label as usize * 4 + key.rsplit('/').next().unwrap().parse::<usize>().unwrap());
+            let expected = if tiled { jpeg::tile::transcode(&before).unwrap() } else { before };
+            assert!(image == expected, "{key}");
+        }
+    }
 }
 
 #[test]
