@@ -1,10 +1,11 @@
-//! Whole images brought to another size, by the filter that makes views: bilinear, antialiased.
+//! Images brought to another size, whole or a region of them: bilinear, antialiased.
 
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::Channels;
 use crate::error::BadImage;
+use crate::transform::Region;
 
 /// The size of an image of `width` × `height` pixels whose longer side has been brought to `longest`; no side
 /// is 0.
@@ -14,7 +15,49 @@ pub(crate) fn fitted(width: u32, height: u32, longest: u32) -> (u32, u32) {
     (side(width), side(height))
 }
 
-/// Resizes `pixels`, u8 [H, W, C] of size `from` (width, height), to size `to`.
+/// What is resized: `region` of `pixels`, u8 [H, W, C] of `size` (width, height).
+pub(crate) struct Source<'a> {
+    pub(crate) pixels: &'a [u8],
+    pub(crate) size: (u32, u32),
+    pub(crate) region: Region,
+    pub(crate) channels: Channels,
+}
+
+/// Resizes images one after another, reusing its buffers.
+pub(crate) struct Resize {
+    resizer: Resizer,
+    options: ResizeOptions,
+}
+
+impl Resize {
+    pub(crate) fn new() -> Resize {
+        // Convolution stretches the filter when it shrinks an image: that is what antialiases.
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        Resize { resizer: Resizer::new(), options }
+    }
+
+    /// Fills `out`, u8 of size `to`.
+    ///
+    /// # Errors
+    /// Sizes that don't fit the pixels.
+    pub(crate) fn resize(&mut self, from: Source, to: (u32, u32), out: &mut [u8]) -> Result<(), BadImage> {
+        let pixel_type = match from.channels {
+            Channels::Grey => PixelType::U8,
+            Channels::Rgb => PixelType::U8x3,
+        };
+        let Region { left, top, width, height } = from.region;
+        let mut resize = || -> Result<(), Box<dyn std::error::Error>> {
+            let image = ImageRef::new(from.size.0, from.size.1, from.pixels, pixel_type)?;
+            // A cropped view, not `ResizeOptions::crop`: that one reads pixels outside the crop, at its borders.
+            let cropped = CroppedImage::new(&image, left, top, width, height)?;
+            let mut scaled = Image::from_slice_u8(to.0, to.1, out, pixel_type)?;
+            Ok(self.resizer.resize(&cropped, &mut scaled, &self.options)?)
+        };
+        resize().map_err(|reason| BadImage(format!("can't be resized ({reason}); replace the image")))
+    }
+}
+
+/// A whole image, `pixels` u8 [H, W, C] of size `from` (width, height), at size `to`.
 ///
 /// # Errors
 /// Sizes that don't fit the pixels.
@@ -24,20 +67,10 @@ pub(crate) fn resized(
     to: (u32, u32),
     channels: Channels,
 ) -> Result<Vec<u8>, BadImage> {
-    let pixel_type = match channels {
-        Channels::Grey => PixelType::U8,
-        Channels::Rgb => PixelType::U8x3,
-    };
-    // Convolution stretches the filter when it shrinks an image: that is what antialiases.
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    let mut resized = Image::new(to.0, to.1, pixel_type);
-    let failed = |reason: String| BadImage(format!("can't be resized ({reason}); replace the image"));
-    let image =
-        ImageRef::new(from.0, from.1, pixels, pixel_type).map_err(|error| failed(error.to_string()))?;
-    // Cut from nothing, so that the types are those of the transform: the resizer is compiled for each anew.
-    let image = CroppedImage::new(&image, 0, 0, from.0, from.1).map_err(|error| failed(error.to_string()))?;
-    Resizer::new().resize(&image, &mut resized, &options).map_err(|error| failed(error.to_string()))?;
-    Ok(resized.into_vec())
+    let region = Region { left: 0, top: 0, width: from.0, height: from.1 };
+    let mut out = vec![0; to.0 as usize * to.1 as usize * channels.count()];
+    Resize::new().resize(Source { pixels, size: from, region, channels }, to, &mut out)?;
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Which part of an image each view shows, and how it becomes a square of `image_size` pixels.
 //!
-//! In two steps. [`Transform::draw`] needs only the image's size, so it runs before the decode and could tell
+//! In two steps. [`Transform::draw`] needs only the image's size, so it runs before the decode and tells
 //! the decoder which part is wanted. [`Renderer::render`] then cuts, resizes and mirrors the decoded pixels, and
 //! [`Augmenter::apply`] does the rest of what was drawn: colours, policies, erasing.
+//!
 //! Laws and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
 //! bilinear); its random *stream* is not.
 

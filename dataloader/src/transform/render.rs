@@ -1,16 +1,13 @@
 //! Cuts, resizes and mirrors decoded pixels.
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::{Region, View};
 use crate::decode::Channels;
 use crate::error::BadImage;
+use crate::resize::{Resize, Source};
 
 /// Renders views one after another, reusing its buffers. Each worker thread has its own.
 pub struct Renderer {
-    resizer: Resizer,
-    options: ResizeOptions,
+    resize: Resize,
     scaled: Vec<u8>,
 }
 
@@ -23,9 +20,7 @@ impl Default for Renderer {
 impl Renderer {
     /// A renderer with empty buffers.
     pub fn new() -> Renderer {
-        // Convolution stretches the filter when it shrinks an image: that is what antialiases.
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        Renderer { resizer: Resizer::new(), options, scaled: Vec::new() }
+        Renderer { resize: Resize::new(), scaled: Vec::new() }
     }
 
     /// Renders `view` of an image into `out` (u8 [S, S, C], S = `image_size`). Of the image `pixels` (u8 [H, W, C]) has the
@@ -59,43 +54,17 @@ impl Renderer {
         }
         let image = Source { pixels, size: (shown.width, shown.height), region: within, channels };
         if (scaled, corner) == ((image_size, image_size), (0, 0)) {
-            self.resize(image, scaled, out)?;
+            self.resize.resize(image, scaled, out)?;
             if flip {
                 mirror(out, image_size as usize, c);
             }
             return Ok(());
         }
-        let mut whole = std::mem::take(&mut self.scaled);
-        whole.resize(scaled.0 as usize * scaled.1 as usize * c, 0);
-        self.resize(image, scaled, &mut whole)?;
-        cut(&whole, scaled.0 as usize * c, view, image_size, c, out);
-        self.scaled = whole;
+        self.scaled.resize(scaled.0 as usize * scaled.1 as usize * c, 0);
+        self.resize.resize(image, scaled, &mut self.scaled)?;
+        cut(&self.scaled, scaled.0 as usize * c, view, image_size, c, out);
         Ok(())
     }
-
-    fn resize(&mut self, from: Source, scaled: (u32, u32), out: &mut [u8]) -> Result<(), BadImage> {
-        let pixel_type = match from.channels {
-            Channels::Grey => PixelType::U8,
-            Channels::Rgb => PixelType::U8x3,
-        };
-        let Region { left, top, width, height } = from.region;
-        let mut resize = || -> Result<(), Box<dyn std::error::Error>> {
-            let image = ImageRef::new(from.size.0, from.size.1, from.pixels, pixel_type)?;
-            // A cropped view, not `ResizeOptions::crop`: that one reads pixels outside the crop, at its borders.
-            let cropped = CroppedImage::new(&image, left, top, width, height)?;
-            let mut scaled = Image::from_slice_u8(scaled.0, scaled.1, out, pixel_type)?;
-            Ok(self.resizer.resize(&cropped, &mut scaled, &self.options)?)
-        };
-        resize().map_err(|reason| BadImage(format!("can't be resized ({reason}); replace the image")))
-    }
-}
-
-/// What is resized: `region` of `pixels`, which are `size` pixels wide and high.
-struct Source<'a> {
-    pixels: &'a [u8],
-    size: (u32, u32),
-    region: Region,
-    channels: Channels,
 }
 
 /// Exchanges left and right.
