@@ -105,7 +105,7 @@ impl Header {
 #[derive(Debug, Default)]
 pub struct Decoder {
     tiles: Tiles,
-    /// Bytes of a JPEG of some tiles, or pixels on their way to the caller's.
+    /// Pixels on their way to the caller's.
     scratch: Vec<u8>,
 }
 
@@ -183,11 +183,7 @@ impl Decoder {
             }
             Layout::Tiled if region != header.whole() => {
                 let span = self.tiles.span(region);
-                let shown = self.tiles.cut(encoded, span, &mut self.scratch);
-                let all = Region { left: 0, top: 0, ..shown };
-                let decoded = turbo::decode(&self.scratch, all, pixel, pixels);
-                decoded.or_else(pass_harmless).map_err(jpeg_error)?;
-                Ok(shown)
+                self.tiles.decode(encoded, span, pixel, pixels).map_err(jpeg_error)
             }
             Layout::Rows { block } if region != header.whole() => {
                 let shown = with_margin(region, header, block);

@@ -6,8 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use crate::dataset::{Dataset, DatasetInfo};
+use crate::decode::{Channels, Decoder};
 use crate::index;
+use crate::jpeg::tile;
 use crate::shard_list::ShardList;
+use crate::transform::Region;
 
 /// Opens `tar` as a shard in `folder`, and reads all its samples: what a scan has found must be there.
 pub fn shard(folder: &Path, tar: &[u8]) {
@@ -34,6 +37,44 @@ pub fn list(text: &[u8]) {
         let _ = (list.split(None), list.split(Some("train")), list.samples("s3://bucket/folder/x.tar"));
     }
     let _ = DatasetInfo::parse(Path::new("dataset.json"), text);
+}
+
+/// Decodes `encoded` as a JPEG or PNG, whole and a middle part alone, and tiled where it can be: all show the same.
+pub fn image(encoded: &[u8]) {
+    const MOST: u64 = 1 << 18;
+    let mut decoder = Decoder::new();
+    let Ok(header) = decoder.header(encoded) else { return };
+    if u64::from(header.width) * u64::from(header.height) > MOST {
+        return;
+    }
+    let middle = |side: u32| (side / 3, (side / 2).max(1));
+    let ((left, width), (top, height)) = (middle(header.width), middle(header.height));
+    let region = Region { left, top, width, height };
+    let mut part = Vec::new();
+    let shown = decoder.decode_region(encoded, &header, Channels::Rgb, region, &mut part);
+    let mut whole = Vec::new();
+    if decoder.decode(encoded, &header, Channels::Rgb, &mut whole).is_err() {
+        return;
+    }
+    let rows = |pixels: &[u8], shown: Region| -> Vec<u8> {
+        let at =
+            |y: u32| 3 * ((y - shown.top) as usize * shown.width as usize + (left - shown.left) as usize);
+        (top..top + height).flat_map(|y| &pixels[at(y)..][..3 * width as usize]).copied().collect()
+    };
+    if let Ok(shown) = shown {
+        assert!(rows(&part, shown) == rows(&whole, header.whole()), "{region:?} of {header:?}");
+    }
+    if let Some(tiled) = tile::transcode(encoded) {
+        let header = decoder.header(&tiled).expect("what was made is sound");
+        let mut again = Vec::new();
+        decoder.decode(&tiled, &header, Channels::Rgb, &mut again).expect("what was made is sound");
+        assert!(again == whole, "tiled, {header:?}");
+    }
+}
+
+/// Reads `bytes` as each of the formats that published data sets come in, from a file in `folder`.
+pub fn published(folder: &Path, bytes: &[u8]) {
+    crate::import::read_as_any(folder, bytes);
 }
 
 #[cfg(test)]
@@ -110,6 +151,15 @@ mod tests {
             r#"{"wids_version": 1, "shardlist": [{"url": "x.tar", "nsamples": 3}], "datasets": [{"base": "b", "shardlist": []}]}"#,
             r#"{"version": 1, "name": "", "classes": 1, "channels": 3, "image_size": null, "samples": 3, "shards": 1, "class_names": ["a"]}"#,
         ];
+        let picture: Vec<u8> = (0..40 * 24 * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let encoded = |encoding| {
+            let mut encoder = crate::encode::Encoder::new(encoding).unwrap();
+            encoder.encode(&picture, 40, 24, Channels::Rgb).unwrap().to_vec()
+        };
+        let jpeg = encoded(crate::encode::Encoding::Jpeg { quality: 90 });
+        let images = [tile::transcode(&jpeg).unwrap(), jpeg, encoded(crate::encode::Encoding::Png)];
+        images.iter().for_each(|seed| image(seed));
+        let idx_file = [&[0, 0, 8, 1, 0, 0, 0, 9][..], &[3; 9]].concat();
         for round in 0..2000 {
             let mut mutated = tar.clone();
             mutate(&mut mutated, &mut rng);
@@ -123,6 +173,14 @@ mod tests {
             let mut mutated = lists[round % lists.len()].as_bytes().to_vec();
             mutate(&mut mutated, &mut rng);
             list(&mutated);
+            let (seed, by_scipy) =
+                (&images[round % images.len()], include_bytes!("../../tests/golden/svhn_scipy.mat"));
+            let mut mutated = seed.clone();
+            mutate(&mut mutated, &mut rng);
+            image(&mutated);
+            let mut mutated = if round % 2 == 0 { by_scipy.to_vec() } else { idx_file.clone() };
+            mutate(&mut mutated, &mut rng);
+            published(folder.path(), &mutated);
         }
     }
 }

@@ -283,6 +283,17 @@ fn interleave(planes: &[u8], down: usize, right: usize) -> Vec<u8> {
     places.flat_map(|at| [planes[at], planes[at + plane], planes[at + 2 * plane]]).collect()
 }
 
+/// Reads `bytes`, from a file in `folder`, as each format there is; see [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_as_any(folder: &Path, bytes: &[u8]) {
+    fs::write(folder.join("fuzzed"), bytes).expect("the folder can be written");
+    let _ = [1, 3].map(|rank| idx::read(folder, "fuzzed", rank));
+    let _ = ["X", "y"].map(|name| mat::Array::open(&folder.join("fuzzed"), name)?.numbers());
+    let _ = mat::records(bytes, "synsets", &["ILSVRC2012_ID", "WNID"]);
+    fs::write(folder.join("data_batch_1.bin"), bytes).expect("the folder can be written");
+    let _ = cifar::source(folder, &cifar::CIFAR10).map(|source| (source.splits[0].read)(&mut |_, _| Ok(())));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

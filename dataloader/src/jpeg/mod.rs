@@ -2,6 +2,8 @@
 //! follow one another without a mark between them: to come to the lower right corner, all before it has to be read. A
 //! *tiled* JPEG has restart markers every few blocks, at which reading can begin; see [`tile`].
 
+mod bits;
+mod segment;
 pub mod tile;
 pub(crate) mod turbo;
 

@@ -1,24 +1,26 @@
 //! Tiled JPEGs: ordinary baseline JPEGs, which every reader opens, whose restart markers cut each row of blocks into tiles.
 //! After a marker reading starts anew, so that a crop is decoded from the tiles that it touches and no others.
 //!
-//! To decode some tiles, they are put together to a small JPEG: the header with another width and height, the tiles, their
-//! restart markers numbered anew. Shards are tiled when they are written, by [`transcode`], which changes no pixel.
+//! To decode some tiles, libjpeg-turbo is given the header with their width and height, and their coefficients, which
+//! [`Reader`] reads. Shards are tiled when they are written, by [`transcode`], which changes no pixel.
 //!
 //! Source: ITU-T T.81, Annexes B and E.
 
 use memchr::memchr_iter;
 
-use super::turbo;
+use super::bits::Reader;
+use super::segment;
+use super::turbo::{self, Fault, Pixel};
 use crate::transform::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
 pub const MARGIN: u32 = 2;
 
 /// Sides of a tile, in pixels, between which [`transcode`] chooses, and the one that it comes near to.
-const WIDTHS: std::ops::RangeInclusive<u32> = 32..=192;
-const BEST_WIDTH: u32 = 64;
+const WIDTHS: std::ops::RangeInclusive<u32> = 16..=192;
+const BEST_WIDTH: u32 = 32;
 
-/// Where a tiled JPEG's tiles are. Reused from image to image.
+/// Where a tiled JPEG's tiles are, and what decodes them. Reused from image to image.
 #[derive(Debug, Default)]
 pub(crate) struct Tiles {
     /// The image's, in pixels.
@@ -26,12 +28,17 @@ pub(crate) struct Tiles {
     pub(crate) height: u32,
     /// A tile's; those at the right and bottom edges may be cut off.
     tile: (u32, u32),
+    /// Groups of blocks in a tile.
+    groups: u32,
     /// Tiles in a row.
     columns: u32,
     /// Where the header has the image's height; the width follows.
     size_at: usize,
     /// Where the tiles begin, and past the end of the last, each with the two bytes of its marker.
     starts: Vec<usize>,
+    reader: Reader,
+    /// The header of the picture that some tiles make.
+    header: Vec<u8>,
 }
 
 /// Tiles in a rectangle: columns and rows, each from the first to past the last.
@@ -64,52 +71,42 @@ struct Header {
 impl Header {
     /// `None` for what isn't one interleaved baseline scan of 8 bits in one component or three.
     fn read(encoded: &[u8]) -> Option<Header> {
-        let u16_at =
-            |at: usize| Some(u32::from(u16::from_be_bytes(encoded.get(at..at + 2)?.try_into().ok()?)));
-        if !encoded.starts_with(&[0xFF, 0xD8]) {
-            return None;
-        }
-        let (mut at, mut interval, mut frame) = (2, 0, None);
-        loop {
-            let [0xFF, marker] = *encoded.get(at..at + 2)? else { return None };
-            if marker == 0xFF {
-                at += 1; // a fill byte
-                continue;
-            }
-            let (body, length) = (at + 4, u16_at(at + 2)? as usize);
-            let end = at + 2 + length;
-            match marker {
+        let u16_at = |body: &[u8], at: usize| {
+            Some(u32::from(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?)))
+        };
+        let (mut interval, mut frame) = (0, None);
+        for segment in segment::iterate(encoded) {
+            let segment = segment?;
+            let body = segment.body;
+            match segment.marker {
                 0xC0 | 0xC1 => {
-                    let components = *encoded.get(body + 5)?;
-                    let sampling = encoded.get(body + 6..body + 6 + 3 * components as usize)?.chunks_exact(3);
+                    let components = *body.get(5)?;
+                    let sampling = body.get(6..6 + 3 * components as usize)?.chunks_exact(3);
                     let most = |shift: u8| sampling.clone().map(|c| (c[1] >> shift) & 15).max().unwrap_or(0);
                     let block = if components == 1 {
                         (8, 8)
                     } else {
                         (8 * u32::from(most(4)), 8 * u32::from(most(0)))
                     };
-                    let suits = encoded[body] == 8
-                        && (components == 1 || components == 3)
-                        && block.0 > 0
-                        && block.1 > 0;
-                    frame =
-                        suits.then_some((u16_at(body + 3)?, u16_at(body + 1)?, block, body + 1, components));
+                    let suits =
+                        body[0] == 8 && (components == 1 || components == 3) && block.0 > 0 && block.1 > 0;
+                    let size = (u16_at(body, 3)?, u16_at(body, 1)?);
+                    frame = suits.then_some((size, block, segment.start + 1, components));
                     frame?;
                 }
-                // Other frames, and markers that have no place before a scan.
-                0xC2..=0xC3 | 0xC5..=0xC7 | 0xC8..=0xCB | 0xCD..=0xCF | 0x00..=0x01 | 0xD0..=0xD9 | 0xDC => {
-                    return None;
-                }
-                0xDD => interval = u16_at(body)?,
+                // Other frames.
+                0xC2..=0xC3 | 0xC5..=0xCB | 0xCD..=0xCF | 0xDC => return None,
+                0xDD => interval = u16_at(body, 0)?,
                 0xDA => {
-                    let (width, height, block, size_at, components) = frame?;
-                    let whole = *encoded.get(body)? == components && width > 0 && height > 0;
-                    return whole.then_some(Header { width, height, block, interval, size_at, scan: end });
+                    let ((width, height), block, size_at, components) = frame?;
+                    let whole = *body.first()? == components && width > 0 && height > 0;
+                    let scan = segment.end();
+                    return whole.then_some(Header { width, height, block, interval, size_at, scan });
                 }
                 _ => {}
             }
-            at = end;
         }
+        None
     }
 
     /// Blocks in a row.
@@ -134,6 +131,8 @@ impl Tiles {
         let (columns, rows) = (blocks / interval, height.div_ceil(block.1));
         (self.width, self.height, self.tile) = (width, height, (interval * block.0, block.1));
         (self.columns, self.size_at) = (columns, size_at);
+        self.groups = interval;
+        self.reader.start(&encoded[..scan])?;
         self.starts.clear();
         self.starts.push(scan);
         for at in memchr_iter(0xFF, encoded.get(scan..)?).map(|at| scan + at) {
@@ -167,33 +166,44 @@ impl Tiles {
         }
     }
 
-    /// Replaces `cut` by a JPEG of these tiles alone, which shows the region that is returned.
+    /// Replaces the contents of `pixels` by what these tiles show, the region that is returned.
     ///
     /// `encoded` is what [`find`](Self::find) saw.
-    pub(crate) fn cut(&self, encoded: &[u8], span: Span, cut: &mut Vec<u8>) -> Region {
+    pub(crate) fn decode(
+        &mut self,
+        encoded: &[u8],
+        span: Span,
+        pixel: Pixel,
+        pixels: &mut Vec<u8>,
+    ) -> Result<Region, Fault> {
         let Span { columns, rows } = span;
         let side = |(from, to): (u32, u32), tile: u32, whole: u32| {
             (from * tile, (to * tile).min(whole) - from * tile)
         };
         let ((left, width), (top, height)) =
             (side(columns, self.tile.0, self.width), side(rows, self.tile.1, self.height));
-        cut.clear();
-        cut.extend_from_slice(&encoded[..self.starts[0]]);
+        self.header.clear();
+        self.header.extend_from_slice(&encoded[..self.starts[0]]);
         for (at, size) in [(self.size_at, height), (self.size_at + 2, width)] {
-            cut[at..at + 2].copy_from_slice(&(size as u16).to_be_bytes()); // at most the image's own
+            self.header[at..at + 2].copy_from_slice(&(size as u16).to_be_bytes()); // at most the image's own
         }
-        let mut number = 0;
-        for row in rows.0..rows.1 {
-            for column in columns.0..columns.1 {
-                let tile = (row * self.columns + column) as usize;
-                let (start, end) = (self.starts[tile], self.starts[tile + 1] - 2);
-                cut.extend_from_slice(&encoded[start..end]);
-                cut.extend_from_slice(&[0xFF, 0xD0 + number]);
-                number = (number + 1) % 8;
+        self.header.extend_from_slice(&[0xFF, 0xD9]);
+
+        let Tiles { columns: in_row, groups, ref starts, ref mut reader, .. } = *self;
+        let mut tiles = (rows.0..rows.1)
+            .flat_map(|row| (columns.0..columns.1).map(move |column| (row * in_row + column) as usize));
+        let mut left_over = 0;
+        let next_group = |blocks: &mut [_]| {
+            if left_over == 0 {
+                let Some(tile) = tiles.next() else { return false };
+                reader.begin(&encoded[starts[tile]..starts[tile + 1] - 2]);
+                left_over = groups;
             }
-        }
-        *cut.last_mut().expect("a marker at least") = 0xD9;
-        Region { left, top, width, height }
+            left_over -= 1;
+            reader.group(blocks).is_some() && (left_over > 0 || reader.is_whole())
+        };
+        turbo::decode_blocks(&self.header, (width, height), pixel, next_group, pixels)?;
+        Ok(Region { left, top, width, height })
     }
 }
 

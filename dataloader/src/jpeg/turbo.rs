@@ -1,12 +1,14 @@
-//! libjpeg-turbo as far as the `turbojpeg` crate's safe interface does not reach: regions of an image, and transcoding with
-//! restart markers.
+//! libjpeg-turbo as far as the `turbojpeg` crate's safe interface does not reach: regions of an image, pictures whose
+//! coefficients somebody else reads (`blocks.c`), and transcoding with restart markers.
 #![expect(unsafe_code, reason = "libjpeg-turbo's C interface")]
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_void};
 use std::ptr;
+use std::slice;
 
 use turbojpeg::raw;
 
+use super::bits::Block;
 use crate::transform::Region;
 
 /// Scans of a progressive JPEG: a small file of many would take minutes. Encoders write about ten.
@@ -158,8 +160,71 @@ pub(crate) fn decode(
     handle.check(decoded)
 }
 
-/// Decodes an image at an eighth of its size, which is little but reading its bits: no decoder of the whole can be
-/// faster. False where it isn't a JPEG that can be decoded.
+/// Fills the next `count` blocks; 0 where it can't.
+type NextGroup = unsafe extern "C" fn(from: *mut c_void, blocks: *mut Block, count: c_int) -> c_int;
+
+unsafe extern "C" {
+    fn codinet_decode_blocks(
+        header: *const c_uchar,
+        length: usize,
+        width: c_uint,
+        height: c_uint,
+        channels: c_int,
+        next: NextGroup,
+        from: *mut c_void,
+        pixels: *mut c_uchar,
+        message: *mut c_char,
+    ) -> c_int;
+}
+
+/// Replaces the contents of `pixels` by a picture of `size` (width, height), of which `header` tells, from SOI to SOS and
+/// EOI. Its coefficients are read by `next`, group by group: all components' blocks, zeros beforehand; false ends it.
+pub(crate) fn decode_blocks<F: FnMut(&mut [Block]) -> bool>(
+    header: &[u8],
+    (width, height): (u32, u32),
+    pixel: Pixel,
+    mut next: F,
+    pixels: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    /// Calls the `F` that `from` points at.
+    unsafe extern "C" fn call<F: FnMut(&mut [Block]) -> bool>(
+        from: *mut c_void,
+        blocks: *mut Block,
+        count: c_int,
+    ) -> c_int {
+        // SAFETY: `from` is the `&mut F` below, which nobody else uses during the call; the blocks are the library's, `count`
+        // of them one after another, and aligned for its SIMD. A panic ends the process, as in any extern "C" function.
+        let (next, blocks) =
+            unsafe { (&mut *from.cast::<F>(), slice::from_raw_parts_mut(blocks, count as usize)) };
+        next(blocks).into()
+    }
+    pixels.resize(width as usize * height as usize * pixel as usize, 0);
+    let mut message = [0; 200];
+    // SAFETY: the header is read within its length, the pixels written within theirs (a header of another size is refused),
+    // `call` gets its F, and a message has at most 200 bytes, JMSG_LENGTH_MAX.
+    let decoded = unsafe {
+        codinet_decode_blocks(
+            header.as_ptr(),
+            header.len(),
+            width,
+            height,
+            pixel as c_int,
+            call::<F>,
+            (&raw mut next).cast(),
+            pixels.as_mut_ptr(),
+            message.as_mut_ptr(),
+        )
+    };
+    if decoded == 0 {
+        return Ok(());
+    }
+    // SAFETY: on failure it is a string that ends within the array.
+    let message = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned();
+    Err(Fault { message, warning: false })
+}
+
+/// Decodes an image at an eighth of its size, which is little but reading its bits: libjpeg-turbo can't decode the whole of
+/// it faster. False where it isn't a JPEG that can be decoded.
 pub fn entropy_decode(encoded: &[u8], pixels: &mut Vec<u8>) -> bool {
     let mut decode = || {
         let handle = Handle::new(raw::TJINIT_TJINIT_DECOMPRESS)?;
