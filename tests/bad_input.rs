@@ -31,6 +31,16 @@ fn no_shards_at_all() {
 }
 
 #[test]
+fn mixtures_need_partners() {
+    let bench = Bench::new();
+    let refuses =
+        |set, part| refused(&mut bench.train(2, &["--set", set, "--set", "optim.accumulate=4"]), 2, &[part]);
+    refuses("data.mix.mixup_alpha=0.2", "optim.batch_size to a multiple of 16");
+    refuses("data.mix.cutmix_alpha=-1", "cutmix_alpha must be 0 to 1000");
+    refuses("data.mix.alpha=1", "alpha");
+}
+
+#[test]
 fn a_shard_is_missing() {
     let bench = Bench::new();
     fs::remove_file(bench.path("train/bars-000001.tar")).unwrap();

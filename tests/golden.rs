@@ -139,7 +139,8 @@ fn check(case: &Case) {
             "{name}: {what} {found}, {expected}"
         );
     };
-    let ce = loss::classification(&out.logits, &labels, case.views, case.label_smoothing);
+    let ce =
+        loss::classification(&out.logits, &labels.shallow_clone().into(), case.views, case.label_smoothing);
     close("ce", one(ce), case.ce);
 
     let world = collective::join().unwrap();
@@ -168,7 +169,10 @@ fn check(case: &Case) {
         statistics,
     };
     let mut meter = Meter::default();
-    meter.push(1, step.gradient(&[MicroBatch { images, labels, decisions }], false).unwrap().row);
+    meter.push(
+        1,
+        step.gradient(&[MicroBatch { images, labels: labels.into(), decisions }], false).unwrap().row,
+    );
     let measured = &meter.read(&world).unwrap()[0];
     close("con", measured.con, case.con);
     close("div", measured.div, case.div);

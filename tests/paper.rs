@@ -1,7 +1,7 @@
 //! The paper's equations against values worked out by hand, and their gradients against finite differences.
 
 use codinet_trainer::config::Relaxation;
-use codinet_trainer::loss::{self, Parts, Weights};
+use codinet_trainer::loss::{self, Labels, Parts, Weights};
 use codinet_trainer::model::{Decisions, gumbel_noise};
 use tch::{Kind, Tensor};
 
@@ -53,8 +53,27 @@ fn gumbel_noise_has_its_law_and_belongs_to_its_sample() {
 fn classification_is_cross_entropy_over_views() {
     // Two views of one sample of class 1: −ln(3/4) and −ln(1/4).
     let logits = rows(&[[0.0, 3f64.ln()], [3f64.ln(), 0.0]]);
-    let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]), 2, 0.0);
+    let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]).into(), 2, 0.0);
     close(value(&ce), -(0.75f64.ln() + 0.25f64.ln()) / 2.0, 1e-12);
+}
+
+#[test]
+fn classification_of_mixtures_is_that_of_their_shares() {
+    // One sample, of class 1 by 0.8 and of class 0 by 0.2, for which the network gives 3/4 and 1/4.
+    let labels = |own: i64, partner: i64, share| Labels {
+        own: Tensor::from_slice(&[own]),
+        partner: Some((Tensor::from_slice(&[partner]), share)),
+    };
+    let logits = rows(&[[0.0, 3f64.ln()]]);
+    let ce = loss::classification(&logits, &labels(1, 0, 0.8), 1, 0.0);
+    close(value(&ce), -(0.8 * 0.75f64.ln() + 0.2 * 0.25f64.ln()), 1e-12);
+    // It is the cross entropy against probabilities, smoothed ones too.
+    let logits = rows(&[[0.3, -1.0, 2.0], [1.0, 0.5, -0.5]]);
+    let smoothed = loss::classification(&logits, &labels(2, 0, 0.7), 2, 0.1);
+    let probabilities = rows(&[[0.3, 0.0, 0.7], [0.3, 0.0, 0.7]]);
+    let expected =
+        logits.cross_entropy_loss(&probabilities, None::<&Tensor>, tch::Reduction::Mean, -100, 0.1);
+    close(value(&smoothed), value(&expected), 1e-12);
 }
 
 #[test]

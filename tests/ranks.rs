@@ -167,7 +167,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         .zip(&noises)
         .map(|(&first, noise)| MicroBatch {
             images: images.narrow(0, first * views, share * views),
-            labels: labels.narrow(0, first, share),
+            labels: labels.narrow(0, first, share).into(),
             decisions: match routers {
                 Routers::Train => Decisions::Relaxed {
                     noise: Some(noise),
@@ -362,7 +362,7 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
             let noise = gumbel_noise(3, step as u64, &mine, views as usize, 9);
             let batch = MicroBatch {
                 images: all.narrow(0, rank * share * views, share * views),
-                labels: labels.narrow(0, rank * share, share),
+                labels: labels.narrow(0, rank * share, share).into(),
                 decisions: Decisions::Relaxed {
                     noise: Some(&noise),
                     temperature: 1.0,

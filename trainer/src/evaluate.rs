@@ -70,7 +70,8 @@ pub fn evaluate(
         let path = hard(&out.gates);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-        let ce = loss::classification(&out.logits, &labels, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
+        let own = labels.shallow_clone().into();
+        let ce = loss::classification(&out.logits, &own, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
         let count = Tensor::from(labels.size()[0] as f64).to_device(hits.device());
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
         let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);

@@ -3,10 +3,11 @@
 use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
+use crate::loss::Labels;
 use crate::run::BadSamples;
 use codinet_dataloader::order::EpochOrder;
 use codinet_dataloader::transform::Transform;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample, Spares};
+use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, Mix, Mixed, OnBadSample, Spares};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +57,17 @@ impl Input {
                     "optim.batch_size is {batch}, which {ranks} ranks cannot share evenly in {} micro-batches each; \
                      set a multiple of {parts}",
                     config.optim.accumulate
+                ),
+            ));
+        }
+        if data.mix != Mix::default() && !(batch / parts).is_multiple_of(2) {
+            return Err(Error::new(
+                Exit::Config,
+                format!(
+                    "data.mix mixes neighbours, so each micro-batch of each rank must be even, not {} samples; set \
+                     optim.batch_size to a multiple of {}",
+                    batch / parts,
+                    2 * parts
                 ),
             ));
         }
@@ -155,6 +167,20 @@ impl Input {
     /// This rank: notes the bad samples of a batch of validation samples.
     pub fn note_bad_validation(&self, batch: &Batch) -> Result<()> {
         self.bad.borrow_mut().note("val", self.val.len(), self.most_bad, &batch.bad)
+    }
+
+    /// [`tensors`](Self::tensors) of the batch of step `step` of an epoch, whose samples are mixed where the config asks for it.
+    pub fn training_tensors(
+        &self,
+        batch: &mut Batch,
+        config: &Config,
+        step: u64,
+    ) -> Result<(Tensor, Labels)> {
+        let Mixed { labels: partners, lambda } =
+            config.data.mix.apply(batch, config.data.image_size, config.run.seed, step)?;
+        let (images, own) = self.tensors(batch, config);
+        let partner = || (Tensor::from_slice(&partners).to_device(self.device), lambda);
+        Ok((images, Labels { own, partner: (lambda < 1.0).then(partner) }))
     }
 
     /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the run's precision, channels last, and the labels

@@ -4,7 +4,7 @@ use crate::collective::World;
 use crate::config::{Routers, Scope};
 use crate::error::Result;
 use crate::gradients::Gradients;
-use crate::loss::{self, Parts, Weights};
+use crate::loss::{self, Labels, Parts, Weights};
 use crate::metrics::Later;
 use crate::model::{Decisions, Net, Output, Statistics, hard};
 use tch::{Kind, Tensor};
@@ -36,8 +36,8 @@ pub struct Step<'a> {
 pub struct MicroBatch<'a> {
     /// `[L·M, C, H, W]`.
     pub images: Tensor,
-    /// `[L]`.
-    pub labels: Tensor,
+    /// Of L samples.
+    pub labels: Labels,
     /// How gates decide for these images.
     pub decisions: Decisions<'a>,
 }
@@ -107,7 +107,7 @@ impl Step<'_> {
             }
             let total = parts.total(&self.weights, self.world.world());
             (total / (micros * self.world.world() as f64)).backward();
-            rows.push(self.measure(&parts, &out, &micro.labels));
+            rows.push(self.measure(&parts, &out, &micro.labels.own));
         }
         self.gradients.settle()?;
         let norm = self.gradients.flat().norm();

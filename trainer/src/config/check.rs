@@ -52,6 +52,7 @@ impl Config {
         let refused =
             |transform: &Transform| transform.check(data.image_size).err().map(|error| error.to_string());
         let (crop, resize) = (refused(&self.augmentation()), refused(&self.evaluation()));
+        let mix = data.mix.check().err().map(|error| error.to_string());
         let any = "finite, at least 0";
         let shards = "a folder, glob or brace pattern of .tar shards";
         let few = "1 to 1024, or null";
@@ -73,6 +74,7 @@ impl Config {
             (data.mean.iter().all(|mean| mean.is_finite()), "data.mean", "finite"),
             ((1..=64).contains(&data.views), "data.views", "1 to 64"),
             ((0.0..=1.0).contains(&data.flip), "data.flip", "0 to 1"),
+            (mix.is_none(), "data.mix", mix.as_deref().unwrap_or_default()),
             (crop.is_none(), "data.crop", crop.as_deref().unwrap_or_default()),
             (resize.is_none(), "data.eval_resize", resize.as_deref().unwrap_or_default()),
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null"),

@@ -11,7 +11,7 @@ pub use load::{BUILT_IN, load};
 pub use stage::{Routers, Schedule, Stage};
 
 use codinet_dataloader::transform::{Crop, Transform};
-use codinet_dataloader::{Augment, Lanes, OnBadSample};
+use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample};
 use serde::{Deserialize, Serialize};
 
 /// A whole run.
@@ -128,6 +128,9 @@ pub struct Data {
     /// Further augmentation, as torchvision has it: `vertical_flip`, `color_jitter: {brightness, contrast, saturation, hue}`,
     /// `policy: {rand_augment: {num_ops, magnitude}}` or `{trivial_augment_wide: {}}`, `erase: {probability, value}`.
     pub augment: Augment,
+    /// Batches of mixtures of two samples: `mixup_alpha`, `cutmix_alpha`, α of Beta(α, α), from which a sample's share in
+    /// its mixture is drawn; 0: not that one. With both, a coin decides for each batch.
+    pub mix: Mix,
     /// Use only the first so many samples of the training shards; null: all.
     pub train_samples: Option<usize>,
     /// Decode threads a rank; null: as many as `run.threads`.
@@ -433,6 +436,7 @@ impl Default for Data {
             flip: 0.5,
             eval_resize: None,
             augment: Augment::NONE,
+            mix: Mix::default(),
             train_samples: None,
             decode_threads: None,
             lanes: None,

@@ -199,11 +199,11 @@ impl<'a> Trainer<'a> {
         self.console.start_bar(stage.epochs * steps, self.step_of_stage());
         loop {
             while self.state.sample < steps * batch_size {
-                let batch = loader.next().expect("as many batches as steps")?;
+                let mut batch = loader.next().expect("as many batches as steps")?;
                 self.input.note_bad_training(&batch)?;
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let weights = Weights::new(config, stage, self.state.price.gamma);
-                let (stop, hard_rates) = self.step(&batch, stage, weights, lr)?.read();
+                let (stop, hard_rates) = self.step(&mut batch, stage, weights, lr)?.read();
                 loader.recycle(batch);
                 self.steer(stage, &hard_rates);
                 self.state.step += 1;
@@ -285,10 +285,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
-    fn step(&mut self, batch: &Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
+    fn step(&mut self, batch: &mut Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
         let config = self.config;
         self.world.at_step(self.state.step + 1);
-        let (images, labels) = self.input.tensors(batch, config); // [A·L·M, C, H, W], [A·L]
+        let step_of_epoch = self.state.sample / config.optim.batch_size as u64;
+        let (images, labels) = self.input.training_tensors(batch, config, step_of_epoch)?; // [A·L·M, C, H, W], [A·L]
         let gates = self.costs.size()[0] as usize;
         let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
             .to_device(self.device);
@@ -308,7 +309,7 @@ impl<'a> Trainer<'a> {
                 Routers::Freeze => Decisions::Hard,
             },
         };
-        let parts = images.chunk(micros, 0).into_iter().zip(labels.chunk(micros, 0)).zip(&noises);
+        let parts = images.chunk(micros, 0).into_iter().zip(labels.chunk(micros)).zip(&noises);
         let micro_batches: Vec<MicroBatch> = parts.map(batch_of).collect();
         let step = Step {
             world: self.world,
