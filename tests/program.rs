@@ -188,9 +188,10 @@ fn fewer_ranks_go_on_as_more_would_have() {
         }
         for key in ["loss", "ce", "con", "div", "cost", "grad_norm"] {
             let (a, b) = (ours[key].as_f64().unwrap(), theirs[key].as_f64().unwrap());
-            // Rounding grows over steps, in the gradient before it does in the losses.
+            // Equal but for rounding, which grows once it has turned a ReLU: in the gradient before it does in the losses.
+            let bound = if step < 4 { 1e-4 } else { 1e-2 };
             let comparable = key != "grad_norm" || step < 4;
-            assert!(!comparable || (a - b).abs() <= 1e-3 * b.abs().max(0.1), "step {step}: {key} {a}, {b}");
+            assert!(!comparable || (a - b).abs() <= bound * b.abs().max(0.1), "step {step}: {key} {a}, {b}");
         }
     }
     // The running statistics too: the first stage's evaluation.
