@@ -36,7 +36,8 @@ impl Input {
     /// Opens both datasets and checks that they suit the config and the world.
     pub fn open(config: &Config, world: &World, device: Device) -> Result<Self> {
         let data = &config.data;
-        let (train, val) = (Arc::new(Dataset::open(&data.train)?), Arc::new(Dataset::open(&data.val)?));
+        let open = |shards: &str| Dataset::open_with(shards, &config.dataset_options()).map(Arc::new);
+        let (train, val) = (open(&data.train)?, open(&data.val)?);
         for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
             dataset.check_labels(data.classes as usize)?;
             // The first image of each, as the run will see it: settings that do not suit the images end it here.

@@ -65,6 +65,11 @@ impl Config {
             (self.run.dir.as_deref() != Some(""), "run.dir", "a folder, or null"),
             (!data.train.is_empty(), "data.train", shards),
             (!data.val.is_empty(), "data.val", shards),
+            (
+                data.cache.as_ref().is_none_or(|cache| positive(cache.limit_gb)),
+                "data.cache.limit_gb",
+                "above 0",
+            ),
             ((2..=1_000_000).contains(&data.classes), "data.classes", "2 to 1000000"),
             (matches!(data.channels, 1 | 3), "data.channels", "1 or 3"),
             ((8..=2048).contains(&data.image_size), "data.image_size", "8 to 2048 pixels"),

@@ -11,7 +11,7 @@ pub use load::{BUILT_IN, load};
 pub use stage::{Routers, Schedule, Stage};
 
 use codinet_dataloader::transform::{Crop, Transform};
-use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample};
+use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample, Options};
 use serde::{Deserialize, Serialize};
 
 /// A whole run.
@@ -99,6 +99,16 @@ pub enum Precision {
     Bf16,
 }
 
+/// Where shards from stores are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// The folder, best on a local disk; all ranks of a machine share it.
+    pub folder: String,
+    /// What it may take, in 10⁹ bytes.
+    pub limit_gb: f64,
+}
+
 /// What the run sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -107,6 +117,9 @@ pub struct Data {
     pub train: String,
     /// Validation shards, likewise.
     pub val: String,
+    /// Where shards from stores are kept on this machine, `{folder: PATH, limit_gb: G}`; the one that was read longest ago makes
+    /// room. Null: each sample is read from its store. Shards on disks need none.
+    pub cache: Option<Cache>,
     /// How many classes the labels tell apart.
     pub classes: i64,
     /// Colour channels: 3, or 1 for grey.
@@ -426,6 +439,7 @@ impl Default for Data {
         Self {
             train: String::new(),
             val: String::new(),
+            cache: None,
             classes: 10,
             channels: 3,
             image_size: 32,
@@ -541,6 +555,15 @@ impl Hidden {
 }
 
 impl Config {
+    /// How datasets are opened.
+    pub fn dataset_options(&self) -> Options {
+        let cache = self.data.cache.as_ref().map(|cache| codinet_dataloader::Cache {
+            folder: cache.folder.clone().into(),
+            limit_bytes: (cache.limit_gb * 1e9) as u64,
+        });
+        Options { cache, ..Options::default() }
+    }
+
     /// What becomes of an image in training.
     pub fn augmentation(&self) -> Transform {
         let data = &self.data;
