@@ -1,0 +1,119 @@
+//! Images of a batch, by their places in it: taken out, put back, averaged over H and W. libtorch does the same, but on
+//! channels-last activations by way of a conversion, and for one image at the price of a whole block.
+#![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
+
+use super::readable;
+use crate::native::parallel;
+use pulp::Arch;
+use std::marker::PhantomData;
+use tch::Tensor;
+
+/// Channels that are added up at a time.
+const LANES: usize = 16;
+
+/// The memory of a readable tensor, image by image.
+struct Images<'a> {
+    first: *mut f32,
+    each: usize,
+    images: usize,
+    tensor: PhantomData<&'a Tensor>,
+}
+
+// SAFETY: plain numbers; `get_mut` says who may write.
+unsafe impl Sync for Images<'_> {}
+
+impl<'a> Images<'a> {
+    /// `x` is contiguous in some order of its dimensions, images outermost, f32 on a CPU.
+    fn of(x: &'a Tensor) -> Self {
+        let images = x.size()[0] as usize;
+        Self { first: x.data_ptr().cast(), each: x.numel() / images, images, tensor: PhantomData }
+    }
+
+    fn get(&self, n: usize) -> &'a [f32] {
+        assert!(n < self.images);
+        // SAFETY: within the tensor, which outlives the slice; nobody writes to what is read here.
+        unsafe { std::slice::from_raw_parts(self.first.add(n * self.each), self.each) }
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes this image meanwhile.
+    unsafe fn get_mut(&self, n: usize) -> &'a mut [f32] {
+        assert!(n < self.images);
+        // SAFETY: within the tensor, which outlives the slice, and the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(n * self.each), self.each) }
+    }
+}
+
+/// The images of `x`, `[N, C, H, W]`, at `rows`, in their order.
+pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
+    if !readable(x) {
+        return super::channels_last(&x.index_select(0, &index(x, rows)));
+    }
+    let (_, c, h, w) = x.size4().expect("[N, C, H, W]");
+    let y = Tensor::empty([rows.len() as i64, h, w, c], (x.kind(), x.device())).permute([0, 3, 1, 2]);
+    let (from, to) = (Images::of(x), Images::of(&y));
+    parallel(rows.len(), |i| {
+        // SAFETY: a tensor of this function's own, one image a task.
+        unsafe { to.get_mut(i) }.copy_from_slice(from.get(rows[i]));
+    });
+    y
+}
+
+/// Puts the images of `y` in their order at `rows` of `x`, which are all different.
+pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
+    assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
+    assert!(rows.is_sorted_by(|a, b| a < b), "places in rising order, each once");
+    if !(readable(x) && readable(y)) {
+        let _ = x.shallow_clone().index_copy_(0, &index(x, rows), y);
+        return;
+    }
+    let (to, from) = (Images::of(x), Images::of(y));
+    parallel(rows.len(), |i| {
+        // SAFETY: one image a task, for rows are different; `y` is another tensor.
+        unsafe { to.get_mut(rows[i]) }.copy_from_slice(from.get(i));
+    });
+}
+
+/// The means over H and W of the images of `x` at `rows`, all different, into those rows of `mean`, f32 `[N, C]`.
+pub fn means(x: &Tensor, rows: &[usize], mean: &Tensor) {
+    let channels = x.size()[1] as usize;
+    assert_eq!(mean.size(), x.size()[..2]);
+    if !readable(x) || !channels.is_multiple_of(LANES) {
+        mean.shallow_clone().copy_(&x.mean_dim([2, 3].as_slice(), false, mean.kind()));
+        return;
+    }
+    let (from, to) = (Images::of(x), Images::of(mean));
+    let one = |i: usize| {
+        // SAFETY: one image a task, for rows are different; `x` is another tensor.
+        let mean = unsafe { to.get_mut(rows[i]) };
+        Arch::new().dispatch(|| average(from.get(rows[i]), mean));
+    };
+    match rows.len() {
+        1 => one(0), // no thread is woken for it
+        rows => parallel(rows, one),
+    }
+}
+
+#[inline(always)]
+fn average(pixels: &[f32], mean: &mut [f32]) {
+    let channels = mean.len();
+    let (pixels, _) = pixels.as_chunks::<LANES>();
+    let (chunks, count) = (channels / LANES, (pixels.len() * LANES / channels) as f32);
+    for (j, mean) in mean.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        // Four sums, so that an addition need not wait for the one before.
+        let mut sums = [[0f32; LANES]; 4];
+        for (at, pixel) in pixels[j..].iter().step_by(chunks).enumerate() {
+            let sum = &mut sums[at % 4];
+            for i in 0..LANES {
+                sum[i] += pixel[i];
+            }
+        }
+        for i in 0..LANES {
+            mean[i] = (sums[0][i] + sums[1][i] + (sums[2][i] + sums[3][i])) / count;
+        }
+    }
+}
+
+fn index(x: &Tensor, rows: &[usize]) -> Tensor {
+    Tensor::from_slice(&rows.iter().map(|&row| row as i64).collect::<Vec<_>>()).to_device(x.device())
+}
