@@ -2,7 +2,7 @@
 
 pub mod cli;
 mod onnx;
-mod proto;
+pub mod proto;
 mod weights;
 
 pub use onnx::model as onnx;

@@ -1,7 +1,9 @@
 //! The part of ONNX's format that an export needs: onnx.proto3, with its field numbers.
+#![expect(missing_docs, reason = "onnx.proto3 documents the fields")]
 
 use prost::Message;
 
+/// A file.
 #[derive(Clone, PartialEq, Message)]
 pub struct Model {
     #[prost(int64, tag = "1")]
@@ -20,6 +22,7 @@ pub struct Model {
     pub metadata_props: Vec<Entry>,
 }
 
+/// A set of operators and its version.
 #[derive(Clone, PartialEq, Message)]
 pub struct Opset {
     #[prost(string, tag = "1")]
@@ -28,6 +31,7 @@ pub struct Opset {
     pub version: i64,
 }
 
+/// A key and its value.
 #[derive(Clone, PartialEq, Message)]
 pub struct Entry {
     #[prost(string, tag = "1")]
@@ -36,6 +40,7 @@ pub struct Entry {
     pub value: String,
 }
 
+/// Operations in the order of their computation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Graph {
     #[prost(message, repeated, tag = "1")]
@@ -50,6 +55,7 @@ pub struct Graph {
     pub output: Vec<Value>,
 }
 
+/// One operation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Node {
     #[prost(string, repeated, tag = "1")]
@@ -64,6 +70,7 @@ pub struct Node {
     pub attribute: Vec<Attribute>,
 }
 
+/// A setting of an operation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Attribute {
     #[prost(string, tag = "1")]
@@ -77,6 +84,7 @@ pub struct Attribute {
     pub kind: i32,
 }
 
+/// A constant.
 #[derive(Clone, PartialEq, Message)]
 pub struct Initializer {
     #[prost(int64, repeated, tag = "1")]
@@ -90,6 +98,7 @@ pub struct Initializer {
     pub raw_data: Vec<u8>,
 }
 
+/// What goes in or comes out.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
@@ -98,12 +107,14 @@ pub struct Value {
     pub kind: Option<Type>,
 }
 
+/// Of a value.
 #[derive(Clone, PartialEq, Message)]
 pub struct Type {
     #[prost(message, optional, tag = "1")]
     pub tensor: Option<TensorType>,
 }
 
+/// Of a tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorType {
     #[prost(int32, tag = "1")]
@@ -112,18 +123,21 @@ pub struct TensorType {
     pub shape: Option<Shape>,
 }
 
+/// The sizes of a tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct Shape {
     #[prost(message, repeated, tag = "1")]
     pub dim: Vec<Dimension>,
 }
 
+/// One of them.
 #[derive(Clone, PartialEq, Message)]
 pub struct Dimension {
     #[prost(oneof = "Size", tags = "1, 2")]
     pub size: Option<Size>,
 }
 
+/// A number, or a name for what is known at run time only.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Size {
     #[prost(int64, tag = "1")]

@@ -51,7 +51,7 @@ enum Tool {
 pub struct Network {
     /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
     #[arg(long, value_name = "RUN|FILE", required = true)]
-    pub checkpoint: PathBuf,
+    pub checkpoint: Option<PathBuf>,
 
     /// What the weights are of, where they lie in no run: a config file, or a shipped one's name.
     #[arg(long, value_name = "CONFIG")]
@@ -107,7 +107,8 @@ impl Place {
 impl Network {
     /// Opens the network.
     pub fn open(&self, device: Device) -> Result<Trained> {
-        Trained::open(&self.checkpoint, self.config.as_deref(), device)
+        let checkpoint = self.checkpoint.as_deref().expect("clap requires it where there is no subcommand");
+        Trained::open(checkpoint, self.config.as_deref(), device)
     }
 }
 

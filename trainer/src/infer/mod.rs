@@ -10,12 +10,14 @@ mod layer;
 mod predict;
 mod router;
 mod rows;
+mod state;
 
 use crate::model::router::Memory;
 use crate::model::{Costs, Folded, FoldedBlock, FoldedGate, Net, Way};
 use layer::Layer;
 use router::Decider;
-use tch::{Device, Kind, Tensor};
+use state::State;
+use tch::Tensor;
 
 /// A network ready for inference.
 #[derive(Debug)]
@@ -71,14 +73,6 @@ enum Route {
     Conv(Layer),
 }
 
-/// An activation between blocks, channels last, and its mean over H and W, f32 `[N, C]`, as far as it is known.
-struct State {
-    x: Tensor,
-    mean: Option<Tensor>,
-    /// The images whose mean is not that of `x` any more.
-    stale: Vec<usize>,
-}
-
 impl<'a> Engine<'a> {
     /// By `net`'s present weights.
     pub fn new(net: &'a Net) -> Self {
@@ -130,7 +124,7 @@ impl<'a> Engine<'a> {
             }
             block.step(&mut state, &run);
         }
-        Passed { logits: self.head.forward(state.mean()).detach(), path }
+        Passed { logits: self.head.forward(&state.mean()).detach(), path }
     }
 }
 
@@ -154,18 +148,17 @@ impl<'a> Block<'a> {
         let (rows, others) = (chosen(true), chosen(false));
         let keeps_shape = matches!(self.shortcut, Route::Identity);
         if others.is_empty() {
-            state.set(self.run(&state.x));
+            state.set(self.run(state.x()));
         } else if rows.is_empty() {
             if !keeps_shape {
-                state.set(self.skip(&state.x));
+                state.set(self.skip(state.x()));
             }
         } else if keeps_shape {
-            let y = self.run(&rows::gather(&state.x, &rows));
-            rows::scatter(&state.x, &rows, &y);
-            state.stale.extend(rows);
+            let y = self.convolve(&rows::gather(state.x(), &rows), true);
+            state.add(&rows, &y);
         } else {
-            let y = self.run(&rows::gather(&state.x, &rows));
-            let z = self.skip(&rows::gather(&state.x, &others));
+            let y = self.run(&rows::gather(state.x(), &rows));
+            let z = self.skip(&rows::gather(state.x(), &others));
             let (_, c, h, w) = y.size4().expect("[N, C, H, W]");
             let x = Tensor::empty([run.len() as i64, h, w, c], (y.kind(), y.device())).permute([0, 3, 1, 2]);
             rows::scatter(&x, &rows, &y);
@@ -176,14 +169,20 @@ impl<'a> Block<'a> {
 
     /// F(x), of `x`'s own memory where it keeps the shape.
     fn run(&self, x: &Tensor) -> Tensor {
-        let (last, first) = self.convs.split_last().expect("a block has convolutions");
-        let mut h = x.shallow_clone();
-        for conv in first {
-            h = conv.forward(&h, true);
-        }
+        let h = self.convolve(x, false);
         let y = self.shortcut.forward(x, false);
-        last.add_to(&y, &h);
+        self.convs.last().expect("a block has convolutions").add_to(&y, &h);
         y
+    }
+
+    /// The convolutions of `x`; but for the last one, unless `all`.
+    fn convolve(&self, x: &Tensor, all: bool) -> Tensor {
+        let last = self.convs.len() - 1;
+        let mut h = x.shallow_clone();
+        for (i, conv) in self.convs[..last + usize::from(all)].iter().enumerate() {
+            h = conv.forward(&h, i < last);
+        }
+        h
     }
 
     /// What stands in for the block where it changes the shape.
@@ -207,39 +206,7 @@ impl Route {
     }
 }
 
-impl State {
-    fn new(x: Tensor) -> Self {
-        Self { x, mean: None, stale: Vec::new() }
-    }
-
-    fn set(&mut self, x: Tensor) {
-        (self.x, self.mean) = (x, None);
-    }
-
-    /// The mean over H and W, f32 `[N, C]`.
-    fn mean(&mut self) -> &Tensor {
-        let all = || (0..self.x.size()[0] as usize).collect::<Vec<_>>();
-        let (mean, stale) = match self.mean.take() {
-            Some(mean) => (mean, std::mem::take(&mut self.stale)),
-            None => {
-                let options = (Kind::Float, self.x.device());
-                (Tensor::empty(&self.x.size()[..2], options), all())
-            }
-        };
-        self.stale.clear();
-        if !stale.is_empty() {
-            rows::means(&self.x, &stale, &mean);
-        }
-        self.mean.insert(mean)
-    }
-}
-
 /// `x`, or a copy of it, with channels innermost.
 fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-}
-
-/// Whether the kernels of this module can read `x`'s memory: f32 on a CPU, channels innermost, without gaps.
-fn readable(x: &Tensor) -> bool {
-    x.device() == Device::Cpu && x.kind() == Kind::Float && x.permute([0, 2, 3, 1]).is_contiguous()
 }

@@ -1,11 +1,11 @@
 //! A router asked for a few images: on a CPU the paper's two linear layers are too small for libtorch, whose five
 //! operations take longer than some blocks.
 
-use super::State;
+use super::state::State;
 use crate::model::layers::{Features, Linear};
 use crate::model::router::{Memory, Router};
 use pulp::Arch;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Numbers multiplied at a time.
 const LANES: usize = 16;
@@ -40,17 +40,16 @@ impl<'a> Decider<'a> {
 
     /// U[1] − U[0] of every image.
     pub fn logits(&self, state: &mut State, memory: &mut Memory) -> Vec<f32> {
-        let (images, device) = (state.x.size()[0] as usize, state.x.device());
+        let images = state.x().size()[0] as usize;
         if let Some(layers) = &self.layers
-            && device == Device::Cpu
             && images * layers.w1.len() <= FEW
+            && let Some(means) = state.means()
         {
-            let means = Vec::<f32>::try_from(&state.mean().view([-1])).expect("f32");
             return Arch::new().dispatch(|| means.chunks(layers.inputs).map(|x| layers.logit(x)).collect());
         }
         let features = match self.router {
-            Router::Cnn(..) => state.x.shallow_clone().into(),
-            _ => Features::with_mean(state.x.shallow_clone(), state.mean().shallow_clone()),
+            Router::Cnn(..) => state.x().shallow_clone().into(),
+            _ => Features::with_mean(state.x().shallow_clone(), state.mean()),
         };
         Vec::try_from(&self.router.logit(&features, memory)).expect("a logit an image")
     }

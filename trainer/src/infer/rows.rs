@@ -2,16 +2,15 @@
 //! channels-last activations by way of a conversion, and for one image at the price of a whole block.
 #![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
 
-use super::readable;
 use crate::native::parallel;
 use pulp::Arch;
 use std::marker::PhantomData;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Channels that are added up at a time.
 const LANES: usize = 16;
 
-/// The memory of a readable tensor, image by image.
+/// Memory that holds something of each image.
 struct Images<'a> {
     first: *mut f32,
     each: usize,
@@ -27,6 +26,13 @@ impl<'a> Images<'a> {
     fn of(x: &'a Tensor) -> Self {
         let images = x.size()[0] as usize;
         Self { first: x.data_ptr().cast(), each: x.numel() / images, images, tensor: PhantomData }
+    }
+
+    /// As many equal parts of `values` as there are images.
+    fn cut(values: &'a mut [f32], images: usize) -> Self {
+        assert_eq!(values.len() % images, 0);
+        let first = values.as_mut_ptr();
+        Self { first, each: values.len() / images, images, tensor: PhantomData }
     }
 
     fn get(&self, n: usize) -> &'a [f32] {
@@ -52,7 +58,7 @@ pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
     let (_, c, h, w) = x.size4().expect("[N, C, H, W]");
     let y = Tensor::empty([rows.len() as i64, h, w, c], (x.kind(), x.device())).permute([0, 3, 1, 2]);
     let (from, to) = (Images::of(x), Images::of(&y));
-    parallel(rows.len(), |i| {
+    each(rows, |i| {
         // SAFETY: a tensor of this function's own, one image a task.
         unsafe { to.get_mut(i) }.copy_from_slice(from.get(rows[i]));
     });
@@ -62,35 +68,58 @@ pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
 /// Puts the images of `y` in their order at `rows` of `x`, which are all different.
 pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
     assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
-    assert!(rows.is_sorted_by(|a, b| a < b), "places in rising order, each once");
     if !(readable(x) && readable(y)) {
         let _ = x.shallow_clone().index_copy_(0, &index(x, rows), y);
         return;
     }
     let (to, from) = (Images::of(x), Images::of(y));
-    parallel(rows.len(), |i| {
+    each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor.
         unsafe { to.get_mut(rows[i]) }.copy_from_slice(from.get(i));
     });
 }
 
-/// The means over H and W of the images of `x` at `rows`, all different, into those rows of `mean`, f32 `[N, C]`.
-pub fn means(x: &Tensor, rows: &[usize], mean: &Tensor) {
-    let channels = x.size()[1] as usize;
-    assert_eq!(mean.size(), x.size()[..2]);
-    if !readable(x) || !channels.is_multiple_of(LANES) {
-        mean.shallow_clone().copy_(&x.mean_dim([2, 3].as_slice(), false, mean.kind()));
-        return;
-    }
-    let (from, to) = (Images::of(x), Images::of(mean));
-    let one = |i: usize| {
-        // SAFETY: one image a task, for rows are different; `x` is another tensor.
+/// The means over H and W of the images of `x` at `rows`, in rising order, into those rows of `means`, `[N, C]`; `x` is
+/// readable.
+pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
+    let from = Images::of(x);
+    let to = Images::cut(means, from.images);
+    each(rows, |i| {
+        // SAFETY: one image a task, for rows are different; nobody else has `means`.
         let mean = unsafe { to.get_mut(rows[i]) };
         Arch::new().dispatch(|| average(from.get(rows[i]), mean));
-    };
+    });
+}
+
+/// The images of `x` at `rows`, in rising order, become max(they + those of `y`, 0); their means go into those rows of
+/// `means`, `[N, C]`. Both are readable, and not the same.
+pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
+    assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
+    let (onto, from) = (Images::of(x), Images::of(y));
+    let to = Images::cut(means, onto.images);
+    each(rows, |i| {
+        // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
+        let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };
+        Arch::new().dispatch(|| {
+            add(onto, from.get(i));
+            average(onto, mean); // while it is in the cache
+        });
+    });
+}
+
+/// Calls `task` for every row's place in `rows`, on all threads; no other thread is woken for a single one.
+fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
+    assert!(rows.is_sorted_by(|a, b| a < b), "places in rising order, each once");
     match rows.len() {
-        1 => one(0), // no thread is woken for it
-        rows => parallel(rows, one),
+        1 => task(0),
+        rows => parallel(rows, task),
+    }
+}
+
+#[inline(always)]
+fn add(onto: &mut [f32], from: &[f32]) {
+    for (onto, from) in onto.iter_mut().zip(from) {
+        *onto = (*onto + from).max(0.0);
     }
 }
 
@@ -112,6 +141,14 @@ fn average(pixels: &[f32], mean: &mut [f32]) {
             mean[i] = (sums[0][i] + sums[1][i] + (sums[2][i] + sums[3][i])) / count;
         }
     }
+}
+
+/// Whether this module can read `x`, `[N, C, H, W]`: f32 on a CPU, channels innermost and a multiple of 16, without gaps.
+pub fn readable(x: &Tensor) -> bool {
+    x.device() == Device::Cpu
+        && x.kind() == Kind::Float
+        && x.size()[1] % LANES as i64 == 0
+        && x.permute([0, 2, 3, 1]).is_contiguous()
 }
 
 fn index(x: &Tensor, rows: &[usize]) -> Tensor {
