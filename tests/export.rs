@@ -38,7 +38,9 @@ fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
         }
     });
     let file = folder.join("net.safetensors");
-    Tensor::write_safetensors(&net.params.named(), &file).unwrap();
+    let named: Vec<_> =
+        net.params.named().into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
+    Tensor::write_safetensors(&named, &file).unwrap();
     Trained::open(&file, Some(name), Device::Cpu).unwrap()
 }
 
@@ -224,7 +226,7 @@ fn the_program_writes_them_and_refuses_what_it_cannot() {
             "{said}"
         );
     }
-    let mut refuse = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
+    let refuse = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
         refused(&mut export(checkpoint, format, "none"), code, parts);
         assert!(!folder.path().join("none").exists());
     };

@@ -187,6 +187,7 @@ fn predictions_are_a_line_each_and_the_networks_own() {
     let files = files.to_str().unwrap();
     for args in [
         ["--checkpoint", "run", files, "--batch", "1"],
+        ["--checkpoint", "run/checkpoints/latest", "val", "--batch", "3"],
         ["--checkpoint", &step, files, "--batch", "5"],
         ["--checkpoint", &weights, "val/bars-000000.tar", "--batch", "64"],
     ] {

@@ -4,7 +4,7 @@
 
 codinet-infer (batches of 64, blocks really skipped), examples/codinet.py (masked, and skipping) and, for the first images,
 onnxruntime and TorchScript must give each image the same class and path, and logits within 1e-4; the file for
-torchvision must leave no key of its model missing. Needs torch, safetensors, numpy, Pillow; onnxruntime and torchvision for
+torchvision must leave no key of its resnet50 missing, and compute what the gated network does with every block run. Needs torch, safetensors, numpy, Pillow; onnxruntime and torchvision for
 what concerns them. An image where they differ is printed, with how near to 0 its nearest gate is: there, rounding decides.
 """
 
@@ -50,6 +50,34 @@ def compare(name, infer, logits, path, gates):
     for n in other_path.nonzero().flatten().tolist():
         print(f"  {infer[n]['image']}: nearest gate {float(gates[n].abs().min()):.1e}")
     return classes == 0 and not other_path.any() and off <= 1e-4
+
+
+def torchvisions(bin, folder):
+    """Whether an untrained gated ResNet-50 goes through --format torchvision into torchvision's own."""
+    import torchvision
+    from safetensors.torch import load_file, save_file
+
+    about = {"arch": "resnet50", "gates": "all", "skip": "project", "stride_in": "conv2", "router": "fc"}
+    about |= {"classes": 1000, "channels": 3}
+    widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 2]  # what each block takes
+    names = [f"layer{s + 1}.{b}" for s, depth in enumerate([3, 4, 6, 3]) for b in range(depth)]
+    hidden = {f"{name}.router.fc1.weight": torch.empty(64, width) for name, width in zip(names, widths)}
+    net = codinet.CoDiNet(about, hidden).eval()
+    for block in net.blocks():
+        block.router.fc2.bias.data.copy_(torch.tensor([0.0, 1e3]))
+    tensors = {name: t.contiguous() for name, t in net.state_dict().items() if "num_batches" not in name}
+    save_file(tensors, folder / "r50.safetensors")
+    (folder / "r50.yaml").write_text("extends: imagenet_r50.yaml\nmodel: {stride_in: conv2}\n")
+    command = [f"{bin}/codinet-export", "--checkpoint", folder / "r50.safetensors", "--config", folder / "r50.yaml"]
+    command += ["--format", "torchvision", "--output", folder / "tv.safetensors"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    theirs = torchvision.models.resnet50().eval()
+    missing, unexpected = theirs.load_state_dict(load_file(folder / "tv.safetensors"), strict=False)
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        ours, off = net(x)[0], float((net(x)[0] - theirs(x)).abs().max())
+    print(f"torchvision's resnet50: {len(missing)} keys missing, {len(unexpected)} unexpected, logits off by {off:.2e}")
+    return not missing and not unexpected and off <= 1e-4 * max(1, float(ours.abs().max()))
 
 
 def main():
@@ -102,6 +130,10 @@ def main():
             fine &= compare("onnxruntime", infer[: args.onnx], logits, path, gates)
         except ImportError:
             print("onnxruntime: not installed")
+        try:
+            fine &= torchvisions(args.bin, folder)
+        except ImportError:
+            print("torchvision: not installed")
     print("all the same" if fine else "THEY DIFFER")
     sys.exit(not fine)
 

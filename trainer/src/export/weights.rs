@@ -1,6 +1,6 @@
 //! `.safetensors` files with torchvision's names: the whole network with what it takes to build it, or the backbone alone.
 
-use crate::config::{Config, Gates, StrideIn};
+use crate::config::{Arch, Config, Gates, StrideIn};
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use safetensors::Dtype;
@@ -18,13 +18,12 @@ pub fn gated(trained: &Trained) -> Vec<u8> {
 /// The static backbone as torchvision's `load_state_dict(strict=False)` takes it: every key, none that it doesn't know.
 ///
 /// # Errors
-/// A backbone that torchvision hasn't, or one whose strides lie elsewhere.
+/// A backbone that torchvision hasn't.
 pub fn torchvision(trained: &Trained) -> Result<Vec<u8>> {
     let model = &trained.config.model;
     let refuse = |what: &str| Err(Error::new(Exit::Config, format!("--format torchvision: {what}")));
     let named = trained.net.params.named();
-    // The 32×32 family has one more thing that torchvision's has not: a first convolution of 3×3.
-    if named.iter().any(|(name, tensor)| name == "conv1.weight" && tensor.size()[2] == 3) {
+    if !trained.net.folded().pool {
         return refuse(&format!("it has no {} for 32×32 images; use --format safetensors", model.arch));
     }
     if trained.config.data.channels != 3 {
@@ -42,9 +41,8 @@ pub fn torchvision(trained: &Trained) -> Result<Vec<u8>> {
 /// What is to be told of an export for torchvision, which would otherwise compute something else in silence.
 pub fn caution(config: &Config) -> Option<String> {
     let model = &config.model;
-    let named = model.arch.to_string().to_lowercase();
     let mut said = Vec::new();
-    let bottleneck = !matches!(named.as_str(), "resnet18" | "resnet34");
+    let bottleneck = !matches!(model.arch, Arch::ResNet18 | Arch::ResNet34);
     if model.stride_in == StrideIn::Conv1 && bottleneck {
         said.push("its strides lie in the 1×1 convolutions, torchvision's in the 3×3 ones: move them, or outputs differ");
     }

@@ -147,7 +147,10 @@ impl<'a> Block<'a> {
         let chosen = |taken: bool| -> Vec<usize> { (0..run.len()).filter(|&n| run[n] == taken).collect() };
         let (rows, others) = (chosen(true), chosen(false));
         let keeps_shape = matches!(self.shortcut, Route::Identity);
-        if others.is_empty() {
+        if others.is_empty() && keeps_shape {
+            self.run(state.x());
+            state.changed();
+        } else if others.is_empty() {
             state.set(self.run(state.x()));
         } else if rows.is_empty() {
             if !keeps_shape {

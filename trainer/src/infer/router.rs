@@ -40,9 +40,8 @@ impl<'a> Decider<'a> {
 
     /// U[1] − U[0] of every image.
     pub fn logits(&self, state: &mut State, memory: &mut Memory) -> Vec<f32> {
-        let images = state.x().size()[0] as usize;
         if let Some(layers) = &self.layers
-            && images * layers.w1.len() <= FEW
+            && state.images() * layers.w1.len() <= FEW
             && let Some(means) = state.means()
         {
             return Arch::new().dispatch(|| means.chunks(layers.inputs).map(|x| layers.logit(x)).collect());

@@ -130,15 +130,23 @@ fn average(pixels: &[f32], mean: &mut [f32]) {
     let (chunks, count) = (channels / LANES, (pixels.len() * LANES / channels) as f32);
     for (j, mean) in mean.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         // Four sums, so that an addition need not wait for the one before.
-        let mut sums = [[0f32; LANES]; 4];
-        for (at, pixel) in pixels[j..].iter().step_by(chunks).enumerate() {
-            let sum = &mut sums[at % 4];
+        let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
+        let mut four = pixels.chunks_exact(4 * chunks);
+        for pixels in &mut four {
             for i in 0..LANES {
-                sum[i] += pixel[i];
+                a[i] += pixels[j][i];
+                b[i] += pixels[j + chunks][i];
+                c[i] += pixels[j + 2 * chunks][i];
+                d[i] += pixels[j + 3 * chunks][i];
+            }
+        }
+        for pixel in four.remainder().chunks_exact(chunks) {
+            for i in 0..LANES {
+                a[i] += pixel[j][i];
             }
         }
         for i in 0..LANES {
-            mean[i] = (sums[0][i] + sums[1][i] + (sums[2][i] + sums[3][i])) / count;
+            mean[i] = (a[i] + b[i] + (c[i] + d[i])) / count;
         }
     }
 }

@@ -26,7 +26,17 @@ impl State {
         &self.x
     }
 
-    /// Another activation takes this one's place; it may be the same memory.
+    /// How many images there are: N.
+    pub fn images(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The activation has other values in the same memory.
+    pub fn changed(&mut self) {
+        self.known.fill(false);
+    }
+
+    /// Another activation takes this one's place.
     pub fn set(&mut self, x: Tensor) {
         self.readable = rows::readable(&x);
         let (images, channels) = (x.size()[0] as usize, x.size()[1] as usize);
