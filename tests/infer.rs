@@ -85,7 +85,7 @@ fn skipping_gives_what_masking_gives() {
         let macs = (0..9).map(|image| engine.macs(&path[image * n..][..n])).sum::<f64>() / 9.0;
         assert!((macs / net.costs.mean_macs(&rates) - 1.0).abs() < 1e-9);
     }
-    assert!(some_but_not_all > 20, "the paths are to differ: {some_but_not_all}");
+    assert!(some_but_not_all > 10, "the paths are to differ: {some_but_not_all}");
 }
 
 /// Whatever the routers say; and no block at all, and all of them.

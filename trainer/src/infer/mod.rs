@@ -148,7 +148,7 @@ impl<'a> Block<'a> {
         let (rows, others) = (chosen(true), chosen(false));
         let keeps_shape = matches!(self.shortcut, Route::Identity);
         if others.is_empty() && keeps_shape {
-            self.run(state.x());
+            let _ = self.run(state.x()); // in place
             state.changed();
         } else if others.is_empty() {
             state.set(self.run(state.x()));
