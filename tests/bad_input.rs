@@ -5,7 +5,6 @@ mod common;
 
 use common::{Bench, refused, succeed, write_shards};
 use std::fs;
-use std::process::Command;
 
 #[test]
 fn no_shards_at_all() {

@@ -185,7 +185,7 @@ impl Convolution {
 
     /// The convolution of `x`, and ReLU where asked for.
     pub fn of(&self, x: &Tensor, relu: bool) -> Tensor {
-        let [x, weight, bias] = [x, &self.weight, &self.bias].map(|x| x.as_ptr() as *const C_tensor);
+        let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
         // SAFETY: living tensors; the new one is the caller's.
         let made = unsafe { codinet_convolve(x, weight, bias, self.stride, self.padding, relu) };
         expect(!made.is_null(), "a convolution");
@@ -195,7 +195,7 @@ impl Convolution {
 
     /// `onto` becomes ReLU(onto + the convolution of `x`), in place.
     pub fn onto(&self, onto: &Tensor, x: &Tensor) {
-        let [x, weight, bias] = [x, &self.weight, &self.bias].map(|x| x.as_ptr() as *const C_tensor);
+        let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
         let onto = onto.as_ptr().cast_mut();
         // SAFETY: living tensors; `onto` shares no memory with `x`, of which it may be read.
         let done = unsafe { codinet_convolve_onto(onto, x, weight, bias, self.stride, self.padding) };

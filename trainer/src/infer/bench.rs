@@ -1,7 +1,7 @@
 //! `codinet-infer bench`: what skipping gains in time, beside what it gains in MACs.
 
 use super::cli::Place;
-use super::predict::Source;
+use super::source::Source;
 use super::{Engine, Paths};
 use crate::config::{self, Config};
 use crate::error::{Error, Exit, Result};
@@ -56,7 +56,7 @@ struct Case {
 pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.place.prepare()?;
     let wrong = |what: &str| Err(Error::new(Exit::Config, what));
-    if args.rounds == 0 || args.batch.iter().any(|&n| n == 0) || args.share.iter().any(|&share| share > 100) {
+    if args.rounds == 0 || args.batch.contains(&0) || args.share.iter().any(|&share| share > 100) {
         return wrong("--rounds and --batch take numbers from 1 on, --share 0 to 100");
     }
     println!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds);

@@ -1,7 +1,7 @@
 //! `codinet-infer curve`: what one checkpoint's accuracy becomes as a bias on its gates moves its cost.
 
 use super::cli::{Images, Network, output, unwritable};
-use super::predict::{Source, check_budget, meet};
+use super::source::Source;
 use super::{Engine, Paths};
 use crate::error::{Error, Exit, Result};
 use std::collections::HashSet;
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
     if budgets.is_empty() {
         budgets = (0..=10).map(|i| least + (most - least) * f64::from(i) / 10.0).collect();
     }
-    budgets.iter().try_for_each(|&budget| check_budget(&engine, budget))?;
+    budgets.iter().try_for_each(|&budget| engine.check_budget(budget))?;
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     for budget in std::iter::once(None).chain(budgets.into_iter().map(Some)) {
         engine.bias = 0.0;
         if let Some(budget) = budget {
-            meet(&mut engine, budget, &held)?;
+            engine.meet(budget, &held)?;
         }
         let (mut images, mut right, mut macs, mut paths) = (0, 0, 0.0, HashSet::new());
         for (x, labels) in &tried {

@@ -10,8 +10,11 @@ mod layer;
 mod predict;
 mod router;
 mod rows;
+mod source;
 mod state;
 
+use crate::budget::nearest_bias;
+use crate::error::{Error, Exit, Result};
 use crate::model::router::Memory;
 use crate::model::{Costs, Folded, FoldedBlock, FoldedGate, Net, Way};
 use layer::Layer;
@@ -95,6 +98,39 @@ impl<'a> Engine<'a> {
     /// `x` is f32 `[N, C, H, W]`, normalised; N is at least 1.
     pub fn forward(&self, x: &Tensor, paths: Paths) -> Passed {
         tch::no_grad(|| self.pass(x, paths))
+    }
+
+    /// Sets the bias that meets `budget` in GMACs on `batches`, as near as may be; what it gives.
+    pub fn meet(&mut self, budget: f64, batches: &[Tensor]) -> Result<f64> {
+        let (bias, found) = nearest_bias(budget, |bias| {
+            self.bias = bias;
+            let mut rates = (0.0, vec![0.0; self.gates()]);
+            for x in batches {
+                let passed = self.forward(x, Paths::Routed);
+                rates.0 += x.size()[0] as f64;
+                for path in passed.path.chunks(self.gates().max(1)) {
+                    rates.1.iter_mut().zip(path).for_each(|(rate, &run)| *rate += f64::from(u8::from(run)));
+                }
+            }
+            let rates: Vec<f64> = rates.1.iter().map(|sum| sum / rates.0).collect();
+            Ok(self.costs.mean_macs(&rates) / 1e9)
+        })?;
+        self.bias = bias;
+        Ok(found)
+    }
+
+    /// Refuses a budget that no path meets.
+    pub fn check_budget(&self, budget: f64) -> Result<()> {
+        let at = |run: bool| self.macs(&vec![run; self.gates()]) / 1e9;
+        if self.gates() > 0 && (at(false)..=at(true)).contains(&budget) {
+            return Ok(());
+        }
+        let what = format!(
+            "a budget of {budget} GMACs: this network takes {:.4} (no block run) to {:.4} (all)",
+            at(false),
+            at(true)
+        );
+        Err(Error::new(Exit::Config, what))
     }
 
     fn pass(&self, x: &Tensor, paths: Paths) -> Passed {

@@ -1,19 +1,15 @@
 //! `codinet-infer --checkpoint … IMAGES`: a line of JSON for each image.
 
 use super::cli::{Images, Network, output, unwritable};
+use super::source::{Pictures, Source};
 use super::{Engine, Passed, Paths};
-use crate::budget;
-use crate::config::{Config, Precision};
 use crate::error::{Error, Exit, Result};
-use crate::input::Normalise;
 use crate::trained::Trained;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use serde_json::json;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Images on which the bias for a budget is found.
 const BIASED_ON: usize = 1024;
@@ -47,146 +43,6 @@ pub struct Args {
     output: Option<PathBuf>,
 }
 
-/// Images in the order in which they were named, as evaluation sees them.
-pub struct Source {
-    datasets: Vec<(Arc<Dataset>, bool)>,
-    spec: LoaderSpec,
-    normalise: Normalise,
-    batch: usize,
-}
-
-/// A batch of images.
-pub struct Pictures {
-    /// f32 `[N, C, H, W]`, normalised.
-    pub x: Tensor,
-    /// What each is: a file's path, or shard and key.
-    pub names: Vec<String>,
-    /// Its class, where it is known.
-    pub labels: Vec<Option<i64>>,
-}
-
-impl Source {
-    /// Opens what `paths` name; nothing named: the run's `data.val`.
-    pub fn open(
-        paths: &[PathBuf],
-        config: &Config,
-        batch: usize,
-        threads: usize,
-        device: Device,
-    ) -> Result<Self> {
-        let val = [PathBuf::from(&config.data.val)];
-        let mut datasets = Vec::new();
-        let mut loose: Vec<PathBuf> = Vec::new();
-        let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
-            if !loose.is_empty() {
-                datasets.push((Arc::new(Dataset::of_images(&std::mem::take(loose))?), false));
-            }
-            Ok(())
-        };
-        for path in if paths.is_empty() { &val[..] } else { paths } {
-            if holds_shards(path)? {
-                close(&mut loose, &mut datasets)?;
-                datasets.push((Arc::new(Dataset::open(&path.to_string_lossy())?), true));
-            } else {
-                loose.push(path.clone());
-            }
-        }
-        close(&mut loose, &mut datasets)?;
-        let data = &config.data;
-        let spec = LoaderSpec {
-            transform: config.evaluation(),
-            image_size: data.image_size,
-            channels: data.channels as usize,
-            views: 1,
-            seed: 0,
-            threads,
-            prefetch: 2,
-            on_bad: OnBadSample::Fail,
-        };
-        let normalise = Normalise::new(data, Precision::Fp32, device);
-        Ok(Self { datasets, spec, normalise, batch })
-    }
-
-    /// How many images there are.
-    pub fn len(&self) -> usize {
-        self.datasets.iter().map(|(dataset, _)| dataset.len()).sum()
-    }
-
-    /// The first `most` images, batch by batch.
-    pub fn batches(&self, most: usize) -> impl Iterator<Item = Result<Pictures>> {
-        let mut left = most;
-        self.datasets.iter().flat_map(move |(dataset, labelled)| {
-            let taken = dataset.len().min(left);
-            left -= taken;
-            let samples: Vec<u32> = (0..taken as u32).collect();
-            let plans: Vec<_> =
-                samples.chunks(self.batch).map(|part| BatchPlan::new(0, part.to_vec())).collect();
-            let (loader, error) = match Loader::new(dataset.clone(), self.spec.clone(), plans.into_iter()) {
-                Ok(loader) => (Some(loader), None),
-                Err(error) => (None, Some(Err(error.into()))),
-            };
-            let pictures = move |batch| Ok(self.pictures(&batch?, dataset, *labelled));
-            error.into_iter().chain(loader.into_iter().flatten().map(pictures))
-        })
-    }
-
-    fn pictures(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> Pictures {
-        let (x, _) = self.normalise.tensors(batch);
-        let named = |&sample: &u32| {
-            let place = dataset.meta(sample as usize).expect("a sample that was read");
-            if labelled { format!("{}:{}", place.shard.display(), place.key) } else { place.name.to_owned() }
-        };
-        let names = batch.samples.iter().map(named).collect();
-        let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
-        Pictures { x, names, labels }
-    }
-}
-
-/// Whether `path` is to be opened as shards: a tar, a pattern, a store's, or a folder with one of these in it.
-fn holds_shards(path: &Path) -> Result<bool> {
-    let text = path.to_string_lossy();
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path)
-            .map_err(|error| Error::new(Exit::Data, format!("cannot list {}: {error}", path.display())))?;
-        let mut names = entries.flatten().map(|entry| entry.path());
-        return Ok(names.any(|name| name.extension().is_some_and(|extension| extension == "tar")));
-    }
-    Ok(text.ends_with(".tar") || text.contains(['*', '{']) || text.contains("://") || text.ends_with(".json"))
-}
-
-/// A bias on all gates that meets `budget` in GMACs on `batches`, and what it gives.
-pub fn meet(engine: &mut Engine, budget: f64, batches: &[Tensor]) -> Result<f64> {
-    let (bias, found) = budget::nearest_bias(budget, |bias| {
-        engine.bias = bias;
-        let mut rates = (0.0, vec![0.0; engine.gates()]);
-        for x in batches {
-            let passed = engine.forward(x, Paths::Routed);
-            rates.0 += x.size()[0] as f64;
-            for path in passed.path.chunks(engine.gates().max(1)) {
-                rates.1.iter_mut().zip(path).for_each(|(rate, &run)| *rate += f64::from(u8::from(run)));
-            }
-        }
-        let rates: Vec<f64> = rates.1.iter().map(|sum| sum / rates.0).collect();
-        Ok(engine.costs.mean_macs(&rates) / 1e9)
-    })?;
-    engine.bias = bias;
-    Ok(found)
-}
-
-/// Refuses a budget that no path meets.
-pub fn check_budget(engine: &Engine, budget: f64) -> Result<()> {
-    let at = |run: bool| engine.macs(&vec![run; engine.gates()]) / 1e9;
-    if engine.gates() > 0 && (at(false)..=at(true)).contains(&budget) {
-        return Ok(());
-    }
-    let what = format!(
-        "a budget of {budget} GMACs: this network takes {:.4} (no block run) to {:.4} (all)",
-        at(false),
-        at(true)
-    );
-    Err(Error::new(Exit::Config, what))
-}
-
 pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.network.place.prepare()?;
     let trained = args.network.open(device)?;
@@ -196,10 +52,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
     if let Some(budget) = args.budget_gmacs {
-        check_budget(&engine, budget)?;
+        engine.check_budget(budget)?;
         let first: Vec<Tensor> =
             source.batches(BIASED_ON).map(|batch| Ok(batch?.x)).collect::<Result<_>>()?;
-        let found = meet(&mut engine, budget, &first)?;
+        let found = engine.meet(budget, &first)?;
         eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
     }
     let mut out = output(args.output.as_deref())?;
@@ -262,8 +118,9 @@ impl Found {
     }
 
     fn line(&self, n: usize, trained: &Trained) -> serde_json::Value {
-        let one = |class: i64, probability: f32| match &trained.class_names {
-            Some(names) => json!({"class": class, "name": names[class as usize], "probability": probability}),
+        let name = |class: i64| trained.class_names.as_ref()?.get(class as usize);
+        let one = |class: i64, probability: f32| match name(class) {
+            Some(name) => json!({"class": class, "name": name, "probability": probability}),
             None => json!({"class": class, "probability": probability}),
         };
         let all: Vec<_> =
