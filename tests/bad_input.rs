@@ -3,22 +3,8 @@
 
 mod common;
 
-use common::{Bench, finish, succeed, write_shards};
+use common::{Bench, refused, succeed, write_shards};
 use std::fs;
-use std::process::Command;
-
-/// Runs the command, which must fail with `code` and say each of `parts` in its only error line.
-fn refused(command: &mut Command, code: i32, parts: &[&str]) {
-    let output = finish(command);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{command:?}\n{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "one line: {said}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} in {:?}", errors[0]);
-    }
-    assert!(!said.contains("panicked") && !said.contains("stack backtrace"), "{said}");
-}
 
 #[test]
 fn no_shards_at_all() {

@@ -135,7 +135,7 @@ struct Shard {
 #[derive(Debug)]
 enum Contents {
     Tar(Source),
-    /// Samples are files below this folder.
+    /// Samples are files below this folder; with an empty one, files wherever they lie.
     Folder(PathBuf),
 }
 
@@ -205,6 +205,18 @@ impl Dataset {
             )));
         }
         Ok(Dataset { shards, len, info })
+    }
+
+    /// Images that lie in no shard and have no label (0 stands for it): JPEG and PNG files, and those in folders at any
+    /// depth, in the order of their names.
+    ///
+    /// # Errors
+    /// A path that isn't there, a file that by its name is no JPEG or PNG, a folder without any.
+    pub fn of_images(paths: &[PathBuf]) -> Result<Dataset> {
+        let index = folder::list_images(paths)?;
+        let (len, contents) = (index.len(), Contents::Folder(PathBuf::new()));
+        let shards = vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }];
+        Ok(Dataset { shards, len, info: None })
     }
 
     /// Number of samples; at least 1, at most `u32::MAX`.
@@ -386,6 +398,7 @@ impl Shard {
     fn key<'a>(&self, name: &'a str) -> &'a str {
         match self.contents {
             Contents::Tar(_) => crate::shard::split_name(name).0,
+            Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // it is a path
             Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
         }
     }

@@ -42,7 +42,7 @@ pub enum Error {
     },
 
     /// A sample's image can't be decoded, or can't be cropped as asked.
-    #[error("{}, key '{key}': {reason}", shard.display())]
+    #[error("{}: {reason}", place(shard, key))]
     Undecodable {
         /// The shard that holds the sample.
         shard: PathBuf,
@@ -124,6 +124,11 @@ impl BadImage {
     pub fn at(self, shard: &Path, key: &str) -> Error {
         Error::Undecodable { shard: shard.to_owned(), key: key.to_owned(), reason: self.0 }
     }
+}
+
+/// A sample's place: its shard and key, or the path of an image that lies in no shard.
+fn place(shard: &Path, key: &str) -> String {
+    if shard.as_os_str().is_empty() { key.to_owned() } else { format!("{}, key '{key}'", shard.display()) }
 }
 
 /// Adds what was tried, and on which path, to an I/O error.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::index::{IndexedSample, ShardIndex};
@@ -79,6 +79,43 @@ pub(crate) fn list(root: &Path) -> Result<(ShardIndex, DatasetInfo)> {
         class_names: Some(classes),
     };
     Ok((index, info))
+}
+
+/// The image files among `paths` and in those that are folders, in the order given, a folder's by name.
+///
+/// # Errors
+/// As [`list`], and a file that by its name is no image of a format that is read, no path at all.
+pub(crate) fn list_images(paths: &[PathBuf]) -> Result<ShardIndex> {
+    let mut index = ShardIndex::new(0, "");
+    let mut push = |name: &str| {
+        let sample = IndexedSample { name, offset: 0, length: 0, label: 0, header: 0 };
+        index.push(sample).ok_or_else(|| {
+            Error::malformed(Path::new(name), "over 4 GiB of names; write the images to shards")
+        })
+    };
+    for path in paths {
+        let text = path.to_str().filter(|text| !text.contains(char::is_control)).ok_or_else(|| {
+            Error::malformed(path, "its name isn't UTF-8, or holds control characters; rename it")
+        })?;
+        if fs::metadata(path).context("read", path)?.is_dir() {
+            let mut files = Vec::new();
+            walk(Path::new(""), text.trim_end_matches('/'), MOST_DEPTH, &mut files)?;
+            if files.is_empty() {
+                return Err(Error::malformed(path, "holds no .jpg, .jpeg or .png"));
+            }
+            files.sort();
+            files.iter().try_for_each(|(folder, name)| push(&format!("{folder}/{name}")))?;
+        } else if path.extension().and_then(|extension| extension.to_str()).is_some_and(is_image) {
+            push(text)?;
+        } else {
+            return Err(Error::malformed(path, "is no .jpg, .jpeg or .png by its name"));
+        }
+    }
+    if index.is_empty() {
+        return Err(Error::InvalidArgument("no images were named".to_owned()));
+    }
+    index.shrink();
+    Ok(index)
 }
 
 /// The names in one string, and where each ends: a vector of strings takes three times the memory.

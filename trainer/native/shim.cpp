@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/TensorIterator.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -79,6 +80,15 @@ struct RecordedEvent {
     int device;
 };
 
+// What torch.compile makes of convolutions on a CPU: operations of libtorch's without a function of their own in C++.
+using Texts = std::optional<std::string_view>;
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using ConvolveOp = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, at::IntArrayRef,
+                              at::IntArrayRef, at::IntArrayRef, int64_t, std::string_view, Scalars, Texts);
+using ConvolveOntoOp = at::Tensor &(at::Tensor &, const at::Tensor &, const at::Tensor &,
+                                    const std::optional<at::Tensor> &, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+                                    int64_t, std::string_view, std::optional<at::Scalar>, Texts, Scalars, Texts);
+
 }  // namespace
 
 extern "C" {
@@ -138,6 +148,43 @@ bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients,
         std::optional<at::Tensor> scale;
         if (divisor != nullptr) scale = *divisor;
         at::_fused_sgd_(w, g, m, weight_decay, momentum, lr, 0.0, nesterov, false, false, scale, *skip);
+        return true;
+    });
+}
+
+// Null without an error: this libtorch has no such operations.
+at::Tensor *codinet_pack_weight(const at::Tensor *weight, int64_t stride, int64_t padding, const int64_t *input) noexcept {
+    last_error.clear();
+    return guarded([&]() -> at::Tensor * {
+        static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_convolution_weight", ""});
+        if (!op || !at::globalContext().userEnabledMkldnn()) return nullptr;
+        auto both = [](int64_t n) { return std::vector<int64_t>{n, n}; };
+        std::vector<c10::IValue> stack{*weight, both(padding), both(stride), both(1), int64_t(1),
+                                       std::vector<int64_t>(input, input + 4)};
+        op->callBoxed(stack);
+        return new at::Tensor(stack[0].toTensor());
+    });
+}
+
+at::Tensor *codinet_convolve(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
+                             int64_t padding, bool relu) noexcept {
+    return guarded([&]() -> at::Tensor * {
+        static const auto op =
+            c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_convolution_pointwise", "").typed<ConvolveOp>();
+        const int64_t strides[]{stride, stride}, paddings[]{padding, padding}, dilations[]{1, 1};
+        return new at::Tensor(
+            op.call(*x, *weight, *bias, paddings, strides, dilations, 1, relu ? "relu" : "none", Scalars(), ""));
+    });
+}
+
+bool codinet_convolve_onto(at::Tensor *onto, const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias,
+                           int64_t stride, int64_t padding) noexcept {
+    return guarded([&] {
+        static const auto op = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("mkldnn::_convolution_pointwise_", "binary")
+                                   .typed<ConvolveOntoOp>();
+        const int64_t strides[]{stride, stride}, paddings[]{padding, padding}, dilations[]{1, 1};
+        op.call(*onto, *x, *weight, *bias, paddings, strides, dilations, 1, "add", std::nullopt, "relu", Scalars(), "");
         return true;
     });
 }

@@ -80,7 +80,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
     let gmacs = || -> Result<f64> {
         let mut sums = Tensor::zeros([1 + gates], (Kind::Double, tch::Device::Cpu));
         for batch in batches.iter().filter(|batch| !batch.samples.is_empty()) {
-            let (images, _) = input.tensors(batch, config);
+            let (images, _) = input.tensors(batch);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
             let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);
             let count = Tensor::from(images.size()[0] as f64).to_device(ran.device()).view(1);
@@ -91,11 +91,28 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
         let rates: Vec<f64> = sums[1..].iter().map(|sum| sum / sums[0]).collect();
         Ok(net.costs.mean_macs(&rates) / 1e9)
     };
-    // MACs rise with the bias.
+    let mut now = 0.0;
+    let (bias, found) = nearest_bias(budget, |bias| {
+        net.shift_gates(bias - now);
+        now = bias;
+        gmacs()
+    })?;
+    net.shift_gates(bias - now);
+    Ok(format!(
+        "a bias of {:+.4} on all gates gives {:.4} GMACs on {} images held out from training, {:+.2} % off the budget",
+        bias,
+        found,
+        config.cost.calibration_samples,
+        100.0 * (found - budget) / budget
+    ))
+}
+
+/// The bias on all gates, within ±8, that comes nearest to `budget`, and what it gives: `gmacs` of a bias, which rises with it.
+pub fn nearest_bias(budget: f64, mut gmacs: impl FnMut(f64) -> Result<f64>) -> Result<(f64, f64)> {
     let (mut low, mut high, mut bias) = (-MOST_BIAS, MOST_BIAS, 0.0);
     let mut best = (f64::INFINITY, 0.0, 0.0);
     for _ in 0..HALVINGS {
-        let found = gmacs()?;
+        let found = gmacs(bias)?;
         if (found - budget).abs() < best.0 {
             best = ((found - budget).abs(), bias, found);
         }
@@ -104,18 +121,9 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
         } else {
             low = bias;
         }
-        let next = (low + high) / 2.0;
-        net.shift_gates(next - bias);
-        bias = next;
+        bias = (low + high) / 2.0;
     }
-    net.shift_gates(best.1 - bias);
-    Ok(format!(
-        "a bias of {:+.4} on all gates gives {:.4} GMACs on {} images held out from training, {:+.2} % off the budget",
-        best.1,
-        best.2,
-        config.cost.calibration_samples,
-        100.0 * (best.2 - budget) / budget
-    ))
+    Ok((best.1, best.2))
 }
 
 #[cfg(test)]

@@ -46,6 +46,28 @@ unsafe extern "C" {
         divisor: *const C_tensor,
         skip: *const C_tensor,
     ) -> bool;
+    fn codinet_pack_weight(
+        weight: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        input: *const i64,
+    ) -> *mut C_tensor;
+    fn codinet_convolve(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: i64,
+        relu: bool,
+    ) -> *mut C_tensor;
+    fn codinet_convolve_onto(
+        onto: *mut C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: i64,
+    ) -> bool;
     fn codinet_event_record(device: c_int) -> *mut c_void;
     fn codinet_event_block(event: *mut c_void) -> bool;
     fn codinet_event_query(event: *mut c_void) -> c_int;
@@ -134,6 +156,51 @@ pub fn parallel<F: Fn(usize) + Sync>(tasks: usize, task: F) {
     // SAFETY: as above; the loop is over when the call returns.
     let done = unsafe { codinet_parallel(tasks, call::<F>, (&raw const task).cast_mut().cast()) };
     expect(done, "a parallel loop");
+}
+
+/// A convolution on a CPU by oneDNN: its weight in the layout that oneDNN wants, what follows it done with it. Without
+/// autograd.
+#[derive(Debug)]
+pub struct Convolution {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Convolution {
+    /// For inputs like `x`, f32 `[N, C, H, W]`; `None` where libtorch is without oneDNN.
+    pub fn new(weight: &Tensor, bias: &Tensor, stride: i64, padding: i64, x: &Tensor) -> Option<Self> {
+        let input = x.size();
+        assert_eq!(input.len(), 4);
+        // SAFETY: a living tensor and four numbers; the new tensor is the caller's.
+        let packed = unsafe { codinet_pack_weight(weight.as_ptr() as _, stride, padding, input.as_ptr()) };
+        // SAFETY: a NUL-terminated string.
+        let failed = packed.is_null() && unsafe { *codinet_error() != 0 };
+        expect(!failed, "a convolution's weight");
+        // SAFETY: not null, and nobody else's.
+        let weight = (!packed.is_null()).then(|| unsafe { Tensor::from_ptr(packed) })?;
+        Some(Self { weight, bias: bias.shallow_clone(), stride, padding })
+    }
+
+    /// The convolution of `x`, and ReLU where asked for.
+    pub fn of(&self, x: &Tensor, relu: bool) -> Tensor {
+        let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
+        // SAFETY: living tensors; the new one is the caller's.
+        let made = unsafe { codinet_convolve(x, weight, bias, self.stride, self.padding, relu) };
+        expect(!made.is_null(), "a convolution");
+        // SAFETY: not null, and nobody else's.
+        unsafe { Tensor::from_ptr(made) }
+    }
+
+    /// `onto` becomes ReLU(onto + the convolution of `x`), in place.
+    pub fn onto(&self, onto: &Tensor, x: &Tensor) {
+        let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
+        let onto = onto.as_ptr().cast_mut();
+        // SAFETY: living tensors; `onto` shares no memory with `x`, of which it may be read.
+        let done = unsafe { codinet_convolve_onto(onto, x, weight, bias, self.stride, self.padding) };
+        expect(done, "a convolution onto a tensor");
+    }
 }
 
 /// The mean over ranks, as an operation of autograd's.

@@ -41,7 +41,8 @@ pub enum Skip {
 pub struct Gate {
     /// What decides.
     pub router: Router,
-    skip: Skip,
+    /// What stands in for the block.
+    pub skip: Skip,
 }
 
 impl Gate {

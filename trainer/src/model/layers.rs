@@ -41,10 +41,14 @@ pub struct Shape {
 /// A convolution; its weight is cast to the kind of its input.
 #[derive(Debug)]
 pub struct Conv {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    stride: i64,
-    padding: i64,
+    /// `[C', C, k, k]`.
+    pub weight: Tensor,
+    /// `[C']`.
+    pub bias: Option<Tensor>,
+    /// Of height and width.
+    pub stride: i64,
+    /// At every edge.
+    pub padding: i64,
 }
 
 /// What batch norm normalises with.
@@ -86,7 +90,8 @@ pub struct Features {
 /// `x·Wᵀ + b`.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    /// W, `[outputs, inputs]`.
+    pub weight: Tensor,
     /// b.
     pub bias: Tensor,
 }
@@ -94,7 +99,8 @@ pub struct Linear {
 /// A long short-term memory cell, as PyTorch's `LSTMCell`.
 #[derive(Debug)]
 pub struct Lstm {
-    weights: [Tensor; 4],
+    /// Those of the input and of h, `[4·hidden, …]`, and their biases; gates in the order i, f, g, o.
+    pub weights: [Tensor; 4],
     hidden: i64,
 }
 
@@ -191,6 +197,20 @@ impl Conv {
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         x.conv2d(&self.weight.to_kind(kind), bias.as_ref(), stride, padding, [1, 1], 1)
     }
+
+    /// This convolution and `norm` with its running statistics, as one convolution.
+    pub fn folded(&self, norm: &BatchNorm) -> Self {
+        let [weight, bias, mean, var] =
+            [&norm.weight, &norm.bias, &norm.mean, &norm.var].map(|x| x.detach().to_kind(Kind::Double));
+        let scale = weight / (var + EPSILON).sqrt(); // [C']
+        let shift = match &self.bias {
+            None => bias - mean * &scale,
+            Some(own) => bias + (own.detach() - mean) * &scale,
+        };
+        let weight = self.weight.detach().to_kind(Kind::Double) * scale.view([-1, 1, 1, 1]);
+        let (weight, bias) = (weight.to_kind(Kind::Float), Some(shift.to_kind(Kind::Float)));
+        Self { weight, bias, stride: self.stride, padding: self.padding }
+    }
 }
 
 impl BatchNorm {
@@ -260,6 +280,11 @@ impl From<Tensor> for Features {
 }
 
 impl Features {
+    /// An activation whose mean over H and W is known.
+    pub fn with_mean(x: Tensor, mean: Tensor) -> Self {
+        Self { x, mean: Some(mean) }
+    }
+
     /// The mean over H and W, f32 `[N, C]`.
     pub fn mean(&self) -> Tensor {
         let of = || self.x.mean_dim([2, 3].as_slice(), false, Kind::Float);

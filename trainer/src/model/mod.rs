@@ -4,9 +4,9 @@ pub mod gate;
 pub mod layers;
 pub mod params;
 mod resnet;
-mod router;
+pub mod router;
 
 pub use gate::{Decisions, gumbel_noise, hard};
 pub use layers::Statistics;
 pub use params::{Params, Role};
-pub use resnet::{BlockCost, Costs, Net, Output};
+pub use resnet::{BlockCost, Costs, Folded, FoldedBlock, FoldedGate, Net, Output, Way};

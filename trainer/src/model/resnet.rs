@@ -1,6 +1,10 @@
 //! Residual networks, static or gated: the 32×32 family of He et al. (arXiv 1512.03385, Section 4.2; option-A
 //! shortcuts) and the ImageNet family, with torchvision's names.
 
+mod folded;
+
+pub use folded::{Folded, FoldedBlock, FoldedGate, Way};
+
 use super::gate::{Decisions, Gate};
 use super::layers::{BatchNorm, Builder, Conv, Linear, Shape, Statistics};
 use super::params::Params;
@@ -152,6 +156,12 @@ impl Net {
         let mut params = builder.params;
         params.flatten(device);
         Self { params, costs, stem, pool, blocks, head, router_biases }
+    }
+
+    /// The network that a run of `config` trains, with its first values.
+    pub fn of(config: &config::Config, device: Device) -> Self {
+        let (data, model) = (&config.data, &config.model);
+        Self::new(model, data.channels.into(), data.image_size.into(), data.classes, config.run.seed, device)
     }
 
     /// `x` is `[N, C, H, W]`, normalised; convolutions and activations are of its kind, gates and logits fp32.

@@ -23,8 +23,10 @@ pub enum Router {
 /// What all `rnn` routers share.
 #[derive(Debug)]
 pub struct Recurrent {
-    lstm: Lstm,
-    fc: Linear,
+    /// Over the blocks.
+    pub lstm: Lstm,
+    /// From its h to U.
+    pub fc: Linear,
 }
 
 /// What routers hand on from block to block: the LSTM's state.

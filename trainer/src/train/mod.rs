@@ -86,9 +86,7 @@ impl<'a> Trainer<'a> {
         stop: Arc<AtomicBool>,
         command: String,
     ) -> Result<Self> {
-        let data = &config.data;
-        let (channels, size) = (data.channels.into(), data.image_size.into());
-        let net = Net::new(&config.model, channels, size, data.classes, config.run.seed, device);
+        let net = Net::of(config, device);
         collective::agree(world, budget::check(config, &net))?;
         let started_from = match (&config.model.init_from, &place.checkpoint) {
             (Some(path), None) => {

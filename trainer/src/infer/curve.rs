@@ -1,0 +1,101 @@
+//! `codinet-infer curve`: what one checkpoint's accuracy becomes as a bias on its gates moves its cost.
+
+use super::cli::{Images, Network, output, unwritable};
+use super::source::Source;
+use super::{Engine, Paths};
+use crate::error::{Error, Exit, Result};
+use std::collections::HashSet;
+use std::path::PathBuf;
+use tch::Tensor;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: Network,
+
+    #[command(flatten)]
+    images: Images,
+
+    /// Mean GMACs an image, each a line of the table; ten between the least and the most where it is left out.
+    #[arg(long, value_name = "GMACS", value_delimiter = ',')]
+    budget_gmacs: Vec<f64>,
+
+    /// Images that the bias is found on, the first ones; accuracy is of the others. The same ones where 0.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    found_on: usize,
+
+    /// Images at a time.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: u32,
+
+    /// Where the table goes, as CSV; standard output where it is left out.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let (threads, device) = args.network.place.prepare()?;
+    let trained = args.network.open(device)?;
+    let mut engine = Engine::new(&trained.net);
+    let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
+    let (mut held, mut tried, mut seen) = (Vec::new(), Vec::<(Tensor, Vec<i64>)>::new(), 0);
+    for batch in source.batches(usize::MAX) {
+        let batch = batch?;
+        let Some(labels) = batch.labels.into_iter().collect::<Option<Vec<i64>>>() else {
+            let what = "the accuracy is asked for, but files have no labels; name shards, or leave IMAGES out for the run's data.val";
+            return Err(Error::new(Exit::Config, what));
+        };
+        if seen < args.found_on {
+            held.push(batch.x.shallow_clone());
+        }
+        if seen >= args.found_on {
+            tried.push((batch.x, labels.clone()));
+        }
+        seen += labels.len();
+    }
+    if tried.is_empty() {
+        let what = format!("--found-on {} leaves none of {} images to try", args.found_on, source.len());
+        return Err(Error::new(Exit::Config, what));
+    }
+    if held.is_empty() {
+        held = tried.iter().map(|(x, _)| x.shallow_clone()).collect();
+    }
+    let at = |run: bool| engine.macs(&vec![run; engine.gates()]) / 1e9;
+    let (least, most) = (at(false), at(true));
+    let mut budgets = args.budget_gmacs.clone();
+    if budgets.is_empty() {
+        budgets = (0..=10).map(|i| least + (most - least) * f64::from(i) / 10.0).collect();
+    }
+    budgets.iter().try_for_each(|&budget| engine.check_budget(budget))?;
+    let mut out = output(args.output.as_deref())?;
+    let place = args.output.clone().unwrap_or_else(|| "standard output".into());
+    let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];
+    // First as it was trained.
+    for budget in std::iter::once(None).chain(budgets.into_iter().map(Some)) {
+        engine.bias = 0.0;
+        if let Some(budget) = budget {
+            engine.meet(budget, &held)?;
+        }
+        let (mut images, mut right, mut macs, mut paths) = (0, 0, 0.0, HashSet::new());
+        for (x, labels) in &tried {
+            let passed = engine.forward(x, Paths::Routed);
+            let best = Vec::<i64>::try_from(&passed.logits.argmax(1, false)).expect("numbers");
+            images += labels.len();
+            right += best.iter().zip(labels).filter(|(best, label)| best == label).count();
+            for path in passed.path.chunks(engine.gates().max(1)) {
+                macs += engine.macs(path);
+                paths.insert(path.to_vec());
+            }
+        }
+        let gmacs = macs / images as f64 / 1e9;
+        let share = gmacs * 1e9 / engine.costs.static_macs() as f64;
+        let (bias, top1) = (engine.bias, right as f64 / images as f64);
+        let budget = budget.map_or_else(|| "as trained".to_owned(), |budget| format!("{budget:.6}"));
+        lines.push(format!("{budget},{bias:.4},{gmacs:.6},{share:.4},{top1:.4},{},{images}", paths.len()));
+    }
+    lines
+        .iter()
+        .try_for_each(|line| writeln!(out, "{line}"))
+        .and_then(|()| out.flush())
+        .map_err(|error| unwritable(&place, &error))
+}

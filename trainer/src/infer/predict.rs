@@ -1,0 +1,132 @@
+//! `codinet-infer --checkpoint … IMAGES`: a line of JSON for each image.
+
+use super::cli::{Images, Network, output, unwritable};
+use super::source::{Pictures, Source};
+use super::{Engine, Passed, Paths};
+use crate::error::{Error, Exit, Result};
+use crate::trained::Trained;
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+
+/// Images on which the bias for a budget is found.
+const BIASED_ON: usize = 1024;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: Network,
+
+    #[command(flatten)]
+    images: Images,
+
+    /// Images at a time.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: u32,
+
+    /// How many of the likeliest classes each line has.
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    topk: u32,
+
+    /// Adds every class's logit to each line.
+    #[arg(long)]
+    logits: bool,
+
+    /// Mean MACs an image, in billions: a bias on all gates is set that meets them on the first 1,024 images.
+    #[arg(long, value_name = "GMACS")]
+    budget_gmacs: Option<f64>,
+
+    /// Where the lines go; standard output where it is left out.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let (threads, device) = args.network.place.prepare()?;
+    let trained = args.network.open(device)?;
+    let mut engine = Engine::new(&trained.net);
+    if args.images.images.is_empty() {
+        return Err(Error::new(Exit::Config, "no images were named: add files, folders or shards"));
+    }
+    let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
+    if let Some(budget) = args.budget_gmacs {
+        engine.check_budget(budget)?;
+        let first: Vec<Tensor> =
+            source.batches(BIASED_ON).map(|batch| Ok(batch?.x)).collect::<Result<_>>()?;
+        let found = engine.meet(budget, &first)?;
+        eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
+    }
+    let mut out = output(args.output.as_deref())?;
+    let place = args.output.clone().unwrap_or_else(|| "standard output".into());
+    let begun = Instant::now();
+    let (mut images, mut macs, mut labelled, mut right) = (0usize, 0.0, 0usize, 0usize);
+    for batch in source.batches(usize::MAX) {
+        let Pictures { x, names, labels } = batch?;
+        let Passed { logits, path } = engine.forward(&x, Paths::Routed);
+        let found = Found::of(&logits, args.topk.into());
+        for (n, name) in names.iter().enumerate() {
+            let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
+            let mut line = found.line(n, &trained);
+            line["image"] = name.as_str().into();
+            line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
+            line["macs"] = (engine.macs(path) as i64).into();
+            if args.logits {
+                line["logits"] = json!(Vec::<f32>::try_from(&logits.get(n as i64)).expect("f32"));
+            }
+            if let Some(label) = labels[n] {
+                line["label"] = label.into();
+                labelled += 1;
+                right += usize::from(label == found.classes[n][0]);
+            }
+            macs += engine.macs(path);
+            images += 1;
+            match writeln!(out, "{line}") {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.map_err(|error| unwritable(&place, &error))?,
+            }
+        }
+    }
+    out.flush().map_err(|error| unwritable(&place, &error))?;
+    let (gmacs, whole) = (macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
+    let mut said = format!(
+        "{images} images · {gmacs:.4} GMACs an image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading included",
+        100.0 * gmacs / whole,
+        images as f64 / begun.elapsed().as_secs_f64()
+    );
+    if labelled > 0 {
+        said +=
+            &format!(" · top-1 {:.2} % of {labelled} with a label", 100.0 * right as f64 / labelled as f64);
+    }
+    eprintln!("{said}");
+    Ok(())
+}
+
+/// The likeliest classes of a batch, the first first.
+struct Found {
+    classes: Vec<Vec<i64>>,
+    probabilities: Vec<Vec<f32>>,
+}
+
+impl Found {
+    fn of(logits: &Tensor, most: i64) -> Self {
+        let (probabilities, classes) =
+            logits.softmax(1, Kind::Float).topk(most.min(logits.size()[1]), 1, true, true);
+        let classes = Vec::try_from(&classes).expect("rows of numbers");
+        Self { classes, probabilities: Vec::try_from(&probabilities).expect("rows of f32") }
+    }
+
+    fn line(&self, n: usize, trained: &Trained) -> serde_json::Value {
+        let name = |class: i64| trained.class_names.as_ref()?.get(class as usize);
+        let one = |class: i64, probability: f32| match name(class) {
+            Some(name) => json!({"class": class, "name": name, "probability": probability}),
+            None => json!({"class": class, "probability": probability}),
+        };
+        let all: Vec<_> =
+            self.classes[n].iter().zip(&self.probabilities[n]).map(|(&class, &p)| one(class, p)).collect();
+        let mut line = all[0].clone();
+        line["top"] = all.into();
+        line
+    }
+}

@@ -1,0 +1,164 @@
+//! Images of a batch, by their places in it: taken out, put back, averaged over H and W. libtorch does the same, but on
+//! channels-last activations by way of a conversion, and for one image at the price of a whole block.
+#![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
+
+use crate::native::parallel;
+use pulp::Arch;
+use std::marker::PhantomData;
+use tch::{Device, Kind, Tensor};
+
+/// Channels that are added up at a time.
+const LANES: usize = 16;
+
+/// Memory that holds something of each image.
+struct Images<'a> {
+    first: *mut f32,
+    each: usize,
+    images: usize,
+    tensor: PhantomData<&'a Tensor>,
+}
+
+// SAFETY: plain numbers; `get_mut` says who may write.
+unsafe impl Sync for Images<'_> {}
+
+impl<'a> Images<'a> {
+    /// `x` is contiguous in some order of its dimensions, images outermost, f32 on a CPU.
+    fn of(x: &'a Tensor) -> Self {
+        let images = x.size()[0] as usize;
+        Self { first: x.data_ptr().cast(), each: x.numel() / images, images, tensor: PhantomData }
+    }
+
+    /// As many equal parts of `values` as there are images.
+    fn cut(values: &'a mut [f32], images: usize) -> Self {
+        assert_eq!(values.len() % images, 0);
+        let first = values.as_mut_ptr();
+        Self { first, each: values.len() / images, images, tensor: PhantomData }
+    }
+
+    fn get(&self, n: usize) -> &'a [f32] {
+        assert!(n < self.images);
+        // SAFETY: within the tensor, which outlives the slice; nobody writes to what is read here.
+        unsafe { std::slice::from_raw_parts(self.first.add(n * self.each), self.each) }
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes this image meanwhile.
+    unsafe fn get_mut(&self, n: usize) -> &'a mut [f32] {
+        assert!(n < self.images);
+        // SAFETY: within the tensor, which outlives the slice, and the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(n * self.each), self.each) }
+    }
+}
+
+/// The images of `x`, `[N, C, H, W]`, at `rows`, in their order.
+pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
+    if !readable(x) {
+        return super::channels_last(&x.index_select(0, &index(x, rows)));
+    }
+    let (_, c, h, w) = x.size4().expect("[N, C, H, W]");
+    let y = Tensor::empty([rows.len() as i64, h, w, c], (x.kind(), x.device())).permute([0, 3, 1, 2]);
+    let (from, to) = (Images::of(x), Images::of(&y));
+    each(rows, |i| {
+        // SAFETY: a tensor of this function's own, one image a task.
+        unsafe { to.get_mut(i) }.copy_from_slice(from.get(rows[i]));
+    });
+    y
+}
+
+/// Puts the images of `y` in their order at `rows` of `x`, which are all different.
+pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
+    assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
+    if !(readable(x) && readable(y)) {
+        let _ = x.shallow_clone().index_copy_(0, &index(x, rows), y);
+        return;
+    }
+    let (to, from) = (Images::of(x), Images::of(y));
+    each(rows, |i| {
+        // SAFETY: one image a task, for rows are different; `y` is another tensor.
+        unsafe { to.get_mut(rows[i]) }.copy_from_slice(from.get(i));
+    });
+}
+
+/// The means over H and W of the images of `x` at `rows`, in rising order, into those rows of `means`, `[N, C]`; `x` is
+/// readable.
+pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
+    let from = Images::of(x);
+    let to = Images::cut(means, from.images);
+    each(rows, |i| {
+        // SAFETY: one image a task, for rows are different; nobody else has `means`.
+        let mean = unsafe { to.get_mut(rows[i]) };
+        Arch::new().dispatch(|| average(from.get(rows[i]), mean));
+    });
+}
+
+/// The images of `x` at `rows`, in rising order, become max(they + those of `y`, 0); their means go into those rows of
+/// `means`, `[N, C]`. Both are readable, and not the same.
+pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
+    assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
+    let (onto, from) = (Images::of(x), Images::of(y));
+    let to = Images::cut(means, onto.images);
+    each(rows, |i| {
+        // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
+        let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };
+        Arch::new().dispatch(|| {
+            add(onto, from.get(i));
+            average(onto, mean); // while it is in the cache
+        });
+    });
+}
+
+/// Calls `task` for every row's place in `rows`, on all threads; no other thread is woken for a single one.
+fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
+    assert!(rows.is_sorted_by(|a, b| a < b), "places in rising order, each once");
+    match rows.len() {
+        1 => task(0),
+        rows => parallel(rows, task),
+    }
+}
+
+#[inline(always)]
+fn add(onto: &mut [f32], from: &[f32]) {
+    for (onto, from) in onto.iter_mut().zip(from) {
+        *onto = (*onto + from).max(0.0);
+    }
+}
+
+#[inline(always)]
+fn average(pixels: &[f32], mean: &mut [f32]) {
+    let channels = mean.len();
+    let (pixels, _) = pixels.as_chunks::<LANES>();
+    let (chunks, count) = (channels / LANES, (pixels.len() * LANES / channels) as f32);
+    for (j, mean) in mean.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        // Four sums, so that an addition need not wait for the one before.
+        let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
+        let mut four = pixels.chunks_exact(4 * chunks);
+        for pixels in &mut four {
+            for i in 0..LANES {
+                a[i] += pixels[j][i];
+                b[i] += pixels[j + chunks][i];
+                c[i] += pixels[j + 2 * chunks][i];
+                d[i] += pixels[j + 3 * chunks][i];
+            }
+        }
+        for pixel in four.remainder().chunks_exact(chunks) {
+            for i in 0..LANES {
+                a[i] += pixel[j][i];
+            }
+        }
+        for i in 0..LANES {
+            mean[i] = (a[i] + b[i] + (c[i] + d[i])) / count;
+        }
+    }
+}
+
+/// Whether this module can read `x`, `[N, C, H, W]`: f32 on a CPU, channels innermost and a multiple of 16, without gaps.
+pub fn readable(x: &Tensor) -> bool {
+    x.device() == Device::Cpu
+        && x.kind() == Kind::Float
+        && x.size()[1] % LANES as i64 == 0
+        && x.permute([0, 2, 3, 1]).is_contiguous()
+}
+
+fn index(x: &Tensor, rows: &[usize]) -> Tensor {
+    Tensor::from_slice(&rows.iter().map(|&row| row as i64).collect::<Vec<_>>()).to_device(x.device())
+}

@@ -1,0 +1,116 @@
+//! The images that a command is given: files, folders of them, shards.
+
+use crate::config::{Config, Precision};
+use crate::error::{Error, Exit, Result};
+use crate::input::Normalise;
+use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tch::{Device, Tensor};
+
+/// Images in the order in which they were named, as evaluation sees them.
+pub struct Source {
+    datasets: Vec<(Arc<Dataset>, bool)>,
+    spec: LoaderSpec,
+    normalise: Normalise,
+    batch: usize,
+}
+
+/// A batch of images.
+pub struct Pictures {
+    /// f32 `[N, C, H, W]`, normalised.
+    pub x: Tensor,
+    /// What each is: a file's path, or shard and key.
+    pub names: Vec<String>,
+    /// Its class, where it is known.
+    pub labels: Vec<Option<i64>>,
+}
+
+impl Source {
+    /// Opens what `paths` name; nothing named: the run's `data.val`.
+    pub fn open(
+        paths: &[PathBuf],
+        config: &Config,
+        batch: usize,
+        threads: usize,
+        device: Device,
+    ) -> Result<Self> {
+        let val = [PathBuf::from(&config.data.val)];
+        let mut datasets = Vec::new();
+        let mut loose: Vec<PathBuf> = Vec::new();
+        let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
+            if !loose.is_empty() {
+                datasets.push((Arc::new(Dataset::of_images(&std::mem::take(loose))?), false));
+            }
+            Ok(())
+        };
+        for path in if paths.is_empty() { &val[..] } else { paths } {
+            if holds_shards(path)? {
+                close(&mut loose, &mut datasets)?;
+                datasets.push((Arc::new(Dataset::open(&path.to_string_lossy())?), true));
+            } else {
+                loose.push(path.clone());
+            }
+        }
+        close(&mut loose, &mut datasets)?;
+        let data = &config.data;
+        let spec = LoaderSpec {
+            transform: config.evaluation(),
+            image_size: data.image_size,
+            channels: data.channels as usize,
+            views: 1,
+            seed: 0,
+            threads,
+            prefetch: 2,
+            on_bad: OnBadSample::Fail,
+        };
+        let normalise = Normalise::new(data, Precision::Fp32, device);
+        Ok(Self { datasets, spec, normalise, batch })
+    }
+
+    /// How many images there are.
+    pub fn len(&self) -> usize {
+        self.datasets.iter().map(|(dataset, _)| dataset.len()).sum()
+    }
+
+    /// The first `most` images, batch by batch.
+    pub fn batches(&self, most: usize) -> impl Iterator<Item = Result<Pictures>> {
+        let mut left = most;
+        self.datasets.iter().flat_map(move |(dataset, labelled)| {
+            let taken = dataset.len().min(left);
+            left -= taken;
+            let samples: Vec<u32> = (0..taken as u32).collect();
+            let plans: Vec<_> =
+                samples.chunks(self.batch).map(|part| BatchPlan::new(0, part.to_vec())).collect();
+            let (loader, error) = match Loader::new(dataset.clone(), self.spec.clone(), plans.into_iter()) {
+                Ok(loader) => (Some(loader), None),
+                Err(error) => (None, Some(Err(error.into()))),
+            };
+            let pictures = move |batch| Ok(self.pictures(&batch?, dataset, *labelled));
+            error.into_iter().chain(loader.into_iter().flatten().map(pictures))
+        })
+    }
+
+    fn pictures(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> Pictures {
+        let (x, _) = self.normalise.tensors(batch);
+        let named = |&sample: &u32| {
+            let place = dataset.meta(sample as usize).expect("a sample that was read");
+            if labelled { format!("{}:{}", place.shard.display(), place.key) } else { place.name.to_owned() }
+        };
+        let names = batch.samples.iter().map(named).collect();
+        let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
+        Pictures { x, names, labels }
+    }
+}
+
+/// Whether `path` is to be opened as shards: a tar, a pattern, a store's, or a folder with one of these in it.
+fn holds_shards(path: &Path) -> Result<bool> {
+    let text = path.to_string_lossy();
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path)
+            .map_err(|error| Error::new(Exit::Data, format!("cannot list {}: {error}", path.display())))?;
+        let mut names = entries.flatten().map(|entry| entry.path());
+        return Ok(names.any(|name| name.extension().is_some_and(|extension| extension == "tar")));
+    }
+    Ok(text.ends_with(".tar") || text.contains(['*', '{']) || text.contains("://") || text.ends_with(".json"))
+}
