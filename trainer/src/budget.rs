@@ -80,7 +80,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
     let gmacs = || -> Result<f64> {
         let mut sums = Tensor::zeros([1 + gates], (Kind::Double, tch::Device::Cpu));
         for batch in batches.iter().filter(|batch| !batch.samples.is_empty()) {
-            let (images, _) = input.tensors(batch, config);
+            let (images, _) = input.tensors(batch);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
             let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);
             let count = Tensor::from(images.size()[0] as f64).to_device(ran.device()).view(1);

@@ -119,8 +119,7 @@ fn again(args: &Args, ranks: usize) -> String {
 
 /// All ranks: `--eval-only`.
 fn eval_only(config: &Config, world: &World, device: Device, input: &Input, path: &Path) -> Result<()> {
-    let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
-    let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, device);
+    let net = Net::of(config, device);
     agree(world, checkpoint::load_model(path, &net.params))?;
     let evaluation = evaluate(world, config, &net, input, Decisions::Hard)?;
     let text = format!(

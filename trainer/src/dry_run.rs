@@ -22,8 +22,7 @@ pub enum Format {
 
 /// The resolved config, the model's figures and the steps an epoch.
 pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
-    let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
-    let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
+    let net = Net::of(config, Device::Cpu);
     budget::check(config, &net)?;
     let input = Input::open(config, world, Device::Cpu);
     Ok(match format {

@@ -67,7 +67,7 @@ pub fn evaluate(
         if batch.samples.is_empty() {
             continue;
         }
-        let (images, labels) = input.tensors(&batch, config);
+        let (images, labels) = input.tensors(&batch);
         let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
         let path = hard(&out.gates);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]

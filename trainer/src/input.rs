@@ -1,7 +1,7 @@
 //! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
 
 use crate::collective::{World, all_gather_bytes};
-use crate::config::{Config, DeviceChoice, Precision};
+use crate::config::{Config, Data, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
 use crate::run::BadSamples;
 use codinet_dataloader::order::EpochOrder;
@@ -26,8 +26,16 @@ pub struct Input {
     /// Samples that could not be read or decoded.
     bad: RefCell<BadSamples>,
     most_bad: f64,
+    normalise: Normalise,
+}
+
+/// Makes pixels what the network takes.
+#[derive(Debug)]
+pub struct Normalise {
+    size: i64,
     mean: Tensor,
     std: Tensor,
+    kind: Kind,
     device: Device,
 }
 
@@ -80,14 +88,9 @@ impl Input {
                 ),
             ));
         }
-        let per_channel = |values: &[f64]| {
-            let values: Vec<f32> =
-                (0..data.channels as usize).map(|c| values[c % values.len()] as f32).collect();
-            Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
-        };
-        let (mean, std) = (per_channel(&data.mean), per_channel(&data.std));
+        let normalise = Normalise::new(data, config.run.precision, device);
         let (bad, most_bad) = (RefCell::default(), data.max_bad_fraction);
-        Ok(Self { train, val, samples, held_out, bad, most_bad, mean, std, device })
+        Ok(Self { train, val, samples, held_out, bad, most_bad, normalise })
     }
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
@@ -163,19 +166,37 @@ impl Input {
         self.bad.borrow_mut().note("val", self.val.len(), self.most_bad, &batch.bad)
     }
 
-    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the run's precision, channels last, and the labels
-    /// `[L]`, both on the device.
-    pub fn tensors(&self, batch: &Batch, config: &Config) -> (Tensor, Tensor) {
-        let (size, channels) = (i64::from(config.data.image_size), i64::from(config.data.channels));
-        let shape = [(batch.samples.len() * batch.views) as i64, size, size, channels];
-        let bytes = Tensor::from_data_size(&batch.images, &shape, Kind::Uint8).to_device(self.device);
-        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
-        let labels = Tensor::from_slice(&batch.labels).to_device(self.device);
-        let kind = match config.run.precision {
+    /// As [`Normalise::tensors`].
+    pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
+        self.normalise.tensors(batch)
+    }
+}
+
+impl Normalise {
+    /// For images of `data`'s size, mean and deviation; gives tensors of `precision` on `device`.
+    pub fn new(data: &Data, precision: Precision, device: Device) -> Self {
+        let per_channel = |values: &[f64]| {
+            let values: Vec<f32> =
+                (0..data.channels as usize).map(|c| values[c % values.len()] as f32).collect();
+            Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
+        };
+        let kind = match precision {
             Precision::Fp32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
-        (((pixels - &self.mean) / &self.std).to_kind(kind), labels)
+        let size = data.image_size.into();
+        Self { size, mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
+    }
+
+    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the precision asked for, channels last, and the labels
+    /// `[L]`, both on the device.
+    pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
+        let images = (batch.samples.len() * batch.views) as i64;
+        let shape = [images, self.size, self.size, self.mean.size()[1]];
+        let bytes = Tensor::from_data_size(&batch.images, &shape, Kind::Uint8).to_device(self.device);
+        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
+        let labels = Tensor::from_slice(&batch.labels).to_device(self.device);
+        (((pixels - &self.mean) / &self.std).to_kind(self.kind), labels)
     }
 }
 

@@ -30,3 +30,4 @@ pub mod replicas;
 pub mod run;
 pub mod step;
 pub mod train;
+pub mod trained;

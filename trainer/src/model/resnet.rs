@@ -154,6 +154,12 @@ impl Net {
         Self { params, costs, stem, pool, blocks, head, router_biases }
     }
 
+    /// The network that a run of `config` trains, with its first values.
+    pub fn of(config: &config::Config, device: Device) -> Self {
+        let (data, model) = (&config.data, &config.model);
+        Self::new(model, data.channels.into(), data.image_size.into(), data.classes, config.run.seed, device)
+    }
+
     /// `x` is `[N, C, H, W]`, normalised; convolutions and activations are of its kind, gates and logits fp32.
     pub fn forward(&self, x: &Tensor, decisions: Decisions, statistics: Statistics) -> Output {
         let mut x = self.stem.1.forward_then(&self.stem.0.forward(x), statistics, Then::Relu);

@@ -133,6 +133,65 @@ pub fn read_state(checkpoint: &Path) -> Result<State> {
     Ok(state)
 }
 
+/// The weights that `path` holds or names, unharmed as far as can be told: those of a run's newest checkpoint, of a
+/// `step-…` folder, of the step that a file `best` or `latest` names, or the file itself.
+pub fn weights(path: &Path) -> Result<PathBuf> {
+    let refuse = |what: &str| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", path.display())));
+    if path.is_dir() && is_complete(path) {
+        return unharmed(&path.join(MODEL));
+    }
+    if path.is_dir() {
+        let mut steps = steps(&path.join("checkpoints"));
+        let Some((_, newest)) = steps.pop_last() else {
+            return refuse("no run directory or step folder: it holds no complete checkpoint");
+        };
+        let first = unharmed(&newest.join(MODEL));
+        let Err(error) = &first else { return first };
+        while let Some((_, older)) = steps.pop_last() {
+            if let Ok(file) = unharmed(&older.join(MODEL)) {
+                eprintln!("warning: {error}; {} is taken", older.display());
+                return Ok(file);
+            }
+        }
+        return first;
+    }
+    if !path.is_file() {
+        return refuse("no such run directory, step folder or .safetensors file");
+    }
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("best" | "latest") => {
+            let name = fs::read_to_string(path).unwrap_or_default();
+            let step = path.with_file_name(name.trim());
+            if name.trim().starts_with("step-") && is_complete(&step) {
+                return unharmed(&step.join(MODEL));
+            }
+            refuse("does not name a complete checkpoint beside it")
+        }
+        _ => unharmed(path),
+    }
+}
+
+/// `file`, where it has the checksum that a `state.json` beside it, of whatever format, knows for it.
+fn unharmed(file: &Path) -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Sums {
+        files: BTreeMap<String, String>,
+    }
+    let broken = |what: &str| Error::new(Exit::Checkpoint, format!("{}: {what}", file.display()));
+    let bytes = fs::read(file).map_err(|error| broken(&format!("cannot be read: {error}")))?;
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if let Ok(text) = fs::read(file.with_file_name("state.json")) {
+        let sums: Sums = serde_json::from_slice(&text)
+            .map_err(|error| broken(&format!("the state.json beside it is damaged: {error}")))?;
+        if sums.files.get(name).is_some_and(|sum| *sum != checksum(&bytes)) {
+            return Err(broken("is damaged: its SHA-256 is not the one in state.json"));
+        }
+    }
+    safetensors::SafeTensors::deserialize(&bytes)
+        .map_err(|error| broken(&format!("is no .safetensors file, or is cut short ({error:?})")))?;
+    Ok(file.to_path_buf())
+}
+
 /// Fills the parameters and buffers, the momenta, and the running mean of weights where there is one, from the checkpoint
 /// of `state`, however many ranks wrote it. One that has no mean yet starts it from its weights.
 pub fn load(

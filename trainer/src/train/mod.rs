@@ -89,9 +89,7 @@ impl<'a> Trainer<'a> {
         stop: Arc<AtomicBool>,
         command: String,
     ) -> Result<Self> {
-        let data = &config.data;
-        let (channels, size) = (data.channels.into(), data.image_size.into());
-        let net = Net::new(&config.model, channels, size, data.classes, config.run.seed, device);
+        let net = Net::of(config, device);
         collective::agree(world, budget::check(config, &net))?;
         let started_from = match (&config.model.init_from, &place.checkpoint) {
             (Some(path), None) => {
@@ -297,7 +295,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, batch: &Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
         let config = self.config;
         self.world.at_step(self.state.step + 1);
-        let (images, labels) = self.input.tensors(batch, config); // [A·L·M, C, H, W], [A·L]
+        let (images, labels) = self.input.tensors(batch); // [A·L·M, C, H, W], [A·L]
         let gates = self.costs.size()[0] as usize;
         let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
             .to_device(self.device);
