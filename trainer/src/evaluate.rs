@@ -129,15 +129,18 @@ pub fn sample_paths(
     most: usize,
 ) -> Result<SomePaths> {
     let gates = net.costs.gated().count();
-    let relaxed =
-        Decisions::Relaxed { noise: None, temperature: config.model.router.temperature, relaxation: Relaxation::Gumbel };
+    let relaxed = Decisions::Relaxed {
+        noise: None,
+        temperature: config.model.router.temperature,
+        relaxation: Relaxation::Gumbel,
+    };
     let (mut labels, mut logits) = (Vec::new(), Vec::new());
     let mut read = || -> Result<()> {
         for batch in input.some_validation(config, world, most)? {
             let batch = batch?;
             input.note_bad_validation(&batch)?;
             if !batch.samples.is_empty() {
-                let (images, _) = input.tensors(&batch, config);
+                let (images, _) = input.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
                 labels.extend(batch.labels.iter().flat_map(|label| label.to_le_bytes()));
                 logits.extend(Vec::<f32>::try_from(out.gates.view(-1)).expect("numbers"));

@@ -243,7 +243,8 @@ impl HeldOut {
     }
 }
 
-fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
+/// How a loader makes views of the config's kind.
+pub(crate) fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
     LoaderSpec {
         transform,
         image_size: config.data.image_size,

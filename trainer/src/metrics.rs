@@ -248,6 +248,10 @@ mod tests {
         assert!(tally.mean(4).is_none());
         let mut older = Tally { steps: 2, sums: vec![1.0; 14] };
         older.add(&measured[0]);
-        assert_eq!((older.steps, older.sums[2]), (1, 3.0), "what an earlier version measured less is forgotten");
+        assert_eq!(
+            (older.steps, older.sums[2]),
+            (1, 3.0),
+            "what an earlier version measured less is forgotten"
+        );
     }
 }

@@ -203,7 +203,8 @@ impl Step<'_> {
             + cost * weights.gamma
             + target * weights.target
             + run_rate * weights.run_rate;
-        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1, &spread, &apart], 0);
+        let scalars =
+            Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1, &spread, &apart], 0);
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
         Tensor::cat(&[scalars, mean(&out.path), mean(path)], 0).detach()
     }

@@ -2,9 +2,9 @@
 //! else is random is drawn from a stream of its own, by the image's number in the set.
 
 use crate::config::Data;
+use codinet_dataloader::Augment;
 use codinet_dataloader::random::{self, Domain};
 use codinet_dataloader::transform::{Crop, Transform};
-use codinet_dataloader::Augment;
 use tch::{Kind, Tensor};
 
 /// A way to change an image.

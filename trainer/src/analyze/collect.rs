@@ -112,12 +112,11 @@ impl Subject<'_> {
             return Err(Error { agreed: true, ..error });
         }
         let chosen = spaced(self.data.len(), wanted.features);
-        let chosen: Vec<usize> =
-            (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
+        let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
         let floats = |values: &[f32]| gather(world, values, f32::to_le_bytes, f32::from_le_bytes);
         let doubles = |values: &[f64]| gather(world, values, f64::to_le_bytes, f64::from_le_bytes);
         let numbers = |values: &[i64]| gather(world, values, i64::to_le_bytes, i64::from_le_bytes);
-        let bits = |values: &[u8]| Ok(all_gather_bytes(world, values)?.concat());
+        let bits = |values: &[u8]| -> Result<Vec<u8>> { Ok(all_gather_bytes(world, values)?.concat()) };
         let all = |part: &Augmented| -> Result<Augmented> {
             Ok(Augmented {
                 predictions: numbers(&part.predictions)?,
@@ -153,8 +152,11 @@ impl Subject<'_> {
         let kinds = if wanted.augmented { Augmentation::ALL.len() } else { 0 };
         let mut share = Share { augmented: vec![Augmented::default(); kinds], ..Share::default() };
         let with_features = spaced(self.data.len(), wanted.features);
-        let mut cropped =
-            if wanted.augmented { Some(self.loader(augment::crop(data), 1, wanted.seed, plan())?) } else { None };
+        let mut cropped = if wanted.augmented {
+            Some(self.loader(augment::crop(data), 1, wanted.seed, plan())?)
+        } else {
+            None
+        };
         for batch in self.loader(config.evaluation(), 1, wanted.seed, plan())? {
             let batch = batch?;
             let crops = match &mut cropped {

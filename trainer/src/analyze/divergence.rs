@@ -49,7 +49,8 @@ mod tests {
         assert!((found - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-12, "{found}");
         assert_eq!(of_paths(&own, &own).double_value(&[0]), 0.0);
         // Saturated gates stay finite: a coin that nearly always falls one way, taken for one that falls the other.
-        let far = of_paths(&Tensor::from_slice(&[60.0]).view([1, 1]), &Tensor::from_slice(&[-60.0]).view([1, 1]));
+        let far =
+            of_paths(&Tensor::from_slice(&[60.0]).view([1, 1]), &Tensor::from_slice(&[-60.0]).view([1, 1]));
         assert!((far.double_value(&[0]) - 60.0).abs() < 1e-9);
 
         // (½, ½) against (¼, ¾): ½ ln 2 + ½ ln ⅔, by logits that differ by ln 3.

@@ -10,7 +10,9 @@ use serde::Serialize;
 /// Share of images that ran each gated block, `[n]`.
 pub fn rates(paths: &[u8], gates: usize) -> Vec<f64> {
     let images = (paths.len() / gates.max(1)).max(1) as f64;
-    (0..gates).map(|k| paths.iter().skip(k).step_by(gates).map(|&ran| f64::from(ran)).sum::<f64>() / images).collect()
+    (0..gates)
+        .map(|k| paths.iter().skip(k).step_by(gates).map(|&ran| f64::from(ran)).sum::<f64>() / images)
+        .collect()
 }
 
 /// The same for each class, `[classes][n]`; NaN for a class that the set lacks.
@@ -100,7 +102,8 @@ pub fn group_distances(groups: &[f32], views: usize, gates: usize) -> (f64, f64)
     };
     let parts: Vec<&[&[f64]]> = rows.chunks(views).collect();
     let centres: Vec<Vec<f64>> = parts.iter().map(centre).collect();
-    let within = parts.iter().zip(&centres).flat_map(|(group, centre)| group.iter().map(|row| distance(row, centre)));
+    let within =
+        parts.iter().zip(&centres).flat_map(|(group, centre)| group.iter().map(|row| distance(row, centre)));
     let within = within.sum::<f64>() / rows.len() as f64;
     let pairs = (0..centres.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
     let between: Vec<f64> = pairs.map(|(i, j)| distance(&centres[i], &centres[j])).collect();
