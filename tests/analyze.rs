@@ -57,7 +57,11 @@ fn one_rank_and_two_find_the_same() {
     let out = |ranks: usize| bench.path(&format!("analysis{ranks}"));
     for ranks in [1, 2] {
         let (run, out) = (run.display().to_string(), out(ranks).display().to_string());
-        let said = succeed(&mut analyze(ranks, &bench, &[&run, "--out", &out, "--groups", "7", "--tsne-steps", "60"]));
+        let said = succeed(&mut analyze(
+            ranks,
+            &bench,
+            &[&run, "--out", &out, "--groups", "7", "--tsne-steps", "60"],
+        ));
         assert!(said.contains("distinct paths") && said.contains("report.html"), "{said}");
     }
     let found = json(&out(1).join("analysis.json"));
@@ -216,7 +220,9 @@ fn training_tells_tensorboard() {
         events.extend(fs::read(entry.path()).unwrap());
     }
     let holds = |what: &[u8]| events.windows(what.len()).any(|window| window == what);
-    for what in ["_hparams_/experiment", "_hparams_/session_end_info", "train_rates/over_time", "diversity.margin"] {
+    for what in
+        ["_hparams_/experiment", "_hparams_/session_end_info", "train_rates/over_time", "diversity.margin"]
+    {
         assert!(holds(what.as_bytes()), "{what}");
     }
     assert!(holds(b"\x89PNG"));

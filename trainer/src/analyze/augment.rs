@@ -94,8 +94,10 @@ mod tests {
         let expected = image.rot90(1, [2, 3]);
         assert!(turned.allclose(&expected, 1e-5, 1e-5, false), "{turned:?}");
         assert!(rotate(&image, &black, &[0.0]).allclose(&image, 1e-5, 1e-5, false));
+        // At 45° the corner shows what lies √2 pixels above the middle: the pixel 1 with weight 2 − √2, else black.
         let corner = rotate(&image, &black, &[45.0]).double_value(&[0, 0, 0, 0]);
-        assert!((corner + 2.0).abs() < 1.0, "mostly black: {corner}");
+        let expected = -2.0 + (2.0 - 2.0f64.sqrt()) * (1.0 + 2.0);
+        assert!((corner - expected).abs() < 1e-5, "{corner}, {expected}");
     }
 
     #[test]

@@ -72,8 +72,8 @@ pub struct Args {
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub classes: Vec<usize>,
 
-    /// Images that are augmented ten times each.
-    #[arg(long, value_name = "N", default_value_t = 150)]
+    /// Images that are augmented ten times each; the paper's Figure 10 has 150.
+    #[arg(long, value_name = "N", default_value_t = 50)]
     pub groups: usize,
 
     /// Largest angle that images are turned by, in degrees.

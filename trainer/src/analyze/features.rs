@@ -29,6 +29,7 @@ pub fn read(what: &str, rows: usize) -> Result<Tensor> {
             Ok(tensors) => tensors,
             Err(error) => return refuse(format!("cannot be read: {}", plain(error))),
         };
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
         match name {
             Some(name) => tensors.retain(|(theirs, _)| theirs == name),

@@ -54,7 +54,10 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     let world: &World = world;
     let out = args.out.clone().unwrap_or_else(|| {
         let beside = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
-        trained.run.clone().unwrap_or_else(beside).join("analysis")
+        match run.join("config.yaml").is_file() {
+            true => run.join("analysis"), // as it was called
+            false => trained.run.clone().unwrap_or_else(beside).join("analysis"),
+        }
     });
     let open = || {
         if !config.gated() {

@@ -44,7 +44,11 @@ pub fn frequent(paths: &Histogram, blocks: &[String]) -> String {
     let names = (0..rows).map(|row| (-(row as f64), (row + 1).to_string())).collect();
     let y = Axis { names: Some(names), ..Axis::linear("path, by frequency", (0.5 - rows as f64, 0.5)) };
     let size = (wide(blocks.len()), (rows as f64 * 15.0).max(60.0));
-    let mut plot = Plot::new(&format!("The {rows} most frequent paths"), size, 130.0, x, y);
+    let title = match sorted.len() {
+        all if all == rows => "Paths, by frequency".to_owned(),
+        _ => format!("The {rows} most frequent paths"),
+    };
+    let mut plot = Plot::new(&title, size, 130.0, x, y);
     for (row, (path, count)) in sorted.iter().take(rows).enumerate() {
         let top = -(row as f64);
         for (k, &ran) in path.iter().enumerate() {
@@ -103,7 +107,7 @@ fn block_axis(blocks: &[String]) -> Axis {
 /// What each augmentation changes: both divergences, as in Figure 9.
 pub fn divergences(parts: &[Consistency]) -> String {
     let most = parts.iter().map(|part| part.path_kl.max(part.prediction_kl)).fold(0.0, f64::max);
-    let y = Axis::linear("mean KL divergence from the image itself, nats", (0.0, (most * 1.1).max(1e-6)));
+    let y = Axis::linear("mean KL divergence, nats", (0.0, (most * 1.1).max(1e-6)));
     let mut plot =
         Plot::new("Divergence under augmentation", (SIDE, 220.0), 120.0, augmentation_axis(parts), y);
     for (i, part) in parts.iter().enumerate() {

@@ -132,7 +132,7 @@ impl Plot {
         let (x, y, w, h) = (a.min(c), b.min(d), (a - c).abs(), (b - d).abs());
         let _ = writeln!(
             self.body,
-            "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" fill=\"{}\"/>",
+            "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" fill=\"{}\" shape-rendering=\"crispEdges\"/>",
             hex(colour)
         );
     }
