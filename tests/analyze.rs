@@ -53,7 +53,9 @@ fn alike(a: &Value, b: &Value, place: &str) {
 #[test]
 fn one_rank_and_two_find_the_same() {
     let bench = Bench::new();
-    let run = trained(&bench, &[]);
+    // So that images part: gates that start half open, and centres that are pushed far apart.
+    let apart = "diversity={weight: 2.0, margin: 1.5}";
+    let run = trained(&bench, &["--set", "model.router.open_bias=0", "--set", apart]);
     let out = |ranks: usize| bench.path(&format!("analysis{ranks}"));
     for ranks in [1, 2] {
         let (run, out) = (run.display().to_string(), out(ranks).display().to_string());
@@ -69,6 +71,7 @@ fn one_rank_and_two_find_the_same() {
     // What training's own evaluation found of the same weights.
     let summary = json(&run.join("summary.json"));
     assert_eq!(found["images"], 37, "each image once");
+    assert!(found["distinct_paths"].as_u64().unwrap() > 1, "{found}");
     for key in ["top1", "gmacs", "gmacs_static", "distinct_paths", "path_entropy", "rates"] {
         alike(&found[key], &summary[key], key);
     }
@@ -133,7 +136,7 @@ fn parts_features_and_comparisons() {
         assert!(bench.path("side").join(file).exists(), "{file}");
     }
     let table = fs::read_to_string(bench.path("side/comparison.csv")).unwrap();
-    assert!(table.lines().nth(1).unwrap().starts_with("run,2,resnet20,fc,gumbel,0.2,0.2,0.5,"), "{table}");
+    assert!(table.lines().nth(1).unwrap().starts_with("run,2,ResNet20,fc,gumbel,0.2,0.2,0.5,"), "{table}");
 }
 
 /// Runs the command, which must fail with `code` and say each of `parts` in its only error line.
@@ -175,14 +178,15 @@ fn what_cannot_be_analysed_gets_one_line() {
     let weights = run.join("checkpoints").join(latest).join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    refused(&mut analyze(2, &bench, &[&name]), 4, &["model.safetensors", "damaged"]);
+    let cut = weights.display().to_string();
+    refused(&mut analyze(2, &bench, &[&name, "--checkpoint", &cut]), 4, &["model.safetensors", "damaged"]);
 
     let static_run = bench.path("static");
     let set = format!("run.dir={}", static_run.display());
     succeed(&mut bench.train(1, &["--set", &set, "--set", "model.gates=none"]));
     refused(&mut analyze(2, &bench, &[&static_run.display().to_string()]), 2, &["no gates", "compare"]);
     let said = succeed(&mut analyze(1, &bench, &["compare", &static_run.display().to_string()]));
-    assert!(said.contains("resnet20"), "{said}");
+    assert!(said.contains("ResNet20"), "{said}");
     fs::remove_file(static_run.join("summary.json")).unwrap();
     refused(&mut analyze(1, &bench, &["compare", "static"]), 4, &["static", "--resume"]);
 }

@@ -115,9 +115,14 @@ impl Writer<'_> {
         }
         if let (Some(spread), Some(apart)) = (study.spread, study.centre_distance) {
             let config = self.subject.config;
-            let (near, far) = (config.consistency.margin, config.diversity.margin);
-            row(&format!("mean ‖r − r̄‖ of augmentations (m_c {near})"), format!("{spread:.3}"), "", "", "");
-            row(&format!("mean distance of images' centres (m_d {far})"), format!("{apart:.3}"), "", "", "");
+            let of = |on: bool, name: &str, margin: f64| {
+                if on { format!(" ({name} {margin})") } else { String::new() }
+            };
+            let (consistency, diversity) = (&config.consistency, &config.diversity);
+            let near = of(consistency.enabled && consistency.weight > 0.0, "m_c", consistency.margin);
+            let far = of(diversity.enabled && diversity.weight > 0.0, "m_d", diversity.margin);
+            row(&format!("mean ‖r − r̄‖ of augmentations{near}"), format!("{spread:.3}"), "", "", "");
+            row(&format!("mean distance of images' centres{far}"), format!("{apart:.3}"), "", "", "");
         }
         if let Some(similarity) = &study.similarity {
             let pcc = |found: Option<f64>| found.map_or("undefined".into(), |pcc| format!("{pcc:.3}"));
