@@ -20,6 +20,9 @@ pub fn read(what: &str, rows: usize) -> Result<Tensor> {
     }
     let plain = |error: tch::TchError| error.to_string().replace('\n', " ");
     let tensor = if path.ends_with(".npy") {
+        if let Err(why) = npy_is_whole(&path) {
+            return refuse(format!("cannot be read: {why}"));
+        }
         match Tensor::read_npy(&path) {
             Ok(tensor) => tensor,
             Err(error) => return refuse(format!("cannot be read: {}", plain(error))),
@@ -59,6 +62,34 @@ pub fn read(what: &str, rows: usize) -> Result<Tensor> {
     Ok(tensor)
 }
 
+/// Refuses a `.npy` file that is shorter than its header says: tch 0.24 would read what lies behind it in memory.
+fn npy_is_whole(path: &str) -> Result<(), String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let no_array = || "no .npy file".to_owned();
+    let rest = bytes.strip_prefix(b"\x93NUMPY").ok_or_else(no_array)?;
+    let (length, rest) = match rest {
+        [1, _, a, b, rest @ ..] => (u32::from_le_bytes([*a, *b, 0, 0]), rest),
+        [_, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]), rest),
+        _ => return Err(no_array()),
+    };
+    let (header, data) = rest.split_at_checked(length as usize).ok_or_else(no_array)?;
+    let header = String::from_utf8_lossy(header);
+    let after = |key: &str, open: char, close: char| -> Option<&str> {
+        let value = header.split_once(&format!("'{key}'"))?.1.split_once(open)?.1;
+        Some(value.split_once(close)?.0)
+    };
+    let item = after("descr", '\'', '\'').ok_or_else(no_array)?;
+    let item =
+        item.trim_start_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().map_err(|_| no_array())?;
+    let sides = after("shape", '(', ')').ok_or_else(no_array)?;
+    let sides = sides.split(',').map(str::trim).filter(|side| !side.is_empty());
+    let bytes = sides.map(str::parse::<usize>).try_fold(item, |all, side| all.checked_mul(side.ok()?));
+    match bytes {
+        Some(bytes) if bytes <= data.len() => Ok(()),
+        _ => Err(format!("it is cut short: {} bytes of numbers are there", data.len())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +116,7 @@ mod tests {
         assert!(said("e.npy", 6).contains("shape [6]"));
         let bytes = std::fs::read(path("a.npy")).unwrap();
         std::fs::write(path("f.npy"), &bytes[..bytes.len() - 4]).unwrap();
-        assert!(said("f.npy", 3).contains("cannot be read"), "{}", said("f.npy", 3));
+        assert!(said("f.npy", 3).contains("cut short: 20 bytes"), "{}", said("f.npy", 3));
         std::fs::write(path("g.npy"), b"no array").unwrap();
         assert!(said("g.npy", 3).contains("cannot be read"));
         std::fs::write(path("h.txt"), b"").unwrap();
