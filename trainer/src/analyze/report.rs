@@ -15,7 +15,7 @@ pub struct Report {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}\
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:left;\
-vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:1rem 1rem 1rem 0;\
+vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:1rem 1rem 1rem 0;\
 vertical-align:top;max-width:100%}img{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#333;max-width:34rem}\
 @media print{figure{break-inside:avoid}h2{break-after:avoid}}";
 
