@@ -10,7 +10,7 @@ QUICK ?= fashion_quick.yaml
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 CARGO ?= cargo
 BIN = target/release
-BINARIES = codinet-train codinet-infer codinet-export codinet-data codinet-launch
+BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-data codinet-launch
 
 .PHONY: quickstart setup build test install data lint
 

@@ -26,6 +26,8 @@ pub enum Domain {
     Mix = 5,
     /// The order in which an import puts samples into shards; keyed (seed, 0, 0, 0).
     Import = 10,
+    /// How images are augmented and pictures begun in an analysis; keyed (seed, purpose, sample, view).
+    Analysis = 11,
 }
 
 /// The generator for one purpose: ChaCha8 whose key is (seed, a, b, c) and whose nonce is the domain.

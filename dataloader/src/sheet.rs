@@ -75,6 +75,44 @@ impl Sheet {
         Ok(sheet)
     }
 
+    /// Draws rows of images as a [`Loader`] of this `spec` serves them in epoch 0, of one view each, below a line of
+    /// text. Images are enlarged by whole factors to 56 pixels and more, so that small ones can be seen.
+    ///
+    /// # Errors
+    /// A sample that can't be used, settings that can't be right, more than the most pixels an image may
+    /// have.
+    pub fn rows(dataset: &Arc<Dataset>, spec: &LoaderSpec, rows: &[(String, Vec<u32>)]) -> Result<Sheet> {
+        let channels = Channels::new(spec.channels)?;
+        let side = spec.image_size as usize;
+        let factor = 56usize.div_ceil(side);
+        let (shown, gap) = (side * factor, GAP / 2);
+        let (row, column) = (LETTER + gap + shown + GAP, shown + gap);
+        let longest = rows.iter().map(|(_, samples)| samples.len()).max().unwrap_or(0);
+        let text = rows.iter().map(|(text, _)| text.chars().count() * LETTER).max().unwrap_or(0);
+        let width = (longest * column).max(text) + 2 * GAP;
+        let height = rows.len() * row + GAP;
+        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
+            return Err(Error::InvalidArgument(format!(
+                "a sheet of {width}x{height} pixels is too large; ask for fewer images"
+            )));
+        }
+        let mut sheet =
+            Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] };
+        let plan: Vec<_> = rows.iter().map(|(_, samples)| BatchPlan::new(0, samples.clone())).collect();
+        let spec = LoaderSpec { views: 1, ..spec.clone() };
+        for (number, batch) in Loader::new(dataset.clone(), spec, plan.into_iter())?.enumerate() {
+            let (batch, top) = (batch?, GAP + number * row);
+            sheet.write(&rows[number].0, GAP, top);
+            let images = batch.images.chunks_exact(side * side * channels.count());
+            for (place, pixels) in images.enumerate() {
+                let large = enlarged(pixels, side, channels.count(), factor);
+                let size = (shown as u32, shown as u32);
+                sheet.put(&large, size, channels, GAP + place * column, top + LETTER + gap);
+            }
+        }
+        Ok(sheet)
+    }
+
     /// The sheet as a PNG file.
     ///
     /// # Errors
@@ -124,6 +162,18 @@ impl Sheet {
     }
 }
 
+/// A square image, each pixel made `factor` × `factor`.
+fn enlarged(pixels: &[u8], side: usize, channels: usize, factor: usize) -> Vec<u8> {
+    let mut large = Vec::with_capacity(pixels.len() * factor * factor);
+    for y in 0..side * factor {
+        for x in 0..side * factor {
+            let at = (y / factor * side + x / factor) * channels;
+            large.extend(&pixels[at..at + channels]);
+        }
+    }
+    large
+}
+
 /// The image of a sample, with its longer side brought to `side`, and its size.
 fn original(
     dataset: &Dataset,
@@ -141,4 +191,15 @@ fn original(
         Ok((resize::resized(&pixels, (header.width, header.height), size, channels)?, size))
     };
     decode().map_err(|bad: BadImage| bad.at(info.shard, info.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enlarged;
+
+    #[test]
+    fn pixels_become_squares() {
+        let large = enlarged(&[1, 2, 3, 4], 2, 1, 2);
+        assert_eq!(large, [1, 1, 2, 2, 1, 1, 2, 2, 3, 3, 4, 4, 3, 3, 4, 4]);
+    }
 }

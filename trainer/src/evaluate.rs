@@ -2,12 +2,12 @@
 //! counts exactly once.
 
 use crate::collective::{self, World};
-use crate::config::Config;
+use crate::config::{Config, Relaxation};
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
 use crate::loss;
 use crate::model::{Decisions, Net, Statistics, hard};
-use std::collections::HashSet;
+use crate::paths::Histogram;
 use tch::{Kind, Tensor, no_grad};
 
 /// What an evaluation found, over all ranks.
@@ -27,6 +27,8 @@ pub struct Evaluation {
     pub gmacs: f64,
     /// How many different routing paths the images took.
     pub distinct_paths: usize,
+    /// Entropy of the paths' frequencies, in bits.
+    pub path_entropy: f64,
     /// Share of images that ran each gated block, `[n]`.
     pub rates: Vec<f64>,
     /// Mean training loss over the epoch before; NaN where there was none.
@@ -48,7 +50,7 @@ pub fn evaluate(
     let mut loader = input.validation(config, world)?;
     // Images, first-place hits, first-five hits, cross entropy, and how often each block ran.
     let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
-    let mut paths = HashSet::new();
+    let mut paths = Histogram::default();
     let mut failed = Ok(());
     while let Some(batch) = loader.next() {
         let batch = match batch {
@@ -76,14 +78,13 @@ pub fn evaluate(
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
         let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
         sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);
-        let rows = Vec::<Vec<u8>>::try_from(&path.to_kind(Kind::Uint8)).expect("rows of bits");
-        paths.extend(rows);
+        let rows = Vec::<u8>::try_from(path.to_kind(Kind::Uint8).view(-1)).expect("bits");
+        paths.merge(&Histogram::new(&rows, gates, batch.samples.len()));
         loader.recycle(batch);
     }
     collective::agree(world, failed)?;
     world.all_reduce_sum(&sums)?;
-    let all = collective::all_gather_bytes(world, &paths.into_iter().flatten().collect::<Vec<u8>>())?;
-    let distinct: HashSet<&[u8]> = all.iter().flat_map(|bytes| bytes.chunks(gates.max(1))).collect();
+    let paths = paths.over_ranks(world, gates)?;
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
     let bad_images = input.val.len() as u64 - sums[0] as u64; // each of the others counts once
     if sums[0] == 0.0 {
@@ -99,9 +100,65 @@ pub fn evaluate(
         top5: means[2],
         ce: means[3],
         gmacs: net.costs.mean_macs(&rates) / 1e9,
-        distinct_paths: distinct.len().max(1),
+        distinct_paths: paths.distinct(),
+        path_entropy: paths.entropy(),
         rates,
         train_loss: f64::NAN,
         ema: None,
     })
+}
+
+/// The paths of some validation images, in the order of the set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SomePaths {
+    /// n.
+    pub gates: usize,
+    /// `[N]`.
+    pub labels: Vec<i64>,
+    /// u: whether each block runs, `[N, n]`.
+    pub paths: Vec<u8>,
+    /// v without noise, `[N, n]`.
+    pub relaxed: Vec<f32>,
+}
+
+/// All ranks: the paths of at most `most` validation images, evenly spaced in the set, on each rank.
+pub fn sample_paths(
+    world: &World,
+    config: &Config,
+    net: &Net,
+    input: &Input,
+    most: usize,
+) -> Result<SomePaths> {
+    let gates = net.costs.gated().count();
+    let relaxed = Decisions::Relaxed {
+        noise: None,
+        temperature: config.model.router.temperature,
+        relaxation: Relaxation::Gumbel,
+    };
+    let (mut labels, mut logits) = (Vec::new(), Vec::new());
+    let mut read = || -> Result<()> {
+        for batch in input.some_validation(config, world, most)? {
+            let batch = batch?;
+            input.note_bad_validation(&batch)?;
+            if !batch.samples.is_empty() {
+                let (images, _) = input.tensors(&batch);
+                let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
+                labels.extend(batch.labels.iter().flat_map(|label| label.to_le_bytes()));
+                logits.extend(Vec::<f32>::try_from(out.gates.view(-1)).expect("numbers"));
+            }
+        }
+        Ok(())
+    };
+    let read = read();
+    collective::agree(world, read)?;
+    let logits: Vec<u8> = logits.iter().flat_map(|logit: &f32| logit.to_le_bytes()).collect();
+    let labels = collective::all_gather_bytes(world, &labels)?.concat();
+    let logits = collective::all_gather_bytes(world, &logits)?.concat();
+    let labels = labels.chunks(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8"))).collect();
+    let logits: Vec<f32> =
+        logits.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect();
+    let logits = Tensor::from_slice(&logits);
+    let relaxed = Vec::try_from(relaxed.decide(&logits, 0)).expect("numbers");
+    let paths = Vec::try_from(hard(&logits).to_kind(Kind::Uint8)).expect("bits");
+    Ok(SomePaths { gates, labels, paths, relaxed })
 }

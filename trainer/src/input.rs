@@ -152,6 +152,12 @@ impl Input {
         evaluated(&self.val, (0..self.val.len() as u32).collect(), config, world)
     }
 
+    /// This rank's share of at most `most` validation samples, evenly spaced.
+    pub fn some_validation(&self, config: &Config, world: &World, most: usize) -> Result<Loader> {
+        let stride = self.val.len().div_ceil(most.max(1)).max(1);
+        evaluated(&self.val, (0..self.val.len() as u32).step_by(stride).collect(), config, world)
+    }
+
     /// This rank's share of the training samples that are held out, as evaluation sees images.
     pub fn held_out(&self, config: &Config, world: &World) -> Result<impl Iterator<Item = Result<Batch>>> {
         let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
@@ -265,7 +271,8 @@ impl HeldOut {
     }
 }
 
-fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
+/// How a loader makes views of the config's kind.
+pub(crate) fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
     LoaderSpec {
         transform,
         image_size: config.data.image_size,

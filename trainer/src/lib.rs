@@ -6,9 +6,11 @@
 //! has the paper's equations, [`step`] puts them together, [`gradients`] leave for other ranks meanwhile, [`optim`] takes the
 //! step, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files are written.
 
+pub mod analyze;
 pub mod budget;
 pub mod cli;
 pub mod collective;
+mod colour;
 pub mod config;
 mod cuda;
 pub mod dry_run;
@@ -25,6 +27,7 @@ pub mod metrics;
 pub mod model;
 mod native;
 pub mod optim;
+pub mod paths;
 pub mod replicas;
 pub mod run;
 pub mod step;

@@ -125,10 +125,14 @@ pub fn classification(logits: &Tensor, labels: &Labels, views: i64, smoothing: f
     }
 }
 
+/// ‖r_ij − r̄_i‖: how far each view's path lies from its sample's centre, `[L, M]`.
+pub fn spread(paths: &Tensor, centres: &Tensor, views: i64) -> Tensor {
+    norm(&(by_sample(paths, views) - centres.unsqueeze(1)))
+}
+
 /// Eq. 8: L_con = 1/(L·M) Σ_i Σ_j \[‖r_ij − r̄_i‖ − m_c\]₊². `paths` is `[L·M, n]`, `centres` `[L, n]`.
 pub fn consistency(paths: &Tensor, centres: &Tensor, views: i64, margin: f64) -> Tensor {
-    let distances = norm(&(by_sample(paths, views) - centres.unsqueeze(1)));
-    (distances - margin).relu().square().mean(None)
+    (spread(paths, centres, views) - margin).relu().square().mean(None)
 }
 
 /// Eq. 9, one rank's share: P_r = 1/(G(G−1)) Σ_{i on r} Σ_{j≠i} \[m_d − ‖c_i − key_j‖\]₊².
@@ -137,18 +141,27 @@ pub fn consistency(paths: &Tensor, centres: &Tensor, views: i64, margin: f64) ->
 /// `first` is the place of this rank's first centre among the keys. L_div = Σ_r P_r, and since each pair is
 /// seen from both its ends, ∂L_div/∂c_i = 2 · ∂P_r/∂c_i: see [`total`].
 pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Tensor {
+    separation(centres, keys, first, margin).0
+}
+
+/// What [`diversity`] gives, and, without gradient, the same share of the mean distance between two samples' centres:
+/// 1/(G(G−1)) Σ_{i on r} Σ_{j≠i} ‖c_i − key_j‖.
+pub fn separation(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> (Tensor, Tensor) {
     let (own, all, n) = (centres.size()[0], keys.size()[0], centres.size()[1]);
     if all < 2 || n == 0 {
-        return (centres * 0.0).sum(None);
+        let nothing = (centres * 0.0).sum(None);
+        return (nothing.shallow_clone(), nothing.detach());
     }
     // The gradient is written out rather than recorded, some rows at a time: memory stays flat however many keys.
     let (fixed, wide_keys) = (centres.detach(), keys.to_kind(Kind::Double));
     let rows = (PAIRS_AT_ONCE / all).clamp(1, own);
     let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
-    let (mut value, mut slopes) = (Tensor::zeros([], (centres.kind(), centres.device())), Vec::new());
+    let zero = || Tensor::zeros([], (centres.kind(), centres.device()));
+    let (mut value, mut apart, mut slopes) = (zero(), zero(), Vec::new());
     for start in (0..own).step_by(rows as usize) {
         let part = fixed.narrow(0, start, rows.min(own - start));
         let distances = Tensor::cdist(&part, keys, 2.0, BY_DIFFERENCES); // [R, G]
+        apart += distances.sum(None);
         let itself = Tensor::arange(part.size()[0], (Kind::Int64, centres.device())) + (first + start);
         let others = itself.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
         let hinge = (-&distances + margin).relu() * others;
@@ -162,7 +175,8 @@ pub fn diversity(centres: &Tensor, keys: &Tensor, first: i64, margin: f64) -> Te
         slopes.push(away.to_kind(centres.kind()));
     }
     let pairs = (all * (all - 1)) as f64;
-    value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None)
+    let loss = value / pairs + (Tensor::cat(&slopes, 0) / pairs * (centres - fixed)).sum(None);
+    (loss, apart / pairs)
 }
 
 /// Pairs of centres looked at at once: 1 MB of distances.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// What a row holds before the gates' rates, in the order in which [`crate::step::Step::gradient`] writes it.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "gradient norm",
     "finite",
     "cross entropy",
@@ -19,6 +19,8 @@ const NAMES: [&str; 10] = [
     "run rate",
     "loss",
     "top-1",
+    "spread",
+    "centre distance",
 ];
 /// Which of these a rank's own row may be blamed for.
 const PARTS: std::ops::Range<usize> = 2..8;
@@ -73,6 +75,10 @@ pub struct Measured {
     pub loss: f64,
     /// Share of views whose class came first.
     pub top1: f64,
+    /// Mean of ‖r_ij − r̄_i‖, the distance of a view's path from its sample's centre.
+    pub spread: f64,
+    /// Mean distance between two samples' centres.
+    pub centre_distance: f64,
     /// Mean decision of each gate, `[n]`.
     pub rates: Vec<f64>,
     /// Mean of what each gate would have decided in inference (Eq. 13), `[n]`.
@@ -128,8 +134,21 @@ impl Measured {
     }
 
     fn of(step: u64, values: Vec<f64>) -> Self {
-        let [grad_norm, finite, ce, con, div, cost, target, run_rate, loss, top1, ref rates @ ..] =
-            values[..]
+        let [
+            grad_norm,
+            finite,
+            ce,
+            con,
+            div,
+            cost,
+            target,
+            run_rate,
+            loss,
+            top1,
+            spread,
+            centre_distance,
+            ref rates @ ..,
+        ] = values[..]
         else {
             unreachable!("a row holds {NAMES:?} and the rates")
         };
@@ -148,6 +167,8 @@ impl Measured {
             run_rate,
             loss,
             top1,
+            spread,
+            centre_distance,
             rates,
             hard_rates,
             blame,
@@ -156,8 +177,9 @@ impl Measured {
 
     fn values(&self) -> Vec<f64> {
         let Self { grad_norm, ce, con, div, cost, target, run_rate, loss, top1, .. } = *self;
-        let scalars = [grad_norm, 1.0, ce, con, div, cost, target, run_rate, loss, top1];
-        scalars.into_iter().chain(self.rates.iter().chain(&self.hard_rates).copied()).collect()
+        let losses = [grad_norm, 1.0, ce, con, div, cost, target, run_rate, loss, top1];
+        let scalars = losses.into_iter().chain([self.spread, self.centre_distance]);
+        scalars.chain(self.rates.iter().chain(&self.hard_rates).copied()).collect()
     }
 }
 
@@ -176,6 +198,9 @@ impl Tally {
             return;
         }
         let values = measured.values();
+        if self.steps > 0 && self.sums.len() != values.len() {
+            *self = Self::default(); // of a checkpoint of an earlier version, which measured less
+        }
         self.sums.resize(values.len(), 0.0);
         self.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         self.steps += 1;
@@ -198,7 +223,7 @@ mod tests {
         let world = collective::join().unwrap();
         let (mut meter, mut tally) = (Meter::default(), Tally::default());
         let row = |base: f32| {
-            let mut values: Vec<f32> = (0..14).map(|i| base + i as f32).collect();
+            let mut values: Vec<f32> = (0..16).map(|i| base + i as f32).collect();
             values[1] = 1.0;
             values
         };
@@ -210,15 +235,23 @@ mod tests {
         let measured = meter.read(&world).unwrap();
         assert!(meter.read(&world).unwrap().is_empty());
         assert_eq!((measured[0].ce, measured[1].loss, measured[1].top1), (3.0, 10.0, 11.0));
+        assert_eq!((measured[0].spread, measured[0].centre_distance), (11.0, 12.0));
         assert_eq!(
             (&measured[0].rates[..], &measured[0].hard_rates[..]),
-            (&[11.0, 12.0][..], &[13.0, 14.0][..])
+            (&[13.0, 14.0][..], &[15.0, 16.0][..])
         );
         assert!(measured[1].blame.is_none() && !measured[2].finite);
         assert!(measured[2].blame.as_ref().unwrap().starts_with("not finite: diversity of rank 0 (ce 5"));
         measured.iter().for_each(|measured| tally.add(measured));
         let mean = tally.mean(3).unwrap();
-        assert_eq!((mean.step, mean.ce, mean.grad_norm, mean.hard_rates[1]), (3, 3.5, 1.5, 14.5));
+        assert_eq!((mean.step, mean.ce, mean.grad_norm, mean.hard_rates[1]), (3, 3.5, 1.5, 16.5));
         assert!(tally.mean(4).is_none());
+        let mut older = Tally { steps: 2, sums: vec![1.0; 14] };
+        older.add(&measured[0]);
+        assert_eq!(
+            (older.steps, older.sums[2]),
+            (1, 3.0),
+            "what an earlier version measured less is forgotten"
+        );
     }
 }

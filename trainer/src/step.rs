@@ -51,6 +51,8 @@ pub struct Taken {
     pub finite: Tensor,
     /// What this rank measured, for [`crate::metrics::Meter`].
     pub row: Tensor,
+    /// What each gate would have decided in inference (Eq. 13) for this rank's views, `[A·L·M, n]`.
+    pub paths: Tensor,
     /// What all ranks told each other before backward.
     pub told: Told,
 }
@@ -75,7 +77,7 @@ impl Step<'_> {
     pub fn gradient(&self, batch: &[MicroBatch], stop: bool) -> Result<Taken> {
         self.gradients.zero();
         let micros = batch.len() as f64;
-        let (mut told, mut rows) = (Vec::new(), Vec::new());
+        let (mut told, mut rows, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         let global_keys = match self.scope {
             Scope::GlobalBatch if batch.len() > 1 => {
                 let (keys, all) = self.keys_of_all(batch, stop)?;
@@ -99,7 +101,7 @@ impl Step<'_> {
                     (keys, rank * own, 1.0)
                 }
             };
-            let parts = self.parts(micro, &out, &centres, &keys, first, share);
+            let (parts, apart) = self.parts(micro, &out, &centres, &keys, first, share);
 
             // Backward: gradients add up over micro-batches, and leave for the other ranks during the last.
             if a + 1 == batch.len() {
@@ -107,14 +109,16 @@ impl Step<'_> {
             }
             let total = parts.total(&self.weights, self.world.world());
             (total / (micros * self.world.world() as f64)).backward();
-            rows.push(self.measure(&parts, &out, &micro.labels.own));
+            let path = hard(&out.gates).detach();
+            rows.push(self.measure(&parts, &out, &micro.labels.own, &centres, &apart, &path));
+            paths.push(path);
         }
         self.gradients.settle()?;
         let norm = self.gradients.flat().norm();
         let finite = norm.isfinite().to_kind(Kind::Float);
         let row = Tensor::stack(&rows, 0).mean_dim([0].as_slice(), false, None);
         let row = Tensor::cat(&[norm.view(1), finite.view(1), row], 0);
-        Ok(Taken { norm, finite, row, told: Told(told) })
+        Ok(Taken { norm, finite, row, paths: Tensor::cat(&paths, 0), told: Told(told) })
     }
 
     /// What batch norm does in micro-batch `a`. The running statistics follow the first alone: the model's are rank 0's,
@@ -153,7 +157,8 @@ impl Step<'_> {
 
     /// The parts of the objective, each a mean over this micro-batch's views or samples. `keys` are the centres of
     /// all samples that are told apart, of which this micro-batch has those from `first` on; `share` is how many
-    /// micro-batches of a rank share them, for what they add up to is divided by that many in the end.
+    /// micro-batches of a rank share them, for what they add up to is divided by that many in the end. The second is this
+    /// rank's share of the mean distance between centres.
     fn parts(
         &self,
         micro: &MicroBatch,
@@ -162,23 +167,35 @@ impl Step<'_> {
         keys: &Tensor,
         first: i64,
         share: f64,
-    ) -> Parts {
+    ) -> (Parts, Tensor) {
         let weights = &self.weights;
-        Parts {
+        let (div, apart) = loss::separation(centres, keys, first, weights.diversity_margin);
+        let parts = Parts {
             ce: loss::classification(&out.logits, &micro.labels, self.views, weights.label_smoothing),
             con: loss::consistency(&out.path, centres, self.views, weights.consistency_margin),
-            div: loss::diversity(centres, keys, first, weights.diversity_margin) * share,
+            div: div * share,
             cost: loss::cost(&out.path, self.costs),
             target: loss::target_rate(&out.path, keys, weights.target_rate),
             run_rate: loss::run_rate(&out.path),
-        }
+        };
+        (parts, apart * share)
     }
 
-    /// What this rank measured, in a form whose mean over ranks is the global batch's.
-    fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor) -> Tensor {
+    /// What this rank measured, in a form whose mean over ranks is the global batch's. `path` is `[L·M, n]`.
+    fn measure(
+        &self,
+        parts: &Parts,
+        out: &Output,
+        labels: &Tensor,
+        centres: &Tensor,
+        apart: &Tensor,
+        path: &Tensor,
+    ) -> Tensor {
         let (labels, weights) = (loss::by_view(labels, self.views), &self.weights);
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
-        let div = &parts.div * self.world.world() as f64; // L_div is a sum over ranks
+        // L_div is a sum over ranks, and so is the distance.
+        let (div, apart) = (&parts.div * self.world.world() as f64, apart * self.world.world() as f64);
+        let spread = tch::no_grad(|| loss::spread(&out.path, centres, self.views).mean(None));
         let Parts { ce, con, cost, target, run_rate, .. } = parts;
         let loss = ce
             + con * weights.alpha
@@ -186,8 +203,9 @@ impl Step<'_> {
             + cost * weights.gamma
             + target * weights.target
             + run_rate * weights.run_rate;
-        let scalars = Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1], 0);
+        let scalars =
+            Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1, &spread, &apart], 0);
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
-        Tensor::cat(&[scalars, mean(&out.path), mean(&hard(&out.gates))], 0).detach()
+        Tensor::cat(&[scalars, mean(&out.path), mean(path)], 0).detach()
     }
 }

@@ -75,6 +75,9 @@ pub struct Run {
     pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     pub evaluate_every: u64,
+    /// Epochs of a stage between two evaluations at which 1,000 validation images' relaxed paths are written for
+    /// TensorBoard's embedding projector; the run's end is always one; 0: never.
+    pub projector_every: u64,
 }
 
 /// Where tensors live.
@@ -430,6 +433,7 @@ impl Default for Run {
             keep_every: 0,
             keep_best: true,
             evaluate_every: 1,
+            projector_every: 10,
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct Net {
 pub struct Output {
     /// `[N, classes]`.
     pub logits: Tensor,
+    /// What the classifier sees: the mean over pixels of the last block's output, `[N, C]`.
+    pub features: Tensor,
     /// U[1] − U[0] of every gate, `[N, n]`.
     pub gates: Tensor,
     /// The decisions that the blocks were blended by, v or u: the routing path, `[N, n]`.
@@ -187,13 +189,14 @@ impl Net {
             gates.push(logit);
             path.push(v);
         }
-        let logits = self.head.forward(&x.mean());
+        let features = x.mean();
+        let logits = self.head.forward(&features);
         let (batch, device) = (logits.size()[0], logits.device());
         let stack = |columns: Vec<Tensor>| match columns.is_empty() {
             true => Tensor::zeros([batch, 0], (Kind::Float, device)),
             false => Tensor::stack(&columns, 1),
         };
-        Output { logits, gates: stack(gates), path: stack(path) }
+        Output { logits, features, gates: stack(gates), path: stack(path) }
     }
 
     /// Adds `by` to every gate's logit: above 0, more blocks run.

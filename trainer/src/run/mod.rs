@@ -9,6 +9,9 @@ pub mod checkpoint;
 mod choose;
 mod console;
 mod copied;
+mod hparams;
+pub mod projector;
+mod rates;
 mod records;
 mod saver;
 mod tensorboard;
@@ -19,6 +22,7 @@ pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::Console;
 pub use records::Records;
 pub use saver::Saver;
+pub use tensorboard::EventFile;
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};

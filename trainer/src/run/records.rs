@@ -1,6 +1,8 @@
 //! What a run records while it goes on: `metrics.jsonl`, and the same numbers for TensorBoard.
 
 use super::tensorboard::EventFile;
+use super::{hparams, rates};
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -45,6 +47,24 @@ impl Records {
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
         Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
+    }
+
+    /// Tells TensorBoard which settings the measurements belong to.
+    pub fn settings(&mut self, config: &Config) {
+        hparams::start(&mut self.events, &serde_json::to_value(config).expect("a config is JSON"));
+    }
+
+    /// Tells TensorBoard that the run came to its end.
+    pub fn finished(&mut self) {
+        hparams::end(&mut self.events);
+    }
+
+    /// Shows TensorBoard how often each gated block ran so far, as one picture: a row a block, a column a log line.
+    pub fn picture_rates(&mut self, step: u64) {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        if let Some((png, size)) = rates::picture(&text) {
+            self.events.image(step, "train_rates/over_time", png, size);
+        }
     }
 
     /// Records one line of `kind`; every measurement in it is a TensorBoard scalar as well, `kind/name`.

@@ -43,6 +43,57 @@ struct SummaryValue {
     tag: String,
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
+    #[prost(message, optional, tag = "4")]
+    image: Option<Image>,
+    #[prost(message, optional, tag = "8")]
+    tensor: Option<Tensor>,
+    #[prost(message, optional, tag = "9")]
+    metadata: Option<Metadata>,
+}
+
+/// `tensorflow.Summary.Image`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Image {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    /// 3: RGB.
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    encoded_image_string: Vec<u8>,
+}
+
+/// `tensorflow.TensorProto`: a scalar that says nothing, which plugins' data come with.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Tensor {
+    /// 1: float.
+    #[prost(int32, tag = "1")]
+    dtype: i32,
+    #[prost(message, optional, tag = "2")]
+    shape: Option<TensorShape>,
+    #[prost(float, repeated, tag = "5")]
+    float_val: Vec<f32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct TensorShape {}
+
+/// `tensorflow.SummaryMetadata`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Metadata {
+    #[prost(message, optional, tag = "1")]
+    plugin_data: Option<PluginData>,
+}
+
+/// `tensorflow.SummaryMetadata.PluginData`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PluginData {
+    #[prost(string, tag = "1")]
+    plugin_name: String,
+    #[prost(bytes = "vec", tag = "2")]
+    content: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -86,8 +137,26 @@ impl EventFile {
         let value = |(tag, value): &(String, f64)| SummaryValue {
             tag: tag.clone(),
             simple_value: Some(*value as f32),
+            ..SummaryValue::default()
         };
         self.write(step, What::Summary(Summary { value: scalars.iter().map(value).collect() }));
+    }
+
+    /// Writes an RGB picture, a PNG file of `width` × `height` pixels, at a step.
+    pub fn image(&mut self, step: u64, tag: &str, png: Vec<u8>, (width, height): (u32, u32)) {
+        let (height, width) = (height as i32, width as i32);
+        let image = Some(Image { height, width, colorspace: 3, encoded_image_string: png });
+        let value = SummaryValue { tag: tag.into(), image, ..SummaryValue::default() };
+        self.write(step, What::Summary(Summary { value: vec![value] }));
+    }
+
+    /// Writes what a plugin of TensorBoard's reads from a tag's metadata.
+    pub fn plugin(&mut self, tag: &str, plugin: &str, content: Vec<u8>) {
+        let plugin_data = Some(PluginData { plugin_name: plugin.into(), content });
+        let tensor = Tensor { dtype: 1, shape: Some(TensorShape {}), float_val: vec![0.0] };
+        let (tensor, metadata) = (Some(tensor), Some(Metadata { plugin_data }));
+        let value = SummaryValue { tag: tag.into(), tensor, metadata, ..SummaryValue::default() };
+        self.write(0, What::Summary(Summary { value: vec![value] }));
     }
 
     fn write(&mut self, step: u64, what: What) {
@@ -102,7 +171,7 @@ impl EventFile {
 }
 
 fn warn(error: &io::Error) {
-    eprintln!("warning: cannot write TensorBoard's event file: {error}; training goes on without");
+    eprintln!("warning: cannot write TensorBoard's event file: {error}; the rest goes on without");
 }
 
 /// A TFRecord: length, masked CRC-32C of the length, data, masked CRC-32C of the data; little-endian.

@@ -15,6 +15,7 @@ use crate::metrics::Meter;
 use crate::model::{Decisions, Net, Statistics, gumbel_noise};
 use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
+use crate::paths::Histogram;
 use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, Saver};
@@ -45,6 +46,8 @@ pub struct Trainer<'a> {
     state: State,
     /// What the steps measured that no log line has told yet.
     meter: Meter,
+    /// What the gates would have decided in inference in the last step, `[A·L·M, n]`.
+    paths: Option<Tensor>,
     /// Dropped, and so at its end, before the records let go of the directory's lock.
     saver: Saver,
     /// Open on rank 0 alone.
@@ -152,6 +155,7 @@ impl<'a> Trainer<'a> {
             device,
             state,
             meter: Meter::default(),
+            paths: None,
             saver,
             records,
             console,
@@ -211,7 +215,8 @@ impl<'a> Trainer<'a> {
                 // Once in a while, rank 0 writes: the log.
                 if self.state.step.is_multiple_of(config.run.log_every) {
                     self.read_meter()?;
-                    self.log_step(stage, &weights, lr, &pace, &loader)?;
+                    let paths = self.last_paths()?;
+                    self.log_step(stage, &weights, lr, &pace, &loader, &paths)?;
                     self.state.training_seconds += pace.seconds();
                     pace = Pace::start(&loader, self.world);
                 } else {
@@ -253,6 +258,10 @@ impl<'a> Trainer<'a> {
         let mut evaluation = None;
         if stage_ends || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
             evaluation = Some(self.evaluate_epoch(stage, train_loss)?);
+            let every = self.config.run.projector_every;
+            if every > 0 && self.config.gated() && (run_ends || self.state.epoch.is_multiple_of(every)) {
+                self.write_projector()?;
+            }
         }
         if let Some(evaluation) = evaluation.as_ref().filter(|_| stage_ends) {
             let relaxed = self.evaluate_relaxed(stage)?;
@@ -336,6 +345,7 @@ impl<'a> Trainer<'a> {
             ema.update(&self.net.params, &taken.finite);
         }
         self.meter.push(self.state.step + 1, taken.row);
+        self.paths = Some(taken.paths);
         self.compare_replicas()?;
         Ok(taken.told)
     }
@@ -352,6 +362,14 @@ impl<'a> Trainer<'a> {
             let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
             self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
         }
+    }
+
+    /// All ranks, at a log line: the paths that the last step's views would take in inference.
+    fn last_paths(&mut self) -> Result<Histogram> {
+        let own = self.paths.take().expect("a log line follows a step").to_kind(Kind::Uint8);
+        let (views, gates) = (own.size()[0] as usize * self.world.world(), own.size()[1] as usize);
+        let all = self.world.all_gather(&own)?.to_device(Device::Cpu);
+        Ok(Histogram::new(&Vec::<u8>::try_from(all.view(-1)).expect("bits"), gates, views))
     }
 
     /// All ranks: takes in what the last steps measured. A step that was not finite ends the run, or is told and counted.

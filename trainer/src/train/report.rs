@@ -3,14 +3,18 @@
 use super::{Pace, Trainer};
 use crate::config::{Config, Gates, Stage};
 use crate::error::Result;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, sample_paths};
 use crate::loss::Weights;
 use crate::metrics::Measured;
+use crate::paths::{self, Histogram};
 use crate::run::checkpoint::State;
-use crate::run::write_whole;
+use crate::run::{Records, projector, write_whole};
 use codinet_dataloader::Loader;
 use serde_json::json;
 use std::time::Duration;
+
+/// Validation images in the embedding projector.
+const PROJECTED: usize = 1000;
 
 impl Trainer<'_> {
     /// Rank 0 writes: what an evaluation found.
@@ -20,8 +24,8 @@ impl Trainer<'_> {
             let mut fields = json!({
                 "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
                 "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
-                "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
-                "rates": evaluation.rates, "bad_images": evaluation.bad_images,
+                "distinct_paths": evaluation.distinct_paths, "path_entropy": evaluation.path_entropy,
+                "train_loss": evaluation.train_loss, "rates": evaluation.rates, "bad_images": evaluation.bad_images,
             });
             if let Some(ema) = &evaluation.ema {
                 fields["ema_top1"] = ema.top1.into();
@@ -29,6 +33,7 @@ impl Trainer<'_> {
                 fields["ema_gmacs"] = ema.gmacs.into();
             }
             records.record("eval", step, fields)?;
+            records.picture_rates(step);
         }
         let mean = match &evaluation.ema {
             Some(ema) => format!("  (mean of weights {:.2} %)", 100.0 * ema.top1),
@@ -48,6 +53,24 @@ impl Trainer<'_> {
             evaluation.gmacs,
             evaluation.distinct_paths
         ));
+        Ok(())
+    }
+
+    /// All ranks: rank 0 writes the relaxed paths of some validation images for TensorBoard's embedding projector.
+    pub(super) fn write_projector(&mut self) -> Result<()> {
+        let some = sample_paths(self.world, self.config, &self.net, &self.input, PROJECTED)?;
+        if self.records.is_some() {
+            let row = |(label, path): (&i64, &[u8])| {
+                let blocks: u8 = path.iter().sum();
+                vec![label.to_string(), paths::text(path), blocks.to_string()]
+            };
+            let labels: Vec<Vec<String>> =
+                some.labels.iter().zip(some.paths.chunks(some.gates)).map(row).collect();
+            let (logs, name) =
+                (self.place.dir.join("tensorboard"), format!("paths-step-{:08}", self.state.step));
+            let columns = ["class", "path", "blocks run"];
+            projector::write(&logs, &name, &some.relaxed, some.gates, &columns, &labels)?;
+        }
         Ok(())
     }
 
@@ -71,6 +94,7 @@ impl Trainer<'_> {
         lr: f64,
         pace: &Pace,
         loader: &Loader,
+        paths: &Histogram,
     ) -> Result<()> {
         let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
         let share = |time: Duration| time.as_secs_f64() / pace.seconds();
@@ -88,7 +112,9 @@ impl Trainer<'_> {
                 "grad_norm": grad_norm, "images_per_second": images, "loader_wait": loader_wait,
                 "collective_wait": share(traffic.waited - before.waited),
                 "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
-                "rates": rates,
+                "rates": rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
+                "spread": mean.spread, "spread_margin": weights.consistency_margin,
+                "centre_distance": mean.centre_distance, "centre_distance_margin": weights.diversity_margin,
             });
             for (name, weight, value) in
                 [("target", weights.target, target), ("run_rate", weights.run_rate, run_rate)]
@@ -148,6 +174,7 @@ impl Trainer<'_> {
         let mut summary = json!({
             "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
             "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
+            "path_entropy": evaluation.path_entropy,
             "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
             "world_size": self.world.world(), "seconds": seconds, "train_loss": evaluation.train_loss,
             "parameters": self.net.params.count(), "stages": self.state.stages,
@@ -163,6 +190,7 @@ impl Trainer<'_> {
         }
         let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
         write_whole(&self.place.dir.join("summary.json"), &text)?;
+        self.records.iter_mut().for_each(Records::finished);
         let dir = self.place.dir.display();
         let mut rows = vec![
             ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),

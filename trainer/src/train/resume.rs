@@ -10,7 +10,8 @@ use std::path::Path;
 pub(super) fn open(place: &Place, config: &Config, state: &State) -> Result<Records> {
     let dir = &place.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let records = Records::open(dir, state.step, state.sample == 0)?;
+    let mut records = Records::open(dir, state.step, state.sample == 0)?;
+    records.settings(config);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
     checkpoint::remove_partial(dir);

@@ -1,0 +1,77 @@
+//! Files for TensorBoard's embedding projector: vectors and their labels as TSV, and the `projector_config.pbtxt`
+//! that it looks for at the top of a log folder.
+
+use super::write_whole;
+use crate::error::{Error, Result};
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+/// Writes `vectors`, of `width` numbers each, and a row of `columns` for each, as the tensor `name`; `name` is a new
+/// folder under `logs` or one to overwrite. Those that were written before stay in the projector's list.
+///
+/// # Errors
+/// Files that cannot be written.
+pub fn write(
+    logs: &Path,
+    name: &str,
+    vectors: &[f32],
+    width: usize,
+    columns: &[&str],
+    labels: &[Vec<String>],
+) -> Result<()> {
+    let folder = logs.join(name);
+    fs::create_dir_all(&folder).map_err(|error| Error::disk("make", &folder, &error))?;
+    let mut table = String::new();
+    for row in vectors.chunks(width.max(1)) {
+        let numbers: Vec<String> = row.iter().map(|number| format!("{number:.6}")).collect();
+        let _ = writeln!(table, "{}", numbers.join("\t"));
+    }
+    write_whole(&folder.join("vectors.tsv"), table.as_bytes())?;
+    // With one column, the projector takes the first row for a label.
+    let mut table = if columns.len() > 1 { columns.join("\t") + "\n" } else { String::new() };
+    for row in labels {
+        let clean: Vec<String> = row.iter().map(|text| text.replace(['\t', '\n'], " ")).collect();
+        table += &(clean.join("\t") + "\n");
+    }
+    write_whole(&folder.join("labels.tsv"), table.as_bytes())?;
+    write_config(logs)
+}
+
+/// Lists every folder that holds vectors.
+fn write_config(logs: &Path) -> Result<()> {
+    let folders = fs::read_dir(logs).map_err(|error| Error::disk("read", logs, &error))?.flatten();
+    let held = folders.filter(|folder| folder.path().join("vectors.tsv").exists());
+    let mut names: Vec<String> =
+        held.map(|folder| folder.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let mut config = String::new();
+    for name in names {
+        let _ = writeln!(
+            config,
+            "embeddings {{\n  tensor_name: \"{name}\"\n  tensor_path: \"{name}/vectors.tsv\"\n  \
+             metadata_path: \"{name}/labels.tsv\"\n}}"
+        );
+    }
+    write_whole(&logs.join("projector_config.pbtxt"), config.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tensor_that_was_written_is_listed() {
+        let logs = tempfile::tempdir().unwrap();
+        for step in ["paths-1", "paths-2"] {
+            let labels = [vec!["0".to_owned(), "a\tb".to_owned()], vec!["1".to_owned(), "c".to_owned()]];
+            write(logs.path(), step, &[0.5, 1.0, 0.0, 0.25], 2, &["class", "path"], &labels).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(logs.path().join(name)).unwrap();
+        assert_eq!(read("paths-1/vectors.tsv"), "0.500000\t1.000000\n0.000000\t0.250000\n");
+        assert_eq!(read("paths-2/labels.tsv"), "class\tpath\n0\ta b\n1\tc\n");
+        let config = read("projector_config.pbtxt");
+        assert_eq!(config.matches("tensor_name").count(), 2);
+        assert!(config.contains("tensor_path: \"paths-2/vectors.tsv\""));
+    }
+}
