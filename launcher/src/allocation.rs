@@ -66,13 +66,18 @@ impl Allocation {
         Self::by(asked, machine, env::get)
     }
 
-    fn by(asked: &Asked, machine: &Machine, get: impl Fn(Variable) -> Option<String>) -> Result<Self, String> {
+    fn by(
+        asked: &Asked,
+        machine: &Machine,
+        get: impl Fn(Variable) -> Option<String>,
+    ) -> Result<Self, String> {
         let number = |variable| get(variable).and_then(|text| text.parse::<usize>().ok());
         let wanted = match asked.n {
             Ranks::Auto => None,
             Ranks::Number(n) => Some(n),
         };
-        if number(env::SLURM_STEP_NUM_TASKS).is_some_and(|tasks| tasks > 1) || get(env::OMPI_COMM_WORLD_SIZE).is_some()
+        if number(env::SLURM_STEP_NUM_TASKS).is_some_and(|tasks| tasks > 1)
+            || get(env::OMPI_COMM_WORLD_SIZE).is_some()
         {
             return Err("codinet-launch starts mpirun itself, once; under srun or mpirun start codinet-train, a rank a \
                         process"
@@ -95,10 +100,8 @@ impl Allocation {
         };
         let nodes = listed.len();
         let share = wanted.map_or_else(|| machine.ranks(), |n| n.div_ceil(nodes));
-        let hosts: Vec<Host> = listed
-            .into_iter()
-            .map(|(name, slots)| Host { name, slots: slots.unwrap_or(share) })
-            .collect();
+        let hosts: Vec<Host> =
+            listed.into_iter().map(|(name, slots)| Host { name, slots: slots.unwrap_or(share) }).collect();
         let room = hosts.iter().map(|host| host.slots).sum();
         Ok(Self { by, nodes, ranks: wanted.unwrap_or(room), hosts })
     }
@@ -120,7 +123,8 @@ impl Allocation {
 }
 
 fn read(path: &Path) -> Result<Vec<(String, Option<usize>)>, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     parse(text.lines(), &path.display().to_string())
 }
 

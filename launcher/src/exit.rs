@@ -62,7 +62,11 @@ mod tests {
             let words: Vec<&str> = line.split_whitespace().collect();
             let code: u8 = words[0].parse().unwrap();
             assert_eq!(mendable(code, true), line.ends_with(" yes"), "{line}");
-            assert_eq!(mendable(code, false), line.ends_with(" yes") || line.ends_with(" after a crash"), "{line}");
+            assert_eq!(
+                mendable(code, false),
+                line.ends_with(" yes") || line.ends_with(" after a crash"),
+                "{line}"
+            );
         }
     }
 }

@@ -29,12 +29,12 @@ impl Machine {
         let memory = |cpu: &usize| {
             let entries = fs::read_dir(of_cpu(cpu)).into_iter().flatten().flatten();
             let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-            names.into_iter().find(|name| {
-                name.strip_prefix("node").is_some_and(|number| number.parse::<usize>().is_ok())
-            })
+            names
+                .into_iter()
+                .find(|name| name.strip_prefix("node").is_some_and(|number| number.parse::<usize>().is_ok()))
         };
-        let root = fs::metadata("/proc/self")
-            .is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0);
+        let root =
+            fs::metadata("/proc/self").is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0);
         Self {
             cores: cpus.iter().map(siblings).collect::<BTreeSet<_>>().len().max(1),
             memories: cpus.iter().filter_map(memory).collect::<BTreeSet<_>>().len().max(1),

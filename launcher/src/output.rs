@@ -17,22 +17,21 @@ pub enum Stream {
 
 /// A rank's line as mpirun hands it over: `[1,3]<stdout>:text` (Open MPI 4), `[job@1,3]<stdout>: text` (5) or `[3] text`
 /// (Hydra). None for what mpirun says itself.
-fn of_rank(line: &str) -> Option<(usize, &str)> {
+fn of_rank(line: &str) -> Option<(usize, String)> {
     let (tag, rest) = line.strip_prefix('[')?.split_once(']')?;
-    let tagged = ["<stdout>:", "<stderr>:"];
-    match tagged.into_iter().find_map(|mark| rest.strip_prefix(mark)) {
-        Some(text) => {
-            let newer = tag.contains('@');
-            Some((tag.rsplit(',').next()?.parse().ok()?, if newer { text.strip_prefix(' ').unwrap_or(text) } else { text }))
-        }
-        None => Some((tag.parse().ok()?, rest.strip_prefix(' ')?)),
-    }
+    let Some(mark) = ["<stdout>:", "<stderr>:"].into_iter().find(|mark| rest.starts_with(mark)) else {
+        return Some((tag.parse().ok()?, rest.strip_prefix(' ')?.to_owned()));
+    };
+    // Open MPI 5 is known by its `@`, and sets a space.
+    let whole = format!("[{tag}]{mark}{}", if tag.contains('@') { " " } else { "" });
+    // What comes in pieces, such as every 4096 bytes, has a tag before each.
+    Some((tag.rsplit(',').next()?.parse().ok()?, line.replace(&whole, "")))
 }
 
 /// A line without what mpirun has put before it.
-pub fn text(line: &str) -> &str {
+pub fn text(line: &str) -> String {
     let line = line.trim_end_matches('\r');
-    of_rank(line).map_or(line, |(_, text)| text)
+    of_rank(line).map_or_else(|| line.to_owned(), |(_, text)| text)
 }
 
 /// The rank that mpirun, in one of its own lines, says has failed.
@@ -43,7 +42,8 @@ fn blamed(line: &str) -> Option<usize> {
     };
     let after = |mark: &str| line.split_once(mark).and_then(|(_, rest)| number(rest));
     // Open MPI: killed; aborted; ended with another code than 0. MPICH: aborted.
-    let process = || line.trim().strip_prefix("Process name: ")?.trim_end_matches(']').rsplit(',').next()?.parse().ok();
+    let process =
+        || line.trim().strip_prefix("Process name: ")?.trim_end_matches(']').rsplit(',').next()?.parse().ok();
     after("noticed that process rank ")
         .or_else(|| after("MPI_ABORT was invoked on rank "))
         .or_else(|| after("(rank ").filter(|_| line.starts_with("Abort(")))
@@ -82,11 +82,12 @@ impl Said {
             self.complained.get_or_insert(rank);
         }
         let last = self.last.entry(rank).or_default();
-        last.extend([text.to_owned()]);
+        let shown = format!("[{rank}] {text}");
+        last.push_back(text);
         if last.len() > KEPT {
             last.pop_front();
         }
-        format!("[{rank}] {text}")
+        shown
     }
 
     /// Whether any rank has spoken.
@@ -124,8 +125,9 @@ mod tests {
             ("[1,12]<stderr>:  table", 12, "  table"),
             ("[prterun-host-77@1,0]<stderr>: error: x", 0, "error: x"),
             ("[4] step 5", 4, "step 5"),
+            ("[1,3]<stdout>:a long [1,3]<stdout>:line", 3, "a long line"),
         ] {
-            assert_eq!(of_rank(line), Some((rank, text)), "{line}");
+            assert_eq!(of_rank(line), Some((rank, text.to_owned())), "{line}");
         }
         for line in ["mpirun noticed that …", "[host:08734] mca: base", "[proxy:0:1@host] x", ""] {
             assert_eq!(of_rank(line), None, "{line}");
@@ -135,7 +137,10 @@ mod tests {
     #[test]
     fn the_first_to_fail_is_told_with_its_last_lines() {
         for (line, rank) in [
-            ("mpirun noticed that process rank 12 with PID 0 on node vm exited on signal 9 (Killed).", Some(12)),
+            (
+                "mpirun noticed that process rank 12 with PID 0 on node vm exited on signal 9 (Killed).",
+                Some(12),
+            ),
             ("MPI_ABORT was invoked on rank 3 in communicator MPI_COMM_WORLD", Some(3)),
             ("  Process name: [[20192,1],1]", Some(1)),
             ("  Process name: [prterun-vm-77@1,2]", Some(2)),

@@ -115,7 +115,8 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
     let mut words_now = words(&first);
     for restart in 1.. {
         show(&words_now);
-        let ended = supervise::run(&words_now, args.raw, Duration::from_secs(args.grace), &mut signals).await?;
+        let ended =
+            supervise::run(&words_now, args.raw, Duration::from_secs(args.grace), &mut signals).await?;
         let code = exit::meaning(ended.code, args.raw || ended.said.any());
         if matches!(code, exit::DONE | exit::STOPPED) {
             return Ok(code);

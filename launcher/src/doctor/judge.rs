@@ -11,7 +11,8 @@ const MB: f64 = 1e6;
 /// The first line that speaks of an error, else the last.
 fn cause(lines: &[String]) -> String {
     let error = lines.iter().find_map(|line| line.strip_prefix("error: "));
-    let last = lines.iter().rev().map(|line| line.trim()).find(|line| line.chars().any(char::is_alphanumeric));
+    let last =
+        lines.iter().rev().map(|line| line.trim()).find(|line| line.chars().any(char::is_alphanumeric));
     error.or(last).unwrap_or("they said nothing").to_owned()
 }
 
@@ -49,7 +50,13 @@ fn meeting(probe: &Probe) -> Check {
     let hosts: std::collections::BTreeSet<&str> = probe.ranks.iter().map(|rank| rank.host.as_str()).collect();
     Check::green(
         "meeting",
-        format!("{} ranks on {} hosts, by {} ({}, {pmix})", probe.world, hosts.len(), probe.met_by, probe.library),
+        format!(
+            "{} ranks on {} hosts, by {} ({}, {pmix})",
+            probe.world,
+            hosts.len(),
+            probe.met_by,
+            probe.library
+        ),
     )
 }
 
@@ -93,9 +100,12 @@ fn cores(probe: &Probe) -> Check {
         )
     };
     let bound = probe.ranks.iter().find(|rank| {
-        own(rank) < 2.0 && rank.cpus * rank.locals.max(1) <= rank.cpus_of_host && rank.cpus < rank.cpus_of_host
+        own(rank) < 2.0
+            && rank.cpus * rank.locals.max(1) <= rank.cpus_of_host
+            && rank.cpus < rank.cpus_of_host
     });
-    let crowded = probe.ranks.iter().find(|rank| rank.threads.max(rank.decode_threads) as f64 > own(rank).max(1.0));
+    let crowded =
+        probe.ranks.iter().find(|rank| rank.threads.max(rank.decode_threads) as f64 > own(rank).max(1.0));
     let small = probe.ranks.iter().find(|rank| own(rank) < 2.0);
     match (bound, crowded, small) {
         (Some(rank), ..) => Check::red(
@@ -103,12 +113,16 @@ fn cores(probe: &Probe) -> Check {
             shown(rank),
             "leave each rank more cores: --bind none, sbatch --cpus-per-task (and SRUN_CPUS_PER_TASK), or no taskset",
         ),
-        (_, Some(rank), _) => {
-            Check::yellow("cores", shown(rank), "lower run.threads or data.decode_threads, or start fewer ranks")
-        }
-        (.., Some(rank)) => {
-            Check::yellow("cores", shown(rank), "decoding and computing share a core; start fewer ranks a host")
-        }
+        (_, Some(rank), _) => Check::yellow(
+            "cores",
+            shown(rank),
+            "lower run.threads or data.decode_threads, or start fewer ranks",
+        ),
+        (.., Some(rank)) => Check::yellow(
+            "cores",
+            shown(rank),
+            "decoding and computing share a core; start fewer ranks a host",
+        ),
         _ => Check::green("cores", shown(&probe.ranks[0])),
     }
 }
@@ -178,9 +192,8 @@ fn data(probe: &Probe) -> Vec<Check> {
 
 fn disk(probe: &Probe, rank: &Rank, disk: &Disk) -> Check {
     let config = probe.config.as_ref();
-    let (one, all) = config.map_or((0, 0), |config| {
-        (config.checkpoint_bytes, config.checkpoint_bytes * config.checkpoints)
-    });
+    let (one, all) = config
+        .map_or((0, 0), |config| (config.checkpoint_bytes, config.checkpoint_bytes * config.checkpoints));
     let free = disk.free.unwrap_or(u64::MAX);
     let mend = "free some space, or set run.dir to another disk";
     let place = format!("{} on {}", disk.dir, rank.host);
@@ -199,7 +212,9 @@ fn disk(probe: &Probe, rank: &Rank, disk: &Disk) -> Check {
     match () {
         () if free < 2 * one => Check::red("disk", found, mend),
         () if free < all => Check::yellow("disk", found, mend),
-        () if speed < 20.0 * MB => Check::yellow("disk", found, "set run.dir to a faster disk, or save more rarely"),
+        () if speed < 20.0 * MB => {
+            Check::yellow("disk", found, "set run.dir to a faster disk, or save more rarely")
+        }
         () => Check::green("disk", found),
     }
 }
@@ -209,8 +224,12 @@ fn signals(signalled: Option<Vec<bool>>) -> Check {
     match signalled {
         None => Check::red("signals", "ranks ended before they told whether SIGUSR2 comes through", mend),
         Some(ranks) => match ranks.iter().position(|came| !came) {
-            Some(rank) => Check::red("signals", format!("mpirun's SIGUSR2 does not come to rank {rank}"), mend),
-            None => Check::green("signals", "mpirun passes SIGUSR2 on to every rank: checkpoint, and exit 75"),
+            Some(rank) => {
+                Check::red("signals", format!("mpirun's SIGUSR2 does not come to rank {rank}"), mend)
+            }
+            None => {
+                Check::green("signals", "mpirun passes SIGUSR2 on to every rank: checkpoint, and exit 75")
+            }
         },
     }
 }
@@ -236,7 +255,11 @@ pub fn scheduler() -> Vec<Check> {
     }
     let output = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().ok()?;
-        Some(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+        Some(format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ))
     };
     let kinds = output("srun", &["--mpi=list"]).unwrap_or_default();
     let mut checks = vec![match kinds.contains("pmix") {
@@ -248,12 +271,18 @@ pub fn scheduler() -> Vec<Check> {
         ),
     }];
     let config = output("scontrol", &["show", "config"]).unwrap_or_default();
-    let wait = config.lines().find_map(|line| line.strip_prefix("KillWait")?.split_whitespace().nth(1)?.parse().ok());
+    let wait = config
+        .lines()
+        .find_map(|line| line.strip_prefix("KillWait")?.split_whitespace().nth(1)?.parse().ok());
     if let Some(seconds) = wait {
         let seconds: u64 = seconds;
         let found = format!("SLURM leaves {seconds} s between SIGTERM and SIGKILL (KillWait)");
         checks.push(match seconds < 30 {
-            true => Check::yellow("killwait", found, "sbatch --signal=USR2@300 asks for a checkpoint early enough"),
+            true => Check::yellow(
+                "killwait",
+                found,
+                "sbatch --signal=USR2@300 asks for a checkpoint early enough",
+            ),
             false => Check::green("killwait", found),
         });
     }
@@ -277,7 +306,11 @@ pub fn links(gpus: usize) -> Option<Check> {
     let found = format!("{gpus} GPUs joined by {}", joins.iter().copied().collect::<Vec<_>>().join(", "));
     Some(match !joins.is_empty() && joins.iter().all(|join| join.starts_with("NV")) {
         true => Check::green("links", found),
-        false => Check::yellow("links", found, "GPUs without NVLink meet over PCIe: collective.wire=bf16 halves the bytes"),
+        false => Check::yellow(
+            "links",
+            found,
+            "GPUs without NVLink meet over PCIe: collective.wire=bf16 halves the bytes",
+        ),
     })
 }
 
@@ -308,10 +341,17 @@ mod tests {
 
     /// Names and states of what is not green.
     fn judged(change: impl Fn(&mut serde_json::Value)) -> Vec<(&'static str, State)> {
-        let probed =
-            Probed { probe: Some(probe(change)), signalled: Some(vec![true, true]), code: Some(0), lines: Vec::new() };
+        let probed = Probed {
+            probe: Some(probe(change)),
+            signalled: Some(vec![true, true]),
+            code: Some(0),
+            lines: Vec::new(),
+        };
         let checks = ranks(probed, 2).into_iter().filter(|check| check.state != State::Green);
-        checks.inspect(|check| assert!(check.mend.is_some(), "{check:?}")).map(|check| (check.name, check.state)).collect()
+        checks
+            .inspect(|check| assert!(check.mend.is_some(), "{check:?}"))
+            .map(|check| (check.name, check.state))
+            .collect()
     }
 
     #[test]

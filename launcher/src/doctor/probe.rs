@@ -147,13 +147,13 @@ pub async fn of_ranks(job: &Job, config: Option<&str>, set: &[String], limit: Du
         let Ok(line) = tokio::time::timeout_at(deadline, lines.recv()).await else { break };
         let Some((_, line)) = line else { break };
         let text = output::text(&line);
-        match serde_json::from_str(text) {
+        match serde_json::from_str(&text) {
             Ok(Line::Probe(probe)) => {
                 probed.probe = Some(*probe);
                 signal(&child, Signal::USR2);
             }
             Ok(Line::Signalled(ranks)) => probed.signalled = Some(ranks),
-            Err(_) if !text.trim().is_empty() => probed.lines.push(text.to_owned()),
+            Err(_) if !text.trim().is_empty() => probed.lines.push(text),
             Err(_) => {}
         }
     }
@@ -164,10 +164,11 @@ pub async fn of_ranks(job: &Job, config: Option<&str>, set: &[String], limit: Du
 /// How long mpirun leaves a rank between SIGTERM and SIGKILL, tried with one that ignores the first; none where it was not to
 /// be found out.
 pub async fn grace(flavour: Flavour, root: bool) -> Option<Duration> {
-    let job =
-        Job { flavour, ranks: 1, hosts: Vec::new(), cores: None, crowded: false, root, labels: false };
+    let job = Job { flavour, ranks: 1, hosts: Vec::new(), cores: None, crowded: false, root, labels: false };
     let mut words = job.words();
-    words.extend(["sh", "-c", "trap '' TERM; echo up; for i in 1 2 3 4 5 6 7 8; do sleep 1; done"].map(Into::into));
+    words.extend(
+        ["sh", "-c", "trap '' TERM; echo up; for i in 1 2 3 4 5 6 7 8; do sleep 1; done"].map(Into::into),
+    );
     let mut child = piped(mpirun(), &words).ok()?;
     let mut lines = read(&mut child);
     let deadline = Instant::now() + Duration::from_secs(30);
