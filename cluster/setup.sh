@@ -33,6 +33,11 @@ need libclang - libclang-dev
 }
 data=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 [ -e "$data" ] || [ -e data/fashion-mnist/test/dataset.json ] || missing="$missing dataset-fashion-mnist"
+# In CI, SLURM too, for the test that makes a cluster of this machine; elsewhere that test is left out without it.
+if [ -n "${CI:-}" ]; then
+    PATH=$PATH:/usr/sbin need have slurmctld slurm-wlm
+    PATH=$PATH:/usr/sbin need have munged munge
+fi
 if [ -n "$missing" ]; then
     have apt-get || fail "please install what these Debian packages hold:$missing"
     [ "$(id -u)" = 0 ] || have sudo || fail "please have these packages installed: apt-get install$missing"

@@ -48,7 +48,8 @@ fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
 
 #[test]
 fn the_first_to_fail_is_heard_again_at_the_end() {
-    let output = launcher().args(["-n", "2", "--max-restarts", "3", "fail", "--set", "run.dir=x"]).output().unwrap();
+    let output =
+        launcher().args(["-n", "2", "--max-restarts", "3", "fail", "--set", "run.dir=x"]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let (_, end) = said.split_once(" failed first; its last lines:\n").expect(&said);
@@ -82,7 +83,17 @@ fn a_crash_is_followed_by_a_restart_and_a_longer_wait() {
 #[test]
 fn ranks_that_never_started_are_not_started_again() {
     let mut launcher = launcher();
-    launcher.args(["-n", "1", "--hosts", "no-such-host.invalid", "--max-restarts", "3", "my.yaml", "--resume", "auto"]);
+    launcher.args([
+        "-n",
+        "1",
+        "--hosts",
+        "no-such-host.invalid",
+        "--max-restarts",
+        "3",
+        "my.yaml",
+        "--resume",
+        "auto",
+    ]);
     let output = launcher.output().unwrap();
     assert_eq!(output.status.code(), Some(127), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -99,7 +110,9 @@ fn grace_is_an_end_too() {
         assert!(start.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success());
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success()
+    );
     let code = child.wait().unwrap().code();
     assert!(code.is_some_and(|code| code != 0 && code != 75), "{code:?}");
 }
