@@ -90,7 +90,10 @@ fn three_kills_of_random_ranks_are_survived() {
     let errors = fs::read_to_string(bench.path("errors")).unwrap();
     assert!(status.success(), "{status}\n{}\n{errors}", said());
     for restart in 1..=3 {
-        assert!(errors.contains(&format!("exit code 9 (mpirun ended with 137); restart {restart} of 3")), "{errors}");
+        assert!(
+            errors.contains(&format!("exit code 9 (mpirun ended with 137); restart {restart} of 3")),
+            "{errors}"
+        );
     }
     assert!(errors.contains(" failed first; its last lines:"), "{errors}");
     assert_eq!(said().matches("going on from").count(), 3, "{}", said());
@@ -103,7 +106,14 @@ fn a_restart_finds_its_own_run() {
     let bench = Bench::new();
     let mut command = launcher();
     command.args(["-n", "2", "--max-restarts", "1", "--back-off", "0"]).arg(&bench.config);
-    command.args(["--set", "run.log_every=1", "--set", "run.checkpoint_every=2", "--set", "stages.0.epochs=200"]);
+    command.args([
+        "--set",
+        "run.log_every=1",
+        "--set",
+        "run.checkpoint_every=2",
+        "--set",
+        "stages.0.epochs=200",
+    ]);
     let log = bench.path("said");
     let out = fs::File::create(&log).unwrap();
     command.current_dir(bench.folder.path()).stdout(out).stderr(Stdio::null());
@@ -122,9 +132,12 @@ fn a_restart_finds_its_own_run() {
     wait_for("going on from", 1);
     wait_for("] step ", 8);
     // Asked to stop, it does, and is not started again.
-    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", launched.id())]).status().unwrap().success());
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", launched.id())]).status().unwrap().success()
+    );
     assert_eq!(launched.wait().unwrap().code(), Some(75), "{}", said());
-    let runs: Vec<PathBuf> = fs::read_dir(bench.path("runs")).unwrap().map(|run| run.unwrap().path()).collect();
+    let runs: Vec<PathBuf> =
+        fs::read_dir(bench.path("runs")).unwrap().map(|run| run.unwrap().path()).collect();
     assert_eq!(runs.len(), 1, "{runs:?}");
     assert!(runs[0].join("checkpoints/latest").exists());
 }
@@ -149,7 +162,8 @@ fn doctor(bench: &Bench, before: &[&str], args: &[&str]) -> (Option<i32>, Vec<(S
     let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
     let checks = told["checks"].as_array().unwrap().iter().filter(|check| check["state"] != "green");
     let checks = checks.inspect(|check| assert!(check["mend"].is_string(), "{check}"));
-    let found = checks.map(|check| (text(check, "name"), text(check, "state"), text(check, "found"))).collect();
+    let found =
+        checks.map(|check| (text(check, "name"), text(check, "state"), text(check, "found"))).collect();
     (output.status.code(), found)
 }
 

@@ -69,7 +69,9 @@ impl Cluster {
 
     /// The script as shipped, its two lines filled in, without the line that asks for GPUs; the job's number.
     fn submit(&self, script: &str, config: &Path) -> String {
-        let text = fs::read_to_string(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/slurm")).join(script));
+        let text = fs::read_to_string(
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/slurm")).join(script),
+        );
         let text = text.unwrap();
         let programs = Path::new(env!("CARGO_BIN_EXE_codinet-train")).parent().unwrap();
         let filled: Vec<String> = text
@@ -111,12 +113,16 @@ impl Cluster {
 
     /// Processes of a job: those that have its number, and this cluster's configuration, in their environment.
     fn processes(&self, job: &str) -> Vec<(u32, String)> {
-        let wanted = [format!("SLURM_JOB_ID={job}"), format!("CODINET_TEST_CLUSTER={}", self.path("slurm").display())];
+        let wanted = [
+            format!("SLURM_JOB_ID={job}"),
+            format!("SLURM_CONF={}", self.path("slurm/slurm.conf").display()),
+        ];
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         pids.filter_map(|pid| {
             let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-            let has = |variable: &String| environ.split(|byte| *byte == 0).any(|set| set == variable.as_bytes());
+            let has =
+                |variable: &String| environ.split(|byte| *byte == 0).any(|set| set == variable.as_bytes());
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
             wanted.iter().all(has).then(|| (pid, name.trim().to_owned()))
         })
@@ -174,7 +180,11 @@ fn two_nodes_checkpoint_requeue_and_finish() {
         assert!(log.contains(said), "{said}: {log}");
     }
     let run = cluster.path(&format!("runs/codinet-{job}"));
-    assert!(fs::read_to_string(run.join("log.txt")).unwrap().contains(&format!("SLURM job {job}, requeued 1 times")));
+    assert!(
+        fs::read_to_string(run.join("log.txt"))
+            .unwrap()
+            .contains(&format!("SLURM job {job}, requeued 1 times"))
+    );
     assert!(weights(&whole) == weights(&run), "the weights and momenta are the same to the bit");
 
     // A job that is long enough to be hurt. A rank that is killed ends it.

@@ -57,6 +57,8 @@ pub struct Said {
     last: BTreeMap<usize, VecDeque<String>>,
     /// The rank that mpirun blames.
     blamed: Option<usize>,
+    /// What it called MPI_Abort with, as mpirun says.
+    aborted_with: Option<i32>,
     /// The first rank that spoke of an error.
     complained: Option<usize>,
 }
@@ -76,6 +78,8 @@ impl Said {
         let line = line.trim_end_matches('\r');
         let Some((rank, text)) = of_rank(line) else {
             self.blamed = self.blamed.or_else(|| blamed(line));
+            let code = || line.strip_prefix("with errorcode ")?.trim_end_matches('.').parse().ok();
+            self.aborted_with = self.aborted_with.or_else(code);
             return line.to_owned();
         };
         if text.starts_with("error: ") {
@@ -93,6 +97,16 @@ impl Said {
     /// Whether any rank has spoken.
     pub fn any(&self) -> bool {
         !self.last.is_empty()
+    }
+
+    /// Whether mpirun has said that a rank has failed, upon which it ends the job.
+    pub fn ends(&self) -> bool {
+        self.blamed.is_some()
+    }
+
+    /// The code that a rank has aborted the job with, where mpirun says so.
+    pub fn aborted_with(&self) -> Option<i32> {
+        self.aborted_with
     }
 
     /// The rank that failed first, as far as that can be told.

@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// What mpirun has to end its ranks in, once it is told to.
 const END: Duration = Duration::from_secs(10);
+/// What it has once it says that a rank has failed.
+const AFTER: Duration = Duration::from_secs(15);
 /// What a line may take that a process still holds when mpirun has ended.
 const REST: Duration = Duration::from_secs(2);
 
@@ -75,24 +77,34 @@ pub async fn run(
     let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", mpirun().display()))?;
     let mut lines = read(&mut child);
     let mut said = Said::default();
-    let (mut asked, mut deadline) = (0, None);
+    let (mut asked, mut told, mut deadline) = (0, false, None);
     let status = loop {
         tokio::select! {
-            Some((stream, line)) = lines.recv() => said.line(stream, &line),
+            Some((stream, line)) = lines.recv() => {
+                said.line(stream, &line);
+                // mpirun waits for ever to hear that ranks of a host have ended which it cannot reach any more.
+                if said.ends() && deadline.is_none() {
+                    deadline = Some(Instant::now() + AFTER);
+                }
+            }
             status = child.wait() => break status.map_err(|error| format!("lost mpirun: {error}"))?,
             () = signals.next() => {
                 asked += 1;
+                told |= asked > 1;
                 deadline = Some(Instant::now() + if asked == 1 { grace } else { END });
                 send(&child, if asked == 1 { Sent::USR2 } else { Sent::TERM });
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                asked += 1;
-                if asked == 2 {
-                    eprintln!("codinet-launch: no checkpoint within {} s (--grace); ending mpirun", grace.as_secs());
-                    send(&child, Sent::TERM);
-                } else {
+                if told {
                     end(&child);
+                } else {
+                    match said.ends() {
+                        true => eprintln!("codinet-launch: a rank has failed, and mpirun does not end; ending it"),
+                        false => eprintln!("codinet-launch: no checkpoint within {} s (--grace); ending mpirun", grace.as_secs()),
+                    }
+                    send(&child, Sent::TERM);
                 }
+                told = true;
                 deadline = Some(Instant::now() + END);
             }
         }
@@ -100,7 +112,8 @@ pub async fn run(
     while let Ok(Some((stream, line))) = timeout(REST, lines.recv()).await {
         said.line(stream, &line);
     }
-    Ok(Ended { code: code(status), asked: asked > 0, said })
+    let code = said.aborted_with().filter(|_| told && asked == 0).or(code(status));
+    Ok(Ended { code, asked: asked > 0, said })
 }
 
 /// As a shell has it.

@@ -21,7 +21,7 @@ ours() {
     for environ in /proc/[0-9]*/environ; do
         pid=${environ//[!0-9]/}
         [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
-        if tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "CODINET_TEST_CLUSTER=$dir"; then echo "$pid"; fi
+        if tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then echo "$pid"; fi
     done 2>/dev/null
 }
 stop() {
@@ -86,7 +86,6 @@ NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n2 CPUs=$cpus RealMemory
 PartitionName=all Nodes=n1,n2 Default=YES State=UP MaxTime=INFINITE
 CONF
 
-export CODINET_TEST_CLUSTER=$dir
 ( umask 077; head -c 128 /dev/urandom >"$dir/munge/key" )
 munged --foreground --force --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
     --seed-file="$dir/munge/seed" --log-file="$dir/munged.log" </dev/null >"$dir/munged.out.log" 2>&1 &
