@@ -15,7 +15,7 @@ BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-da
 .PHONY: quickstart setup build test install data lint
 
 quickstart: build data
-	@$(BIN)/codinet-launch -n $(RANKS) $(QUICK) $(ARGS)
+	@$(BIN)/codinet-launch --raw -n $(RANKS) $(QUICK) $(ARGS)
 	@echo "train again, longer: $(BIN)/codinet-launch -n $(RANKS) $(QUICK) --set stages.0.epochs=10"
 	@echo "(Ctrl-C stops it with a checkpoint, and says how to go on)"
 

@@ -17,6 +17,8 @@ libclang() {
         >/dev/null 2>&1
 }
 
+has_daemon() { have "$1" || [ -x "/usr/sbin/$1" ]; }
+
 # Each line: how to tell that it is there, and the Debian package that brings it.
 missing=
 need() { "$1" "$2" || missing="$missing $3"; }
@@ -33,6 +35,12 @@ need libclang - libclang-dev
 }
 data=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 [ -e "$data" ] || [ -e data/fashion-mnist/test/dataset.json ] || missing="$missing dataset-fashion-mnist"
+# In CI, what tests make clusters of one machine with; elsewhere these tests are left out without it.
+if [ -n "${CI:-}" ]; then
+    need has_daemon slurmctld slurm-wlm
+    need has_daemon munged munge
+    need has_daemon ip iproute2
+fi
 if [ -n "$missing" ]; then
     have apt-get || fail "please install what these Debian packages hold:$missing"
     [ "$(id -u)" = 0 ] || have sudo || fail "please have these packages installed: apt-get install$missing"

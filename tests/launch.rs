@@ -17,7 +17,10 @@ static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let script = format!(
         "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\n\
          [ \"$1\" = fail ] && {{ echo 'error: it fails' >&2; exit 3; }}\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
-         echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\nexit 0\n"
+         echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\n\
+         [ \"$1\" = deaf ] && {{ trap '' USR2; sleep 60; }}\n\
+         if [ \"$1\" = die ]; then\n\
+         [ \"$(cat \"${{3#run.dir=}}/deaths\")\" = xx ] || {{ printf x >>\"${{3#run.dir=}}/deaths\"; kill -9 $$; }}\nfi\nexit 0\n"
     );
     std::fs::write(&trainer, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -36,8 +39,99 @@ fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
     assert!(output.status.success(), "{said}");
     assert!(said.starts_with("mpirun -n 3 ") && said.contains("--set 'a=b c'\n"), "{said}");
     assert_eq!(said.matches("started my.yaml --set a=b c").count(), 3, "{said}");
-    let output = launcher().args(["-n", "2", "fail"]).output().unwrap();
+    for rank in 0..3 {
+        assert!(said.contains(&format!("\n[{rank}] started my.yaml")), "{said}");
+    }
+    let output = launcher().args(["--raw", "-n", "1", "my.yaml"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\nstarted my.yaml"), "mpirun's own");
+}
+
+#[test]
+fn the_first_to_fail_is_heard_again_at_the_end() {
+    let output =
+        launcher().args(["-n", "2", "--max-restarts", "3", "fail", "--set", "run.dir=x"]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (_, end) = said.split_once(" failed first; its last lines:\n").expect(&said);
+    assert!(end.contains("] error: it fails\n"), "{said}");
+    assert!(end.contains("exit code 3") && end.ends_with("; a restart would not mend that\n"), "{said}");
+}
+
+/// The stand-in dies twice, each time after it has said where it goes on from.
+#[test]
+fn a_crash_is_followed_by_a_restart_and_a_longer_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = format!("run.dir={}", folder.path().display());
+    let start = |restarts: &str| {
+        std::fs::write(folder.path().join("deaths"), "").unwrap();
+        let mut launcher = launcher();
+        launcher.args(["-n", "1", "--max-restarts", restarts, "--back-off", "1", "die", "--set", &dir]);
+        let output = launcher.output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        (output.status.code(), said)
+    };
+    let (code, [out, err]) = start("3");
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(err.contains("restart 1 of 3 in 1 s") && err.contains("restart 2 of 3 in 2 s"), "{err}");
+    assert!(out.contains(&format!("[0] started die --set {dir}\n")), "{out}");
+    assert_eq!(out.matches(&format!("[0] started die --set {dir} --resume auto\n")).count(), 2, "{out}");
+    let (code, [_, err]) = start("1");
+    assert_eq!(code, Some(9), "a rank was lost");
+    assert!(err.contains("all 1 restarts are used up"), "{err}");
+}
+
+#[test]
+fn ranks_that_never_started_are_not_started_again() {
+    let mut launcher = launcher();
+    launcher.args([
+        "-n",
+        "1",
+        "--hosts",
+        "no-such-host.invalid",
+        "--max-restarts",
+        "3",
+        "my.yaml",
+        "--resume",
+        "auto",
+    ]);
+    let output = launcher.output().unwrap();
+    assert_eq!(output.status.code(), Some(127), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn grace_is_an_end_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let out = std::fs::File::create(&log).unwrap();
+    let mut launcher = launcher();
+    let mut child = launcher.args(["-n", "1", "--grace", "1", "deaf"]).stdout(out).spawn().unwrap();
+    let start = Instant::now();
+    while !std::fs::read_to_string(&log).unwrap().contains("started") {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success()
+    );
+    let code = child.wait().unwrap().code();
+    assert!(code.is_some_and(|code| code != 0 && code != 75), "{code:?}");
+}
+
+#[test]
+fn two_of_it_under_mpirun_are_refused() {
+    let output = launcher().args(["my.yaml"]).env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("under srun or mpirun start codinet-train"));
+}
+
+/// The one table is in `--help` and in the docs.
+#[test]
+fn exit_codes_are_documented_as_they_are() {
+    let help = String::from_utf8(launcher().arg("--help").output().unwrap().stdout).unwrap();
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/launch.md")).unwrap();
+    for line in codinet_launcher::exit::EXIT_CODES.lines() {
+        assert!(help.contains(line) && docs.contains(line), "{line}");
+    }
 }
 
 #[test]

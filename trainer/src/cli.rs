@@ -8,6 +8,7 @@ use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::input::{self, Input};
 use crate::model::{Decisions, Net};
+use crate::probe;
 use crate::replicas;
 use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
@@ -33,7 +34,7 @@ Examples:
 #[command(name = "codinet-train", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct Args {
     /// A YAML file, or the bare name of a shipped config.
-    #[arg(value_name = "CONFIG", required_unless_present = "completions")]
+    #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "probe"])]
     pub config: Option<String>,
 
     /// Overrides one key of the config; may be given many times.
@@ -54,6 +55,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     pub eval_only: bool,
 
+    /// Measures what `codinet-launch doctor` asks for, and prints it for that program.
+    #[arg(long, hide = true)]
+    pub probe: bool,
+
     /// Prints a completion script for a shell, and stops.
     #[arg(long, value_name = "SHELL")]
     pub completions: Option<clap_complete::Shell>,
@@ -62,6 +67,9 @@ pub struct Args {
 /// All ranks: does what the command line asks for.
 pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
     cuda::register();
+    if args.probe {
+        return probe::run(args.config.as_deref(), &args.set, world, &stop);
+    }
     let name = args.config.as_deref().unwrap_or_default();
     let config = agree(world, config::load(name, &args.set))?;
     let facts = [

@@ -38,6 +38,7 @@ Exit codes:
   6    the run directory cannot be written
   7    ranks cannot reach one another, or do not fit together
   8    a rank did not come to a collective in time
+  9    a rank, or the host that it ran on, was lost (codinet-launch alone)
   75   stopped on request, with a checkpoint to go on from (--resume auto)
   101  a bug (panic)";
 

@@ -35,7 +35,8 @@ pub struct Config {
     pub optim: Optim,
     /// How gradients travel.
     pub collective: Collective,
-    run: Run,
+    /// Where it goes on.
+    pub run: Run,
 }
 
 /// `collective`.
@@ -66,9 +67,12 @@ pub struct Optim {
     pub accumulate: u64,
 }
 
+/// `run`.
 #[derive(Debug, Deserialize)]
-struct Run {
+pub struct Run {
     precision: String,
+    /// The run directory, where it is set.
+    pub dir: Option<String>,
 }
 
 impl Facts {

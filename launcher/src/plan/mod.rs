@@ -8,7 +8,8 @@ mod published;
 mod report;
 mod step;
 
-use facts::{Facts, Measured};
+pub use facts::Facts;
+use facts::Measured;
 use links::{Cluster, Link, Links};
 use serde::Serialize;
 use serde_json::json;

@@ -10,8 +10,10 @@ mod nccl;
 mod watch;
 mod world;
 
+pub(crate) use nccl::Nccl;
 pub use world::{Pending, Queue, Traffic, World};
 
+use crate::env::{self, Variable};
 use crate::error::{Error, Exit, Result};
 use tch::{Kind, Tensor};
 
@@ -19,6 +21,11 @@ use tch::{Kind, Tensor};
 pub trait Collective: Send {
     /// What it is called.
     fn name(&self) -> &'static str;
+
+    /// The library behind it, with its version, and how threads may call it: for `codinet-launch doctor`.
+    fn about(&self) -> String {
+        self.name().to_owned()
+    }
 
     /// This process's number, `0..world()`.
     fn rank(&self) -> usize;
@@ -43,16 +50,18 @@ pub trait Collective: Send {
 }
 
 /// A number from the environment.
-fn number(name: &str) -> Option<usize> {
-    std::env::var(name).ok()?.parse().ok()
+fn number(variable: Variable) -> Option<usize> {
+    env::get(variable)?.parse().ok()
 }
+
+/// Where launchers tell a process its rank, and its rank among those of its host. Those of mpirun come first: under it,
+/// SLURM's are the batch script's.
+const RANK: [Variable; 4] = [env::OMPI_COMM_WORLD_RANK, env::PMIX_RANK, env::PMI_RANK, env::SLURM_PROCID];
+const LOCAL_RANK: [Variable; 3] = [env::OMPI_COMM_WORLD_LOCAL_RANK, env::MPI_LOCALRANKID, env::SLURM_LOCALID];
 
 /// This process's rank as its launcher tells it, for use before [`join`]; 0 where there is none.
 pub fn launched_rank() -> usize {
-    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]
-        .into_iter()
-        .find_map(number)
-        .unwrap_or(0)
+    RANK.into_iter().find_map(number).unwrap_or(0)
 }
 
 /// Joins the world that the launcher made: MPI's where one of its launchers started this process, a world
@@ -63,13 +72,14 @@ pub fn join() -> Result<World> {
 
 /// The backend that fits how this process was started.
 fn start_backend() -> Result<Box<dyn Collective>> {
-    const LAUNCHED: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"];
-    let launched = LAUNCHED.iter().any(|name| std::env::var_os(name).is_some());
+    const LAUNCHED: [Variable; 4] = [env::OMPI_COMM_WORLD_SIZE, env::PMIX_RANK, env::PMI_RANK, env::PMI_SIZE];
+    let launched = LAUNCHED.into_iter().any(env::is_set);
     let world: Box<dyn Collective> = if launched { started_by_mpi()? } else { Box::new(alone::Alone) };
     // Ranks that cannot find one another would each train alone, in the same directory.
-    let started = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"].into_iter().find_map(number);
+    let started =
+        [env::OMPI_COMM_WORLD_SIZE, env::PMI_SIZE, env::SLURM_STEP_NUM_TASKS].into_iter().find_map(number);
     match started {
-        Some(tasks) if tasks != world.world() && (launched || std::env::var_os("SLURM_PROCID").is_some()) => {
+        Some(tasks) if tasks != world.world() && (launched || env::is_set(env::SLURM_PROCID)) => {
             Err(Error::new(
                 Exit::Communication,
                 format!(
@@ -79,8 +89,40 @@ fn start_backend() -> Result<Box<dyn Collective>> {
                 ),
             ))
         }
+        _ if launched => {
+            compare(&*world)?;
+            Ok(world)
+        }
         _ => Ok(world),
     }
+}
+
+/// Rank and local rank are MPI's own; what the launcher says of them has to agree.
+fn compare(world: &dyn Collective) -> Result<()> {
+    let told = |variables: &[Variable]| {
+        variables.iter().find_map(|&variable| Some((variable.name, number(variable)?)))
+    };
+    match told(&RANK) {
+        Some((name, rank)) if rank != world.rank() => {
+            return Err(Error::new(
+                Exit::Communication,
+                format!(
+                    "{name} says that this is rank {rank}, MPI that it is rank {}; start ranks with the mpirun of the \
+                     MPI that this program was built with, or with srun --mpi=pmix",
+                    world.rank()
+                ),
+            ));
+        }
+        _ => {}
+    }
+    let (local, _) = world.local();
+    if let Some((name, theirs)) = told(&LOCAL_RANK).filter(|&(_, theirs)| theirs != local) {
+        eprintln!(
+            "note: rank {} is number {local} of its host by MPI, and takes that GPU; {name} says {theirs}",
+            world.rank()
+        );
+    }
+    Ok(())
 }
 
 #[cfg(feature = "mpi")]

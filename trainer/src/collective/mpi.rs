@@ -238,6 +238,26 @@ impl Collective for MpiWorld {
         "MPI"
     }
 
+    fn about(&self) -> String {
+        let mut text = vec![0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize];
+        let (mut length, mut level): (c_int, c_int) = (0, 0);
+        // SAFETY: `text` has the bytes that MPI_Get_library_version asks for; MPI is initialised.
+        unsafe {
+            ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length);
+            ffi::MPI_Query_thread(&mut level);
+        }
+        let text = String::from_utf8_lossy(&text[..length.max(0) as usize]).into_owned();
+        let version = text.split(['\n', '\0']).next().unwrap_or_default().split(", package").next();
+        // SAFETY: constants of the MPI library, initialised before main.
+        let (serialized, multiple) = unsafe { (ffi::RSMPI_THREAD_SERIALIZED, ffi::RSMPI_THREAD_MULTIPLE) };
+        let threads = match level {
+            level if level >= multiple => "MPI_THREAD_MULTIPLE",
+            level if level >= serialized => "MPI_THREAD_SERIALIZED",
+            _ => "MPI_THREAD_FUNNELED",
+        };
+        format!("{}, {threads}", version.unwrap_or_default().trim())
+    }
+
     fn rank(&self) -> usize {
         self.rank
     }

@@ -20,6 +20,7 @@ type Return = c_int; // not cudarc's enum: a library newer than it may return wh
 
 /// The functions of libnccl that are used here, by <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>.
 pub struct Nccl {
+    get_version: unsafe extern "C" fn(*mut c_int) -> Return,
     get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> Return,
     comm_init_rank: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> Return,
     comm_destroy: unsafe extern "C" fn(ncclComm_t) -> Return,
@@ -68,6 +69,7 @@ impl Nccl {
             let library =
                 Library::new("libnccl.so.2").or_else(|_| Library::new("libnccl.so")).map_err(failed)?;
             Ok(Self {
+                get_version: *library.get(b"ncclGetVersion").map_err(failed)?,
                 get_unique_id: *library.get(b"ncclGetUniqueId").map_err(failed)?,
                 comm_init_rank: *library.get(b"ncclCommInitRank").map_err(failed)?,
                 comm_destroy: *library.get(b"ncclCommDestroy").map_err(failed)?,
@@ -77,6 +79,17 @@ impl Nccl {
                 broadcast: *library.get(b"ncclBroadcast").map_err(failed)?,
                 _library: library,
             })
+        }
+    }
+
+    /// The library's version, such as 2.27.3.
+    pub fn version(&self) -> String {
+        let mut code: c_int = 0;
+        // SAFETY: `code` outlives the call, which writes nothing else.
+        unsafe { (self.get_version)(&mut code) };
+        match code {
+            10_000.. => format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100),
+            _ => format!("{}.{}.{}", code / 1000, code / 100 % 10, code % 100), // before 2.9
         }
     }
 

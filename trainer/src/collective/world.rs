@@ -6,6 +6,7 @@ use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
 use super::watch::{Progress, Watch};
 use super::{Collective, abort, agree, all_gather_bytes, start_backend};
 use crate::config;
+use crate::env;
 use crate::error::{Error, Exit, Result};
 use crate::native::{Event, RankMean, use_side_stream};
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ pub struct World {
     ranks: usize,
     local: (usize, usize),
     backend: &'static str,
+    about: String,
     queue: Queue,
     thread: Option<JoinHandle<()>>,
     watch: Option<JoinHandle<()>>,
@@ -68,15 +70,21 @@ impl World {
                 Ok(backend) => backend,
                 Err(error) => return drop(told.send(Err(error))),
             };
-            let _ = told.send(Ok((backend.rank(), backend.world(), backend.local(), backend.name())));
+            let _ = told.send(Ok((
+                backend.rank(),
+                backend.world(),
+                backend.local(),
+                backend.name(),
+                backend.about(),
+            )));
             while let Ok(Some(job)) = queue.recv() {
                 job(&mut backend);
             }
         };
         let thread = thread("collectives", speak)?;
-        let (rank, ranks, local, backend) = joined.recv().expect("the thread tells what it joined")?;
+        let (rank, ranks, local, backend, about) = joined.recv().expect("the thread tells what it joined")?;
         let queue = Queue { jobs, progress: Arc::default() };
-        Ok(Self { rank, ranks, local, backend, queue, thread: Some(thread), watch: None })
+        Ok(Self { rank, ranks, local, backend, about, queue, thread: Some(thread), watch: None })
     }
 
     /// This process's number, `0..world()`.
@@ -97,6 +105,11 @@ impl World {
     /// What tensors travel by, in words.
     pub fn backend(&self) -> &'static str {
         self.backend
+    }
+
+    /// What ranks met by: the library, its version, and how threads may call it.
+    pub fn about(&self) -> &str {
+        &self.about
     }
 
     /// All ranks: from here on a rank that does not come to a collective in time ends the job.
@@ -141,7 +154,7 @@ impl World {
         let mine = match device {
             Device::Cuda(index) => {
                 let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-                let shown = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+                let shown = env::get(env::CUDA_VISIBLE_DEVICES).unwrap_or_default();
                 Nccl::open().map(|nccl| (nccl, format!("{host}|{shown}|{index}")))
             }
             _ => lacks("collective.backend is nccl, but this rank has no GPU; set collective.backend=auto"),

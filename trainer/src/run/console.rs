@@ -1,5 +1,6 @@
 //! What a person sees: plain lines, kept in `log.txt` too, and a progress bar where there is a terminal.
 
+use crate::env;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
@@ -88,6 +89,6 @@ impl Console {
 /// mpirun, the parent, writes to.
 fn on_terminal() -> bool {
     let mpirun = || std::fs::read_link(format!("/proc/{}/fd/1", std::os::unix::process::parent_id()));
-    let launched = std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some();
+    let launched = env::is_set(env::OMPI_COMM_WORLD_SIZE);
     std::io::stdout().is_terminal() && (!launched || mpirun().is_ok_and(|to| to.starts_with("/dev/pts")))
 }

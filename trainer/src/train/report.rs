@@ -2,6 +2,7 @@
 
 use super::{Pace, Trainer};
 use crate::config::{Config, Gates, Stage};
+use crate::env;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, sample_paths};
 use crate::loss::Weights;
@@ -163,6 +164,10 @@ impl Trainer<'_> {
             self.place.dir.display(),
         );
         self.console.say(&text);
+        if let Some(job) = env::get(env::SLURM_JOB_ID) {
+            let requeued = env::get(env::SLURM_RESTART_COUNT).unwrap_or_else(|| "0".into());
+            self.console.say(&format!("SLURM job {job}, requeued {requeued} times"));
+        }
     }
 
     /// Rank 0 writes: `summary.json`, and the table that ends a run.

@@ -1,0 +1,153 @@
+//! `codinet-launch CONFIG`: ranks started, watched, and started again where that helps.
+
+use crate::allocation::{Allocation, Asked};
+use crate::exit;
+use crate::machine::Machine;
+use crate::mpi::{Flavour, Job, mpirun};
+use crate::restart::{Words, back_off};
+use crate::supervise::{self, Signals};
+use crate::{env, quoted, trainer};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How ranks are started and kept going.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many ranks, and where.
+    #[command(flatten)]
+    pub asked: Asked,
+
+    /// Which cores a rank may use: auto binds it to its share of them where the machine has several memory nodes.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub bind: Bind,
+
+    /// After a crash, goes on from the last complete checkpoint, at most so many times.
+    #[arg(long, value_name = "K", default_value = "0")]
+    pub max_restarts: u32,
+
+    /// Seconds before the first restart; each further wait is twice as long, up to 5 minutes.
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    pub back_off: u64,
+
+    /// Seconds that ranks have for a checkpoint once they are asked to stop.
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    pub grace: u64,
+
+    /// Leaves the ranks' output to mpirun: no rank before a line, nothing repeated, and the progress bar on a terminal.
+    #[arg(long)]
+    pub raw: bool,
+
+    /// Prints the command and stops.
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// Which cores a rank may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bind {
+    /// Its share, where the machine has several memory nodes and the share is two cores or more; else any.
+    Auto,
+    /// Any.
+    None,
+    /// Its share.
+    Core,
+}
+
+impl Args {
+    /// The job as mpirun is to start it.
+    pub fn job(&self, flavour: Flavour) -> Result<Job, String> {
+        let machine = Machine::here();
+        let allocation = Allocation::find(&self.asked, &machine)?;
+        let on_a_host = allocation.most_on_a_host();
+        let share = machine.cores / on_a_host;
+        let cores = match self.bind {
+            Bind::None => None,
+            // Hosts that a user names may have other cores than this one.
+            Bind::Auto if !allocation.hosts.is_empty() => None,
+            Bind::Auto => machine.cores_to_bind(on_a_host),
+            Bind::Core if share == 0 => {
+                return Err(format!(
+                    "--bind core: {on_a_host} ranks are more than the {} cores that this process may use",
+                    machine.cores
+                ));
+            }
+            Bind::Core => Some(share),
+        };
+        Ok(Job {
+            flavour,
+            ranks: allocation.ranks,
+            crowded: allocation.crowded(&machine),
+            hosts: allocation.hosts,
+            cores,
+            root: machine.root,
+            labels: !self.raw,
+        })
+    }
+}
+
+/// Starts codinet-train with `arguments`; returns the exit code.
+pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
+    let (flavour, _) = Flavour::of_this_machine()?;
+    let job = args.job(flavour)?;
+    let words = |arguments: &[String]| {
+        let mut words = job.words();
+        words.push(trainer().to_string_lossy().into_owned());
+        words.extend_from_slice(arguments);
+        words
+    };
+    let show = |words: &[String]| {
+        let shown: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        println!("{} {}", mpirun().display(), shown.join(" "));
+    };
+    if args.print {
+        show(&words(arguments));
+        return Ok(exit::DONE);
+    }
+    if let Some(count) = env::get(env::SLURM_RESTART_COUNT) {
+        println!("codinet-launch: SLURM has requeued this job {count} times");
+    }
+    let Words { first, again } = match args.max_restarts {
+        0 => Words { first: arguments.to_vec(), again: Vec::new() },
+        _ => Words::new(arguments)?,
+    };
+    // Watched before mpirun starts, so that no signal ends this program and leaves mpirun behind.
+    let mut signals = Signals::watch()?;
+    let mut words_now = words(&first);
+    for restart in 1.. {
+        show(&words_now);
+        let ended =
+            supervise::run(&words_now, args.raw, Duration::from_secs(args.grace), &mut signals).await?;
+        let code = exit::meaning(ended.code, args.raw || ended.said.any());
+        if matches!(code, exit::DONE | exit::STOPPED) {
+            return Ok(code);
+        }
+        if let Some(epitaph) = ended.said.epitaph() {
+            eprintln!("{epitaph}");
+        }
+        let how = ended.code.map_or("by a signal".into(), |code| format!("with {code}"));
+        let why = match () {
+            () if args.max_restarts == 0 => "--resume auto goes on from its last checkpoint".to_owned(),
+            () if ended.asked => "it was asked to end".to_owned(),
+            () if !exit::mendable(code, restart == 1) => "a restart would not mend that".to_owned(),
+            () if restart > args.max_restarts => format!("all {} restarts are used up", args.max_restarts),
+            () => {
+                let wait = back_off(Duration::from_secs(args.back_off), restart);
+                eprintln!(
+                    "codinet-launch: exit code {code} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
+                     last complete checkpoint",
+                    args.max_restarts,
+                    wait.as_secs()
+                );
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = signals.next() => return Ok(exit::STOPPED),
+                }
+                words_now = words(&again);
+                continue;
+            }
+        };
+        eprintln!("codinet-launch: exit code {code} (mpirun ended {how}); {why}");
+        return Ok(code);
+    }
+    unreachable!("restarts are counted from 1 without an end")
+}

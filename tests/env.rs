@@ -1,0 +1,68 @@
+//! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-trainer --test env`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// What programs of others read, that users of these have to know of.
+const OTHERS: &str = "
+Read by libraries, or while the programs are built:
+
+| Variable | By | What |
+|---|---|---|
+| `AWS_…`, `GOOGLE_…` | object_store | credentials for shards in stores (cargo feature `remote`) |
+| `LD_LIBRARY_PATH` | the loader | where `libnccl.so.2` may be |
+| `LIBTORCH` | the build | a libtorch to use in place of `.libtorch/torch` |
+| `LIBCLANG_PATH` | the build | where libclang is, for MPI's bindings |
+| `MPICC` | the build | the compiler wrapper of the MPI to build with, such as `mpicc.mpich` |
+| `NCCL_…`, `OMPI_MCA_…`, `UCX_…` | NCCL, Open MPI, UCX | which network is used, and how |
+";
+
+fn table() -> String {
+    let mut rows: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for variable in codinet_trainer::env::ALL {
+        rows.entry(variable.name).or_default().push(("codinet-train", variable.what));
+    }
+    for variable in codinet_launcher::env::ALL {
+        rows.entry(variable.name).or_default().push(("codinet-launch", variable.what));
+    }
+    let mut text = "# Environment variables\n\nMade from the code by tests/env.rs. None has to be set.\n\n\
+                    | Variable | By | What |\n|---|---|---|\n"
+        .to_owned();
+    for (name, readers) in rows {
+        for (program, what) in readers {
+            let _ = writeln!(text, "| `{name}` | {program} | {what} |");
+        }
+    }
+    text + OTHERS
+}
+
+#[test]
+fn the_table_is_that_of_the_code() {
+    let path = Path::new(ROOT).join("docs/env.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, table()).unwrap();
+    }
+    assert!(fs::read_to_string(path).unwrap() == table(), "docs/env.md is old: run this test with UPDATE=1");
+}
+
+/// Variables are read by way of the tables alone.
+#[test]
+fn no_variable_is_read_elsewhere() {
+    let mut folders =
+        ["trainer/src", "launcher/src", "dataloader/src"].map(|dir| Path::new(ROOT).join(dir)).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("src/env.rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(!text.contains("env::var"), "{} reads a variable past env.rs", path.display());
+            }
+        }
+    }
+}
