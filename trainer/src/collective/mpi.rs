@@ -242,9 +242,12 @@ impl Collective for MpiWorld {
         let mut text = vec![0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize];
         let (mut length, mut level): (c_int, c_int) = (0, 0);
         // SAFETY: `text` has the bytes that MPI_Get_library_version asks for; MPI is initialised.
-        unsafe {
-            ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length);
-            ffi::MPI_Query_thread(&mut level);
+        let asked = unsafe {
+            check(ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length), "MPI_Get_library_version")
+                .and(check(ffi::MPI_Query_thread(&mut level), "MPI_Query_thread"))
+        };
+        if let Err(error) = asked {
+            return error.to_string();
         }
         let text = String::from_utf8_lossy(&text[..length.max(0) as usize]).into_owned();
         let version = text.split(['\n', '\0']).next().unwrap_or_default().split(", package").next();

@@ -86,8 +86,9 @@ impl Nccl {
     pub fn version(&self) -> String {
         let mut code: c_int = 0;
         // SAFETY: `code` outlives the call, which writes nothing else.
-        unsafe { (self.get_version)(&mut code) };
+        let returned = unsafe { (self.get_version)(&mut code) };
         match code {
+            _ if returned != 0 => format!("unknown: ncclGetVersion returned {returned}"),
             10_000.. => format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100),
             _ => format!("{}.{}.{}", code / 1000, code / 100 % 10, code % 100), // before 2.9
         }
