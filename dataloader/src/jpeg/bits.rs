@@ -278,3 +278,49 @@ fn read_block(table: &Table, bytes: &[u8], bits: &mut Bits, block: &mut Block) -
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A grey image of one block, the luminance code of T.81's Table K.3, and a code of three words for the rest:
+    /// 0 ends the block, 10 is a coefficient of 1 bit, 110 one after two zeros.
+    fn header() -> Vec<u8> {
+        let dc = [
+            &[0xFF, 0xC4, 0, 31, 0x00, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0][..],
+            &[0, 1, 2, 3, 4, 5],
+        ];
+        let ac = [0xFF, 0xC4, 0, 22, 0x10, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x00, 0x01, 0x21];
+        [
+            &[0xFF, 0xD8, 0xFF, 0xC0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0][..],
+            &dc.concat(),
+            &[6, 7, 8, 9, 10, 11],
+            &ac,
+            &[0xFF, 0xDA, 0, 8, 1, 1, 0x00, 0, 63, 0],
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_block_by_hand() {
+        let mut reader = Reader::default();
+        reader.start(&header()).unwrap();
+        // 100 101: a mean of 3 bits, 5. 10 1: 1. 110 0: two zeros and -1. 0: the end; and two bits to fill the byte.
+        reader.begin(&[0b1001_0110, 0b1110_0011]);
+        let mut blocks = [[0; 64]];
+        reader.group(&mut blocks).unwrap();
+        assert!(reader.is_whole());
+        let mut expected = [0; 64];
+        (expected[0], expected[1], expected[9]) = (5, 1, -1); // the fifth of the zigzag is (1, 1)
+        assert_eq!(blocks, [expected]);
+        // There is no second one.
+        assert!(reader.group(&mut [[0; 64]]).is_none() || !reader.is_whole());
+        // 011 00: a mean of 2 bits, -3. Then a word that there is not.
+        reader.begin(&[0b0110_0111, 0xFF, 0x00, 0xFF, 0x00]);
+        assert_eq!(reader.group(&mut [[0; 64]]), None);
+        // A table that has more words than fit is none.
+        let mut broken = header();
+        (broken[20], broken[22]) = (3, 2);
+        assert!(reader.start(&broken).is_none());
+    }
+}

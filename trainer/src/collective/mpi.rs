@@ -243,8 +243,11 @@ impl Collective for MpiWorld {
         let (mut length, mut level): (c_int, c_int) = (0, 0);
         // SAFETY: `text` has the bytes that MPI_Get_library_version asks for; MPI is initialised.
         let asked = unsafe {
-            check(ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length), "MPI_Get_library_version")
-                .and(check(ffi::MPI_Query_thread(&mut level), "MPI_Query_thread"))
+            check(
+                ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length),
+                "MPI_Get_library_version",
+            )
+            .and(check(ffi::MPI_Query_thread(&mut level), "MPI_Query_thread"))
         };
         if let Err(error) = asked {
             return error.to_string();
