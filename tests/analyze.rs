@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, finish, mpirun, succeed};
+use common::{Bench, mpirun, refused, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -137,19 +137,6 @@ fn parts_features_and_comparisons() {
     }
     let table = fs::read_to_string(bench.path("side/comparison.csv")).unwrap();
     assert!(table.lines().nth(1).unwrap().starts_with("run,2,ResNet20,fc,gumbel,0.2,0.2,0.5,"), "{table}");
-}
-
-/// Runs the command, which must fail with `code` and say each of `parts` in its only error line.
-fn refused(command: &mut Command, code: i32, parts: &[&str]) {
-    let output = finish(command);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{command:?}\n{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "one line: {said}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} in {:?}", errors[0]);
-    }
-    assert!(!said.contains("panicked") && !said.contains("stack backtrace"), "{said}");
 }
 
 #[test]

@@ -105,7 +105,8 @@ fn a_wire_that_is_cut_ends_the_job_and_it_resumes() {
         assert!(start.elapsed() < Duration::from_secs(60), "the job hangs: {}", said());
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(job.wait().unwrap().code(), Some(8), "{}", said());
+    // 9 where the cut has taken the rank's code: mpirun cannot always say what it was called off with.
+    assert!(matches!(job.wait().unwrap().code(), Some(8 | 9)), "{}", said());
     assert!(said().contains("error: rank 0 has waited 4 s in "), "{}", said());
     // On the far host too no rank is left: it has noticed by itself.
     let ranks = || {

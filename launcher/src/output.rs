@@ -99,9 +99,10 @@ impl Said {
         !self.last.is_empty()
     }
 
-    /// Whether mpirun has said that a rank has failed, upon which it ends the job.
+    /// Whether a rank has failed, upon which mpirun ends the job: it says so itself, or the rank has. A host that has gone may
+    /// take mpirun's own words with it.
     pub fn ends(&self) -> bool {
-        self.blamed.is_some()
+        self.first_failed().is_some()
     }
 
     /// The code that a rank has aborted the job with, where mpirun says so.
@@ -165,7 +166,7 @@ mod tests {
             assert_eq!(blamed(line), rank, "{line}");
         }
         let mut said = Said::default();
-        assert_eq!((said.any(), said.epitaph()), (false, None));
+        assert_eq!((said.any(), said.ends(), said.epitaph()), (false, false, None));
         for step in 0..30 {
             assert_eq!(said.take(&format!("[1,1]<stdout>:step {step}\r")), format!("[1] step {step}"));
         }
@@ -177,5 +178,8 @@ mod tests {
         // What a rank says of itself counts for more: mpirun blames the one that ended first.
         said.take("[1,0]<stderr>:error: the loss is not finite");
         assert_eq!(said.first_failed(), Some(0));
+        let mut alone = Said::default();
+        alone.take("[1,0]<stderr>:error: rank 0 has waited 4 s");
+        assert!(alone.ends(), "a rank's own word is enough");
     }
 }

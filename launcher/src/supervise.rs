@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// What mpirun has to end its ranks in, once it is told to.
 const END: Duration = Duration::from_secs(10);
-/// What it has once it says that a rank has failed.
+/// What it has once a rank has failed.
 const AFTER: Duration = Duration::from_secs(15);
 /// What a line may take that a process still holds when mpirun has ended.
 const REST: Duration = Duration::from_secs(2);

@@ -30,6 +30,7 @@ mod native;
 pub mod optim;
 pub mod paths;
 pub mod probe;
+pub mod program;
 pub mod replicas;
 pub mod run;
 pub mod step;

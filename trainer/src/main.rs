@@ -1,48 +1,10 @@
-//! `codinet-train`: parse, join the other ranks, run, and turn what happened into one line and an exit code.
+//! `codinet-train`.
 
-use clap::{CommandFactory, Parser};
 use codinet_trainer::cli::{self, Args};
-use codinet_trainer::collective;
-use codinet_trainer::error::{Error, Exit};
-use codinet_trainer::memory;
+use codinet_trainer::program;
 
 fn main() {
-    memory::tune();
-    let launched_rank = collective::launched_rank();
-    let args = Args::try_parse().unwrap_or_else(|error| match launched_rank {
-        0 => error.exit(), // prints help, or what is wrong with the command line
-        _ => std::process::exit(error.exit_code()),
-    });
-    if let Some(shell) = args.completions {
-        clap_complete::generate(shell, &mut Args::command(), "codinet-train", &mut std::io::stdout());
-        return;
-    }
-    std::panic::set_hook(Box::new(|panic| {
-        let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
-        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        eprintln!("error: a bug in codinet-train at {place}: {what}; please report it");
-        collective::abort(Exit::Panic as i32);
-    }));
-    // Before anything takes time: a signal that comes early is not lost.
-    let stop = cli::stop_on_signals().unwrap_or_else(|error| leave(&error, launched_rank));
-    let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
-    if let Err(error) = cli::run(&args, &mut world, stop) {
-        if !error.agreed || world.barrier().is_err() {
-            eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
-            collective::abort(error.exit as i32);
-        }
-        let rank = world.rank();
-        drop(world);
-        leave(&error, rank);
-    }
-}
-
-/// Ends this process with the error's code; rank 0 says why.
-fn leave(error: &Error, rank: usize) -> ! {
-    match error.exit {
-        _ if rank > 0 => {}
-        Exit::Interrupted => eprintln!("{error}"),
-        _ => eprintln!("error: {error}"),
-    }
-    std::process::exit(error.exit as i32)
+    let shell = |args: &Args| args.completions;
+    // Signals are watched before anything takes time: one that comes early is not lost.
+    program::run("codinet-train", shell, cli::stop_on_signals, cli::run);
 }

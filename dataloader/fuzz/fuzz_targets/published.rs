@@ -1,17 +1,9 @@
-//! Any bytes as a file of a published data set: IDX, MAT-file, CIFAR's records.
+//! Any bytes as a file of a published data set, IDX, MAT-file, CIFAR's records.
 
 #![no_main]
 
-use std::path::PathBuf;
-use std::sync::LazyLock;
+mod folder;
 
-/// A folder of this process alone; in memory where the system has such a place.
-static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let shared = PathBuf::from("/dev/shm");
-    let parent = if shared.is_dir() { shared } else { std::env::temp_dir() };
-    let folder = parent.join(format!("codinet-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder for the shard");
-    folder
-});
+use folder::FOLDER;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| codinet_dataloader::fuzzing::published(&FOLDER, bytes));

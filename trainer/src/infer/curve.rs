@@ -45,13 +45,13 @@ pub fn run(args: &Args) -> Result<()> {
             let what = "the accuracy is asked for, but files have no labels; name shards, or leave IMAGES out for the run's data.val";
             return Err(Error::new(Exit::Config, what));
         };
+        let images = labels.len();
         if seen < args.found_on {
-            held.push(batch.x.shallow_clone());
+            held.push(batch.x);
+        } else {
+            tried.push((batch.x, labels));
         }
-        if seen >= args.found_on {
-            tried.push((batch.x, labels.clone()));
-        }
-        seen += labels.len();
+        seen += images;
     }
     if tried.is_empty() {
         let what = format!("--found-on {} leaves none of {} images to try", args.found_on, source.len());

@@ -1,0 +1,55 @@
+//! How a program of many ranks starts and ends: parse, join the other ranks, run, and turn what happened into one line and
+//! an exit code.
+
+use crate::collective::{self, World};
+use crate::error::{Error, Exit, Result};
+use crate::memory;
+use clap::Parser;
+use clap_complete::Shell;
+
+/// Runs program `name` on this rank. `shell` says for which shell a completion script was asked for, instead of anything
+/// else; `prepare` runs before ranks meet, which may take its time.
+pub fn run<A: Parser, P>(
+    name: &'static str,
+    shell: impl FnOnce(&A) -> Option<Shell>,
+    prepare: impl FnOnce() -> Result<P>,
+    work: impl FnOnce(&A, &mut World, P) -> Result<()>,
+) {
+    memory::tune();
+    let launched_rank = collective::launched_rank();
+    let args = A::try_parse().unwrap_or_else(|error| match launched_rank {
+        0 => error.exit(), // prints help, or what is wrong with the command line
+        _ => std::process::exit(error.exit_code()),
+    });
+    if let Some(shell) = shell(&args) {
+        clap_complete::generate(shell, &mut A::command(), name, &mut std::io::stdout());
+        return;
+    }
+    std::panic::set_hook(Box::new(move |panic| {
+        let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        eprintln!("error: a bug in {name} at {place}: {what}; please report it");
+        collective::abort(Exit::Panic as i32);
+    }));
+    let prepared = prepare().unwrap_or_else(|error| leave(&error, launched_rank));
+    let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
+    if let Err(error) = work(&args, &mut world, prepared) {
+        if !error.agreed || world.barrier().is_err() {
+            eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
+            collective::abort(error.exit as i32);
+        }
+        let rank = world.rank();
+        drop(world);
+        leave(&error, rank);
+    }
+}
+
+/// Ends this process with the error's code; rank 0 says why.
+fn leave(error: &Error, rank: usize) -> ! {
+    match error.exit {
+        _ if rank > 0 => {}
+        Exit::Interrupted => eprintln!("{error}"),
+        _ => eprintln!("error: {error}"),
+    }
+    std::process::exit(error.exit as i32)
+}
