@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
 
 use crate::native::parallel;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
 
@@ -87,7 +87,7 @@ pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; nobody else has `means`.
         let mean = unsafe { to.get_mut(rows[i]) };
-        Arch::new().dispatch(|| average(from.get(rows[i]), mean));
+        Arch::new().dispatch(Average { pixels: from.get(rows[i]), mean });
     });
 }
 
@@ -100,10 +100,7 @@ pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
         let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };
-        Arch::new().dispatch(|| {
-            add(onto, from.get(i));
-            average(onto, mean); // while it is in the cache
-        });
+        Arch::new().dispatch(AddRelu { onto, from: from.get(i), mean });
     });
 }
 
@@ -116,39 +113,65 @@ fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
     }
 }
 
-#[inline(always)]
-fn add(onto: &mut [f32], from: &[f32]) {
-    for (onto, from) in onto.iter_mut().zip(from) {
-        *onto = (*onto + from).max(0.0);
+/// The mean of an image's pixels.
+struct Average<'a> {
+    pixels: &'a [f32],
+    mean: &'a mut [f32],
+}
+
+impl WithSimd for Average<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let mean = sums(self.mean);
+        for pixel in self.pixels.as_chunks::<LANES>().0.chunks_exact(mean.len()) {
+            for (mean, value) in mean.iter_mut().zip(pixel) {
+                for i in 0..LANES {
+                    mean[i] += value[i];
+                }
+            }
+        }
+        divide(mean, self.pixels.len());
     }
 }
 
-#[inline(always)]
-fn average(pixels: &[f32], mean: &mut [f32]) {
-    let channels = mean.len();
-    let (pixels, _) = pixels.as_chunks::<LANES>();
-    let (chunks, count) = (channels / LANES, (pixels.len() * LANES / channels) as f32);
-    for (j, mean) in mean.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        // Four sums, so that an addition need not wait for the one before.
-        let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
-        let mut four = pixels.chunks_exact(4 * chunks);
-        for pixels in &mut four {
-            for i in 0..LANES {
-                a[i] += pixels[j][i];
-                b[i] += pixels[j + chunks][i];
-                c[i] += pixels[j + 2 * chunks][i];
-                d[i] += pixels[j + 3 * chunks][i];
+/// An image's pixels become max(they + others, 0), of which the mean is taken on the way.
+struct AddRelu<'a> {
+    onto: &'a mut [f32],
+    from: &'a [f32],
+    mean: &'a mut [f32],
+}
+
+impl WithSimd for AddRelu<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (mean, size) = (sums(self.mean), self.onto.len());
+        let pixels = self.onto.as_chunks_mut::<LANES>().0.chunks_exact_mut(mean.len());
+        for (onto, from) in pixels.zip(self.from.as_chunks::<LANES>().0.chunks_exact(mean.len())) {
+            for ((mean, onto), from) in mean.iter_mut().zip(onto).zip(from) {
+                for i in 0..LANES {
+                    onto[i] = (onto[i] + from[i]).max(0.0);
+                    mean[i] += onto[i];
+                }
             }
         }
-        for pixel in four.remainder().chunks_exact(chunks) {
-            for i in 0..LANES {
-                a[i] += pixel[j][i];
-            }
-        }
-        for i in 0..LANES {
-            mean[i] = (a[i] + b[i] + (c[i] + d[i])) / count;
-        }
+        divide(mean, size);
     }
+}
+
+/// The channels of a mean, to be added up in.
+#[inline(always)]
+fn sums(mean: &mut [f32]) -> &mut [[f32; LANES]] {
+    mean.fill(0.0);
+    mean.as_chunks_mut().0
+}
+
+/// Sums over the pixels of an image of `size` numbers become means.
+#[inline(always)]
+fn divide(sums: &mut [[f32; LANES]], size: usize) {
+    let pixels = (size / (sums.len() * LANES)) as f32;
+    sums.as_flattened_mut().iter_mut().for_each(|sum| *sum /= pixels);
 }
 
 /// Whether this module can read `x`, `[N, C, H, W]`: f32 on a CPU, channels innermost and a multiple of 16, without gaps.
