@@ -123,19 +123,34 @@ impl WithSimd for Average<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let mean = sums(self.mean);
-        for pixel in self.pixels.as_chunks::<LANES>().0.chunks_exact(mean.len()) {
-            for (mean, value) in mean.iter_mut().zip(pixel) {
+        let (pixels, _) = self.pixels.as_chunks::<LANES>();
+        let (means, _) = self.mean.as_chunks_mut::<LANES>();
+        let chunks = means.len();
+        for (j, mean) in means.iter_mut().enumerate() {
+            // Four sums, so that an addition need not wait for the one before.
+            let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
+            let mut four = pixels.chunks_exact(4 * chunks);
+            for pixels in &mut four {
                 for i in 0..LANES {
-                    mean[i] += value[i];
+                    a[i] += pixels[j][i];
+                    b[i] += pixels[j + chunks][i];
+                    c[i] += pixels[j + 2 * chunks][i];
+                    d[i] += pixels[j + 3 * chunks][i];
                 }
             }
+            for pixel in four.remainder().chunks_exact(chunks) {
+                for i in 0..LANES {
+                    a[i] += pixel[j][i];
+                }
+            }
+            for i in 0..LANES {
+                mean[i] = (a[i] + b[i] + (c[i] + d[i])) / (pixels.len() / chunks) as f32;
+            }
         }
-        divide(mean, self.pixels.len());
     }
 }
 
-/// An image's pixels become max(they + others, 0), of which the mean is taken on the way.
+/// An image's pixels become max(they + others, 0), and are averaged while they are in the cache.
 struct AddRelu<'a> {
     onto: &'a mut [f32],
     from: &'a [f32],
@@ -145,33 +160,12 @@ struct AddRelu<'a> {
 impl WithSimd for AddRelu<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let (mean, size) = (sums(self.mean), self.onto.len());
-        let pixels = self.onto.as_chunks_mut::<LANES>().0.chunks_exact_mut(mean.len());
-        for (onto, from) in pixels.zip(self.from.as_chunks::<LANES>().0.chunks_exact(mean.len())) {
-            for ((mean, onto), from) in mean.iter_mut().zip(onto).zip(from) {
-                for i in 0..LANES {
-                    onto[i] = (onto[i] + from[i]).max(0.0);
-                    mean[i] += onto[i];
-                }
-            }
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (onto, from) in self.onto.iter_mut().zip(self.from) {
+            *onto = (*onto + from).max(0.0);
         }
-        divide(mean, size);
+        Average { pixels: self.onto, mean: self.mean }.with_simd(simd);
     }
-}
-
-/// The channels of a mean, to be added up in.
-#[inline(always)]
-fn sums(mean: &mut [f32]) -> &mut [[f32; LANES]] {
-    mean.fill(0.0);
-    mean.as_chunks_mut().0
-}
-
-/// Sums over the pixels of an image of `size` numbers become means.
-#[inline(always)]
-fn divide(sums: &mut [[f32; LANES]], size: usize) {
-    let pixels = (size / (sums.len() * LANES)) as f32;
-    sums.as_flattened_mut().iter_mut().for_each(|sum| *sum /= pixels);
 }
 
 /// Whether this module can read `x`, `[N, C, H, W]`: f32 on a CPU, channels innermost and a multiple of 16, without gaps.
