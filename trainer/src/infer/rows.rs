@@ -9,6 +9,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Channels that are added up at a time.
 const LANES: usize = 16;
+/// Pixels that are gone through for one group of channels after the other, and stay in the nearest cache meanwhile.
+const NEAR: usize = 32;
 
 /// Memory that holds something of each image.
 struct Images<'a> {
@@ -124,29 +126,34 @@ impl WithSimd for Average<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let (pixels, _) = self.pixels.as_chunks::<LANES>();
+        self.mean.fill(0.0);
         let (means, _) = self.mean.as_chunks_mut::<LANES>();
         let chunks = means.len();
-        for (j, mean) in means.iter_mut().enumerate() {
-            // Four sums, so that an addition need not wait for the one before.
-            let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
-            let mut four = pixels.chunks_exact(4 * chunks);
-            for pixels in &mut four {
-                for i in 0..LANES {
-                    a[i] += pixels[j][i];
-                    b[i] += pixels[j + chunks][i];
-                    c[i] += pixels[j + 2 * chunks][i];
-                    d[i] += pixels[j + 3 * chunks][i];
+        for pixels in pixels.chunks(NEAR * chunks) {
+            for (j, mean) in means.iter_mut().enumerate() {
+                // Four sums, so that an addition need not wait for the one before.
+                let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
+                let mut four = pixels.chunks_exact(4 * chunks);
+                for pixels in &mut four {
+                    for i in 0..LANES {
+                        a[i] += pixels[j][i];
+                        b[i] += pixels[j + chunks][i];
+                        c[i] += pixels[j + 2 * chunks][i];
+                        d[i] += pixels[j + 3 * chunks][i];
+                    }
                 }
-            }
-            for pixel in four.remainder().chunks_exact(chunks) {
-                for i in 0..LANES {
-                    a[i] += pixel[j][i];
+                for pixel in four.remainder().chunks_exact(chunks) {
+                    for i in 0..LANES {
+                        a[i] += pixel[j][i];
+                    }
                 }
-            }
-            for i in 0..LANES {
-                mean[i] = (a[i] + b[i] + (c[i] + d[i])) / (pixels.len() / chunks) as f32;
+                for i in 0..LANES {
+                    mean[i] += a[i] + b[i] + (c[i] + d[i]);
+                }
             }
         }
+        let count = (pixels.len() / chunks) as f32;
+        means.as_flattened_mut().iter_mut().for_each(|sum| *sum /= count);
     }
 }
 
