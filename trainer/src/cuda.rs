@@ -33,7 +33,7 @@ pub fn choose_kernels(config: &Config, world: &World, device: Device) -> Result<
     match all.iter().position(|reason| !reason.is_empty()) {
         None => found.into_iter().flatten().for_each(fused::use_on_gpu),
         Some(rank) if world.rank() == 0 => eprintln!(
-            "note: run.cuda_kernels: rank {rank} {}; all ranks use libtorch's operations instead",
+            "note: run.cuda_kernels: rank {rank}: {}; all ranks use libtorch's operations instead",
             String::from_utf8_lossy(&all[rank]).lines().next().unwrap_or_default()
         ),
         Some(_) => {}

@@ -4,7 +4,8 @@ use super::{Norm, Then, channels_last};
 use tch::{Device, Kind, Tensor};
 
 /// Shapes `[N, C, H, W]`: odd ones; one pixel; more samples, or pixels of many channels, than one round of sums takes.
-const SHAPES: [[i64; 4]; 5] = [[3, 32, 5, 7], [3, 48, 40, 41], [4, 16, 1, 1], [40, 16, 3, 3], [8, 256, 23, 25]];
+const SHAPES: [[i64; 4]; 5] =
+    [[3, 32, 5, 7], [3, 48, 40, 41], [4, 16, 1, 1], [40, 16, 3, 3], [8, 256, 23, 25]];
 
 /// By libtorch's own operations.
 pub fn plainly(h: &Tensor, norm: &Norm, then: Then) -> (Tensor, Tensor) {

@@ -75,7 +75,7 @@ struct Driver {
 fn open(names: &[&str]) -> Result<Library, String> {
     // SAFETY: NVIDIA's libraries' constructors set up the libraries themselves and nothing else.
     let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    found.ok_or_else(|| format!("finds none of {}; put one on LD_LIBRARY_PATH", names.join(", ")))
+    found.ok_or_else(|| format!("found none of {} (LD_LIBRARY_PATH may lead to one)", names.join(", ")))
 }
 
 /// A function of `library`.
@@ -318,6 +318,15 @@ impl Launch for Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A machine without a GPU is told what it lacks.
+    #[test]
+    fn without_a_driver_there_are_none() {
+        match Driver::open() {
+            Ok(_) => println!("skipped: there is a driver"),
+            Err(_) => assert!(Cuda::new(0).unwrap_err().contains("libcuda.so.1")),
+        }
+    }
 
     /// Machine code for three generations, PTX for one that is not there yet; and an error is told with its line.
     #[test]

@@ -29,11 +29,10 @@ impl Emulator {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fused/emulate.cpp");
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("emulate.so");
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-        let mut command = Command::new(&compiler);
+        let mut command = Command::new("c++");
         command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-o"]);
         let done = command.args([&library, &source]).status();
-        assert!(done.is_ok_and(|status| status.success()), "{compiler} did not compile {}", source.display());
+        assert!(done.is_ok_and(|status| status.success()), "c++ did not compile {}", source.display());
         // SAFETY: the library has no constructors but those of C++'s own; the signatures are those of emulate.cpp; it is
         // kept for as long as the process lives.
         unsafe {
