@@ -228,8 +228,12 @@ bool codinet_side_stream(int device) noexcept {
     });
 }
 
-void *codinet_stream_handle(int device) noexcept {
-    return guarded([&]() -> void * { return cuda().getStream(gpu(device)).native_handle(); });
+// The default stream's is null.
+bool codinet_stream_handle(int device, void **handle) noexcept {
+    return guarded([&] {
+        *handle = cuda().getStream(gpu(device)).native_handle();
+        return true;
+    });
 }
 
 }  // extern "C"

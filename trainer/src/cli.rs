@@ -88,6 +88,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     let device = agree(world, input::prepare(&config, world))?;
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
+    cuda::choose_kernels(&config, world, device)?;
     let input = agree(world, Input::open(&config, world, device))?;
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if args.eval_only {

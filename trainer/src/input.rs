@@ -3,6 +3,7 @@
 use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, Data, DeviceChoice, Precision};
 use crate::error::{Error, Exit, Result};
+use crate::fused;
 use crate::loss::Labels;
 use crate::run::BadSamples;
 use codinet_dataloader::order::EpochOrder;
@@ -222,8 +223,11 @@ impl Normalise {
         let images = (batch.samples.len() * batch.views) as i64;
         let shape = [images, self.size, self.size, self.mean.size()[1]];
         let bytes = Tensor::from_data_size(&batch.images, &shape, Kind::Uint8).to_device(self.device);
-        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
         let labels = Tensor::from_slice(&batch.labels).to_device(self.device);
+        if let Some(images) = fused::pixels(&bytes, &self.mean, &self.std, self.kind) {
+            return (images, labels);
+        }
+        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
         (((pixels - &self.mean) / &self.std).to_kind(self.kind), labels)
     }
 }

@@ -74,7 +74,7 @@ unsafe extern "C" {
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
     fn codinet_event_free(event: *mut c_void);
     fn codinet_side_stream(device: c_int) -> bool;
-    fn codinet_stream_handle(device: c_int) -> *mut c_void;
+    fn codinet_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
 }
 
 /// Panics with libtorch's words where a call failed: what these functions refuse is a bug or a lost device.
@@ -333,10 +333,10 @@ pub fn use_side_stream(device: Device) {
     }
 }
 
-/// The `cudaStream_t` that this thread uses.
+/// The `cudaStream_t` that this thread uses; the default stream's is null.
 pub fn stream_handle(device: usize) -> *mut c_void {
-    // SAFETY: no arguments but a number; the result is checked.
-    let stream = unsafe { codinet_stream_handle(device as c_int) };
-    expect(!stream.is_null(), "the current stream");
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: a number, and room for the handle that is written.
+    expect(unsafe { codinet_stream_handle(device as c_int, &mut stream) }, "the current stream");
     stream
 }

@@ -57,6 +57,10 @@ pub struct Run {
     pub device: DeviceChoice,
     /// What convolutions and activations are computed in; norms, gates, losses and weights are fp32 always.
     pub precision: Precision,
+    /// Whether a GPU computes batch norm with what follows it, and images from pixels, by kernels of our own, which NVRTC
+    /// compiles at the start and which are used where they then agree with libtorch on every rank. Off until a GPU has run
+    /// them: none has. On a CPU there is nothing to choose.
+    pub cuda_kernels: bool,
     /// Compute threads a rank; null: the cores that the launcher left this rank.
     pub threads: Option<usize>,
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
@@ -425,6 +429,7 @@ impl Default for Run {
             seed: 1,
             device: DeviceChoice::Auto,
             precision: Precision::Fp32,
+            cuda_kernels: false,
             threads: None,
             log_every: 50,
             checkpoint_every: 0,

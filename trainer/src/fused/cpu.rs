@@ -3,7 +3,7 @@
 //! give the same bits.
 #![expect(unsafe_code, reason = "several threads read and write tensors' memory as slices")]
 
-use super::{Norm, Then};
+use super::{Given, LANES, Norm, Passes, Tail};
 use crate::native::parallel;
 use pulp::{Arch, Simd, WithSimd};
 use std::array::from_fn;
@@ -11,7 +11,6 @@ use std::marker::PhantomData;
 use tch::{Kind, Tensor};
 
 /// Channels that a kernel computes at a time: one register of AVX-512.
-pub const LANES: usize = 16;
 type Lanes = [f32; LANES];
 
 /// What an activation is made of.
@@ -103,15 +102,6 @@ impl<'a, T: Element> Parts<'a, T> {
     }
 }
 
-/// [`Then`] without its tensors.
-#[derive(Clone, Copy)]
-enum Tail {
-    Relu,
-    AddRelu,
-    Blend,
-    BlendApart,
-}
-
 /// Channel by channel: y = scale·h + shift, with `mean` and 1/σ as `rstd`.
 pub struct Affine {
     scale: Vec<Lanes>,
@@ -164,49 +154,29 @@ macro_rules! dispatch {
     };
 }
 
-impl Saved {
-    /// All of them channels-last, contiguous and without autograd's history; `shortcut`, `skip` and `v` empty where `then`
-    /// has none.
-    pub fn new(h: &Tensor, shortcut: &Tensor, skip: &Tensor, v: &Tensor, then: Then) -> Self {
-        let (samples, c, height, width) = h.size4().expect("[N, C, H, W]");
-        let tail = match then {
-            Then::Relu => Tail::Relu,
-            Then::AddRelu { .. } => Tail::AddRelu,
-            Then::Blend { skip: None, .. } => Tail::Blend,
-            Then::Blend { skip: Some(_), .. } => Tail::BlendApart,
-        };
-        let [h, shortcut, skip, v] = [h, shortcut, skip, v].map(Tensor::detach);
-        for operand in [&shortcut, &skip] {
-            assert!(
-                operand.numel() == 0 || operand.size() == h.size(),
-                "{:?} beside {:?}",
-                operand.size(),
-                h.size()
-            );
-        }
-        let (samples, pixels, chunks) = (samples as usize, (height * width) as usize, c as usize / LANES);
-        Self { h, shortcut, skip, v, tail, samples, pixels, chunks }
-    }
+impl Passes for Saved {
+    type Kept = Affine;
 
-    /// The output and its mean over pixels, `[N, C]`, with what the backward pass needs beside the operands.
-    pub fn forward(&self, norm: &Norm) -> (Affine, Tensor, Tensor) {
+    fn forward(&self, norm: &Norm) -> (Affine, Tensor, Tensor) {
         match self.h.kind() {
             Kind::BFloat16 => self.forward_of::<Bf16>(norm),
             _ => self.forward_of::<f32>(norm),
         }
     }
 
-    /// The gradients of h, γ, β, shortcut, skip and v from those of the output and its mean.
-    pub fn backward(
-        &self,
-        affine: &Affine,
-        out: Option<Tensor>,
-        mean: Option<Tensor>,
-    ) -> [Option<Tensor>; 6] {
+    fn backward(&self, affine: &Affine, out: Option<Tensor>, mean: Option<Tensor>) -> [Option<Tensor>; 6] {
         match self.h.kind() {
             Kind::BFloat16 => self.backward_of::<Bf16>(affine, out, mean),
             _ => self.backward_of::<f32>(affine, out, mean),
         }
+    }
+}
+
+impl Saved {
+    pub fn new(Given { h, shortcut, skip, v, tail }: Given) -> Self {
+        let (samples, c, height, width) = h.size4().expect("[N, C, H, W]");
+        let (samples, pixels, chunks) = (samples as usize, (height * width) as usize, c as usize / LANES);
+        Self { h, shortcut, skip, v, tail, samples, pixels, chunks }
     }
 
     fn forward_of<T: Element>(&self, norm: &Norm) -> (Affine, Tensor, Tensor) {

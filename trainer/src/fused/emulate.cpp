@@ -1,0 +1,110 @@
+// Runs kernels.cu on a CPU, for tests: a block's threads are fibers on one thread of the host, which let one another go on at
+// barriers alone. Their order is drawn anew after each barrier, so that a barrier which is missing changes results, and a
+// barrier which not all of a block's threads come to is an error. Blocks run in an order drawn anew too.
+//
+//     c++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I<folder of kernels.cu> emulate.cpp
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define __global__
+#define __device__ inline
+#define __shared__ static thread_local
+#define __launch_bounds__(threads)
+
+struct Index {
+    unsigned x;
+};
+static thread_local Index threadIdx, blockIdx;
+
+static void __syncthreads();
+
+static inline float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+#include "kernels.cu"
+
+namespace {
+
+constexpr size_t STACK = 64 << 10;
+
+struct Block {
+    void (*kernel)(Task);
+    const Task *task;
+    ucontext_t scheduler;
+    std::vector<ucontext_t> threads = std::vector<ucontext_t>(THREADS);
+    std::vector<bool> over;
+    std::unique_ptr<char[]> stacks{new char[THREADS * STACK]};
+};
+
+thread_local Block *running = nullptr;
+
+void body() {
+    running->kernel(*running->task);
+    running->over[threadIdx.x] = true;
+}  // to the scheduler, which follows
+
+}  // namespace
+
+static void __syncthreads() {
+    const unsigned own = threadIdx.x;
+    swapcontext(&running->threads[own], &running->scheduler);
+}
+
+extern "C" {
+
+size_t task_bytes() { return sizeof(Task); }
+
+// 0, or 1 where some threads of a block ended while others waited at a barrier.
+int emulate(void (*kernel)(Task), unsigned blocks, const Task *task, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<unsigned> order(THREADS), places(blocks);
+    std::iota(order.begin(), order.end(), 0u);
+    std::iota(places.begin(), places.end(), 0u);
+    std::shuffle(places.begin(), places.end(), random);
+    Block block;
+    block.kernel = kernel;
+    block.task = task;
+    running = &block;
+    for (unsigned place : places) {
+        blockIdx.x = place;
+        block.over.assign(THREADS, false);
+        for (unsigned i = 0; i < THREADS; i++) {
+            ucontext_t &thread = block.threads[i];
+            getcontext(&thread);
+            thread.uc_stack.ss_sp = block.stacks.get() + i * STACK;
+            thread.uc_stack.ss_size = STACK;
+            thread.uc_link = &block.scheduler;
+            makecontext(&thread, body, 0);
+        }
+        for (size_t ended = 0; ended == 0;) {
+            std::shuffle(order.begin(), order.end(), random);
+            for (unsigned i : order) {
+                threadIdx.x = i;
+                swapcontext(&block.scheduler, &block.threads[i]);
+            }
+            for (bool over : block.over) ended += over;
+            if (ended != 0 && ended != THREADS) return 1;
+        }
+    }
+    running = nullptr;
+    return 0;
+}
+
+}  // extern "C"

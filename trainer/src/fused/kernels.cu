@@ -1,0 +1,437 @@
+// Batch norm with what follows it, and pixels to activations, as CUDA kernels. Compiled at run time by NVRTC for the GPU at
+// hand (`cuda.rs`), launched by `gpu.rs`, and run by tests on a CPU (`emulate.cpp`), so there is nothing here but plain C++,
+// shared memory and barriers. The formulas are those of `cpu.rs`.
+//
+// Activations are [N, H, W, C], C a multiple of 16, each element f32 or bf16; parameters and arithmetic are f32, sums over
+// blocks f64. There is no atomic operation: a block leaves its sums in `partials`, and a second kernel adds them up in one
+// order, so results do not depend on timing. A thread reads 16 bytes at a time: LANES neighbouring channels of a pixel.
+//
+// The pixels of each sample are cut into `slabs` of `slab` pixels, the last of which may be shorter, and channels into
+// `tiles` of `columns` threads. A block has one tile of one slab: block (n·slabs + s)·tiles + tile. Its threads stand in rows
+// of `columns`; a row takes every (THREADS / columns)-th pixel.
+
+typedef long long i64;
+typedef float f32;
+
+constexpr int THREADS = 256;  // of every block, as `gpu.rs` has it
+
+struct bf16 {
+    unsigned short bits;
+};
+
+// What a kernel is to do, as `gpu.rs` has it, field by field. What a kernel does not use is null or 0.
+struct Task {
+    // Activations, of the kernel's element.
+    const void *h;
+    const void *shortcut;
+    const void *skip;
+    const void *out_gradient;  // null: zero
+    void *out;
+    void *h_gradient;
+    void *shortcut_gradient;
+    void *skip_gradient;
+    const unsigned char *bytes;  // [N, H, W, C], any C
+    // f32.
+    const float *v;              // [N]
+    const float *mean_gradient;  // [N, C]; null: zero
+    float *partials;             // what a kernel's blocks leave for the next kernel
+    float *sums;                 // what `fold` makes of them
+    float *affine;               // [4, C]: mean, 1/σ, scale = γ/σ, β
+    float *slopes;               // [4, C]: offset and slope of h's gradient, the gradients of γ and β
+    const float *weight;         // γ [C]; `pixels`: the mean to subtract
+    const float *bias;           // β [C]; `pixels`: the deviation to divide by
+    float *running_mean;         // [C] or null
+    float *running_var;          // [C] or null
+    double momentum;
+    double epsilon;
+    i64 samples;
+    i64 pixels;    // of a sample
+    i64 channels;
+    i64 slabs;     // of a sample; `fold`: how many partials make a sum
+    i64 slab;      // in pixels
+    i64 tiles;
+    i64 columns;   // a power of two, at most THREADS
+};
+
+// --- Elements ---------------------------------------------------------------------------------------------------------------
+
+template <typename T> struct alignas(16) Chunk {
+    static constexpr int LANES = 16 / sizeof(T);
+    T of[LANES];
+};
+
+__device__ float widened(float x) { return x; }
+__device__ float widened(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+
+__device__ void narrow(float lower, float upper, float *to) {
+    to[0] = lower;
+    to[1] = upper;
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+__device__ void narrow(float lower, float upper, bf16 *to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(upper), "f"(lower));
+    to[0].bits = static_cast<unsigned short>(both);
+    to[1].bits = static_cast<unsigned short>(both >> 16);
+#else
+    const float values[2] = {lower, upper};
+    for (int i = 0; i < 2; i++) {
+        const unsigned bits = __float_as_uint(values[i]);
+        const unsigned rounded = bits + 0x7fff + ((bits >> 16) & 1);
+        to[i].bits = static_cast<unsigned short>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded >> 16);
+    }
+#endif
+}
+
+// LANES elements from the `at`-th on, as f32; `at` is a multiple of LANES.
+template <typename T> __device__ void load(float *to, const void *from, i64 at) {
+    const Chunk<T> chunk = *reinterpret_cast<const Chunk<T> *>(static_cast<const T *>(from) + at);
+#pragma unroll
+    for (int i = 0; i < Chunk<T>::LANES; i++) to[i] = widened(chunk.of[i]);
+}
+
+template <typename T> __device__ void store(void *to, i64 at, const float *values) {
+    Chunk<T> chunk;
+#pragma unroll
+    for (int i = 0; i < Chunk<T>::LANES; i += 2) narrow(values[i], values[i + 1], chunk.of + i);
+    *reinterpret_cast<Chunk<T> *>(static_cast<T *>(to) + at) = chunk;
+}
+
+// N parameters or sums from the `at`-th on; `at` is a multiple of 4.
+template <int N> __device__ void load_floats(float *to, const float *from, i64 at) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) load<float>(to + i, from, at + i);
+}
+
+template <int N> __device__ void store_floats(float *to, i64 at, const float *values) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) store<float>(to, at + i, values + i);
+}
+
+// --- Where a thread works, and sums over a block ------------------------------------------------------------------------------
+
+struct Place {
+    i64 block;    // n·slabs + s, the slab's number
+    i64 tile;
+    i64 sample;
+    i64 channel;  // the thread's first
+    i64 first;    // the slab's first pixel, counted over all samples
+    i64 end;      // the first that is not of it
+    i64 from;     // the thread's own first: `end` for threads beyond the last channel
+    int row;
+    int rows;
+    bool writes;  // whether the thread has its column's sums in the end
+};
+
+template <typename T> __device__ Place place(const Task &task) {
+    const int columns = static_cast<int>(task.columns), column = static_cast<int>(threadIdx.x) % columns;
+    Place at;
+    at.tile = blockIdx.x % task.tiles;
+    at.block = blockIdx.x / task.tiles;
+    at.sample = at.block / task.slabs;
+    at.channel = (at.tile * columns + column) * Chunk<T>::LANES;
+    const i64 start = at.block % task.slabs * task.slab;
+    const i64 end = start + task.slab < task.pixels ? start + task.slab : task.pixels;
+    at.first = at.sample * task.pixels + start;
+    at.end = at.sample * task.pixels + end;
+    at.row = static_cast<int>(threadIdx.x) / columns;
+    at.rows = THREADS / columns;
+    const bool within = at.channel < task.channels;
+    at.from = within ? at.first + at.row : at.end;
+    at.writes = within && at.row == 0;
+    return at;
+}
+
+// Adds up `values` over the rows of `columns` threads; row 0 has the sums. All threads come here; rows are a power of two.
+template <int N, typename Number> __device__ void sum_rows(Number *values, int columns) {
+    __shared__ Number shared[N][THREADS];
+    const int own = static_cast<int>(threadIdx.x);
+    __syncthreads();  // those of the call before have been read
+#pragma unroll
+    for (int i = 0; i < N; i++) shared[i][own] = values[i];
+    for (int reach = THREADS / 2; reach >= columns; reach /= 2) {
+        __syncthreads();
+        if (own < reach) {
+#pragma unroll
+            for (int i = 0; i < N; i++) shared[i][own] += shared[i][own + reach];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = shared[i][own];  // row 0's own: nobody writes to them any more
+}
+
+// --- Forward ------------------------------------------------------------------------------------------------------------------
+
+// Channel by channel the mean and Σ (h − mean)² of each slab, [slabs, 2, C], by distances from the slab's first pixel, which
+// loses nothing where the mean is large. Samples don't matter here: there is one, of all pixels.
+template <typename T> __device__ void moments(const Task &task) {
+    constexpr int LANES = Chunk<T>::LANES;
+    const Place at = place<T>(task);
+    float origin[LANES] = {}, sum[LANES] = {}, square[LANES] = {};
+    if (at.from < at.end) load<T>(origin, task.h, at.first * task.channels + at.channel);
+#pragma unroll 4
+    for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
+        float h[LANES];
+        load<T>(h, task.h, pixel * task.channels + at.channel);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            const float off = h[i] - origin[i];
+            sum[i] += off;
+            square[i] += off * off;
+        }
+    }
+    sum_rows<LANES>(sum, static_cast<int>(task.columns));
+    sum_rows<LANES>(square, static_cast<int>(task.columns));
+    if (at.writes) {
+        const float count = static_cast<float>(at.end - at.first);
+        for (int i = 0; i < LANES; i++) {
+            square[i] -= sum[i] * sum[i] / count;
+            sum[i] = origin[i] + sum[i] / count;
+        }
+        store_floats<LANES>(task.partials, 2 * at.block * task.channels + at.channel, sum);
+        store_floats<LANES>(task.partials, (2 * at.block + 1) * task.channels + at.channel, square);
+    }
+}
+
+constexpr int CHANNELS = 8;  // of a block that adds up over slabs, each by THREADS / CHANNELS threads
+
+// `affine` from `moments`, seen by the running statistics. Block b has channels 8·b to 8·b + 7.
+extern "C" __global__ void statistics(const Task task) {
+    const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
+    const double origin = task.partials[c];
+    double sums[2] = {0.0, 0.0};  // Σ count·(mean − origin) and Σ (h − origin)²
+    for (i64 slab = threadIdx.x / CHANNELS; slab < task.slabs; slab += THREADS / CHANNELS) {
+        const i64 left = task.pixels - slab * task.slab;
+        const double count = static_cast<double>(left < task.slab ? left : task.slab);
+        const double off = task.partials[2 * slab * task.channels + c] - origin;
+        sums[0] += count * off;
+        sums[1] += task.partials[(2 * slab + 1) * task.channels + c] + count * off * off;
+    }
+    sum_rows<2>(sums, CHANNELS);
+    if (threadIdx.x < CHANNELS) {
+        const double count = static_cast<double>(task.pixels), off = sums[0] / count;
+        const double mean = origin + off, squares = sums[1] - sums[0] * off;
+        const double rstd = 1.0 / sqrt(squares / count + task.epsilon);
+        task.affine[c] = static_cast<float>(mean);
+        task.affine[task.channels + c] = static_cast<float>(rstd);
+        task.affine[2 * task.channels + c] = static_cast<float>(task.weight[c] * rstd);
+        task.affine[3 * task.channels + c] = task.bias[c];
+        if (task.running_mean) {
+            const double var = squares / (count > 2.0 ? count - 1.0 : 1.0);  // the unbiased one, as PyTorch has it
+            task.running_mean[c] += static_cast<float>(task.momentum * (mean - task.running_mean[c]));
+            task.running_var[c] += static_cast<float>(task.momentum * (var - task.running_var[c]));
+        }
+    }
+}
+
+// A channel's own numbers, for LANES channels.
+template <int LANES> struct Affine {
+    float mean[LANES], scale[LANES], bias[LANES];
+    __device__ Affine(const Task &task, i64 channel) {
+        load_floats<LANES>(mean, task.affine, channel);
+        load_floats<LANES>(scale, task.affine, 2 * task.channels + channel);
+        load_floats<LANES>(bias, task.affine, 3 * task.channels + channel);
+    }
+    // Before the ReLU; to the bit the same wherever it is computed again.
+    __device__ float z(int i, float off, float shortcut) const { return fmaf(scale[i], off, bias[i]) + shortcut; }
+};
+
+// max(z, 0), and NaN where z is.
+__device__ float relu(float z) { return z <= 0.0f ? 0.0f : z; }
+
+// The output; and of each slab the sum over its pixels, divided by the sample's pixels: [N·slabs, C].
+template <typename T, bool ADD, bool BLEND, bool APART> __device__ void forward(const Task &task) {
+    constexpr int LANES = Chunk<T>::LANES;
+    const Place at = place<T>(task);
+    float pooled[LANES] = {};
+    if (at.from < at.end) {
+        const Affine<LANES> affine(task, at.channel);
+        const float v = BLEND ? task.v[at.sample] : 1.0f;
+        for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
+            const i64 chunk = pixel * task.channels + at.channel;
+            float h[LANES], shortcut[LANES] = {}, skip[LANES] = {};
+            load<T>(h, task.h, chunk);
+            if (ADD) load<T>(shortcut, task.shortcut, chunk);
+            if (APART) load<T>(skip, task.skip, chunk);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                const float run = relu(affine.z(i, h[i] - affine.mean[i], shortcut[i]));
+                const float around = APART ? skip[i] : shortcut[i];
+                h[i] = BLEND ? around + v * (run - around) : run;
+                pooled[i] += h[i];
+            }
+            store<T>(task.out, chunk, h);
+        }
+    }
+    sum_rows<LANES>(pooled, static_cast<int>(task.columns));
+    if (at.writes) {
+        for (int i = 0; i < LANES; i++) pooled[i] /= static_cast<float>(task.pixels);
+        store_floats<LANES>(task.partials, at.block * task.channels + at.channel, pooled);
+    }
+}
+
+// sums[n, c] = Σ over s of partials[n, s, c], for N `samples` of `slabs` rows of `channels` numbers.
+extern "C" __global__ void fold(const Task task) {
+    const i64 at = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
+    if (at >= task.samples * task.channels) return;
+    const float *from = task.partials + at / task.channels * task.slabs * task.channels + at % task.channels;
+    double sum = 0.0;
+    for (i64 slab = 0; slab < task.slabs; slab++) sum += from[slab * task.channels];
+    task.sums[at] = static_cast<float>(sum);
+}
+
+// --- Backward -----------------------------------------------------------------------------------------------------------------
+
+// The gradient of the output, to which its mean's is added.
+template <typename T> __device__ void load_gradient(float *to, const Task &task, i64 chunk, const float *of_mean) {
+    constexpr int LANES = Chunk<T>::LANES;
+    if (task.out_gradient) load<T>(to, task.out_gradient, chunk);
+#pragma unroll
+    for (int i = 0; i < LANES; i++) to[i] = task.out_gradient ? to[i] + of_mean[i] : of_mean[i];
+}
+
+// What the gradient of the mean adds to each pixel's.
+template <int LANES> __device__ void load_of_mean(float *to, const Task &task, const Place &at) {
+    if (task.mean_gradient) {
+        load_floats<LANES>(to, task.mean_gradient, at.sample * task.channels + at.channel);
+        for (int i = 0; i < LANES; i++) to[i] /= static_cast<float>(task.pixels);
+    }
+}
+
+// With dz, the gradient of z: of each slab Σ dz and Σ dz·(h − mean) channel by channel, [N·slabs, 2, C], and, after all of
+// these, what v's gradient is the sum of, [N·slabs, tiles].
+template <typename T, bool ADD, bool BLEND, bool APART> __device__ void reduce(const Task &task) {
+    constexpr int LANES = Chunk<T>::LANES;
+    const Place at = place<T>(task);
+    float bias[LANES] = {}, scaled[LANES] = {}, blend[1] = {0.0f};
+    if (at.from < at.end) {
+        const Affine<LANES> affine(task, at.channel);
+        const float v = BLEND ? task.v[at.sample] : 1.0f;
+        float of_mean[LANES] = {};
+        load_of_mean<LANES>(of_mean, task, at);
+        for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
+            const i64 chunk = pixel * task.channels + at.channel;
+            float h[LANES], shortcut[LANES] = {}, skip[LANES] = {}, gradient[LANES];
+            load<T>(h, task.h, chunk);
+            if (ADD) load<T>(shortcut, task.shortcut, chunk);
+            if (APART) load<T>(skip, task.skip, chunk);
+            load_gradient<T>(gradient, task, chunk, of_mean);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                const float off = h[i] - affine.mean[i], z = affine.z(i, off, shortcut[i]);
+                if (BLEND) blend[0] += gradient[i] * (relu(z) - (APART ? skip[i] : shortcut[i]));
+                const float dz = z <= 0.0f ? 0.0f : (BLEND ? v * gradient[i] : gradient[i]);
+                bias[i] += dz;
+                scaled[i] += dz * off;
+            }
+        }
+    }
+    sum_rows<LANES>(bias, static_cast<int>(task.columns));
+    sum_rows<LANES>(scaled, static_cast<int>(task.columns));
+    if (at.writes) {
+        store_floats<LANES>(task.partials, 2 * at.block * task.channels + at.channel, bias);
+        store_floats<LANES>(task.partials, (2 * at.block + 1) * task.channels + at.channel, scaled);
+    }
+    if (BLEND) {
+        sum_rows<1>(blend, 1);
+        const i64 sums = 2 * task.samples * task.slabs * task.channels;
+        if (threadIdx.x == 0) task.partials[sums + at.block * task.tiles + at.tile] = blend[0];
+    }
+}
+
+// `slopes` from what `reduce` left of all samples' slabs. Block b has channels 8·b to 8·b + 7.
+extern "C" __global__ void gradients(const Task task) {
+    const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
+    double sums[2] = {0.0, 0.0};
+    for (i64 slab = threadIdx.x / CHANNELS; slab < task.samples * task.slabs; slab += THREADS / CHANNELS) {
+        sums[0] += task.partials[2 * slab * task.channels + c];
+        sums[1] += task.partials[(2 * slab + 1) * task.channels + c];
+    }
+    sum_rows<2>(sums, CHANNELS);
+    if (threadIdx.x < CHANNELS) {
+        const double count = static_cast<double>(task.samples * task.pixels), rstd = task.affine[task.channels + c];
+        task.slopes[c] = static_cast<float>(sums[0] / count);
+        task.slopes[task.channels + c] = static_cast<float>(sums[1] * rstd * rstd / count);
+        task.slopes[2 * task.channels + c] = static_cast<float>(sums[1] * rstd);
+        task.slopes[3 * task.channels + c] = static_cast<float>(sums[0]);
+    }
+}
+
+// The gradients of h, scale·(dz − offset − slope·(h − mean)), of the shortcut and of the skip.
+template <typename T, bool ADD, bool BLEND, bool APART> __device__ void backward(const Task &task) {
+    constexpr int LANES = Chunk<T>::LANES;
+    const Place at = place<T>(task);
+    if (at.from >= at.end) return;
+    const Affine<LANES> affine(task, at.channel);
+    const float v = BLEND ? task.v[at.sample] : 1.0f;
+    float of_mean[LANES] = {}, offset[LANES], slope[LANES];
+    load_of_mean<LANES>(of_mean, task, at);
+    load_floats<LANES>(offset, task.slopes, at.channel);
+    load_floats<LANES>(slope, task.slopes, task.channels + at.channel);
+    for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
+        const i64 chunk = pixel * task.channels + at.channel;
+        float h[LANES], shortcut[LANES] = {}, gradient[LANES];
+        load<T>(h, task.h, chunk);
+        if (ADD) load<T>(shortcut, task.shortcut, chunk);
+        load_gradient<T>(gradient, task, chunk, of_mean);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            const float off = h[i] - affine.mean[i], z = affine.z(i, off, shortcut[i]);
+            const float dz = z <= 0.0f ? 0.0f : (BLEND ? v * gradient[i] : gradient[i]);
+            h[i] = affine.scale[i] * (dz - offset[i] - slope[i] * off);
+            if (BLEND) gradient[i] *= 1.0f - v;
+            shortcut[i] = BLEND && !APART ? dz + gradient[i] : dz;
+        }
+        store<T>(task.h_gradient, chunk, h);
+        if (ADD) store<T>(task.shortcut_gradient, chunk, shortcut);
+        if (APART) store<T>(task.skip_gradient, chunk, gradient);
+    }
+}
+
+// --- Pixels -------------------------------------------------------------------------------------------------------------------
+
+// (byte / 255 − mean) / deviation, of whatever number of channels; a thread has LANES neighbours, the last perhaps fewer.
+template <typename T> __device__ void pixels(const Task &task) {
+    constexpr int LANES = Chunk<T>::LANES;
+    const i64 count = task.samples * task.pixels * task.channels;
+    const i64 first = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) * LANES;
+    int c = static_cast<int>(first % task.channels);
+    float values[LANES];
+#pragma unroll
+    for (int i = 0; i < LANES; i++) {
+        const float byte = first + i < count ? task.bytes[first + i] : 0.0f;
+        values[i] = (byte / 255.0f - task.weight[c]) / task.bias[c];
+        c = c + 1 < task.channels ? c + 1 : 0;
+    }
+    if (first + LANES <= count) {
+        store<T>(task.out, first, values);
+    } else {
+        for (int i = 0; i < LANES; i += 2) {
+            T pair[2];
+            narrow(values[i], values[i + 1], pair);
+            if (first + i < count) static_cast<T *>(task.out)[first + i] = pair[0];
+            if (first + i + 1 < count) static_cast<T *>(task.out)[first + i + 1] = pair[1];
+        }
+    }
+}
+
+// --- What is launched ---------------------------------------------------------------------------------------------------------
+
+#define KERNEL(name, ...) \
+    extern "C" __global__ void __launch_bounds__(THREADS) name(const Task task) { __VA_ARGS__(task); }
+#define TAILS(name, T)                                           \
+    KERNEL(name##_##T##_relu, name<T, false, false, false>)      \
+    KERNEL(name##_##T##_add_relu, name<T, true, false, false>)   \
+    KERNEL(name##_##T##_blend, name<T, true, true, false>)       \
+    KERNEL(name##_##T##_blend_apart, name<T, true, true, true>)
+#define ELEMENT(T)                    \
+    KERNEL(moments_##T, moments<T>)   \
+    KERNEL(pixels_##T, pixels<T>)     \
+    TAILS(forward, T)                 \
+    TAILS(reduce, T)                  \
+    TAILS(backward, T)
+
+ELEMENT(f32)
+ELEMENT(bf16)
