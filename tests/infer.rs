@@ -205,7 +205,8 @@ fn predictions_are_a_line_each_and_the_networks_own() {
 
 #[test]
 fn a_budget_moves_the_cost() {
-    let out = succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));
+    let out =
+        succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));
     let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').collect()).collect();
     assert_eq!((rows.len(), rows[0][2], rows[1][0], rows[1][1]), (13, "gmacs", "as trained", "0.0000"));
     let gmacs: Vec<f64> = rows[2..].iter().map(|row| row[2].parse().unwrap()).collect();

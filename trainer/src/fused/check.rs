@@ -87,22 +87,22 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Holds `operation` to libtorch in f64: all tails, in f32 and bf16, values and gradients. In bf16 nothing but inputs and
-/// results is rounded, so that they are off by one rounding. Fails with the first difference.
+/// results is rounded, so that they are off by one rounding; in f32 sums of many numbers that nearly cancel are off by some
+/// 1e-6 of their value. Fails with the first difference.
 pub fn check(
     operation: impl Fn(&Tensor, &Norm, Then) -> (Tensor, Tensor),
     device: Device,
 ) -> Result<(), String> {
     for shape in SHAPES {
         let drawn = draw(shape, device);
-        for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 4e-3)] {
+        for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 4e-3)] {
             for which in 0..4 {
                 let (ours, exact) =
                     (run(&operation, which, &drawn, kind, false), run(plainly, which, &drawn, kind, true));
                 assert_eq!((ours.len(), exact.len()), ([7, 8, 9, 10][which], [7, 8, 9, 10][which]));
                 for (i, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
                     let off = off(ours, exact);
-                    // Not `>=`: NaN is no number to go on with either.
-                    if !(off < tolerance) {
+                    if off.is_nan() || off >= tolerance {
                         return Err(format!("{kind:?} {shape:?}, tail {which}, result {i}: off by {off:e}"));
                     }
                 }
@@ -131,7 +131,7 @@ pub fn check_pixels(
                 return Err(format!("pixels as {:?}", ours.kind()));
             }
             let off = off(&ours, &exact.permute([0, 3, 1, 2]));
-            if !(off < tolerance) {
+            if off.is_nan() || off >= tolerance {
                 return Err(format!("pixels, {kind:?} {shape:?} of {channels}: off by {off:e}"));
             }
         }

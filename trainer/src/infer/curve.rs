@@ -39,9 +39,12 @@ pub struct Args {
     plot: Option<PathBuf>,
 }
 
+/// How the bytes of a file are made of an SVG.
+type Format = fn(String) -> Result<Vec<u8>>;
+
 impl Args {
-    /// How to make the picture's bytes of its SVG.
-    fn drawing(&self) -> Result<Option<(&Path, fn(String) -> Result<Vec<u8>>)>> {
+    /// Where the picture goes, and as what.
+    fn drawing(&self) -> Result<Option<(&Path, Format)>> {
         let Some(path) = self.plot.as_deref() else { return Ok(None) };
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("svg") => Ok(Some((path, |svg| Ok(svg.into_bytes())))),
