@@ -506,6 +506,8 @@ impl<'a> Trainer<'a> {
         if let Err(error) = self.saver.wait() {
             return error;
         }
+        // srun ends the other ranks by SIGTERM once one has left; the second signal would be their end, with another code.
+        self.stop.store(false, Ordering::Relaxed);
         self.console.end_bar();
         if self.records.is_some() {
             let _ = std::fs::remove_file(self.place.dir.join("stop"));
