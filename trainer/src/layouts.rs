@@ -1,7 +1,8 @@
 //! No step of a network for ImageNet converts a layout: a test. (Those for 32×32 images do, twice: the gradient of a shortcut
-//! that leaves out pixels comes with channels first.) Every operation that libtorch is asked for in a step, forward and backward, is looked
-//! at; each tensor `[N, C, H, W]` that it takes or gives must have its channels innermost. Not seen is what a convolution's
-//! kernel does inside, nor the operations that stand in for the fused ones on a GPU; and weights are left out, whose gradient oneDNN gives with channels first, for libtorch to copy.
+//! that leaves out pixels comes with channels first.) Every operation that libtorch is asked for in a step, forward and
+//! backward, is looked at; each tensor `[N, C, H, W]` that it takes or gives must have its channels innermost. Not seen are
+//! what a convolution's kernel does inside, and the operations that stand in for the fused ones on a GPU. Weights are left
+//! out: oneDNN gives their gradient with channels first, for libtorch to copy.
 #![expect(unsafe_code, reason = "libtorch's observers are C++")]
 
 use crate::collective;
