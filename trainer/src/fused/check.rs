@@ -103,8 +103,7 @@ pub fn check(
                 assert_eq!((ours.len(), exact.len()), ([7, 8, 9, 10][which], [7, 8, 9, 10][which]));
                 for (i, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
                     let off = off(ours, exact);
-                    // Not `>=`: NaN is no number to go on with either.
-                    if !(off < tolerance) {
+                    if off.is_nan() || off >= tolerance {
                         return Err(format!("{kind:?} {shape:?}, tail {which}, result {i}: off by {off:e}"));
                     }
                 }
@@ -133,7 +132,7 @@ pub fn check_pixels(
                 return Err(format!("pixels as {:?}", ours.kind()));
             }
             let off = off(&ours, &exact.permute([0, 3, 1, 2]));
-            if !(off < tolerance) {
+            if off.is_nan() || off >= tolerance {
                 return Err(format!("pixels, {kind:?} {shape:?} of {channels}: off by {off:e}"));
             }
         }

@@ -197,8 +197,10 @@ mod tests {
         norm_then_on(emulate::kernels(), h, norm, then)
     }
 
+    type Operation = fn(&Tensor, &Norm, Then) -> (Tensor, Tensor);
+
     /// The kernels for a CPU, and those for a GPU.
-    const BOTH: [fn(&Tensor, &Norm, Then) -> (Tensor, Tensor); 2] = [norm_then, emulated];
+    const BOTH: [Operation; 2] = [norm_then, emulated];
 
     #[test]
     fn a_gpus_are_libtorchs_values_and_gradients() {
