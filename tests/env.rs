@@ -18,6 +18,8 @@ Read by libraries, or while the programs are built:
 | `LIBTORCH` | the build | a libtorch to use in place of `.libtorch/torch` |
 | `LIBCLANG_PATH` | the build | where libclang is, for MPI's bindings |
 | `MPICC` | the build | the compiler wrapper of the MPI to build with, such as `mpicc.mpich` |
+| `NVIDIA_TF32_OVERRIDE` | NVIDIA's libraries | 0: fp32 is never computed as TF32, which it is on GPUs otherwise |
+| `PYTHON` | cluster/gpu/check.sh, `make test` | a Python with torch; else python3 |
 | `NCCL_…`, `OMPI_MCA_…`, `UCX_…` | NCCL, Open MPI, UCX | which network is used, and how |
 ";
 

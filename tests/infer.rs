@@ -205,12 +205,17 @@ fn predictions_are_a_line_each_and_the_networks_own() {
 
 #[test]
 fn a_budget_moves_the_cost() {
-    let out = succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0"]));
+    let out =
+        succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));
     let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').collect()).collect();
     assert_eq!((rows.len(), rows[0][2], rows[1][0], rows[1][1]), (13, "gmacs", "as trained", "0.0000"));
     let gmacs: Vec<f64> = rows[2..].iter().map(|row| row[2].parse().unwrap()).collect();
     assert!(gmacs.is_sorted(), "{gmacs:?}");
     assert!(gmacs[10] > 1.5 * gmacs[0], "{gmacs:?}");
+    let drawn = fs::read_to_string(RUN.path("curve.svg")).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.contains("as trained"), "{drawn}");
+    let wrong = ["curve", "--checkpoint", "run", "--plot", "curve.pdf"];
+    refused(&mut infer(&wrong), 2, &["curve.pdf", ".svg or .png"]);
     let budget = format!("{:.6}", (gmacs[0] + gmacs[10]) / 2.0);
     let output = finish(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", &budget]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! cluster/slurm/train.sbatch on a SLURM of two nodes, which tests/slurm/cluster.sh makes on this machine. Left out, with
+//! The scripts of cluster/slurm on a SLURM of two nodes, which tests/slurm/cluster.sh makes on this machine. Left out, with
 //! the reason, where SLURM's programs are not installed.
 
 mod common;
@@ -71,8 +71,9 @@ impl Cluster {
         said(&output.stdout)
     }
 
-    /// The script as shipped, its two lines filled in, without the line that asks for GPUs; the job's number.
-    fn submit(&self, script: &str, config: &Path) -> String {
+    /// The script as shipped, its lines filled in, without the line that asks for GPUs; the job's number. `more` has further
+    /// flags of sbatch's.
+    fn submit(&self, script: &str, config: &Path, more: &[&str]) -> String {
         let text = fs::read_to_string(
             Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/slurm")).join(script),
         );
@@ -84,11 +85,14 @@ impl Cluster {
             .map(|line| match line.split_once('=') {
                 Some(("CONFIG", _)) => format!("CONFIG={}", config.display()),
                 Some(("PROGRAMS", _)) => format!("PROGRAMS={}", programs.display()),
+                Some(("RUN", "runs/codinet-1234")) => "RUN=whole".to_owned(),
+                Some(("BUDGETS", _)) => "BUDGETS=(0.025 0.02)".to_owned(),
                 _ => line.to_owned(),
             })
             .collect();
         fs::write(self.path(script), filled.join("\n") + "\n").unwrap();
-        self.says("sbatch", &["--parsable", "--ntasks-per-node=1", "--cpus-per-task=1", script])
+        let small = ["--parsable", "--ntasks-per-node=1", "--cpus-per-task=1"];
+        self.says("sbatch", &[&small[..], more, &[script]].concat())
     }
 
     /// The job's state, as `scontrol` has it.
@@ -98,11 +102,17 @@ impl Cluster {
         state.unwrap_or_default().to_owned()
     }
 
+    /// What the job's script and its ranks have said.
+    fn log(&self, job: &str) -> String {
+        let entries = fs::read_dir(self.folder.path()).unwrap().flatten().map(|entry| entry.path());
+        let log = entries.into_iter().find(|path| path.to_string_lossy().ends_with(&format!("-{job}.log")));
+        log.map(|log| fs::read_to_string(log).unwrap()).unwrap_or_default()
+    }
+
     fn wait(&self, job: &str, what: &str, mut done: impl FnMut() -> bool) -> Duration {
         let start = Instant::now();
         while !done() {
-            let log = fs::read_to_string(self.path(&format!("codinet-{job}.log"))).unwrap_or_default();
-            assert!(start.elapsed() < Duration::from_secs(180), "job {job}: no {what}\n{log}");
+            assert!(start.elapsed() < Duration::from_secs(180), "job {job}: no {what}\n{}", self.log(job));
             std::thread::sleep(Duration::from_millis(100));
         }
         start.elapsed()
@@ -148,6 +158,10 @@ fn weights(run: &Path) -> [Vec<u8>; 2] {
     ["model.safetensors", "optimizer.safetensors"].map(|file| fs::read(last.join(file)).unwrap())
 }
 
+fn summary(run: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(run.join("summary.json")).unwrap()).unwrap()
+}
+
 #[test]
 fn two_nodes_checkpoint_requeue_and_finish() {
     if let Some(reason) = lacking() {
@@ -175,11 +189,11 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     common::succeed(mpirun.args(["--set", &format!("run.dir={}", whole.display())]));
 
     // The signal that SLURM sends before the limit: a checkpoint, the queue, and the rest of the run.
-    let job = cluster.submit("train.sbatch", &config);
+    let job = cluster.submit("train.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
     cluster.says("scancel", &["--signal=USR2", &job]);
     cluster.wait(&job, "end", || cluster.state(&job) == "COMPLETED");
-    let log = fs::read_to_string(cluster.path(&format!("codinet-{job}.log"))).unwrap();
+    let log = cluster.log(&job);
     for said in ["requeued 0 times", "stopped on request after step ", "requeued 1 times", "going on from "] {
         assert!(log.contains(said), "{said}: {log}");
     }
@@ -191,9 +205,31 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     );
     assert!(weights(&whole) == weights(&run), "the weights and momenta are the same to the bit");
 
+    // The same by mpirun, for a SLURM that has no PMIx.
+    let job = cluster.submit("train-mpirun.sbatch", &config, &[]);
+    cluster.wait_for_steps(&job, 3);
+    cluster.says("scancel", &["--batch", "--signal=USR2", &job]);
+    cluster.wait(&job, "end", || cluster.state(&job) == "COMPLETED");
+    assert!(cluster.log(&job).contains("stopped on request after step "), "{}", cluster.log(&job));
+    assert!(weights(&whole) == weights(&cluster.path(&format!("runs/codinet-{job}"))));
+
+    // Two budgets, and an evaluation of the first run.
+    let sweep = cluster.submit("sweep.sbatch", &config, &["--array=0-1"]);
+    let evaluation = cluster.submit("eval.sbatch", &config, &[]);
+    cluster.wait(&evaluation, "end", || cluster.state(&evaluation) == "COMPLETED");
+    let whole_summary = summary(&whole);
+    let top1 = format!("top-1 {:.2} %", 100.0 * whole_summary["top1"].as_f64().unwrap());
+    assert!(cluster.log(&evaluation).contains(&top1), "{top1}: {}", cluster.log(&evaluation));
+    let of = |budget: &str| cluster.path(&format!("runs/codinet-sweep-{sweep}/budget-{budget}"));
+    let budgets = ["0.025", "0.02"].map(of);
+    cluster.wait(&sweep, "end", || budgets.iter().all(|run| run.join("summary.json").exists()));
+    for (run, budget) in budgets.iter().zip([0.025, 0.02]) {
+        assert_eq!(summary(run)["stages"][0]["budget_gmacs"], budget);
+    }
+
     // A job that is long enough to be hurt. A rank that is killed ends it.
     fs::write(&config, text.replace("epochs: 1, lr: 0.05", "epochs: 500, lr: 0.05")).unwrap();
-    let job = cluster.submit("train.sbatch", &config);
+    let job = cluster.submit("train.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
     let processes = cluster.processes(&job);
     let ranks: Vec<u32> =
@@ -204,7 +240,7 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     assert!(took < Duration::from_secs(10), "{took:?}");
 
     // scancel leaves nothing behind, and does not requeue.
-    let job = cluster.submit("train.sbatch", &config);
+    let job = cluster.submit("train.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
     assert!(!cluster.processes(&job).is_empty());
     cluster.says("scancel", &[&job]);

@@ -12,8 +12,10 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .warnings(false) // of libtorch's headers
+        .define("NDEBUG", None) // as libtorch was built, which decides what its classes hold
         .includes([include.clone(), include.join("torch/csrc/api/include")])
         .file("native/shim.cpp")
+        .file("native/layouts.cpp")
         .compile("codinet_shim");
     #[cfg(feature = "mpi")]
     {

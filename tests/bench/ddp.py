@@ -81,7 +81,8 @@ class Net(reference.Net):
         return self.fc(x.mean((2, 3))), torch.stack(logits, 1), torch.stack(path, 1)
 
     @staticmethod
-    def block(block, x, v):
+    def run(block, x):
+        """What the block makes of x."""
         y = block.bn1(block.conv1(x))
         y = block.bn2(block.conv2(F.relu_(y)))
         if block.convs == 3:
@@ -92,7 +93,10 @@ class Net(reference.Net):
             short = F.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, before, block.extra - before))
         elif block.downsample is not None:
             short = block.downsample(x)
-        ran = F.relu_(y.add_(short))
+        return F.relu_(y.add_(short))
+
+    def block(self, block, x, v):
+        ran = self.run(block, x)
         around = F.relu_(block.skip(x)) if block.skip is not None else x
         return torch.lerp(around, ran, v.to(ran.dtype)[:, None, None, None])
 

@@ -228,6 +228,41 @@ bool codinet_side_stream(int device) noexcept {
     });
 }
 
+void *codinet_stream_new(int device) noexcept {
+    return guarded([&]() -> void * { return new c10::Stream(cuda().getStreamFromGlobalPool(gpu(device))); });
+}
+
+// Exchanges `stream` and the one that this thread uses.
+bool codinet_stream_exchange(void *stream) noexcept {
+    return guarded([&] {
+        auto &other = *static_cast<c10::Stream *>(stream);
+        other = cuda().exchangeStream(other);
+        return true;
+    });
+}
+
+void codinet_stream_free(void *stream) noexcept { delete static_cast<c10::Stream *>(stream); }
+
+at::Tensor *codinet_pinned(const at::Tensor *tensor) noexcept {
+    return guarded([&] { return new at::Tensor(tensor->pin_memory()); });
+}
+
+bool codinet_used_here(at::Tensor *tensor) noexcept {
+    return guarded([&] {
+        tensor->record_stream(cuda().getStream(tensor->device()));
+        return true;
+    });
+}
+
+bool codinet_allow_tf32() noexcept {
+    return guarded([&] {
+        auto &context = at::globalContext();
+        context.setAllowTF32CuBLAS(true);
+        context.setAllowTF32CuDNN(true);
+        return context.allowTF32CuBLAS() && context.allowTF32CuDNN();
+    });
+}
+
 // The default stream's is null.
 bool codinet_stream_handle(int device, void **handle) noexcept {
     return guarded([&] {

@@ -72,7 +72,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
     world.broadcast(net.params.flat_buffers(), 0)?;
     let read = input.held_out(config, world).and_then(|batches| batches.collect::<Result<Vec<_>>>());
     let read = read.and_then(|batches| {
-        batches.iter().try_for_each(|batch| input.note_bad_training(batch))?;
+        batches.iter().try_for_each(|batch| input.note_bad_training(&batch.bad))?;
         Ok(batches)
     });
     let batches = collective::agree(world, read)?;
@@ -83,7 +83,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
             let (images, _) = input.tensors(batch);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
             let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);
-            let count = Tensor::from(images.size()[0] as f64).to_device(ran.device()).view(1);
+            let count = Tensor::full([1], images.size()[0] as f64, (Kind::Double, ran.device()));
             sums += Tensor::cat(&[count, ran], 0).to_device(tch::Device::Cpu);
         }
         world.all_reduce_sum(&sums)?;

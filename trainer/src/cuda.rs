@@ -1,11 +1,12 @@
 //! What a GPU needs before a run: libtorch's CUDA half, loaded where it is installed, so that one binary serves machines with
-//! GPUs and without; and kernels of our own.
+//! GPUs and without; how it shall compute; and kernels of our own.
 #![expect(unsafe_code, reason = "loading a library runs its constructors")]
 
 use crate::collective::{World, all_gather_bytes};
 use crate::config::Config;
 use crate::error::Result;
 use crate::fused;
+use crate::native::allow_tf32;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
@@ -39,4 +40,20 @@ pub fn choose_kernels(config: &Config, world: &World, device: Device) -> Result<
         Some(_) => {}
     }
     Ok(())
+}
+
+/// Shapes are the same in every step, so cuDNN may time its algorithms once for each and keep the fastest; which that is may
+/// differ from run to run, and with it the last bits. fp32 may be multiplied as TF32, but where `NVIDIA_TF32_OVERRIDE=0` forbids it.
+/// Untested, as above.
+pub fn settings() {
+    tch::Cuda::cudnn_set_benchmark(true);
+    allow_tf32();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn libtorch_knows_the_settings() {
+        super::settings(); // fails where they did not take; without a GPU they mean nothing
+    }
 }

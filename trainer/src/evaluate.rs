@@ -74,7 +74,7 @@ pub fn evaluate(
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
         let own = labels.shallow_clone().into();
         let ce = loss::classification(&out.logits, &own, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
-        let count = Tensor::from(labels.size()[0] as f64).to_device(hits.device());
+        let count = Tensor::full([0; 0], labels.size()[0] as f64, (Kind::Double, hits.device()));
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
         let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
         sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);

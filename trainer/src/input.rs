@@ -2,13 +2,16 @@
 
 use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, Data, DeviceChoice, Precision};
+use crate::cuda;
 use crate::error::{Error, Exit, Result};
 use crate::fused;
-use crate::loss::Labels;
 use crate::run::BadSamples;
+use crate::upload::on_device;
 use codinet_dataloader::order::EpochOrder;
 use codinet_dataloader::transform::Transform;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, Mix, Mixed, OnBadSample, Spares};
+use codinet_dataloader::{
+    BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, Mix, OnBadSample, Spares,
+};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -171,8 +174,8 @@ impl Input {
     }
 
     /// This rank: notes the bad samples of a batch of training samples, those held out among them.
-    pub fn note_bad_training(&self, batch: &Batch) -> Result<()> {
-        self.bad.borrow_mut().note("train", self.train.len(), self.most_bad, &batch.bad)
+    pub fn note_bad_training(&self, bad: &[BadSample]) -> Result<()> {
+        self.bad.borrow_mut().note("train", self.train.len(), self.most_bad, bad)
     }
 
     /// This rank: notes the bad samples of a batch of validation samples.
@@ -180,19 +183,9 @@ impl Input {
         self.bad.borrow_mut().note("val", self.val.len(), self.most_bad, &batch.bad)
     }
 
-    /// [`tensors`](Self::tensors) of the batch of step `step` of an epoch, whose samples are mixed where the config asks for it.
-    pub fn training_tensors(
-        &self,
-        batch: &mut Batch,
-        config: &Config,
-        step: u64,
-    ) -> Result<(Tensor, Labels)> {
-        let Mixed { labels: partners, lambda } =
-            config.data.mix.apply(batch, config.data.image_size, config.run.seed, step)?;
-        let (images, own) = self.tensors(batch);
-        let partner = || (Tensor::from_slice(&partners).to_device(own.device()), lambda);
-        let partner = (lambda < 1.0).then(partner);
-        Ok((images, Labels { own, partner }))
+    /// As [`Normalise::pixels`].
+    pub fn pixels(&self, pixels: &Tensor) -> Tensor {
+        self.normalise.pixels(pixels)
     }
 
     /// As [`Normalise::tensors`].
@@ -222,13 +215,17 @@ impl Normalise {
     pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
         let images = (batch.samples.len() * batch.views) as i64;
         let shape = [images, self.size, self.size, self.mean.size()[1]];
-        let bytes = Tensor::from_data_size(&batch.images, &shape, Kind::Uint8).to_device(self.device);
-        let labels = Tensor::from_slice(&batch.labels).to_device(self.device);
-        if let Some(images) = fused::pixels(&bytes, &self.mean, &self.std, self.kind) {
-            return (images, labels);
+        let bytes = on_device(&batch.images, self.device).view(shape);
+        (self.pixels(&bytes), on_device(&batch.labels, self.device))
+    }
+
+    /// The same of the pixels alone, u8 `[L·M, H, W, C]` on the device.
+    pub fn pixels(&self, bytes: &Tensor) -> Tensor {
+        if let Some(images) = fused::pixels(bytes, &self.mean, &self.std, self.kind) {
+            return images;
         }
         let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
-        (((pixels - &self.mean) / &self.std).to_kind(self.kind), labels)
+        ((pixels - &self.mean) / &self.std).to_kind(self.kind)
     }
 }
 
@@ -318,7 +315,10 @@ pub fn prepare(config: &Config, world: &World) -> Result<Device> {
             "run.device is cuda, but libtorch finds no GPU here; set run.device=cpu, or check the driver",
         )),
         // A rank that is shown one GPU alone takes that one.
-        _ => Ok(Device::Cuda(world.local().0 % tch::Cuda::device_count() as usize)),
+        _ => {
+            cuda::settings();
+            Ok(Device::Cuda(world.local().0 % tch::Cuda::device_count() as usize))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! Diversity for Dynamic Routing"): ResNets whose blocks a router may skip, with routing paths that are
 //! alike for the views of one sample and unlike for different samples.
 //!
-//! Follow the data: [`input`] turns a batch of bytes into a tensor, [`model`] decides and computes, [`loss`]
+//! Follow the data: [`upload`] takes a batch of bytes to the device, [`input`] makes it a tensor of numbers, [`model`] decides and computes, [`loss`]
 //! has the paper's equations, [`step`] puts them together, [`gradients`] leave for other ranks meanwhile, [`optim`] takes the
 //! step, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files are written.
 
@@ -22,6 +22,8 @@ mod fused;
 pub mod gradients;
 pub mod infer;
 pub mod input;
+#[cfg(test)]
+mod layouts;
 pub mod loss;
 pub mod memory;
 pub mod metrics;
@@ -36,3 +38,4 @@ pub mod run;
 pub mod step;
 pub mod train;
 pub mod trained;
+pub mod upload;

@@ -1,11 +1,12 @@
 //! What tch lacks of libtorch: hooks on gradients, operations with a backward pass of their own, its threads, the fused
-//! update, and streams. The C++ half is `native/shim.cpp`.
+//! update, streams and pinned memory. The C++ half is `native/shim.cpp`.
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use tch::kind::Element;
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
@@ -74,6 +75,12 @@ unsafe extern "C" {
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
     fn codinet_event_free(event: *mut c_void);
     fn codinet_side_stream(device: c_int) -> bool;
+    fn codinet_stream_new(device: c_int) -> *mut c_void;
+    fn codinet_stream_exchange(stream: *mut c_void) -> bool;
+    fn codinet_stream_free(stream: *mut c_void);
+    fn codinet_pinned(tensor: *const C_tensor) -> *mut C_tensor;
+    fn codinet_used_here(tensor: *mut C_tensor) -> bool;
+    fn codinet_allow_tf32() -> bool;
     fn codinet_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
 }
 
@@ -331,6 +338,72 @@ pub fn use_side_stream(device: Device) {
         // SAFETY: no arguments but a number; the result is checked.
         expect(unsafe { codinet_side_stream(index as c_int) }, "a stream of its own");
     }
+}
+
+/// A stream beside the one that this thread uses. Untested: no machine with a GPU has run it yet.
+#[derive(Debug)]
+pub struct Stream(*mut c_void);
+
+impl Stream {
+    /// One of libtorch's pool; none on a CPU.
+    pub fn beside(device: Device) -> Option<Self> {
+        let Device::Cuda(index) = device else { return None };
+        // SAFETY: no arguments but a number; the result is checked.
+        let stream = unsafe { codinet_stream_new(index as c_int) };
+        expect(!stream.is_null(), "a stream");
+        Some(Self(stream))
+    }
+
+    /// What `work` gives the device goes to this stream.
+    pub fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.exchange();
+        let done = work();
+        self.exchange();
+        done
+    }
+
+    /// A panic between two calls ends the job.
+    fn exchange(&mut self) {
+        // SAFETY: the stream is alive, and no other thread's.
+        expect(unsafe { codinet_stream_exchange(self.0) }, "a change of stream");
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made by codinet_stream_new, freed once.
+        unsafe { codinet_stream_free(self.0) };
+    }
+}
+
+/// A copy of `values`, `[values]`, in pinned memory, as [`pinned_tensor`]'s.
+pub fn pinned<T: Element>(values: &[T]) -> Tensor {
+    let shape = [values.len() as i64];
+    // SAFETY: as many elements as it says, which are only read, and outlive the tensor.
+    pinned_tensor(&unsafe { Tensor::from_blob(values.as_ptr().cast(), &shape, &[1], T::KIND, Device::Cpu) })
+}
+
+/// A copy of a CPU's tensor in pinned memory, from which a GPU copies while the host goes on. libtorch keeps the memory until
+/// copies that were started from it are over, by their events, and then uses it again. Needs a GPU.
+pub fn pinned_tensor(tensor: &Tensor) -> Tensor {
+    // SAFETY: a living tensor; the new one is the caller's.
+    let copy = unsafe { codinet_pinned(tensor.as_ptr() as _) };
+    expect(!copy.is_null(), "pinned memory");
+    // SAFETY: not null, and nobody else's.
+    unsafe { Tensor::from_ptr(copy) }
+}
+
+/// The memory of `tensor`, which another stream's work made, is used again only after what this thread's stream has been
+/// given by the time it is freed.
+pub fn used_here(tensor: &Tensor) {
+    // SAFETY: a living tensor of a GPU.
+    expect(unsafe { codinet_used_here(tensor.as_ptr() as _) }, "a tensor's use on another stream");
+}
+
+/// fp32 convolutions and products of matrices may round what they multiply to TF32, on GPUs that have it.
+pub fn allow_tf32() {
+    // SAFETY: no arguments; the result is checked.
+    expect(unsafe { codinet_allow_tf32() }, "TF32");
 }
 
 /// The `cudaStream_t` that this thread uses; the default stream's is null.

@@ -47,7 +47,7 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     let points: Vec<Point> = groups.iter().map(|group| point(group)).collect();
     let caption =
         "Top-1 against mean multiply-accumulates an image (Figures 8, 13, 14); bars: standard deviations.";
-    report.figure(&folder.picture("accuracy", &pictures::accuracy(&points), caption)?);
+    report.figure(&folder.picture("accuracy", &pictures::accuracy(&points, &[]), caption)?);
     let page = out.join("report.html");
     report.save(&page)?;
     println!("{}\n  look at it      {}", aligned(&columns, &table), page.display());

@@ -13,11 +13,11 @@ mod embed;
 mod features;
 mod files;
 mod paths;
-mod pictures;
+pub(crate) mod pictures;
 mod report;
 mod similarity;
 mod study;
-mod svg;
+pub(crate) mod svg;
 mod write;
 
 pub use cli::{Args, Command, What};

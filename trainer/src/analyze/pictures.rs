@@ -241,18 +241,26 @@ pub struct Point {
     pub top1: (f64, f64),
 }
 
-/// Accuracy against cost: Figures 8, 13 and 14.
-pub fn accuracy(points: &[Point]) -> String {
-    let range = |of: fn(&Point) -> (f64, f64)| {
-        let low = points.iter().map(|p| of(p).0 - of(p).1).fold(f64::INFINITY, f64::min);
-        let high = points.iter().map(|p| of(p).0 + of(p).1).fold(f64::NEG_INFINITY, f64::max);
+/// Accuracy against cost: Figures 8, 13 and 14. `of_one` are what one network becomes at other costs, and joined.
+pub fn accuracy(points: &[Point], of_one: &[(f64, f64)]) -> String {
+    let range = |of: fn(&Point) -> (f64, f64), joined: fn(&(f64, f64)) -> f64| {
+        let ends = points.iter().flat_map(|p| [of(p).0 - of(p).1, of(p).0 + of(p).1]);
+        let all = ends.chain(of_one.iter().map(joined));
+        let (low, high) =
+            all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
         let room = (0.08 * (high - low)).max(0.002 * high.abs());
         (low - room, high + room)
     };
-    let x = Axis::linear("mean multiply-accumulates an image, 10⁹", range(|p| p.gmacs));
-    let y = Axis::linear("top-1, %", range(|p| p.top1));
+    let x = Axis::linear("mean multiply-accumulates an image, 10⁹", range(|p| p.gmacs, |p| p.0));
+    let y = Axis::linear("top-1, %", range(|p| p.top1, |p| p.1));
     let mut plot = Plot::new("Accuracy against cost", (SIDE, 260.0), 220.0, x, y);
     let mut entries = Vec::new();
+    for ends in of_one.windows(2) {
+        plot.line(ends[0], ends[1], GREY, 1.5, false);
+    }
+    for &at in of_one {
+        plot.mark(at, 0, 5.0, GREY);
+    }
     for (i, point) in points.iter().enumerate() {
         let (colour, (x, dx), (y, dy)) = (CATEGORIES[i % CATEGORIES.len()], point.gmacs, point.top1);
         if dx + dy > 0.0 {

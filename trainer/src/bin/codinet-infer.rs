@@ -6,6 +6,7 @@ use codinet_trainer::memory;
 
 fn main() {
     memory::tune();
+    memory::tune();
     let args = Args::parse();
     if let Some(shell) = args.completions {
         clap_complete::generate(shell, &mut Args::command(), "codinet-infer", &mut std::io::stdout());

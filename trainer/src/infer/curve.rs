@@ -3,9 +3,11 @@
 use super::cli::{Images, Network, output, unwritable};
 use super::source::Source;
 use super::{Engine, Paths};
+use crate::analyze::pictures::{self, Point};
+use crate::analyze::svg;
 use crate::error::{Error, Exit, Result};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 #[derive(Debug, clap::Args)]
@@ -31,9 +33,32 @@ pub struct Args {
     /// Where the table goes, as CSV; standard output where it is left out.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// Where a picture of it goes: .svg or .png.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// How the bytes of a file are made of an SVG.
+type Format = fn(String) -> Result<Vec<u8>>;
+
+impl Args {
+    /// Where the picture goes, and as what.
+    fn drawing(&self) -> Result<Option<(&Path, Format)>> {
+        let Some(path) = self.plot.as_deref() else { return Ok(None) };
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("svg") => Ok(Some((path, |svg| Ok(svg.into_bytes())))),
+            Some("png") => Ok(Some((path, |svg| Ok(svg::png(&svg)?.0)))),
+            _ => {
+                let what = format!("--plot {}: name a file that ends in .svg or .png", path.display());
+                Err(Error::new(Exit::Config, what))
+            }
+        }
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let drawing = args.drawing()?;
     let (threads, device) = args.network.place.prepare()?;
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
@@ -70,6 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];
+    let mut drawn = Vec::new();
     // First as it was trained.
     for budget in std::iter::once(None).chain(budgets.into_iter().map(Some)) {
         engine.bias = 0.0;
@@ -90,6 +116,7 @@ pub fn run(args: &Args) -> Result<()> {
         let gmacs = macs / images as f64 / 1e9;
         let share = gmacs * 1e9 / engine.costs.static_macs() as f64;
         let (bias, top1) = (engine.bias, right as f64 / images as f64);
+        drawn.push((gmacs, 100.0 * top1));
         let budget = budget.map_or_else(|| "as trained".to_owned(), |budget| format!("{budget:.6}"));
         lines.push(format!("{budget},{bias:.4},{gmacs:.6},{share:.4},{top1:.4},{},{images}", paths.len()));
     }
@@ -97,5 +124,11 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .try_for_each(|line| writeln!(out, "{line}"))
         .and_then(|()| out.flush())
-        .map_err(|error| unwritable(&place, &error))
+        .map_err(|error| unwritable(&place, &error))?;
+    let Some((path, bytes)) = drawing else { return Ok(()) };
+    let (gmacs, top1) = drawn.remove(0);
+    let trained = Point { name: "as trained".into(), gmacs: (gmacs, 0.0), top1: (top1, 0.0) };
+    drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
+    std::fs::write(path, bytes(pictures::accuracy(&[trained], &drawn))?)
+        .map_err(|error| unwritable(path, &error))
 }

@@ -4,7 +4,7 @@
 use super::state::State;
 use crate::model::layers::{Features, Linear};
 use crate::model::router::{Memory, Router};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use tch::Tensor;
 
 /// Numbers multiplied at a time.
@@ -44,13 +44,32 @@ impl<'a> Decider<'a> {
             && state.images() * layers.w1.len() <= FEW
             && let Some(means) = state.means()
         {
-            return Arch::new().dispatch(|| means.chunks(layers.inputs).map(|x| layers.logit(x)).collect());
+            return Arch::new().dispatch(Logits { layers, means });
         }
         let features = match self.router {
             Router::Cnn(..) => state.x().shallow_clone().into(),
             _ => Features::with_mean(state.x().shallow_clone(), state.mean()),
         };
         Vec::try_from(&self.router.logit(&features, memory)).expect("a logit an image")
+    }
+}
+
+/// The logits of images with these means, `[N, C]`.
+struct Logits<'a> {
+    layers: &'a Layers,
+    means: &'a [f32],
+}
+
+impl WithSimd for Logits<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<f32> {
+        let Self { layers, means } = self;
+        let mut logits = Vec::with_capacity(means.len() / layers.inputs);
+        for x in means.chunks_exact(layers.inputs) {
+            logits.push(layers.logit(x)); // a closure's body would not be compiled for these instructions
+        }
+        logits
     }
 }
 

@@ -3,12 +3,14 @@
 #![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
 
 use crate::native::parallel;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
 
 /// Channels that are added up at a time.
 const LANES: usize = 16;
+/// Pixels that are gone through for one group of channels after the other, and stay in the nearest cache meanwhile.
+const NEAR: usize = 32;
 
 /// Memory that holds something of each image.
 struct Images<'a> {
@@ -87,7 +89,7 @@ pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; nobody else has `means`.
         let mean = unsafe { to.get_mut(rows[i]) };
-        Arch::new().dispatch(|| average(from.get(rows[i]), mean));
+        Arch::new().dispatch(Average { pixels: from.get(rows[i]), mean });
     });
 }
 
@@ -100,10 +102,7 @@ pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
         let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };
-        Arch::new().dispatch(|| {
-            add(onto, from.get(i));
-            average(onto, mean); // while it is in the cache
-        });
+        Arch::new().dispatch(AddRelu { onto, from: from.get(i), mean });
     });
 }
 
@@ -116,38 +115,63 @@ fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
     }
 }
 
-#[inline(always)]
-fn add(onto: &mut [f32], from: &[f32]) {
-    for (onto, from) in onto.iter_mut().zip(from) {
-        *onto = (*onto + from).max(0.0);
+/// The mean of an image's pixels.
+struct Average<'a> {
+    pixels: &'a [f32],
+    mean: &'a mut [f32],
+}
+
+impl WithSimd for Average<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (pixels, _) = self.pixels.as_chunks::<LANES>();
+        self.mean.fill(0.0);
+        let (means, _) = self.mean.as_chunks_mut::<LANES>();
+        let chunks = means.len();
+        for pixels in pixels.chunks(NEAR * chunks) {
+            for (j, mean) in means.iter_mut().enumerate() {
+                // Four sums, so that an addition need not wait for the one before.
+                let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
+                let mut four = pixels.chunks_exact(4 * chunks);
+                for pixels in &mut four {
+                    for i in 0..LANES {
+                        a[i] += pixels[j][i];
+                        b[i] += pixels[j + chunks][i];
+                        c[i] += pixels[j + 2 * chunks][i];
+                        d[i] += pixels[j + 3 * chunks][i];
+                    }
+                }
+                for pixel in four.remainder().chunks_exact(chunks) {
+                    for i in 0..LANES {
+                        a[i] += pixel[j][i];
+                    }
+                }
+                for i in 0..LANES {
+                    mean[i] += a[i] + b[i] + (c[i] + d[i]);
+                }
+            }
+        }
+        let count = (pixels.len() / chunks) as f32;
+        means.as_flattened_mut().iter_mut().for_each(|sum| *sum /= count);
     }
 }
 
-#[inline(always)]
-fn average(pixels: &[f32], mean: &mut [f32]) {
-    let channels = mean.len();
-    let (pixels, _) = pixels.as_chunks::<LANES>();
-    let (chunks, count) = (channels / LANES, (pixels.len() * LANES / channels) as f32);
-    for (j, mean) in mean.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        // Four sums, so that an addition need not wait for the one before.
-        let [mut a, mut b, mut c, mut d] = [[0f32; LANES]; 4];
-        let mut four = pixels.chunks_exact(4 * chunks);
-        for pixels in &mut four {
-            for i in 0..LANES {
-                a[i] += pixels[j][i];
-                b[i] += pixels[j + chunks][i];
-                c[i] += pixels[j + 2 * chunks][i];
-                d[i] += pixels[j + 3 * chunks][i];
-            }
+/// An image's pixels become max(they + others, 0), and are averaged while they are in the cache.
+struct AddRelu<'a> {
+    onto: &'a mut [f32],
+    from: &'a [f32],
+    mean: &'a mut [f32],
+}
+
+impl WithSimd for AddRelu<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (onto, from) in self.onto.iter_mut().zip(self.from) {
+            *onto = (*onto + from).max(0.0);
         }
-        for pixel in four.remainder().chunks_exact(chunks) {
-            for i in 0..LANES {
-                a[i] += pixel[j][i];
-            }
-        }
-        for i in 0..LANES {
-            mean[i] = (a[i] + b[i] + (c[i] + d[i])) / count;
-        }
+        Average { pixels: self.onto, mean: self.mean }.with_simd(simd);
     }
 }
 

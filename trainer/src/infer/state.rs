@@ -31,9 +31,9 @@ impl State {
         self.known.len()
     }
 
-    /// The activation has other values in the same memory.
-    pub fn changed(&mut self) {
-        self.known.fill(false);
+    /// The images at `rows` have other values in the same memory.
+    pub fn changed(&mut self, rows: &[usize]) {
+        rows.iter().for_each(|&row| self.known[row] = false);
     }
 
     /// Another activation takes this one's place.

@@ -3,7 +3,7 @@
 
 use super::params::{Params, Role};
 use crate::fused::{self, Then};
-use crate::native::RankMean;
+use crate::native::{self, RankMean};
 use codinet_dataloader::random::{self, Domain};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
@@ -287,9 +287,21 @@ impl Features {
 
     /// The mean over H and W, f32 `[N, C]`.
     pub fn mean(&self) -> Tensor {
-        let of = || self.x.mean_dim([2, 3].as_slice(), false, Kind::Float);
-        self.mean.as_ref().map_or_else(of, Tensor::shallow_clone)
+        self.mean.as_ref().map_or_else(|| mean_over_area(&self.x), Tensor::shallow_clone)
     }
+}
+
+/// The mean of `x` over H and W, f32 `[N, C]`, whose gradient is a view of a number a channel. That of libtorch's own mean is
+/// as large as `x`, with channels first.
+fn mean_over_area(x: &Tensor) -> Tensor {
+    let mean = tch::no_grad(|| x.mean_dim([2, 3].as_slice(), false, Kind::Float));
+    let (shape, kind) = (x.size(), x.kind());
+    let area: i64 = shape[2..].iter().product();
+    native::function([x], [&mean], move |[gradient]| {
+        let by_channel = gradient.map(|gradient| (gradient / area as f64).to_kind(kind));
+        [by_channel.map(|gradient| gradient.unsqueeze(2).unsqueeze(3).expand(&shape, false))]
+    });
+    mean
 }
 
 impl Lstm {

@@ -12,7 +12,7 @@ use crate::gradients::Gradients;
 use crate::input::Input;
 use crate::loss::Weights;
 use crate::metrics::Meter;
-use crate::model::{Decisions, Net, Statistics, gumbel_noise};
+use crate::model::{Decisions, Net, Statistics};
 use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
 use crate::paths::Histogram;
@@ -20,7 +20,7 @@ use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, Saver};
 use crate::step::{MicroBatch, Step, Told};
-use codinet_dataloader::{Batch, Loader};
+use crate::upload::{Place as Turn, Upload, Uploads};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,8 +69,8 @@ struct Pace {
 }
 
 impl Pace {
-    fn start(loader: &Loader, world: &World) -> Self {
-        Self { since: Instant::now(), steps: 0, loader: loader.wait(), traffic: world.traffic() }
+    fn start(uploads: &Uploads, world: &World) -> Self {
+        Self { since: Instant::now(), steps: 0, loader: uploads.wait(), traffic: world.traffic() }
     }
 
     fn seconds(&self) -> f64 {
@@ -196,17 +196,21 @@ impl<'a> Trainer<'a> {
         let batch_size = config.optim.batch_size as u64;
         let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
         let (from, to) = (before + self.state.epoch, before + stage.epochs);
-        let mut loader = self.input.training(config, self.world, from, self.state.sample / batch_size, to)?;
-        let mut pace = Pace::start(&loader, self.world);
+        let first = Turn { of_epoch: self.state.sample / batch_size, of_run: self.state.step };
+        let loader = self.input.training(config, self.world, from, first.of_epoch, to)?;
+        let gates = self.costs.size()[0] as usize;
+        let mut uploads = Uploads::new(loader, config, self.device, gates, first, steps);
+        let mut pace = Pace::start(&uploads, self.world);
         self.console.start_bar(stage.epochs * steps, self.step_of_stage());
         loop {
             while self.state.sample < steps * batch_size {
-                let mut batch = loader.next().expect("as many batches as steps")?;
-                self.input.note_bad_training(&batch)?;
+                let upload = uploads.next().expect("as many batches as steps")?;
+                self.input.note_bad_training(&upload.bad)?;
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let weights = Weights::new(config, stage, self.state.price.gamma);
-                let (stop, hard_rates) = self.step(&mut batch, stage, weights, lr)?.read();
-                loader.recycle(batch);
+                let told = self.step(&upload, stage, weights, lr)?;
+                uploads.send_ahead();
+                let (stop, hard_rates) = told.read();
                 self.steer(stage, &hard_rates);
                 self.state.step += 1;
                 self.state.sample += batch_size;
@@ -216,9 +220,9 @@ impl<'a> Trainer<'a> {
                 if self.state.step.is_multiple_of(config.run.log_every) {
                     self.read_meter()?;
                     let paths = self.last_paths()?;
-                    self.log_step(stage, &weights, lr, &pace, &loader, &paths)?;
+                    self.log_step(stage, &weights, lr, &pace, &uploads, &paths)?;
                     self.state.training_seconds += pace.seconds();
-                    pace = Pace::start(&loader, self.world);
+                    pace = Pace::start(&uploads, self.world);
                 } else {
                     self.console.step(self.step_of_stage(), None);
                 }
@@ -239,7 +243,7 @@ impl<'a> Trainer<'a> {
                 self.console.end_bar();
                 return Ok(evaluation);
             }
-            pace = Pace::start(&loader, self.world);
+            pace = Pace::start(&uploads, self.world);
         }
     }
 
@@ -292,17 +296,13 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
-    fn step(&mut self, batch: &mut Batch, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
+    fn step(&mut self, upload: &Upload, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
         let config = self.config;
         self.world.at_step(self.state.step + 1);
-        let step_of_epoch = self.state.sample / config.optim.batch_size as u64;
-        let (images, labels) = self.input.training_tensors(batch, config, step_of_epoch)?; // [A·L·M, C, H, W], [A·L]
-        let gates = self.costs.size()[0] as usize;
-        let noise = gumbel_noise(config.run.seed, self.state.step, &batch.samples, batch.views, gates)
-            .to_device(self.device);
+        let images = self.input.pixels(&upload.pixels); // [A·L·M, C, H, W]
         // Micro-batch a of rank r is what rank r·A + a would have of A times as many ranks.
         let micros = (self.state.micro_batches / self.world.world()) as i64;
-        let noises = noise.chunk(micros, 0);
+        let noises = upload.noise.chunk(micros, 0);
         let router = &config.model.router;
         let batch_of = |((images, labels), noise)| MicroBatch {
             images,
@@ -316,7 +316,7 @@ impl<'a> Trainer<'a> {
                 Routers::Freeze => Decisions::Hard,
             },
         };
-        let parts = images.chunk(micros, 0).into_iter().zip(labels.chunk(micros)).zip(&noises);
+        let parts = images.chunk(micros, 0).into_iter().zip(upload.labels.chunk(micros)).zip(&noises);
         let micro_batches: Vec<MicroBatch> = parts.map(batch_of).collect();
         let step = Step {
             world: self.world,
@@ -325,7 +325,7 @@ impl<'a> Trainer<'a> {
             costs: &self.costs,
             weights,
             routers: stage.routers,
-            views: batch.views as i64,
+            views: upload.views as i64,
             // Where ranks have become fewer: all samples were told apart in one go before.
             scope: if config.optim.accumulate == 1 { Scope::GlobalBatch } else { config.diversity.scope },
             statistics: Statistics::Batch { seen: true, over: self.over_ranks.as_ref() },

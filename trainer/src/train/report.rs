@@ -10,7 +10,7 @@ use crate::metrics::Measured;
 use crate::paths::{self, Histogram};
 use crate::run::checkpoint::State;
 use crate::run::{Records, projector, write_whole};
-use codinet_dataloader::Loader;
+use crate::upload::Uploads;
 use serde_json::json;
 use std::time::Duration;
 
@@ -94,12 +94,12 @@ impl Trainer<'_> {
         weights: &Weights,
         lr: f64,
         pace: &Pace,
-        loader: &Loader,
+        uploads: &Uploads,
         paths: &Histogram,
     ) -> Result<()> {
         let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
         let share = |time: Duration| time.as_secs_f64() / pace.seconds();
-        let loader_wait = share(loader.wait() - pace.loader);
+        let loader_wait = share(uploads.wait() - pace.loader);
         let (traffic, before) = (self.world.traffic(), pace.traffic);
         let collective_bytes = (traffic.bytes - before.bytes) / pace.steps;
         let State { step, samples, epoch, .. } = self.state;

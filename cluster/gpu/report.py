@@ -1,0 +1,73 @@
+"""The table of check.py's numbers, the floors and the goals."""
+
+import statistics
+
+PROGRAMS = ["codinet-train", "PyTorch eager", "torch.compile"]
+
+
+def floors(facts, net, gated, images):
+    """Images/s at which arithmetic and memory are each at their peak."""
+    work = facts["work"][net]["gated" if gated else "static"]
+    peak = facts["peak"] or facts["measured"]
+    # fp32 weights are read forward and backward, their gradients written; the update reads three tensors and writes two.
+    by_bytes = work["bytes"] + 4 * 8 * work["parameters"] / images
+    return {"flops": peak["tflops"] * 1e12 / work["flops"], "bytes": peak["gb_per_s"] * 1e9 / by_bytes}
+
+
+def median(cell):
+    return statistics.median(cell["images_per_second"]) if cell and cell["images_per_second"] else None
+
+
+def table(result):
+    facts = result["device"]
+    out = [f"{facts['name']}, driver {facts['driver']}, {facts['cores']} cores, torch {facts['torch']}, {result['date']}, {result['version']}", ""]
+    out += ["| network | precision | loss off, first step, any | gradient norm off, first step, any | |", "|---|---|---|---|---|"]
+    for row in result["right"]:
+        if "off" in row:
+            (loss, norm), (most_loss, most_norm) = row["off"]
+            cells = [f"{loss:.1e}, {most_loss:.1e}", f"{norm:.1e}, {most_norm:.1e}"]
+        else:
+            cells = [row["failed"], ""]
+        cells = [row["what"], row["precision"], *cells, "right" if row["right"] else "**wrong**"]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", "| network | images a step | fed by | " + " | ".join(PROGRAMS) + " | to eager | to compile | waits for the loader | floor, FLOPs | floor, bytes |"]
+    out.append("|---" * 11 + "|")
+    for row in result["fast"]:
+        speeds = [median(row["programs"].get(program)) for program in PROGRAMS]
+        cells = [f"ResNet-{row['net'][1:]}, {'gated' if row['gated'] else 'static'}", str(row["images"]), row["source"]]
+        for program, speed in zip(PROGRAMS, speeds):
+            failed = row["programs"].get(program, {}).get("failed")
+            of = row["programs"].get(program, {}).get("images_per_second")
+            cells.append(f"{speed:,.1f} ({min(of):,.1f} to {max(of):,.1f})" if speed else failed or "–")
+        cells += [f"{speeds[0] / peer:.2f}" if speeds[0] and peer else "–" for peer in speeds[1:]]
+        wait = row["programs"].get(PROGRAMS[0], {}).get("loader_wait")
+        cells += ["–" if wait is None else f"{100 * wait:.1f} %"]
+        cells += [f"{row['floors'][floor]:,.0f}" for floor in ("flops", "bytes")]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", *result["goals"]]
+    peak = facts["peak"] or facts["measured"]
+    source = "NVIDIA's data sheet" if facts["peak"] else "measured"
+    of = facts["measured"]
+    out += [f"Floors at {peak['tflops']:,.1f} TFLOP/s and {peak['gb_per_s']:,.0f} GB/s ({source}); a bf16 product of matrices reached {of['tflops']:,.1f}, a copy {of['gb_per_s']:,.0f}."]
+    out += [f"Loader-fed: {result['fed']}."]
+    out += ["Left out for lack of time: " + ("; ".join(result["left_out"]) or "nothing") + "."]
+    return "\n".join(out)
+
+
+def goals(rows, facts):
+    """The goals beside what was found, a line each."""
+    speed = {(row["net"], row["gated"], row["images"], row["source"]): row["programs"] for row in rows}
+    said = []
+    for (net, gated, images, source), programs in speed.items():
+        if source != "synthetic":
+            own, fed = median(speed.get((net, gated, images, "synthetic"), {}).get(PROGRAMS[0])), median(programs.get(PROGRAMS[0]))
+            if own and fed:
+                said.append(f"ResNet-{net[1:]}, gated, {images} images: loader-fed at {100 * fed / own:.1f} % of synthetic.")
+            continue
+        mine = median(programs.get(PROGRAMS[0]))
+        static = median(speed.get((net, False, images, source), {}).get(PROGRAMS[0]))
+        if gated and mine and static:
+            work = facts["work"][net]
+            share = mine / static * work["gated"]["macs"] / work["static"]["macs"]
+            said.append(f"ResNet-{net[1:]}, {images} images: gated at {100 * share:.1f} % of what static and the ratio of MACs allow (goal: 95 %).")
+    return [*(f"- {one}" for one in said), ""] if said else []
