@@ -14,6 +14,7 @@ fn main() {
         .warnings(false) // of libtorch's headers
         .includes([include.clone(), include.join("torch/csrc/api/include")])
         .file("native/shim.cpp")
+        .file("native/profile.cpp")
         .compile("codinet_shim");
     #[cfg(feature = "mpi")]
     {
