@@ -41,14 +41,21 @@ fn a_profile_has_a_table_that_adds_up_and_a_trace_with_its_ranges() {
             let trace = json(&folder.join(format!("rank{rank}.json")));
             let events = trace["traceEvents"].as_array().unwrap();
             let count = |name: &str| {
-                events.iter().filter(|event| event["name"] == name && event["cat"] == "user_annotation").count()
+                events
+                    .iter()
+                    .filter(|event| event["name"] == name && event["cat"] == "user_annotation")
+                    .count()
             };
             for name in ["step", "loader wait", "forward", "backward", "optimizer"] {
                 assert_eq!(count(name), 3, "{name}");
             }
-            assert!(count("collective") >= 6 && count("collective wait") >= 6, "an all-gather and a bucket a step");
+            assert!(
+                count("collective") >= 6 && count("collective wait") >= 6,
+                "an all-gather and a bucket a step"
+            );
             assert!(events.iter().any(|event| event["name"] == "aten::convolution_backward"));
-            let thread = |name: &str| events.iter().find(|event| event["name"] == name).unwrap()["tid"].clone();
+            let thread =
+                |name: &str| events.iter().find(|event| event["name"] == name).unwrap()["tid"].clone();
             assert_ne!(thread("collective"), thread("forward"), "collectives have a thread of their own");
         }
     }
@@ -59,13 +66,17 @@ fn the_batch_that_is_found_fits_and_a_larger_one_does_not() {
     for ranks in [1, 2] {
         let bench = Bench::new();
         // What a rank takes at 8 samples, and a limit that lets it have somewhat more.
-        let peak = |batch: usize| {
-            let sets = [format!("optim.batch_size={batch}"), format!("run.dir=at{batch}")];
-            succeed(&mut bench.train(ranks, &["--profile", "1", "--set", &sets[0], "--set", &sets[1], WIDE[0], WIDE[1]]));
-            let profile = json(&bench.path(&format!("at{batch}/profile/profile.json")));
-            let held = |rank: &Value| rank["peak_bytes"]["held"].as_u64().unwrap();
-            profile.as_array().unwrap().iter().map(held).max().unwrap()
-        };
+        let peak =
+            |batch: usize| {
+                let sets = [format!("optim.batch_size={batch}"), format!("run.dir=at{batch}")];
+                succeed(&mut bench.train(
+                    ranks,
+                    &["--profile", "1", "--set", &sets[0], "--set", &sets[1], WIDE[0], WIDE[1]],
+                ));
+                let profile = json(&bench.path(&format!("at{batch}/profile/profile.json")));
+                let held = |rank: &Value| rank["peak_bytes"]["held"].as_u64().unwrap();
+                profile.as_array().unwrap().iter().map(held).max().unwrap()
+            };
         let (small, large) = (peak(8), peak(96));
         assert!(large > small + (40 << 20), "{small} {large}: images that take memory");
         let limit = u64::midpoint(small, large);
@@ -96,13 +107,24 @@ fn running_out_of_memory_is_one_line() {
     // Enough address space to start, too little for 6144 images.
     let line = format!("ulimit -v {}; exec \"$0\" \"$@\"", 4 << 20);
     let mut limited = Command::new("sh");
-    limited.args(["-c", &line]).arg(train.get_program()).args(train.get_args()).current_dir(bench.folder.path());
+    limited
+        .args(["-c", &line])
+        .arg(train.get_program())
+        .args(train.get_args())
+        .current_dir(bench.folder.path());
     let output = finish(&mut limited);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(10), "{said}");
     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(errors.len(), 1, "{said}");
-    for part in ["out of memory on rank 0", "optim.batch_size", "optim.accumulate", "data.views", "bf16", "--find-batch"] {
+    for part in [
+        "out of memory on rank 0",
+        "optim.batch_size",
+        "optim.accumulate",
+        "data.views",
+        "bf16",
+        "--find-batch",
+    ] {
         assert!(errors[0].contains(part), "{part} in {said}");
     }
 }

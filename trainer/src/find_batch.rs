@@ -62,7 +62,13 @@ struct Tried {
 
 /// All ranks: finds the largest `optim.batch_size` of which a rank needs at most `limit`, by default what it has, and says
 /// how to use it.
-pub fn run(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool>, limit: Option<Size>) -> Result<()> {
+pub fn run(
+    world: &World,
+    config: &Config,
+    device: Device,
+    stop: &Arc<AtomicBool>,
+    limit: Option<Size>,
+) -> Result<()> {
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
@@ -89,7 +95,8 @@ pub fn run(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
     }
     let Some(best) = search.best(&tried) else {
         let least = tried.first().map_or(0, |one| one.peak);
-        let message = format!("a batch of {unit} takes {} a rank, more than there is; {}", gib(least), memory::MEND);
+        let message =
+            format!("a batch of {unit} takes {} a rank, more than there is; {}", gib(least), memory::MEND);
         return Err(Error { exit: Exit::Memory, message, agreed: true });
     };
     console.say(&advice(config, &best, best.batch == search.most));
@@ -101,7 +108,10 @@ fn unit(config: &Config, ranks: usize) -> usize {
     let pairs = if config.data.mix == codinet_dataloader::Mix::default() { 1 } else { 2 };
     let unit = ranks * config.optim.accumulate * pairs;
     let lanes = config.data.lanes.map_or(1, |lanes| lanes.count);
-    (1..).map(|times| times * unit).find(|unit| unit.is_multiple_of(lanes)).expect("at the latest unit × lanes")
+    (1..)
+        .map(|times| times * unit)
+        .find(|unit| unit.is_multiple_of(lanes))
+        .expect("at the latest unit × lanes")
 }
 
 /// All ranks: some real steps at this config's batch size.
@@ -123,7 +133,11 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
     let seconds = over_ranks(world, start.elapsed().as_secs_f64())?.into_iter().fold(0.0, f64::max);
     let peak = over_ranks(world, memory::peak(device).held as f64)?.into_iter().fold(0.0, f64::max);
     let images = STEPS.1 * config.optim.batch_size * config.data.views;
-    Ok(Tried { batch: config.optim.batch_size, peak: peak as u64, images_per_second: images as f64 / seconds })
+    Ok(Tried {
+        batch: config.optim.batch_size,
+        peak: peak as u64,
+        images_per_second: images as f64 / seconds,
+    })
 }
 
 /// All ranks: a number of each.
@@ -159,14 +173,15 @@ impl Search {
             let least = tried.iter().map(|one| one.batch).min();
             return match least {
                 None => Some((4 * self.unit).min(self.most)),
-                Some(batch) => (batch > self.unit).then(|| (batch / 2 / self.unit * self.unit).max(self.unit)),
+                Some(batch) => {
+                    (batch > self.unit).then(|| (batch / 2 / self.unit * self.unit).max(self.unit))
+                }
             };
         };
         let above = tried.iter().filter(|one| !self.fits(one)).min_by_key(|one| one.batch);
         let below = tried.iter().filter(|one| one.batch < best.batch).max_by_key(|one| one.batch);
-        let slope = |other: &Tried| {
-            (other.peak as f64 - best.peak as f64) / (other.batch as f64 - best.batch as f64)
-        };
+        let slope =
+            |other: &Tried| (other.peak as f64 - best.peak as f64) / (other.batch as f64 - best.batch as f64);
         let room = self.limit - best.peak as f64;
         let more = match above.or(below).map(slope) {
             None => best.batch, // a second point for the line
@@ -208,7 +223,12 @@ mod tests {
     use super::*;
 
     /// What a search finds where a batch takes `peak(batch)` bytes, and the sizes that it tries.
-    fn found(limit: f64, unit: usize, most: usize, peak: impl Fn(usize) -> f64) -> (Option<usize>, Vec<usize>) {
+    fn found(
+        limit: f64,
+        unit: usize,
+        most: usize,
+        peak: impl Fn(usize) -> f64,
+    ) -> (Option<usize>, Vec<usize>) {
         let search = Search { limit, unit, most };
         let mut tried = Vec::new();
         while let Some(batch) = search.next(&tried) {
@@ -227,8 +247,10 @@ mod tests {
         assert_eq!(found(310.0, 4, 100, affine), (None, vec![16, 8, 4]));
         assert_eq!(found(345.0, 4, 100, affine).0, Some(4));
         // A jump, as of another algorithm's workspace, and a curve: never far off, and what is said fits.
-        for peak in [|b: usize| 300.0 + 10.0 * b as f64 + if b > 700 { 4000.0 } else { 0.0 }, |b| 300.0 + (b * b) as f64 / 90.0]
-        {
+        for peak in [
+            |b: usize| 300.0 + 10.0 * b as f64 + if b > 700 { 4000.0 } else { 0.0 },
+            |b| 300.0 + (b * b) as f64 / 90.0,
+        ] {
             let best = found(10_300.0, 4, 100_000, peak).0.unwrap();
             let largest = (1..).map(|n| 4 * n).take_while(|&b| peak(b) <= 10_300.0).last().unwrap();
             assert!(best <= largest && best as f64 > 0.9 * largest as f64, "{best} of {largest}");

@@ -43,8 +43,13 @@ pub const MEND: &str = "lower optim.batch_size, raise optim.accumulate, lower da
                         codinet-train CONFIG --find-batch finds the largest batch that fits";
 
 /// The words of libtorch, oneDNN and C++'s allocator for memory that they did not get.
-const WORDS: [&str; 5] =
-    ["out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory"];
+const WORDS: [&str; 5] = [
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+];
 
 /// Whether a panic's words tell that memory did not suffice.
 pub fn ran_out(words: &str) -> bool {

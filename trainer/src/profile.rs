@@ -129,7 +129,14 @@ fn common(a: &[(f64, f64)], b: &[(f64, f64)]) -> f64 {
 
 /// All ranks: profiles `steps` steps, then traces some more; writes `profile/` in the run directory and nothing else of it.
 /// `name` is the config's.
-pub fn run(trainer: &mut Trainer, world: &World, config: &Config, device: Device, steps: u64, name: &str) -> Result<()> {
+pub fn run(
+    trainer: &mut Trainer,
+    world: &World,
+    config: &Config,
+    device: Device,
+    steps: u64,
+    name: &str,
+) -> Result<()> {
     let made = if world.rank() == 0 { folder(name, config) } else { Ok(PathBuf::new()) };
     let folder = agree(world, made)?.display().to_string();
     let folder = PathBuf::from(crate::collective::broadcast_text(world, &folder)?);
@@ -170,14 +177,24 @@ pub fn run(trainer: &mut Trainer, world: &World, config: &Config, device: Device
         "peak_bytes": {"tensors": peak.tensors, "held": peak.held, "phases": phases(&of_phases)},
     });
     let all = all_gather_bytes(world, mine.to_string().as_bytes())?;
-    let all: Vec<Value> = all.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
+    let all: Vec<Value> =
+        all.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
     let mut table = table(&anatomy, device, peak, &of_phases);
-    let _ = write!(table, "\n{speed:.1} images/s on {} rank(s); {:.4} TFLOP/s a rank", world.world(), flops / 1e12);
+    let _ = write!(
+        table,
+        "\n{speed:.1} images/s on {} rank(s); {:.4} TFLOP/s a rank",
+        world.world(),
+        flops / 1e12
+    );
     if let Some((flops_peak, bytes_peak)) = peaks_of(&device_name(device)) {
         let share = 100.0 * flops / 1e12 / flops_peak;
         let _ = write!(table, ", {share:.1} % of {flops_peak} (dense bf16; memory {bytes_peak} GB/s)");
     }
-    let _ = writeln!(table, "\n3 × {:.4} GMACs × 2 an image, arithmetic of convolutions and linear layers", macs / 1e9);
+    let _ = writeln!(
+        table,
+        "\n3 × {:.4} GMACs × 2 an image, arithmetic of convolutions and linear layers",
+        macs / 1e9
+    );
     if world.world() > 1 {
         table += &ranks(&all);
     }
@@ -211,7 +228,8 @@ fn folder(name: &str, config: &Config) -> Result<PathBuf> {
 }
 
 fn milliseconds(anatomy: &Anatomy) -> Value {
-    let parts = anatomy.parts().into_iter().chain([("step", anatomy.step), ("collectives hidden", anatomy.hidden)]);
+    let parts =
+        anatomy.parts().into_iter().chain([("step", anatomy.step), ("collectives hidden", anatomy.hidden)]);
     parts.map(|(name, time)| (name.to_owned(), json!(time))).collect::<serde_json::Map<_, _>>().into()
 }
 
@@ -244,21 +262,29 @@ fn table(anatomy: &Anatomy, device: Device, peak: Peak, of_phases: &[(Phase, u64
             gib(peak.tensors),
             gib(peak.held)
         ),
-        _ => writeln!(text, "\npeak memory {} of the process; beside a phase: up to its end, in the first step", gib(peak.held)),
+        _ => writeln!(
+            text,
+            "\npeak memory {} of the process; beside a phase: up to its end, in the first step",
+            gib(peak.held)
+        ),
     };
     text
 }
 
 /// One line a rank: the slowest is not always rank 0, whose table stands above.
 fn ranks(all: &[Value]) -> String {
-    let mut text = format!("\n{:<6}{:>10}{:>10}{:>10}{:>10}{:>14}\n", "rank", "step", "loader", "exposed", "hidden", "peak memory");
+    let mut text = format!(
+        "\n{:<6}{:>10}{:>10}{:>10}{:>10}{:>14}\n",
+        "rank", "step", "loader", "exposed", "hidden", "peak memory"
+    );
     for rank in all {
         let ms = |part: &str| rank["ms"][part].as_f64().unwrap_or(f64::NAN);
         let (step, loader) = (ms("step"), ms("loader wait"));
         let (exposed, hidden) = (ms("collectives exposed"), ms("collectives hidden"));
         let peak = gib(rank["peak_bytes"]["held"].as_u64().unwrap_or(0));
         let number = &rank["rank"];
-        let _ = writeln!(text, "{number:<6}{step:>10.2}{loader:>10.2}{exposed:>10.2}{hidden:>10.2}{peak:>14}");
+        let _ =
+            writeln!(text, "{number:<6}{step:>10.2}{loader:>10.2}{exposed:>10.2}{hidden:>10.2}{peak:>14}");
     }
     text
 }
@@ -266,8 +292,12 @@ fn ranks(all: &[Value]) -> String {
 /// The GPU's name by its driver, by the place of this rank's among those of the host; untested. `CPU` for a CPU.
 fn device_name(device: Device) -> String {
     let Device::Cuda(index) = device else { return "CPU".into() };
-    let mut gpus: Vec<PathBuf> =
-        fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten().map(|gpu| gpu.path()).collect();
+    let mut gpus: Vec<PathBuf> = fs::read_dir("/proc/driver/nvidia/gpus")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|gpu| gpu.path())
+        .collect();
     gpus.sort();
     let model = |gpu: &Path| {
         let text = fs::read_to_string(gpu.join("information")).ok()?;

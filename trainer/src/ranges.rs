@@ -116,9 +116,11 @@ pub fn start(device: Device, memory: bool) {
 pub fn stop() -> Recorded {
     ON.store(false, Ordering::Relaxed);
     let Some(Recorder { base, ranges, peaks, .. }) = recorder().take() else { return Recorded::default() };
-    let spans = ranges
-        .iter()
-        .map(|(phase, start, end)| Span { phase: *phase, start: start.since(&base), end: end.since(&base) });
+    let spans = ranges.iter().map(|(phase, start, end)| Span {
+        phase: *phase,
+        start: start.since(&base),
+        end: end.since(&base),
+    });
     Recorded { spans: spans.collect(), peaks: peaks.unwrap_or_default() }
 }
 
@@ -141,7 +143,8 @@ fn recorder() -> MutexGuard<'static, Option<Recorder>> {
 
 impl Range {
     fn enter(phase: Phase) -> Option<Self> {
-        let (device, memory) = recorder().as_ref().map(|recorder| (recorder.device, recorder.peaks.is_some()))?;
+        let (device, memory) =
+            recorder().as_ref().map(|recorder| (recorder.device, recorder.peaks.is_some()))?;
         let name = CString::new(phase.name()).expect("no NUL");
         // SAFETY: a NUL-terminated string, which is copied.
         let named = unsafe { codinet_range_enter(name.as_ptr()) };

@@ -21,7 +21,8 @@ impl<'a> Trainer<'a> {
     /// MACs of an image in a training step's forward pass: both ways of each gated block are computed.
     pub fn forward_macs(&self) -> i64 {
         let costs = &self.net.costs;
-        let blocks = costs.blocks.iter().map(|block| block.run + block.router.map_or(0, |router| router + block.skip));
+        let blocks =
+            costs.blocks.iter().map(|block| block.run + block.router.map_or(0, |router| router + block.skip));
         costs.stem + costs.head + blocks.sum::<i64>()
     }
 }
@@ -35,7 +36,11 @@ impl Trial<'_, '_> {
         let lr = config.lr_at(stage, trainer.step_of_stage() as f64 / steps as f64);
         let weights = Weights::new(config, stage, trainer.state.price.gamma);
         if trainer.next_step(&mut self.loader, stage, weights, lr)? {
-            return Err(Error { exit: Exit::Interrupted, message: "stopped on request".into(), agreed: true });
+            return Err(Error {
+                exit: Exit::Interrupted,
+                message: "stopped on request".into(),
+                agreed: true,
+            });
         }
         if trainer.step_of_stage().is_multiple_of(steps) {
             trainer.state.sample = 0; // the loader goes on with another epoch, the learning rate from the start
