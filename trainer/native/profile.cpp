@@ -7,6 +7,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <malloc.h>
+#include <stdlib.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 #include <torch/csrc/profiler/orchestration/observer.h>
 
@@ -19,8 +20,6 @@ using torch::profiler::impl::ActivityType;
 
 extern "C" {
 
-void suppressLibkinetoLogMessages();  // libkineto's own; without a GPU it would complain that there is none
-
 // From here on everything that libtorch does is recorded, on all threads.
 bool codinet_trace_start(bool cuda) noexcept {
     return guarded([&] {
@@ -30,7 +29,7 @@ bool codinet_trace_start(bool cuda) noexcept {
                                                            false, false, false, options);
         std::set<ActivityType> activities{ActivityType::CPU};
         if (cuda) activities.insert(ActivityType::CUDA);
-        suppressLibkinetoLogMessages();
+        if (!cuda) setenv("KINETO_LOG_LEVEL", "99", 0);  // or it complains that there is no GPU
         kineto::prepareProfiler(config, activities);
         kineto::enableProfiler(config, activities);
         return true;
