@@ -63,38 +63,40 @@ fn a_profile_has_a_table_that_adds_up_and_a_trace_with_its_ranges() {
 
 #[test]
 fn the_batch_that_is_found_fits_and_a_larger_one_does_not() {
-    for ranks in [1, 2] {
-        let bench = Bench::new();
-        // What a rank takes at 8 samples, and a limit that lets it have somewhat more.
-        let peak =
-            |batch: usize| {
-                let sets = [format!("optim.batch_size={batch}"), format!("run.dir=at{batch}")];
-                succeed(&mut bench.train(
-                    ranks,
-                    &["--profile", "1", "--set", &sets[0], "--set", &sets[1], WIDE[0], WIDE[1]],
-                ));
-                let profile = json(&bench.path(&format!("at{batch}/profile/profile.json")));
-                let held = |rank: &Value| rank["peak_bytes"]["held"].as_u64().unwrap();
-                profile.as_array().unwrap().iter().map(held).max().unwrap()
-            };
-        let (small, large) = (peak(8), peak(96));
-        assert!(large > small + (40 << 20), "{small} {large}: images that take memory");
-        let limit = u64::midpoint(small, large);
-        let memory = format!("{}MiB", limit >> 20);
-        let out = succeed(&mut bench.train(ranks, &["--find-batch", "--memory", &memory, WIDE[0], WIDE[1]]));
-        let found = out.split("--set optim.batch_size=").nth(1).unwrap_or_else(|| panic!("{out}"));
-        let found: usize = found.split_whitespace().next().unwrap().parse().unwrap();
-        assert!(found > 8 && found < 96 && found.is_multiple_of(ranks), "{out}");
-        assert!(out.contains("--set optim.lr_batch_size=8"), "{out}");
-        let taken = peak(found);
-        assert!(taken <= limit && limit < large, "{taken} of {limit}, {large} at 96: {out}");
-        assert!(!bench.path("runs").exists());
-    }
-    // Nothing fits.
+    let (bench, ranks) = (Bench::new(), 2);
+    // What a rank takes at most, in a run of its own.
+    let peak = |batch: usize| {
+        let sets = [format!("optim.batch_size={batch}"), format!("run.dir=at{batch}")];
+        let args = ["--profile", "1", "--set", &sets[0], "--set", &sets[1], WIDE[0], WIDE[1]];
+        succeed(&mut bench.train(ranks, &args));
+        let profile = json(&bench.path(&format!("at{batch}/profile/profile.json")));
+        let held = |rank: &Value| rank["peak_bytes"]["held"].as_u64().unwrap();
+        profile.as_array().unwrap().iter().map(held).max().unwrap()
+    };
+    let (small, large) = (peak(8), peak(96));
+    assert!(large > small + (40 << 20), "{small} {large}: images that take memory");
+    let limit = u64::midpoint(small, large);
+    let memory = format!("{}MiB", limit >> 20);
+    let out = succeed(&mut bench.train(ranks, &["--find-batch", "--memory", &memory, WIDE[0], WIDE[1]]));
+    let found = out.split("--set optim.batch_size=").nth(1).unwrap_or_else(|| panic!("{out}"));
+    let found: usize = found.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(found > 8 && found < 96 && found.is_multiple_of(ranks), "{out}");
+    assert!(out.contains("--set optim.lr_batch_size=8"), "{out}");
+    let taken = peak(found);
+    assert!(taken <= limit && limit < large, "{taken} of {limit}, {large} at 96: {out}");
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn a_search_that_finds_nothing_says_so() {
     let bench = Bench::new();
-    let tiny = ["--find-batch", "--memory", "64MiB"];
-    refused(&mut bench.train(2, &tiny), 10, &["a batch of 2 takes", "run.precision=bf16"]);
-    refused(&mut bench.train(1, &["--find-batch", "--memory", "much"]), 2, &["8GiB"]);
+    for ranks in [1, 2] {
+        let least = format!("a batch of {ranks} takes");
+        let tiny = ["--find-batch", "--memory", "64MiB"];
+        refused(&mut bench.train(ranks, &tiny), 10, &[&least, "run.precision=bf16"]);
+    }
+    let output = finish(&mut bench.train(1, &["--find-batch", "--memory", "much"]));
+    assert_eq!(output.status.code(), Some(2), "the command line is wrong");
 }
 
 /// Many views: what a sample takes is far above what a process takes by itself.
@@ -104,8 +106,8 @@ const WIDE: [&str; 2] = ["--set", "data.views=8"];
 fn running_out_of_memory_is_one_line() {
     let bench = Bench::new();
     let train = bench.train(1, &["--set", "optim.batch_size=96", "--set", "data.views=64"]);
-    // Enough address space to start, too little for 6144 images.
-    let line = format!("ulimit -v {}; exec \"$0\" \"$@\"", 4 << 20);
+    // Enough address space to start, far too little for 6144 images.
+    let line = format!("ulimit -v {}; exec \"$0\" \"$@\"", 2 << 20);
     let mut limited = Command::new("sh");
     limited
         .args(["-c", &line])

@@ -51,9 +51,21 @@ const WORDS: [&str; 5] = [
     "Cannot allocate memory",
 ];
 
-/// Whether a panic's words tell that memory did not suffice.
+/// oneDNN's words for whatever kept it from its work, memory among it.
+const PERHAPS: [&str; 2] = ["could not create a primitive", "could not create a memory object"];
+
+/// Whether a panic's words tell that memory did not suffice; where they leave it open, whether the process stands at the
+/// limit of its address space (`ulimit -v`).
 pub fn ran_out(words: &str) -> bool {
-    WORDS.iter().any(|said| words.contains(said))
+    let said = |what: &[&str]| what.iter().any(|what| words.contains(what));
+    said(&WORDS) || (said(&PERHAPS) && at_limit())
+}
+
+fn at_limit() -> bool {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
+    let limit = limit.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    limit.is_some_and(|limit| status("VmPeak:") as f64 >= 0.9 * limit as f64)
 }
 
 /// The most memory that was needed since the start, or since it was forgotten; in bytes.
