@@ -16,6 +16,7 @@ fn main() {
         .includes([include.clone(), include.join("torch/csrc/api/include")])
         .file("native/shim.cpp")
         .file("native/layouts.cpp")
+        .file("native/profile.cpp")
         .compile("codinet_shim");
     #[cfg(feature = "mpi")]
     {

@@ -12,6 +12,7 @@ Exit codes:                                                         restarted
   7    ranks cannot reach one another, or do not fit together       yes
   8    a rank did not come to a collective in time                  yes
   9    a rank, or the host that it ran on, was lost                 yes
+  10   out of memory                                                no
   75   stopped on request, with a checkpoint to go on from          -
   101  a bug (panic), such as an error of the GPU's driver          yes
   127  mpirun, or a host that it was to use, could not be started   after a crash";
@@ -31,7 +32,7 @@ pub const NOT_STARTED: u8 = 127;
 /// where a host has gone, is a lost rank. `spoke` tells whether any rank has said a word.
 pub fn meaning(code: Option<i32>, spoke: bool) -> u8 {
     match code {
-        Some(code @ (0 | 2..=8 | 75 | 101)) => code as u8,
+        Some(code @ (0 | 2..=8 | 10 | 75 | 101)) => code as u8,
         Some(129..=192) | None => LOST,
         Some(_) if !spoke => NOT_STARTED,
         _ => LOST,
@@ -49,7 +50,7 @@ mod tests {
 
     #[test]
     fn codes_keep_their_meaning() {
-        for code in [0, 2, 3, 4, 5, 6, 7, 8, 75, 101] {
+        for code in [0, 2, 3, 4, 5, 6, 7, 8, 10, 75, 101] {
             assert_eq!(meaning(Some(code), true), code as u8);
         }
         assert_eq!([Some(137), Some(1), Some(213), None].map(|code| meaning(code, true)), [LOST; 4]);

@@ -15,21 +15,9 @@
 #include <memory>
 #include <string>
 
+#include "guarded.h"
+
 namespace {
-
-thread_local std::string last_error;
-
-template <typename F>
-auto guarded(F &&body) noexcept -> decltype(body()) {
-    try {
-        return body();
-    } catch (const std::exception &error) {
-        last_error = error.what();
-    } catch (...) {
-        last_error = "an unknown C++ exception";
-    }
-    return {};
-}
 
 // A Rust closure: its data, and what gives them back.
 struct Context {

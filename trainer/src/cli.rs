@@ -6,16 +6,18 @@ use crate::cuda;
 use crate::dry_run;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
+use crate::find_batch;
 use crate::input::{self, Input};
 use crate::model::{Decisions, Net};
 use crate::probe;
+use crate::profile;
 use crate::replicas;
 use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
@@ -55,6 +57,23 @@ pub struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     pub eval_only: bool,
 
+    /// Takes some steps to warm up, then times the parts of N training steps of the first stage, and ends. Prints a table
+    /// and writes it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a
+    /// new folder in runs/), where nothing else is written.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(conflicts_with_all = ["dry_run", "eval_only", "resume"])]
+    pub profile: Option<u64>,
+
+    /// Finds the largest optim.batch_size that fits in memory, by real steps at growing sizes, prints how to use it, and
+    /// ends; nothing is written.
+    #[arg(long, conflicts_with_all = ["dry_run", "eval_only", "resume", "profile"])]
+    pub find_batch: bool,
+
+    /// With --find-batch: what a rank may use, such as 8GiB; by default the GPU's memory, or this rank's share of what
+    /// the host and its cgroup have free.
+    #[arg(long, value_name = "SIZE", requires = "find_batch")]
+    pub memory: Option<find_batch::Size>,
+
     /// Measures what `codinet-launch doctor` asks for, and prints it for that program.
     #[arg(long, hide = true)]
     pub probe: bool,
@@ -89,8 +108,16 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
     cuda::choose_kernels(&config, world, device)?;
+    if args.find_batch {
+        return find_batch::run(world, &config, device, &stop, args.memory);
+    }
     let input = agree(world, Input::open(&config, world, device))?;
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some(steps) = args.profile {
+        let place = Place { dir: PathBuf::new(), checkpoint: None }; // a profile writes no run
+        let mut trainer = Trainer::new(world, &config, place, input, device, stop, String::new())?;
+        return profile::run(&mut trainer, world, &config, device, steps, &stem);
+    }
     if args.eval_only {
         let weights = || Ok(choose_weights(&stem, &config, &args.resume)?.to_string_lossy().into_owned());
         let path = rank_zeros(world, weights)?;

@@ -21,6 +21,8 @@ pub enum Exit {
     Communication = 7,
     /// A rank did not come to a collective in time.
     Hang = 8,
+    /// The memory of the device, or of the host, does not suffice.
+    Memory = 10,
     /// Stopped on request, with a checkpoint to go on from.
     Interrupted = 75,
     /// A bug: a panic, on whatever rank.
@@ -39,6 +41,7 @@ Exit codes:
   7    ranks cannot reach one another, or do not fit together
   8    a rank did not come to a collective in time
   9    a rank, or the host that it ran on, was lost (codinet-launch alone)
+  10   out of memory
   75   stopped on request, with a checkpoint to go on from (--resume auto)
   101  a bug (panic)";
 
@@ -85,7 +88,7 @@ impl Exit {
     /// The exit code with this number, where there is one.
     pub fn from_code(code: i32) -> Option<Self> {
         use Exit::*;
-        [Config, Data, Checkpoint, Diverged, Disk, Communication, Hang, Interrupted, Panic]
+        [Config, Data, Checkpoint, Diverged, Disk, Communication, Hang, Memory, Interrupted, Panic]
             .into_iter()
             .find(|exit| *exit as i32 == code)
     }

@@ -85,7 +85,7 @@ unsafe extern "C" {
 }
 
 /// Panics with libtorch's words where a call failed: what these functions refuse is a bug or a lost device.
-fn expect(succeeded: bool, call: &str) {
+pub(crate) fn expect(succeeded: bool, call: &str) {
     if !succeeded {
         // SAFETY: a NUL-terminated string that this thread's next failing call overwrites, copied at once.
         let what = unsafe { CStr::from_ptr(codinet_error()) }.to_string_lossy().into_owned();

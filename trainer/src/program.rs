@@ -27,6 +27,10 @@ pub fn run<A: Parser, P>(
     }
     std::panic::set_hook(Box::new(move |panic| {
         let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+        if memory::ran_out(&what) {
+            eprintln!("error: out of memory on rank {launched_rank}: {}; {}", brief(&what), memory::MEND);
+            collective::abort(Exit::Memory as i32);
+        }
         let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
         eprintln!("error: a bug in {name} at {place}: {what}; please report it");
         collective::abort(Exit::Panic as i32);
@@ -44,6 +48,14 @@ pub fn run<A: Parser, P>(
     }
 }
 
+/// libtorch's words for memory that is not to be had, without Rust's before and its advice behind them.
+fn brief(words: &str) -> &str {
+    let starts = ["CUDA out of memory", "DefaultCPUAllocator"];
+    let said = starts.iter().find_map(|start| words.find(start)).map_or(words, |at| &words[at..]);
+    let ends = [" If reserved but", "\\n", " Exception raised"];
+    ends.iter().fold(said, |said, end| said.split(end).next().unwrap_or(said)).trim_end_matches('.')
+}
+
 /// Ends this process with the error's code; rank 0 says why.
 fn leave(error: &Error, rank: usize) -> ! {
     match error.exit {
@@ -52,4 +64,21 @@ fn leave(error: &Error, rank: usize) -> ! {
         _ => eprintln!("error: {error}"),
     }
     std::process::exit(error.exit as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::brief;
+
+    #[test]
+    fn what_ran_out_is_told_without_its_wrapping() {
+        // As libtorch 2.11 says it on a GPU, by its source.
+        let gpu = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 20.00 MiB. \
+                   GPU 0 has a total capacity of 79.11 GiB of which 2.00 MiB is free. If reserved but unallocated memory is \
+                   large try setting PYTORCH_ALLOC_CONF\\nException raised from malloc\")";
+        let told = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2.00 \
+                    MiB is free";
+        assert_eq!(brief(gpu), told);
+        assert_eq!(brief("std::bad_alloc"), "std::bad_alloc");
+    }
 }

@@ -7,6 +7,7 @@ use crate::gradients::Gradients;
 use crate::loss::{self, Labels, Parts, Weights};
 use crate::metrics::Later;
 use crate::model::{Decisions, Net, Output, Statistics, hard};
+use crate::ranges::{Phase, range};
 use tch::{Kind, Tensor};
 
 /// What a step needs beside its batch.
@@ -87,6 +88,7 @@ impl Step<'_> {
             _ => None,
         };
         for (a, micro) in batch.iter().enumerate() {
+            let forward = range(Phase::Forward);
             // Forward: logits, and relaxed paths (Eqs. 6 and 7) or hard ones.
             let out = self.net.forward(&micro.images, micro.decisions, self.statistics(a));
 
@@ -102,13 +104,16 @@ impl Step<'_> {
                 }
             };
             let (parts, apart) = self.parts(micro, &out, &centres, &keys, first, share);
+            drop(forward);
 
             // Backward: gradients add up over micro-batches, and leave for the other ranks during the last.
             if a + 1 == batch.len() {
                 self.gradients.arm(self.routers);
             }
             let total = parts.total(&self.weights, self.world.world());
+            let backward = range(Phase::Backward);
             (total / (micros * self.world.world() as f64)).backward();
+            drop(backward);
             let path = hard(&out.gates).detach();
             rows.push(self.measure(&parts, &out, &micro.labels.own, &centres, &apart, &path));
             paths.push(path);
@@ -146,6 +151,7 @@ impl Step<'_> {
 
     /// All ranks: the same for all micro-batches in one go, by a pass that leaves no trace.
     fn keys_of_all(&self, batch: &[MicroBatch], stop: bool) -> Result<(Tensor, Later)> {
+        let _range = range(Phase::Forward);
         let (mut centres, mut gates) = (Vec::new(), Vec::new());
         for micro in batch {
             let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, self.statistics(1)));

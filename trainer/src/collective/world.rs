@@ -9,6 +9,7 @@ use crate::config;
 use crate::env;
 use crate::error::{Error, Exit, Result};
 use crate::native::{Event, RankMean, use_side_stream};
+use crate::ranges::{Phase, range};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -268,7 +269,9 @@ impl Queue {
             if let Some(before) = before {
                 before.block();
             }
+            let travelling = range(Phase::Collective);
             let value = collective(backend);
+            drop(travelling);
             progress.leave(Event::record(device));
             let _ = told.send((value, Event::record(device))); // an error may have ended who waited
         };
@@ -280,7 +283,7 @@ impl Queue {
 impl<T> Pending<T> {
     /// Waits for the collective; on a GPU the stream does, and the host goes on once it has been started.
     pub fn wait(self) -> Result<T> {
-        let start = Instant::now();
+        let (start, _range) = (Instant::now(), range(Phase::Wait));
         let (value, done) = self.result.recv().map_err(|_| {
             Error::new(Exit::Communication, "the thread that speaks with other ranks has ended")
         })?;

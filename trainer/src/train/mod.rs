@@ -2,6 +2,9 @@
 
 mod report;
 mod resume;
+mod trial;
+
+pub use trial::Trial;
 
 use crate::budget::{self, Price};
 use crate::collective::{self, Traffic, World};
@@ -16,6 +19,7 @@ use crate::model::{Decisions, Net, Statistics};
 use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
 use crate::paths::Histogram;
+use crate::ranges::{Phase, range};
 use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, Saver};
@@ -50,9 +54,11 @@ pub struct Trainer<'a> {
     paths: Option<Tensor>,
     /// Dropped, and so at its end, before the records let go of the directory's lock.
     saver: Saver,
-    /// Open on rank 0 alone.
+    /// Open on rank 0 alone, and in a run alone.
     records: Option<Records>,
     console: Console,
+    /// What is to be said once the run directory is open.
+    notes: Vec<String>,
     /// What started this run, for telling how to go on with it.
     command: String,
     /// Set by a signal: checkpoint and leave.
@@ -79,7 +85,7 @@ impl Pace {
 }
 
 impl<'a> Trainer<'a> {
-    /// All ranks: builds the network, opens the run directory, and goes on from the place's checkpoint.
+    /// All ranks: builds the network, with the weights of the place's checkpoint where it has one; writes nothing yet.
     pub fn new(
         world: &'a World,
         config: &'a Config,
@@ -130,16 +136,8 @@ impl<'a> Trainer<'a> {
             ),
         ];
         replicas::refuse_differences(world, &facts)?;
-        let opened =
-            if world.rank() == 0 { resume::open(&place, config, &state).map(Some) } else { Ok(None) };
-        let records = collective::agree(world, opened)?;
-        input.record_in(&place.dir);
         let saver = Saver::new(world, &place.dir, config, &net.params)?;
-        let mut console = Console::new(world.rank());
-        console.keep_log(&place.dir);
-        for said in [started_from, note].into_iter().flatten() {
-            console.say(&said);
-        }
+        let notes = [started_from, note].into_iter().flatten().collect();
         let started = Instant::now();
         Ok(Self {
             world,
@@ -157,8 +155,9 @@ impl<'a> Trainer<'a> {
             meter: Meter::default(),
             paths: None,
             saver,
-            records,
-            console,
+            records: None,
+            console: Console::new(world.rank()),
+            notes,
             command,
             stop,
             started,
@@ -168,6 +167,7 @@ impl<'a> Trainer<'a> {
     /// All ranks: trains every stage to its end, and returns the last evaluation.
     pub fn run(&mut self) -> Result<Evaluation> {
         let config = self.config;
+        self.open()?;
         self.greet();
         let mut last = None;
         while self.state.stage < config.stages.len() {
@@ -180,6 +180,19 @@ impl<'a> Trainer<'a> {
         self.saver.wait()?;
         self.finish(&evaluation)?;
         Ok(evaluation)
+    }
+
+    /// All ranks: opens the run directory.
+    fn open(&mut self) -> Result<()> {
+        let opened = match self.world.rank() {
+            0 => resume::open(&self.place, self.config, &self.state).map(Some),
+            _ => Ok(None),
+        };
+        self.records = collective::agree(self.world, opened)?;
+        self.input.record_in(&self.place.dir);
+        self.console.keep_log(&self.place.dir);
+        std::mem::take(&mut self.notes).iter().for_each(|said| self.console.say(said));
+        Ok(())
     }
 
     /// All ranks: evaluates a run that has no step left to take.
@@ -197,24 +210,14 @@ impl<'a> Trainer<'a> {
         let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
         let (from, to) = (before + self.state.epoch, before + stage.epochs);
         let first = Turn { of_epoch: self.state.sample / batch_size, of_run: self.state.step };
-        let loader = self.input.training(config, self.world, from, first.of_epoch, to)?;
-        let gates = self.costs.size()[0] as usize;
-        let mut uploads = Uploads::new(loader, config, self.device, gates, first, steps);
+        let mut uploads = self.uploads(from, first, to)?;
         let mut pace = Pace::start(&uploads, self.world);
         self.console.start_bar(stage.epochs * steps, self.step_of_stage());
         loop {
             while self.state.sample < steps * batch_size {
-                let upload = uploads.next().expect("as many batches as steps")?;
-                self.input.note_bad_training(&upload.bad)?;
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let weights = Weights::new(config, stage, self.state.price.gamma);
-                let told = self.step(&upload, stage, weights, lr)?;
-                uploads.send_ahead();
-                let (stop, hard_rates) = told.read();
-                self.steer(stage, &hard_rates);
-                self.state.step += 1;
-                self.state.sample += batch_size;
-                self.state.samples += batch_size;
+                let stop = self.next_step(&mut uploads, stage, weights, lr)?;
                 pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
                 if self.state.step.is_multiple_of(config.run.log_every) {
@@ -245,6 +248,13 @@ impl<'a> Trainer<'a> {
             }
             pace = Pace::start(&uploads, self.world);
         }
+    }
+
+    /// All ranks: the batches from `first` on of the epochs from `from` up to `to`.
+    fn uploads(&self, from: u64, first: Turn, to: u64) -> Result<Uploads<'a>> {
+        let loader = self.input.training(self.config, self.world, from, first.of_epoch, to)?;
+        let (gates, steps) = (self.costs.size()[0] as usize, self.input.steps(self.config));
+        Ok(Uploads::new(loader, self.config, self.device, gates, first, steps))
     }
 
     /// All ranks: what follows an epoch's last step: evaluation, once in a while, and then a checkpoint, which
@@ -295,6 +305,26 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// All ranks: takes the next batch and a step with it; whether any rank was asked to stop.
+    fn next_step(&mut self, uploads: &mut Uploads, stage: &Stage, weights: Weights, lr: f64) -> Result<bool> {
+        let _range = range(Phase::Step);
+        let waiting = range(Phase::Loader);
+        let upload = uploads.next().expect("as many batches as steps")?;
+        drop(waiting);
+        self.input.note_bad_training(&upload.bad)?;
+        let told = self.step(&upload, stage, weights, lr)?;
+        let waiting = range(Phase::Loader);
+        uploads.send_ahead();
+        drop(waiting);
+        let (stop, hard_rates) = told.read();
+        self.steer(stage, &hard_rates);
+        let batch_size = self.config.optim.batch_size as u64;
+        self.state.step += 1;
+        self.state.sample += batch_size;
+        self.state.samples += batch_size;
+        Ok(stop)
+    }
+
     /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
     fn step(&mut self, upload: &Upload, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
         let config = self.config;
@@ -336,6 +366,7 @@ impl<'a> Trainer<'a> {
             // Each rank adds up its own norm, perhaps in another order; clipping must be alike to the bit.
             self.world.broadcast(&taken.norm, 0)?;
         }
+        let updating = range(Phase::Optimizer);
         // Where the gradient is not finite, the device leaves everything as it was.
         self.sgd.step(&self.net.params, self.gradients.flat(), &taken.norm, &taken.finite, lr, stage.routers);
         let now = self.net.params.flat_buffers();
@@ -344,6 +375,7 @@ impl<'a> Trainer<'a> {
         if let Some(ema) = &mut self.ema {
             ema.update(&self.net.params, &taken.finite);
         }
+        drop(updating);
         self.meter.push(self.state.step + 1, taken.row);
         self.paths = Some(taken.paths);
         self.compare_replicas()?;

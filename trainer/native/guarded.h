@@ -1,0 +1,19 @@
+// How the C functions of this folder fail: what libtorch threw is kept for `codinet_error`, of the thread that called.
+#pragma once
+
+#include <exception>
+#include <string>
+
+inline thread_local std::string last_error;
+
+template <typename F>
+auto guarded(F &&body) noexcept -> decltype(body()) {
+    try {
+        return body();
+    } catch (const std::exception &error) {
+        last_error = error.what();
+    } catch (...) {
+        last_error = "an unknown C++ exception";
+    }
+    return {};
+}
