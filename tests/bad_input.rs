@@ -223,7 +223,7 @@ fn steps_that_are_not_finite_may_be_left_out() {
     // A margin beyond f32 makes L_div infinite in every step.
     let args = ["--set", &set, "--set", "diversity.margin=1e30", "--set", "optim.on_nonfinite=skip"];
     let out = succeed(&mut bench.train(2, &args));
-    assert!(out.contains("step 12: not finite: diversity of rank 0, diversity of rank 1 (ce "), "{out}");
+    assert!(out.contains("step 12: not finite: div of rank 0, div of rank 1 (ce "), "{out}");
     // In the second stage, where the diversity loss has no weight, gradients are finite.
     assert!(out.contains("left out, 12 so far") && !out.contains("left out, 13 so far"), "{out}");
     assert!(out.contains("taken, for its gradient is finite"), "{out}");

@@ -3,11 +3,11 @@
 
 use codinet_trainer::collective;
 use codinet_trainer::config::{
-    Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
+    self, Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
     SkipBranch, StrideIn,
 };
 use codinet_trainer::gradients::Gradients;
-use codinet_trainer::loss::{self, Weights};
+use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::Meter;
 use codinet_trainer::model::{Decisions, Net, Statistics};
 use codinet_trainer::step::{MicroBatch, Step};
@@ -145,24 +145,21 @@ fn check(case: &Case) {
 
     let world = collective::join().unwrap();
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
-    let weights = Weights {
-        alpha: 0.7,
-        beta: 0.9,
-        gamma: 0.02,
-        target: case.target_rate.0,
-        run_rate: case.run_rate,
-        consistency_margin: 0.1,
-        diversity_margin: case.margin,
-        target_rate: case.target_rate.1,
-        label_smoothing: case.label_smoothing,
-    };
+    let set = [
+        "consistency={weight: 0.7, margin: 0.1}".into(),
+        format!("diversity={{weight: 0.9, margin: {}}}", case.margin),
+        format!("target_rate={{weight: {}, rate: {}}}", case.target_rate.0, case.target_rate.1),
+        format!("run_rate.weight={}", case.run_rate),
+        format!("optim.label_smoothing={}", case.label_smoothing),
+    ];
+    let config = config::load("fashion_r20.yaml", &set).unwrap();
     let gradients = Gradients::new(&net.params, &world, &Collective::default());
     let step = Step {
         world: &world,
         net: &net,
         gradients: &gradients,
         costs: &costs,
-        weights,
+        objective: Objective::new(&config, &config.stages[0], 0.02),
         routers: Routers::Train,
         views: case.views,
         scope: Scope::MicroBatch,
@@ -174,11 +171,15 @@ fn check(case: &Case) {
         step.gradient(&[MicroBatch { images, labels: labels.into(), decisions }], false).unwrap().row,
     );
     let measured = &meter.read(&world).unwrap()[0];
-    close("con", measured.con, case.con);
-    close("div", measured.div, case.div);
-    close("cost", measured.cost, case.cost);
-    close("target", measured.target, case.target);
-    close("run", measured.run_rate, case.run);
+    for (name, expected) in [
+        ("con", case.con),
+        ("div", case.div),
+        ("cost", case.cost),
+        ("target", case.target),
+        ("run_rate", case.run),
+    ] {
+        close(name, measured.get(name), expected);
+    }
     let gradients = net.params.named_views(gradients.flat());
     assert_eq!(gradients.len(), case.grads.len());
     // The second term is for a gradient that is 0 but for rounding.

@@ -1,7 +1,7 @@
 //! The paper's equations against values worked out by hand, and their gradients against finite differences.
 
-use codinet_trainer::config::Relaxation;
-use codinet_trainer::loss::{self, Labels, Parts, Weights};
+use codinet_trainer::config::{self, Config, Relaxation};
+use codinet_trainer::loss::{self, Labels, Objective, Outcome, Parts};
 use codinet_trainer::model::{Decisions, gumbel_noise};
 use tch::{Kind, Tensor};
 
@@ -175,14 +175,27 @@ fn straight_through_decides_hard_and_learns_by_the_relaxed_decision() {
     }
 }
 
+fn config(set: &[&str]) -> Config {
+    let set: Vec<String> = set.iter().map(|&one| one.to_owned()).collect();
+    config::load("fashion_r20.yaml", &set).unwrap()
+}
+
 #[test]
 fn equation_12_weighs_its_parts() {
-    let [ce, con, div, cost, target, run_rate] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
-    let weights =
-        Weights { alpha: 0.1, beta: 0.01, gamma: 0.001, target: 1e-4, run_rate: 1e-5, ..Weights::default() };
-    let parts = Parts { ce, con, div, cost, target, run_rate };
-    // Rank r of 4 back-propagates 2·4·β of its share.
-    close(value(&parts.total(&weights, 4)), 1.0 + 0.2 + 0.24 + 0.004 + 0.0005 + 0.00006, 1e-12);
+    let losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
+    let parts = Parts { losses, beside: Vec::new() };
+    let config = config(&[
+        "consistency.weight=0.1",
+        "diversity.weight=0.01",
+        "target_rate.weight=1e-4",
+        "run_rate.weight=1e-5",
+    ]);
+    let at = |stage: usize| Objective::new(&config, &config.stages[stage], 0.001);
+    // Rank r of 4 back-propagates 2·4·β of its share; what all ranks tell is 4·β of theirs in the mean.
+    close(value(&at(0).total(&parts, 4)), 1.0 + 0.2 + 0.24 + 0.004 + 0.0005 + 0.00006, 1e-12);
+    close(value(&at(0).value(&parts, 4)), 1.0 + 0.2 + 0.12 + 0.004 + 0.0005 + 0.00006, 1e-12);
+    // Where routers are frozen, only the classes count.
+    close(value(&at(1).total(&parts, 4)), 1.0, 0.0);
 }
 
 #[test]
@@ -214,17 +227,26 @@ fn gradients_match_finite_differences() {
     };
     let paths = start.copy().set_requires_grad(true);
     let centres = loss::centres(&paths, 2);
-    let parts = Parts {
-        ce: Tensor::from(0.0),
-        con: loss::consistency(&paths, &centres, 2, 0.1),
-        div: loss::diversity(&centres, &centres.detach(), 0, 0.9),
-        cost: loss::cost(&paths, &costs),
-        target: loss::target_rate(&paths, &centres.detach(), 0.3),
-        run_rate: loss::run_rate(&paths),
+    let config = config(&[
+        "consistency={weight: 0.2, margin: 0.1}",
+        "diversity={weight: 0.3, margin: 0.9}",
+        "target_rate={weight: 0.5, rate: 0.3}",
+        "run_rate.weight=0.6",
+    ]);
+    let objective = Objective::new(&config, &config.stages[0], 0.4);
+    let (logits, labels) = (rows(&[[0.0]; 6]), Tensor::zeros([3], (Kind::Int64, tch::Device::Cpu)).into());
+    let outcome = Outcome {
+        logits: &logits, // one class: its cross entropy is 0
+        labels: &labels,
+        views: 2,
+        paths: &paths,
+        centres: &centres,
+        keys: &centres.detach(),
+        first: 0,
+        sharers: 1.0,
+        costs: &costs,
     };
-    let weights =
-        Weights { alpha: 0.2, beta: 0.3, gamma: 0.4, target: 0.5, run_rate: 0.6, ..Weights::default() };
-    parts.total(&weights, 1).backward();
+    objective.total(&objective.parts(&outcome, 1), 1).backward();
     let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
     let numbers = Vec::<f64>::try_from(start.reshape([-1])).unwrap();
     for (i, found) in gradient.iter().enumerate() {

@@ -6,10 +6,12 @@
 mod common;
 
 use codinet_trainer::collective::{self, World};
-use codinet_trainer::config::{self, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire};
+use codinet_trainer::config::{
+    self, Config, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
+};
 use codinet_trainer::error::{Error, Exit};
 use codinet_trainer::gradients::Gradients;
-use codinet_trainer::loss::{self, Weights};
+use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{Measured, Meter};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
 use codinet_trainer::optim::Sgd;
@@ -120,6 +122,12 @@ struct Sharing {
     collective: config::Collective,
 }
 
+/// A config whose objective is as these say.
+fn settings(set: &[&str]) -> Config {
+    let set: Vec<String> = set.iter().map(|&one| one.to_owned()).collect();
+    config::load("fashion_r20.yaml", &set).unwrap()
+}
+
 /// The gradient and the measurements of one step on the global batch.
 fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let Sharing { routers, micros, scope, .. } = sharing;
@@ -132,22 +140,19 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let share = samples / ranks / micros;
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
     let gradients = Gradients::new(&net.params, world, &sharing.collective);
+    let settings = settings(&[
+        "consistency={weight: 0.7, margin: 0.1}",
+        "diversity={weight: 0.9, margin: 1.5}",
+        "target_rate={weight: 0.3, rate: 0.4}",
+        "run_rate.weight=0.1",
+        "optim.label_smoothing=0.1",
+    ]);
     let step = Step {
         world,
         net: &net,
         gradients: &gradients,
         costs: &costs,
-        weights: Weights {
-            alpha: 0.7,
-            beta: 0.9,
-            gamma: 0.02,
-            target: 0.3,
-            run_rate: 0.1,
-            consistency_margin: 0.1,
-            diversity_margin: 1.5,
-            target_rate: 0.4,
-            label_smoothing: 0.1,
-        },
+        objective: Objective::new(&settings, &settings.stages[0], 0.02),
         routers,
         views,
         scope,
@@ -184,10 +189,10 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let mut meter = Meter::default();
     meter.push(1, taken.row);
     let measured = meter.read(world).unwrap().remove(0);
-    let Measured { ce, con, div, cost, target, run_rate, top1, rates, hard_rates, .. } = measured;
+    let Measured { scalars, rates, hard_rates, .. } = measured;
     assert!(told_rates.iter().zip(&hard_rates).all(|(told, measured)| (told - measured).abs() < 1e-6));
     let gradient = gradients.flat();
-    let mut numbers = vec![ce, con, div, cost, target, run_rate, top1];
+    let mut numbers: Vec<f64> = scalars[1..].iter().map(|(_, value)| *value).collect();
     numbers.extend(rates.iter().chain(&hard_rates));
     assert_eq!(numbers.len(), MEASUREMENTS);
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());
@@ -198,8 +203,9 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     bytes
 }
 
-/// How many numbers come before the gradient: the parts of the loss, top-1, and two rates of nine gates.
-const MEASUREMENTS: usize = 7 + 2 * 9;
+/// How many numbers come before the gradient: the terms and their sum, top-1, what two terms measure beside, and two rates
+/// of nine gates.
+const MEASUREMENTS: usize = 6 + 1 + 1 + 2 + 2 * 9;
 
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()
@@ -352,6 +358,8 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
         let mut sgd = Sgd::new(&net.params, &Optim::default());
         let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
         let (share, rank) = (samples / world.world() as i64, world.rank() as i64);
+        let settings =
+            settings(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
         let (mut meter, mut losses) = (Meter::default(), Vec::new());
         for step in 0..20i64 {
             let numbers = samples * views * side * side;
@@ -369,17 +377,16 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
                     relaxation: Relaxation::Gumbel,
                 },
             };
-            let weights =
-                Weights { alpha: 0.2, beta: 0.2, gamma: 0.01, diversity_margin: 0.5, ..Weights::default() };
+            let objective = Objective::new(&settings, &settings.stages[0], 0.01);
             let statistics = Statistics::Batch { seen: true, over: Some(&over_ranks) };
             let (net, gradients, costs, routers) = (&net, &gradients, &costs, Routers::Train);
             let scope = Scope::MicroBatch;
-            let step = Step { world, net, gradients, costs, weights, routers, views, scope, statistics };
+            let step = Step { world, net, gradients, costs, objective, routers, views, scope, statistics };
             let taken = step.gradient(&[batch], false).unwrap();
             sgd.step(&net.params, gradients.flat(), &taken.norm, &taken.finite, 1e-4, routers);
             meter.push(0, taken.row);
         }
-        losses.extend(meter.read(world).unwrap().iter().map(|measured| measured.loss));
+        losses.extend(meter.read(world).unwrap().iter().map(|measured| measured.get("loss")));
         losses.extend(Vec::<f64>::try_from(net.params.flat_buffers().to_kind(Kind::Double)).unwrap());
         losses.iter().flat_map(|loss: &f64| loss.to_le_bytes()).collect()
     };

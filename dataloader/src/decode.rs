@@ -83,8 +83,8 @@ pub struct Header {
 enum Layout {
     /// From its tiles.
     Tiled,
-    /// Row by row, from a column that `block` divides.
-    Rows { block: u32 },
+    /// Row by row, from a column that `block` divides; `margin` pixels to the left and right have a part in it.
+    Rows { block: u32, margin: u32 },
     /// The whole image is decoded.
     Whole { cmyk: bool },
 }
@@ -121,10 +121,12 @@ impl Decoder {
             if self.tiles.find(encoded) {
                 (Format::Jpeg, self.tiles.width, self.tiles.height, Layout::Tiled)
             } else {
-                let turbo::Frame { width, height, cmyk, block } =
+                let turbo::Frame { width, height, cmyk, block, progressive } =
                     turbo::frame(encoded).map_err(jpeg_error)?;
                 let layout = match block {
-                    Some(block) if !cmyk => Layout::Rows { block },
+                    Some(block) if !cmyk => {
+                        Layout::Rows { block, margin: if progressive { MARGIN + 2 * block } else { MARGIN } }
+                    }
                     _ => Layout::Whole { cmyk },
                 };
                 (Format::Jpeg, width, height, layout)
@@ -185,8 +187,8 @@ impl Decoder {
                 let span = self.tiles.span(region);
                 self.tiles.decode(encoded, span, pixel, pixels).map_err(jpeg_error)
             }
-            Layout::Rows { block } if region != header.whole() => {
-                let shown = with_margin(region, header, block);
+            Layout::Rows { block, margin } if region != header.whole() => {
+                let shown = with_margin(region, header, block, margin);
                 turbo::decode(encoded, shown, pixel, pixels).or_else(pass_harmless).map_err(jpeg_error)?;
                 Ok(shown)
             }
@@ -290,10 +292,10 @@ pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
 }
 
 /// `region` with what its edges are interpolated from, beginning where a decoder can begin.
-fn with_margin(region: Region, header: &Header, block: u32) -> Region {
-    let left = region.left.saturating_sub(MARGIN) / block * block;
+fn with_margin(region: Region, header: &Header, block: u32, margin: u32) -> Region {
+    let left = region.left.saturating_sub(margin) / block * block;
     let top = region.top.saturating_sub(MARGIN);
-    let right = (region.left + region.width + MARGIN).min(header.width);
+    let right = (region.left + region.width + margin).min(header.width);
     let bottom = (region.top + region.height + MARGIN).min(header.height);
     Region { left, top, width: right - left, height: bottom - top }
 }

@@ -1,11 +1,11 @@
 //! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
 
+use crate::bad_samples::BadSamples;
 use crate::collective::{World, all_gather_bytes};
 use crate::config::{Config, Data, DeviceChoice, Precision};
 use crate::cuda;
 use crate::error::{Error, Exit, Result};
 use crate::fused;
-use crate::run::BadSamples;
 use crate::upload::on_device;
 use codinet_dataloader::order::EpochOrder;
 use codinet_dataloader::transform::Transform;

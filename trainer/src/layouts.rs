@@ -9,7 +9,7 @@ use crate::collective;
 use crate::config::{self, Config};
 use crate::gradients::Gradients;
 use crate::input::Normalise;
-use crate::loss::Weights;
+use crate::loss::Objective;
 use crate::model::{Decisions, Net, Statistics};
 use crate::step::{MicroBatch, Step};
 use std::ffi::{CStr, c_char};
@@ -51,7 +51,7 @@ fn found_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
         net: &net,
         gradients: &gradients,
         costs: &costs,
-        weights: Weights::new(config, stage, 0.1),
+        objective: Objective::new(config, stage, 0.1),
         routers: stage.routers,
         views: 2,
         scope: config.diversity.scope,

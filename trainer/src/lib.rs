@@ -7,6 +7,7 @@
 //! step, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files are written.
 
 pub mod analyze;
+mod bad_samples;
 pub mod budget;
 pub mod cli;
 pub mod collective;

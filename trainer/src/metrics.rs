@@ -3,27 +3,18 @@
 
 use crate::collective::World;
 use crate::error::Result;
+use crate::loss::TERMS;
 use crate::native::Event;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// What a row holds before the gates' rates, in the order in which [`crate::step::Step::gradient`] writes it.
-const NAMES: [&str; 12] = [
-    "gradient norm",
-    "finite",
-    "cross entropy",
-    "consistency",
-    "diversity",
-    "cost",
-    "target rate",
-    "run rate",
-    "loss",
-    "top-1",
-    "spread",
-    "centre distance",
-];
-/// Which of these a rank's own row may be blamed for.
-const PARTS: std::ops::Range<usize> = 2..8;
+/// What a row holds between whether the gradient was finite and the gates' rates, in the order in which
+/// [`crate::step::Step::gradient`] writes it.
+fn names() -> impl Iterator<Item = &'static str> {
+    let terms = TERMS.iter().map(|term| term.name);
+    let beside = TERMS.iter().filter_map(|term| term.beside);
+    std::iter::once("grad_norm").chain(terms).chain(["loss", "top1"]).chain(beside)
+}
 
 /// A tensor on its way to the host.
 pub struct Later(Tensor, Option<Event>);
@@ -55,30 +46,11 @@ pub struct Meter {
 pub struct Measured {
     /// The step, counted from 1.
     pub step: u64,
-    /// L² norm of the averaged gradient.
-    pub grad_norm: f64,
+    /// By name: the averaged gradient's L² norm (`grad_norm`), the terms of the objective ([`TERMS`]), their weighted sum
+    /// (`loss`), the share of views whose class came first (`top1`), and what terms measure beside.
+    pub scalars: Vec<(&'static str, f64)>,
     /// Whether the averaged gradient was finite; where it was not, the step moved nothing.
     pub finite: bool,
-    /// L_cls.
-    pub ce: f64,
-    /// L_con.
-    pub con: f64,
-    /// L_div.
-    pub div: f64,
-    /// L_cost.
-    pub cost: f64,
-    /// Conv-AIG's loss.
-    pub target: f64,
-    /// SkipNet's penalty.
-    pub run_rate: f64,
-    /// The objective: Eq. 12, and what the baselines add.
-    pub loss: f64,
-    /// Share of views whose class came first.
-    pub top1: f64,
-    /// Mean of ‖r_ij − r̄_i‖, the distance of a view's path from its sample's centre.
-    pub spread: f64,
-    /// Mean distance between two samples' centres.
-    pub centre_distance: f64,
     /// Mean decision of each gate, `[n]`.
     pub rates: Vec<f64>,
     /// Mean of what each gate would have decided in inference (Eq. 13), `[n]`.
@@ -117,70 +89,46 @@ impl Measured {
     /// One step, of which every rank has a row.
     fn new(step: u64, ranks: &[&[f64]]) -> Self {
         let mean = |column: usize| ranks.iter().map(|row| row[column]).sum::<f64>() / ranks.len() as f64;
-        let mut measured = Self::of(step, (0..ranks[0].len()).map(mean).collect());
-        if !measured.finite || !measured.loss.is_finite() {
+        let mut measured = Self::of(step, &(0..ranks[0].len()).map(mean).collect::<Vec<f64>>());
+        if !measured.finite || !measured.get("loss").is_finite() {
             let of_rank = |(rank, row): (usize, &&[f64])| {
-                let part = PARTS.clone().find(|&part| !row[part].is_finite());
-                part.map(|part| format!("{} of rank {rank}", NAMES[part]))
+                let mut terms = names().zip(&row[1..]).filter(|(name, _)| is_term(name));
+                terms.find(|(_, value)| !value.is_finite()).map(|(name, _)| format!("{name} of rank {rank}"))
             };
             let said: Vec<String> = ranks.iter().enumerate().filter_map(of_rank).collect();
-            let Self { ce, con, div, cost, grad_norm, .. } = measured;
-            measured.blame = Some(format!(
-                "not finite: {} (ce {ce}, con {con}, div {div}, cost {cost}, gradient norm {grad_norm})",
-                if said.is_empty() { "the gradient".into() } else { said.join(", ") }
-            ));
+            let what = if said.is_empty() { "the gradient".into() } else { said.join(", ") };
+            let terms = measured.scalars.iter().filter(|(name, _)| is_term(name));
+            let values: String = terms.map(|(name, value)| format!("{name} {value}, ")).collect();
+            let norm = measured.get("grad_norm");
+            measured.blame = Some(format!("not finite: {what} ({values}gradient norm {norm})"));
         }
         measured
     }
 
-    fn of(step: u64, values: Vec<f64>) -> Self {
-        let [
-            grad_norm,
-            finite,
-            ce,
-            con,
-            div,
-            cost,
-            target,
-            run_rate,
-            loss,
-            top1,
-            spread,
-            centre_distance,
-            ref rates @ ..,
-        ] = values[..]
-        else {
-            unreachable!("a row holds {NAMES:?} and the rates")
-        };
+    fn of(step: u64, row: &[f64]) -> Self {
+        let (finite, row) = (row[0] == 1.0, &row[1..]);
+        let scalars: Vec<_> = names().zip(row.iter().copied()).collect();
+        let rates = &row[scalars.len()..];
         let (rates, hard_rates) = rates.split_at(rates.len() / 2);
-        let (rates, hard_rates) = (rates.to_vec(), hard_rates.to_vec());
-        let (finite, blame) = (finite == 1.0, None);
-        Self {
-            step,
-            grad_norm,
-            finite,
-            ce,
-            con,
-            div,
-            cost,
-            target,
-            run_rate,
-            loss,
-            top1,
-            spread,
-            centre_distance,
-            rates,
-            hard_rates,
-            blame,
-        }
+        Self { step, scalars, finite, rates: rates.to_vec(), hard_rates: hard_rates.to_vec(), blame: None }
     }
 
-    fn values(&self) -> Vec<f64> {
-        let Self { grad_norm, ce, con, div, cost, target, run_rate, loss, top1, .. } = *self;
-        let losses = [grad_norm, 1.0, ce, con, div, cost, target, run_rate, loss, top1];
-        let scalars = losses.into_iter().chain([self.spread, self.centre_distance]);
-        scalars.chain(self.rates.iter().chain(&self.hard_rates).copied()).collect()
+    /// The scalar of this name.
+    pub fn get(&self, name: &str) -> f64 {
+        let found = self.scalars.iter().find(|(known, _)| *known == name);
+        found.unwrap_or_else(|| panic!("{name} is not measured")).1
     }
+
+    fn row(&self) -> impl Iterator<Item = f64> {
+        let scalars = self.scalars.iter().map(|(_, value)| *value);
+        std::iter::once(f64::from(u8::from(self.finite)))
+            .chain(scalars)
+            .chain(self.rates.iter().chain(&self.hard_rates).copied())
+    }
+}
+
+fn is_term(name: &str) -> bool {
+    TERMS.iter().any(|term| term.name == name)
 }
 
 /// The sum over the steps since the last log line; part of a checkpoint, so that the line does not forget what came
@@ -197,7 +145,7 @@ impl Tally {
         if measured.blame.is_some() {
             return;
         }
-        let values = measured.values();
+        let values: Vec<f64> = measured.row().collect();
         if self.steps > 0 && self.sums.len() != values.len() {
             *self = Self::default(); // of a checkpoint of an earlier version, which measured less
         }
@@ -209,7 +157,8 @@ impl Tally {
     /// The mean over these steps, the last of them `step`, and a new start; none where there was none.
     pub fn mean(&mut self, step: u64) -> Option<Measured> {
         let Self { steps, sums } = std::mem::take(self);
-        (steps > 0).then(|| Measured::of(step, sums.iter().map(|sum| sum / steps as f64).collect()))
+        (steps > 0)
+            .then(|| Measured::of(step, &sums.iter().map(|sum| sum / steps as f64).collect::<Vec<f64>>()))
     }
 }
 
@@ -224,27 +173,31 @@ mod tests {
         let (mut meter, mut tally) = (Meter::default(), Tally::default());
         let row = |base: f32| {
             let mut values: Vec<f32> = (0..16).map(|i| base + i as f32).collect();
-            values[1] = 1.0;
+            values[0] = 1.0;
             values
         };
         let mut broken = row(3.0);
-        (broken[1], broken[4]) = (0.0, f32::NAN);
+        (broken[0], broken[4]) = (0.0, f32::NAN);
         for (step, values) in [row(1.0), row(2.0), broken].iter().enumerate() {
             meter.push(step as u64 + 1, Tensor::from_slice(values));
         }
         let measured = meter.read(&world).unwrap();
         assert!(meter.read(&world).unwrap().is_empty());
-        assert_eq!((measured[0].ce, measured[1].loss, measured[1].top1), (3.0, 10.0, 11.0));
-        assert_eq!((measured[0].spread, measured[0].centre_distance), (11.0, 12.0));
+        let get = |step: usize, name| measured[step].get(name);
+        assert_eq!((get(0, "ce"), get(1, "loss"), get(1, "top1")), (3.0, 10.0, 11.0));
+        assert_eq!((get(0, "spread"), get(0, "centre_distance")), (11.0, 12.0));
         assert_eq!(
             (&measured[0].rates[..], &measured[0].hard_rates[..]),
             (&[13.0, 14.0][..], &[15.0, 16.0][..])
         );
         assert!(measured[1].blame.is_none() && !measured[2].finite);
-        assert!(measured[2].blame.as_ref().unwrap().starts_with("not finite: diversity of rank 0 (ce 5"));
+        assert!(measured[2].blame.as_ref().unwrap().starts_with("not finite: div of rank 0 (ce 5"));
         measured.iter().for_each(|measured| tally.add(measured));
         let mean = tally.mean(3).unwrap();
-        assert_eq!((mean.step, mean.ce, mean.grad_norm, mean.hard_rates[1]), (3, 3.5, 1.5, 16.5));
+        assert_eq!(
+            (mean.step, mean.get("ce"), mean.get("grad_norm"), mean.hard_rates[1]),
+            (3, 3.5, 2.5, 16.5)
+        );
         assert!(tally.mean(4).is_none());
         let mut older = Tally { steps: 2, sums: vec![1.0; 14] };
         older.add(&measured[0]);

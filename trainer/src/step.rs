@@ -4,7 +4,7 @@ use crate::collective::World;
 use crate::config::{Routers, Scope};
 use crate::error::Result;
 use crate::gradients::Gradients;
-use crate::loss::{self, Labels, Parts, Weights};
+use crate::loss::{self, Labels, Objective, Outcome, Parts};
 use crate::metrics::Later;
 use crate::model::{Decisions, Net, Output, Statistics, hard};
 use crate::ranges::{Phase, range};
@@ -21,7 +21,7 @@ pub struct Step<'a> {
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
     /// The objective.
-    pub weights: Weights,
+    pub objective: Objective<'a>,
     /// Whether routers train; the gradient of frozen ones is zero.
     pub routers: Routers,
     /// M.
@@ -95,7 +95,7 @@ impl Step<'_> {
             // The objective (Eqs. 8 to 12): this rank's centres meet those of all ranks.
             let centres = loss::centres(&out.path, self.views); // [L, n]
             let (own, rank) = (centres.size()[0], self.world.rank() as i64);
-            let (keys, first, share) = match &global_keys {
+            let (keys, first, sharers) = match &global_keys {
                 Some(keys) => (keys.shallow_clone(), (rank * batch.len() as i64 + a as i64) * own, micros),
                 None => {
                     let (keys, all) = self.tell(&centres, &out.gates, stop)?;
@@ -103,26 +103,37 @@ impl Step<'_> {
                     (keys, rank * own, 1.0)
                 }
             };
-            let (parts, apart) = self.parts(micro, &out, &centres, &keys, first, share);
+            let outcome = Outcome {
+                logits: &out.logits,
+                labels: &micro.labels,
+                views: self.views,
+                paths: &out.path,
+                centres: &centres,
+                keys: &keys,
+                first,
+                sharers,
+                costs: self.costs,
+            };
+            let parts = self.objective.parts(&outcome, self.world.world());
             drop(forward);
 
             // Backward: gradients add up over micro-batches, and leave for the other ranks during the last.
             if a + 1 == batch.len() {
                 self.gradients.arm(self.routers);
             }
-            let total = parts.total(&self.weights, self.world.world());
+            let total = self.objective.total(&parts, self.world.world());
             let backward = range(Phase::Backward);
             (total / (micros * self.world.world() as f64)).backward();
             drop(backward);
             let path = hard(&out.gates).detach();
-            rows.push(self.measure(&parts, &out, &micro.labels.own, &centres, &apart, &path));
+            rows.push(self.measure(&parts, &out, &micro.labels.own, &path));
             paths.push(path);
         }
         self.gradients.settle()?;
         let norm = self.gradients.flat().norm();
         let finite = norm.isfinite().to_kind(Kind::Float);
         let row = Tensor::stack(&rows, 0).mean_dim([0].as_slice(), false, None);
-        let row = Tensor::cat(&[norm.view(1), finite.view(1), row], 0);
+        let row = Tensor::cat(&[finite.view(1), norm.view(1), row], 0);
         Ok(Taken { norm, finite, row, paths: Tensor::cat(&paths, 0), told: Told(told) })
     }
 
@@ -161,57 +172,15 @@ impl Step<'_> {
         self.tell(&Tensor::cat(&centres, 0), &Tensor::cat(&gates, 0), stop)
     }
 
-    /// The parts of the objective, each a mean over this micro-batch's views or samples. `keys` are the centres of
-    /// all samples that are told apart, of which this micro-batch has those from `first` on; `share` is how many
-    /// micro-batches of a rank share them, for what they add up to is divided by that many in the end. The second is this
-    /// rank's share of the mean distance between centres.
-    fn parts(
-        &self,
-        micro: &MicroBatch,
-        out: &Output,
-        centres: &Tensor,
-        keys: &Tensor,
-        first: i64,
-        share: f64,
-    ) -> (Parts, Tensor) {
-        let weights = &self.weights;
-        let (div, apart) = loss::separation(centres, keys, first, weights.diversity_margin);
-        let parts = Parts {
-            ce: loss::classification(&out.logits, &micro.labels, self.views, weights.label_smoothing),
-            con: loss::consistency(&out.path, centres, self.views, weights.consistency_margin),
-            div: div * share,
-            cost: loss::cost(&out.path, self.costs),
-            target: loss::target_rate(&out.path, keys, weights.target_rate),
-            run_rate: loss::run_rate(&out.path),
-        };
-        (parts, apart * share)
-    }
-
-    /// What this rank measured, in a form whose mean over ranks is the global batch's. `path` is `[L·M, n]`.
-    fn measure(
-        &self,
-        parts: &Parts,
-        out: &Output,
-        labels: &Tensor,
-        centres: &Tensor,
-        apart: &Tensor,
-        path: &Tensor,
-    ) -> Tensor {
-        let (labels, weights) = (loss::by_view(labels, self.views), &self.weights);
+    /// What this rank measured, in a form whose mean over ranks is the global batch's; [`crate::metrics`] names its columns.
+    /// `labels` is `[L]`, `path` `[L·M, n]`.
+    fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor, path: &Tensor) -> Tensor {
+        let (labels, world) = (loss::by_view(labels, self.views), self.world.world());
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
-        // L_div is a sum over ranks, and so is the distance.
-        let (div, apart) = (&parts.div * self.world.world() as f64, apart * self.world.world() as f64);
-        let spread = tch::no_grad(|| loss::spread(&out.path, centres, self.views).mean(None));
-        let Parts { ce, con, cost, target, run_rate, .. } = parts;
-        let loss = ce
-            + con * weights.alpha
-            + &div * weights.beta
-            + cost * weights.gamma
-            + target * weights.target
-            + run_rate * weights.run_rate;
-        let scalars =
-            Tensor::stack(&[ce, con, &div, cost, target, run_rate, &loss, &top1, &spread, &apart], 0);
+        let mut scalars: Vec<Tensor> = parts.told(world).collect();
+        scalars.extend([self.objective.value(parts, world), top1]);
+        scalars.extend(parts.beside.iter().map(Tensor::shallow_clone));
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
-        Tensor::cat(&[scalars, mean(&out.path), mean(path)], 0).detach()
+        Tensor::cat(&[Tensor::stack(&scalars, 0), mean(&out.path), mean(path)], 0).detach()
     }
 }

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::loss::Labels;
 use crate::model::gumbel_noise;
 use crate::native::{Event, Stream, pinned, pinned_tensor, used_here};
+use crate::ranges::{Phase, range};
 use codinet_dataloader::{BadSample, Loader, Mixed};
 use std::time::Duration;
 use tch::kind::Element;
@@ -93,7 +94,10 @@ impl<'a> Uploads<'a> {
     }
 
     fn upload(&mut self) -> Option<Result<Upload>> {
-        let mut batch = match self.loader.next()? {
+        let waiting = range(Phase::Loader);
+        let batch = self.loader.next()?;
+        drop(waiting);
+        let mut batch = match batch {
             Ok(batch) => batch,
             Err(error) => return Some(Err(error.into())),
         };

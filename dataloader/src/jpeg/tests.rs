@@ -165,6 +165,32 @@ fn crops_of_large_images_are_the_whole_ones() {
     assert!(crops >= 10_000 && tiled_columns.len() > 20, "{crops}, {tiled_columns:?}");
 }
 
+/// Decoders smooth what progressive files without their last scans leave open, across blocks.
+#[test]
+fn crops_of_incomplete_images_are_the_whole_ones() {
+    for sampling in SAMPLINGS {
+        let encoded = Source { progressive: true, ..source(161, 117, sampling) }.encode();
+        let scans: Vec<usize> =
+            (0..encoded.len() - 1).filter(|&at| encoded[at..].starts_with(&[0xFF, 0xDA])).collect();
+        let incomplete = [&encoded[..scans[2]], &[0xFF, 0xD9]].concat();
+        let (_, _, expected) = whole(&incomplete);
+        assert_ne!(expected, whole(&encoded).2);
+        assert!(tile::transcode(&encoded).is_some() && tile::transcode(&incomplete).is_none());
+        let (mut decoder, mut pixels) = (Decoder::new(), Vec::new());
+        let header = decoder.header(&incomplete).unwrap();
+        for k in 0..500u32 {
+            let (left, top) = (k * 37 % 150, k * 53 % 110);
+            let region = Region { left, top, width: 1 + k % (161 - left), height: 1 + k % (117 - top) };
+            let shown =
+                decoder.decode_region(&incomplete, &header, Channels::Rgb, region, &mut pixels).unwrap();
+            assert!(
+                same(&pixels, shown, &expected, all(161, 117), region),
+                "{sampling:?} {region:?} of {shown:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_is_no_tiled_jpeg_is_not_taken_for_one() {
     let encoded = source(200, 100, Subsamp::Sub2x2).encode();

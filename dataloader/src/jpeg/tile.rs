@@ -217,8 +217,8 @@ fn interval(header: &Header) -> u32 {
 }
 
 /// The same picture, tiled: pixels, sizes and colours stay as they are to the last bit, whoever decodes it; EXIF, ICC
-/// profiles and thumbnails are left out. `None` where it stays as it is: CMYK, 12 bits, or nothing that libjpeg-turbo reads
-/// without complaint.
+/// profiles and thumbnails are left out. `None` where it stays as it is: CMYK, 12 bits, a progressive file without its last
+/// scans (decoders smooth it, but not what is made of it), or nothing that libjpeg-turbo reads without complaint.
 pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
     // Progressive files tell their sizes by another header; a first transcoding makes them baseline.
     let header = Header::read(encoded).or_else(|| Header::read(&turbo::transcode(encoded, 0).ok()?));
@@ -230,5 +230,15 @@ pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
         Some(made) => turbo::transcode(encoded, interval(&made) as u16).ok(),
         None => None,
     };
-    tiled.filter(|tiled| Tiles::default().find(tiled))
+    let tiled = tiled.filter(|tiled| Tiles::default().find(tiled))?;
+    let progressive = turbo::frame(encoded).ok()?.progressive;
+    (!progressive || whole(encoded).ok()? == whole(&tiled).ok()?).then_some(tiled)
+}
+
+/// All pixels.
+fn whole(encoded: &[u8]) -> Result<Vec<u8>, Fault> {
+    let turbo::Frame { width, height, .. } = turbo::frame(encoded)?;
+    let mut pixels = Vec::new();
+    turbo::decode(encoded, Region { left: 0, top: 0, width, height }, Pixel::Rgb, &mut pixels)?;
+    Ok(pixels)
 }

@@ -50,6 +50,8 @@ pub(crate) struct Frame {
     pub cmyk: bool,
     /// Width of a block of all components, in pixels; `None` for samplings without a name.
     pub block: Option<u32>,
+    /// Scans refine the picture step by step. Where some are missing, blocks are smoothed by two neighbours on each side.
+    pub progressive: bool,
 }
 
 impl Handle {
@@ -114,7 +116,8 @@ fn read_header(handle: &Handle, encoded: &[u8]) -> Result<Frame, Fault> {
     if width == 0 || height == 0 {
         return Err(Fault { message: "it ends before the picture begins".into(), warning: false });
     }
-    Ok(Frame { width, height, cmyk, block })
+    let progressive = handle.get(raw::TJPARAM_TJPARAM_PROGRESSIVE) == 1;
+    Ok(Frame { width, height, cmyk, block, progressive })
 }
 
 /// Replaces the contents of `pixels` by `region` of the image, whose left edge is a multiple of the frame's block where it

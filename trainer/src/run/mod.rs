@@ -4,7 +4,6 @@
 //! `bad_samples.jsonl`.
 //! Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what could not be written ends the run with one line.
 
-mod bad;
 pub mod checkpoint;
 mod choose;
 mod console;
@@ -17,7 +16,6 @@ mod saver;
 mod tensorboard;
 mod writer;
 
-pub use bad::BadSamples;
 pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::Console;
 pub use records::Records;

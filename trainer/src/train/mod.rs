@@ -13,7 +13,7 @@ use crate::error::{Error, Exit, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::gradients::Gradients;
 use crate::input::Input;
-use crate::loss::Weights;
+use crate::loss::Objective;
 use crate::metrics::Meter;
 use crate::model::{Decisions, Net, Statistics};
 use crate::native::RankMean;
@@ -216,14 +216,14 @@ impl<'a> Trainer<'a> {
         loop {
             while self.state.sample < steps * batch_size {
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
-                let weights = Weights::new(config, stage, self.state.price.gamma);
-                let stop = self.next_step(&mut uploads, stage, weights, lr)?;
+                let gamma = self.state.price.gamma;
+                let stop = self.next_step(&mut uploads, stage, lr)?;
                 pace.steps += 1;
                 // Once in a while, rank 0 writes: the log.
                 if self.state.step.is_multiple_of(config.run.log_every) {
                     self.read_meter()?;
                     let paths = self.last_paths()?;
-                    self.log_step(stage, &weights, lr, &pace, &uploads, &paths)?;
+                    self.log_step(stage, gamma, lr, &pace, &uploads, &paths)?;
                     self.state.training_seconds += pace.seconds();
                     pace = Pace::start(&uploads, self.world);
                 } else {
@@ -306,16 +306,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: takes the next batch and a step with it; whether any rank was asked to stop.
-    fn next_step(&mut self, uploads: &mut Uploads, stage: &Stage, weights: Weights, lr: f64) -> Result<bool> {
+    fn next_step(&mut self, uploads: &mut Uploads, stage: &Stage, lr: f64) -> Result<bool> {
         let _range = range(Phase::Step);
-        let waiting = range(Phase::Loader);
         let upload = uploads.next().expect("as many batches as steps")?;
-        drop(waiting);
         self.input.note_bad_training(&upload.bad)?;
-        let told = self.step(&upload, stage, weights, lr)?;
-        let waiting = range(Phase::Loader);
+        let told = self.step(&upload, stage, lr)?;
         uploads.send_ahead();
-        drop(waiting);
         let (stop, hard_rates) = told.read();
         self.steer(stage, &hard_rates);
         let batch_size = self.config.optim.batch_size as u64;
@@ -326,7 +322,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
-    fn step(&mut self, upload: &Upload, stage: &Stage, weights: Weights, lr: f64) -> Result<Told> {
+    fn step(&mut self, upload: &Upload, stage: &Stage, lr: f64) -> Result<Told> {
         let config = self.config;
         self.world.at_step(self.state.step + 1);
         let images = self.input.pixels(&upload.pixels); // [A·L·M, C, H, W]
@@ -353,7 +349,7 @@ impl<'a> Trainer<'a> {
             net: &self.net,
             gradients: &self.gradients,
             costs: &self.costs,
-            weights,
+            objective: Objective::new(config, stage, self.state.price.gamma),
             routers: stage.routers,
             views: upload.views as i64,
             // Where ranks have become fewer: all samples were told apart in one go before.
@@ -409,8 +405,9 @@ impl<'a> Trainer<'a> {
         for measured in self.meter.read(self.world)? {
             let (step, blame) = (measured.step, measured.blame.as_ref());
             self.state.tally.add(&measured);
-            if measured.loss.is_finite() {
-                self.state.epoch_loss.0 += measured.loss;
+            let loss = measured.get("loss");
+            if loss.is_finite() {
+                self.state.epoch_loss.0 += loss;
                 self.state.epoch_loss.1 += 1;
             }
             let Some(what) = blame else { continue };

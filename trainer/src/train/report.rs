@@ -5,8 +5,7 @@ use crate::config::{Config, Gates, Stage};
 use crate::env;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, sample_paths};
-use crate::loss::Weights;
-use crate::metrics::Measured;
+use crate::loss;
 use crate::paths::{self, Histogram};
 use crate::run::checkpoint::State;
 use crate::run::{Records, projector, write_whole};
@@ -79,7 +78,7 @@ impl Trainer<'_> {
     pub(super) fn report_budget(&mut self, stage: &Stage, evaluation: &Evaluation) {
         if let Some(budget) = self.config.budget() {
             let off = 100.0 * (evaluation.gmacs - budget) / budget;
-            let gamma = Weights::new(self.config, stage, self.state.price.gamma).gamma;
+            let gamma = loss::gamma(stage, self.state.price.gamma);
             self.console.say(&format!(
                 "{}: {:.4} GMACs an image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
                 stage.name, evaluation.gmacs
@@ -91,7 +90,7 @@ impl Trainer<'_> {
     pub(super) fn log_step(
         &mut self,
         stage: &Stage,
-        weights: &Weights,
+        gamma: f64,
         lr: f64,
         pace: &Pace,
         uploads: &Uploads,
@@ -104,25 +103,19 @@ impl Trainer<'_> {
         let collective_bytes = (traffic.bytes - before.bytes) / pace.steps;
         let State { step, samples, epoch, .. } = self.state;
         let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
-        let Measured { loss, ce, con, div, cost, target, run_rate, top1, grad_norm, ref rates, .. } = mean;
         let gmacs = self.net.costs.mean_macs(&mean.hard_rates) / 1e9;
         if let Some(records) = &mut self.records {
             let mut fields = json!({
-                "epoch": epoch, "stage": stage.name, "samples": samples, "loss": loss, "ce": ce, "con": con,
-                "div": div, "cost": cost, "gamma": weights.gamma, "gmacs": gmacs, "lr": lr, "top1": top1,
-                "grad_norm": grad_norm, "images_per_second": images, "loader_wait": loader_wait,
+                "epoch": epoch, "stage": stage.name, "samples": samples, "gamma": loss::gamma(stage, gamma),
+                "gmacs": gmacs, "lr": lr, "images_per_second": images, "loader_wait": loader_wait,
                 "collective_wait": share(traffic.waited - before.waited),
                 "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
-                "rates": rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
-                "spread": mean.spread, "spread_margin": weights.consistency_margin,
-                "centre_distance": mean.centre_distance, "centre_distance_margin": weights.diversity_margin,
+                "rates": mean.rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
+                "spread_margin": self.config.consistency.margin,
+                "centre_distance_margin": self.config.diversity.margin,
             });
-            for (name, weight, value) in
-                [("target", weights.target, target), ("run_rate", weights.run_rate, run_rate)]
-            {
-                if weight > 0.0 {
-                    fields[name] = value.into();
-                }
+            for &(name, value) in &mean.scalars {
+                fields[name] = value.into();
             }
             if let Some(budget) = self.config.budget() {
                 fields["budget_gmacs"] = budget.into();
@@ -130,7 +123,12 @@ impl Trainer<'_> {
             records.record("train", step, fields)?;
         }
         let status = format!(
-            "loss {loss:.4} (ce {ce:.4}  con {con:.4}  div {div:.4}  cost {cost:.3})  lr {lr:.4}  {images:.0} images/s"
+            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {lr:.4}  {images:.0} images/s",
+            mean.get("loss"),
+            mean.get("ce"),
+            mean.get("con"),
+            mean.get("div"),
+            mean.get("cost"),
         );
         self.console.step(self.step_of_stage(), Some(&status));
         Ok(())

@@ -2,7 +2,6 @@
 
 use super::Trainer;
 use crate::error::{Error, Exit, Result};
-use crate::loss::Weights;
 use crate::upload::{Place, Uploads};
 
 /// A run of the first stage that writes nothing, as one rank holds it.
@@ -34,8 +33,7 @@ impl Trial<'_, '_> {
         let (config, stage) = (trainer.config, &trainer.config.stages[0]);
         let steps = trainer.input.steps(config);
         let lr = config.lr_at(stage, trainer.step_of_stage() as f64 / steps as f64);
-        let weights = Weights::new(config, stage, trainer.state.price.gamma);
-        if trainer.next_step(&mut self.uploads, stage, weights, lr)? {
+        if trainer.next_step(&mut self.uploads, stage, lr)? {
             return Err(Error {
                 exit: Exit::Interrupted,
                 message: "stopped on request".into(),

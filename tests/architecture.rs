@@ -1,0 +1,102 @@
+//! The code against docs/architecture.md: who knows whom, and that the places it names are there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+fn page() -> String {
+    fs::read_to_string(Path::new(ROOT).join("docs/architecture.md")).unwrap()
+}
+
+/// The indented lines that follow `In `folder`` in the page: modules, those of a line by name.
+fn layers(folder: &str) -> Vec<Vec<String>> {
+    let page = page();
+    let (_, list) = page.split_once(&format!("In `{folder}/`")).expect("the page has the list");
+    let lines = list.lines().skip_while(|line| !line.starts_with("    "));
+    let lines = lines.take_while(|line| line.starts_with("    "));
+    lines.map(|line| line.split_whitespace().map(Into::into).collect()).collect()
+}
+
+/// Every file of Rust below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    entries.flat_map(of).filter(|path| path.extension().is_some_and(|kind| kind == "rs")).collect()
+}
+
+/// The modules of this crate that `code` uses, but for its tests and comments.
+fn used(code: &str) -> BTreeSet<String> {
+    let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let of = |after: &str| -> Vec<String> {
+        match after.strip_prefix('{') {
+            None => vec![name(after)],
+            Some(list) => {
+                panic!("use crate::{{…}} of many modules in one line: {}", &list[..list.len().min(60)])
+            }
+        }
+    };
+    code.split("crate::").skip(1).flat_map(of).collect()
+}
+
+#[test]
+fn modules_use_those_above_them() {
+    for folder in ["trainer/src", "launcher/src"] {
+        let (root, layers) = (Path::new(ROOT).join(folder), layers(folder));
+        let line = |module: &str| layers.iter().position(|line| line.iter().any(|known| known == module));
+        let mut met = BTreeSet::new();
+        for path in files(&root) {
+            let first = path.strip_prefix(&root).unwrap().components().next().unwrap();
+            let module = Path::new(&first).file_stem().unwrap().to_string_lossy().into_owned();
+            if ["lib", "main", "bin"].contains(&module.as_str()) {
+                continue;
+            }
+            let own = line(&module).unwrap_or_else(|| panic!("{folder}: {module} is not in the page's list"));
+            for other in used(&fs::read_to_string(&path).unwrap()).iter().filter(|other| **other != module) {
+                let theirs = line(other).unwrap_or_else(|| panic!("{}: crate::{other}", path.display()));
+                assert!(theirs < own, "{}: {module} may not use {other}", path.display());
+            }
+            met.insert(module);
+        }
+        let listed: BTreeSet<String> = layers.into_iter().flatten().collect();
+        assert_eq!(met, listed, "{folder}");
+    }
+}
+
+#[test]
+fn crates_know_those_below_them() {
+    let dependencies = |name: &str| {
+        let manifest = fs::read_to_string(Path::new(ROOT).join(name).join("Cargo.toml")).unwrap();
+        let (_, rest) = manifest.split_once("[dependencies]").unwrap();
+        let own = rest.split("\n[").next().unwrap().lines().filter(|line| line.starts_with("codinet-"));
+        own.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(dependencies("trainer"), ["codinet-dataloader"]);
+    assert!(dependencies("dataloader").is_empty() && dependencies("launcher").is_empty());
+    for path in files(&Path::new(ROOT).join("dataloader/src")) {
+        let code = fs::read_to_string(&path).unwrap();
+        assert!(!["tch::", "mpi::"].iter().any(|word| code.contains(word)), "{}", path.display());
+    }
+}
+
+/// Files and folders that the page names, with or without their crate's folder.
+#[test]
+fn what_the_page_names_is_there() {
+    let page = page();
+    let named = page.split('`').skip(1).step_by(2).filter(|name| {
+        let kind = name.rsplit('.').next().unwrap();
+        name.ends_with('/') || ["rs", "cpp", "c", "json"].contains(&kind) && !name.contains([' ', '<'])
+    });
+    let places = ["", "trainer", "trainer/src", "dataloader/src", "launcher/src", "trainer/src/model"];
+    let places = places.iter().chain(&["dataloader/src/transform", "trainer/src/collective"]);
+    let places: Vec<PathBuf> = places.map(|place| Path::new(ROOT).join(place)).collect();
+    let mut count = 0;
+    for name in named {
+        assert!(places.iter().any(|place| place.join(name).exists()), "{name}");
+        count += 1;
+    }
+    assert!(count > 50, "{count} names");
+}

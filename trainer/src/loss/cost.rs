@@ -1,0 +1,23 @@
+//! Eq. 11: blocks that run cost.
+
+use super::{Found, Over, Term, while_routers_train};
+use crate::config::Stage;
+use tch::Tensor;
+
+pub(super) const TERM: Term = Term {
+    name: "cost",
+    beside: None,
+    over: Over::Mean,
+    weight: |_, stage, gamma| self::gamma(stage, gamma),
+    find: |_, outcome| Found::loss(cost(outcome.paths, outcome.costs)),
+};
+
+/// γ of Eq. 12 in a stage, where it stands at `gamma` in the run.
+pub fn gamma(stage: &Stage, gamma: f64) -> f64 {
+    stage.gamma.unwrap_or(while_routers_train(stage, gamma))
+}
+
+/// Eq. 11: L_cost = Σ_k c_k·v_k, the mean over inputs. `paths` is `[N, n]`, `costs` `[n]`.
+pub fn cost(paths: &Tensor, costs: &Tensor) -> Tensor {
+    (paths * costs).sum_dim_intlist([1].as_slice(), false, None).mean(None)
+}
