@@ -2,6 +2,7 @@
 # make setup        system packages, libtorch into .libtorch/
 # make build        the programs, in target/release/
 # make test         the whole test suite
+# make bench      speed beside PyTorch's, DALI's and our own static network (40 minutes; an idle machine)
 # make install      the programs, libtorch, configs and shell completions under PREFIX
 
 PREFIX ?= /usr/local
@@ -12,7 +13,7 @@ CARGO ?= cargo
 BIN = target/release
 BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-data codinet-launch
 
-.PHONY: quickstart setup build test install data lint
+.PHONY: quickstart setup build test bench install data lint
 
 quickstart: build data
 	@$(BIN)/codinet-launch --raw -n $(RANKS) $(QUICK) $(ARGS)
@@ -33,6 +34,9 @@ data/fashion-mnist/test/dataset.json: | build
 test: setup
 	@$(CARGO) test --release --locked --workspace
 	@$(CARGO) test --release --locked -p codinet-dataloader --features parquet,store-tests --test dataloader_stores --test dataloader_large_import
+
+bench: build data
+	@tests/bench/run.sh $(ARGS)
 
 lint: setup
 	@$(CARGO) fmt --all --check

@@ -19,11 +19,15 @@ fn layers(folder: &str) -> Vec<Vec<String>> {
     lines.map(|line| line.split_whitespace().map(Into::into).collect()).collect()
 }
 
-/// Every file of Rust below `folder`.
+/// Every file below `folder`.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let of = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
-    entries.flat_map(of).filter(|path| path.extension().is_some_and(|kind| kind == "rs")).collect()
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Those of them that are Rust.
+fn sources(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    files(folder).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
 }
 
 /// The modules of this crate that `code` uses, but for its tests and comments.
@@ -48,7 +52,7 @@ fn modules_use_those_above_them() {
         let (root, layers) = (Path::new(ROOT).join(folder), layers(folder));
         let line = |module: &str| layers.iter().position(|line| line.iter().any(|known| known == module));
         let mut met = BTreeSet::new();
-        for path in files(&root) {
+        for path in sources(&root) {
             let first = path.strip_prefix(&root).unwrap().components().next().unwrap();
             let module = Path::new(&first).file_stem().unwrap().to_string_lossy().into_owned();
             if ["lib", "main", "bin"].contains(&module.as_str()) {
@@ -76,27 +80,35 @@ fn crates_know_those_below_them() {
     };
     assert_eq!(dependencies("trainer"), ["codinet-dataloader"]);
     assert!(dependencies("dataloader").is_empty() && dependencies("launcher").is_empty());
-    for path in files(&Path::new(ROOT).join("dataloader/src")) {
+    for path in sources(&Path::new(ROOT).join("dataloader/src")) {
         let code = fs::read_to_string(&path).unwrap();
         assert!(!["tch::", "mpi::"].iter().any(|word| code.contains(word)), "{}", path.display());
     }
 }
 
-/// Files and folders that the page names, with or without their crate's folder.
+/// Files and folders that the page names, wherever they lie.
 #[test]
 fn what_the_page_names_is_there() {
     let page = page();
-    let named = page.split('`').skip(1).step_by(2).filter(|name| {
-        let kind = name.rsplit('.').next().unwrap();
-        name.ends_with('/') || ["rs", "cpp", "c", "json"].contains(&kind) && !name.contains([' ', '<'])
-    });
-    let places = ["", "trainer", "trainer/src", "dataloader/src", "launcher/src", "trainer/src/model"];
-    let places = places.iter().chain(&["dataloader/src/transform", "trainer/src/collective"]);
-    let places: Vec<PathBuf> = places.map(|place| Path::new(ROOT).join(place)).collect();
-    let mut count = 0;
-    for name in named {
-        assert!(places.iter().any(|place| place.join(name).exists()), "{name}");
-        count += 1;
-    }
-    assert!(count > 50, "{count} names");
+    let code = page.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = code
+        .filter(|name| !name.contains([' ', '<']))
+        .filter(|name| {
+            name.ends_with('/') || [".rs", ".cpp", ".c", ".json"].iter().any(|end| name.ends_with(end))
+        })
+        .collect();
+    let all: Vec<String> = ["trainer", "dataloader", "launcher", "tests"]
+        .iter()
+        .flat_map(|folder| files(&Path::new(ROOT).join(folder)))
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    let there = |name: &str| {
+        let below = format!("/{name}");
+        all.iter().any(|path| match name.ends_with('/') {
+            true => path.contains(&below),
+            false => path.ends_with(&below),
+        })
+    };
+    let missing: Vec<&&str> = named.iter().filter(|name| !there(name)).collect();
+    assert!(missing.is_empty() && named.len() > 50, "{missing:?} of {}", named.len());
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// The shipped configs, so that their bare names work from any folder.
-pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/../configs");
+pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/configs");
 
 /// Reads `name` (a path, or the bare name of a shipped config) over what it extends, applies `--set` overrides in
 /// order, and checks every value.

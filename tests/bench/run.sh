@@ -1,0 +1,41 @@
+#!/bin/sh
+# Every benchmark that needs no GPU, one after another: `make bench`, on an otherwise idle machine. Results go to the terminal and
+# to target/bench/. The peers come from PyPI into .bench/ (5 GB), unless PYTHON names a Python that has them.
+#   tests/bench/run.sh            # 40 minutes on two cores
+#   tests/bench/run.sh --quick    # one round of each, to see that all of it runs
+set -eu
+cd "$(dirname "$0")/../.."
+rounds=3
+[ "${1:-}" != --quick ] || rounds=1
+python=${PYTHON:-.bench/bin/python}
+if [ -z "${PYTHON:-}" ] && [ ! -x .bench/bin/pip ]; then
+    python3 -m venv .bench || { echo "error: python3 makes no venv; apt-get install python3-venv, or name a PYTHON" >&2; exit 1; }
+fi
+if [ -z "${PYTHON:-}" ]; then
+    .bench/bin/pip install --quiet torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset numpy pillow
+fi
+out=target/bench
+mkdir -p $out
+
+# run NAME COMMAND...: shows what it prints, and keeps it.
+run() {
+    name=$1
+    shift
+    echo "== $name: $*"
+    { "$@" || echo $? >$out/failed; } 2>&1 | tee $out/$name.txt
+    [ ! -e $out/failed ] || { rm $out/failed; echo "error: $name failed; see $out/$name.txt" >&2; exit 1; }
+}
+
+if [ ! -d $out/photos ]; then
+    mkdir -p $out/wallpapers
+    (cd $out/wallpapers && apt-get download mate-backgrounds plasma-workspace-wallpapers >/dev/null && for deb in *.deb; do dpkg -x "$deb" .; done)
+    $python dataloader/benches/photographs.py $out/photos.part --wallpapers $out/wallpapers
+    target/release/codinet-data import imagefolder --src $out/photos.part --out $out/tiled
+    target/release/codinet-data import imagefolder --src $out/photos.part --out $out/plain --no-tile
+    mv $out/photos.part $out/photos
+fi
+run same-network $python tests/bench/compare.py check
+run training $python tests/bench/compare.py speed --rounds $rounds
+run loader $python dataloader/benches/peers.py --photos $out/photos --tiled $out/tiled --plain $out/plain --rounds $rounds
+run inference taskset -c 0 target/release/codinet-infer bench --threads 1 --rounds $((3 * rounds))
+run diversity "${CARGO:-cargo}" bench --locked -p codinet-trainer --bench diversity
