@@ -14,7 +14,7 @@ use crate::colour::CATEGORIES;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::paths::{Histogram, text};
-use crate::run::{projector, write_whole};
+use crate::run::{projector, say, write_whole};
 use crate::trained::Trained;
 use codinet_dataloader::sheet::Sheet;
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn write(
     let report = writer.report(&name.to_string_lossy())?;
     let page = out.join("report.html");
     report.save(&page)?;
-    println!("{}\n  look at it      {}", writer.summary(), page.display());
+    say(&format!("{}\n  look at it      {}", writer.summary(), page.display()));
     Ok(())
 }
 

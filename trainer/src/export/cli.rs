@@ -2,7 +2,7 @@
 
 use super::weights;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
-use crate::run::write_whole;
+use crate::run::{say, write_whole};
 use crate::trained::Trained;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
@@ -73,6 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     {
         eprintln!("{said}");
     }
-    println!("{}: {:.1} MB, from {}", output.display(), bytes.len() as f64 / 1e6, trained.file.display());
+    let (megabytes, file) = (bytes.len() as f64 / 1e6, trained.file.display());
+    say(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
     Ok(())
 }

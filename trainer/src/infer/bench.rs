@@ -1,11 +1,12 @@
 //! `codinet-infer bench`: what skipping gains in time, beside what it gains in MACs.
 
-use super::cli::Place;
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::config::{self, Config};
+use crate::device::Place;
 use crate::error::{Error, Exit, Result};
 use crate::model::Net;
+use crate::run::say;
 use crate::trained::Trained;
 use codinet_dataloader::random::{self, Domain};
 use rand::seq::SliceRandom;
@@ -59,17 +60,18 @@ pub fn run(args: &Args) -> Result<()> {
     if args.rounds == 0 || args.batch.contains(&0) || args.share.iter().any(|&share| share > 100) {
         return wrong("--rounds and --batch take numbers from 1 on, --share 0 to 100");
     }
-    println!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds);
-    println!(
+    say(&format!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds));
+    say(&format!(
         "{:<12} {:>5} {:>9}  {:>10} {:>9} {:>10}  {:>8} {:>8} {:>10}",
         "network", "batch", "blocks", "static ms", "ms", "images/s", "by MACs", "by time", "time/MACs"
-    );
+    ));
     if let Some(checkpoint) = &args.checkpoint {
         if args.config.len() > 1 {
             return wrong("--checkpoint takes one --config at most");
         }
         let trained = Trained::open(checkpoint, args.config.first().map(String::as_str), device)?;
         let engine = Engine::new(&trained.net);
+        engine.need_gates()?;
         for &batch in &args.batch {
             let inputs = shown(&trained.config, batch, threads, device)?;
             table(&trained.config, &engine, batch, vec![("routed".to_owned(), None)], inputs, args.rounds);
@@ -168,7 +170,7 @@ fn table(
         let dynamic = median(&case.seconds[1..]);
         let by_macs = engine.costs.static_macs() as f64 / case.macs;
         let by_time = fixed / dynamic;
-        println!(
+        say(&format!(
             "{:<12} {batch:>5} {:>9}  {:>10.3} {:>9.3} {:>10.1}  {by_macs:>8.3} {by_time:>8.3} {:>8.1} %",
             config.model.arch.to_string(),
             case.label,
@@ -176,7 +178,7 @@ fn table(
             1e3 * dynamic / calls,
             images / dynamic,
             100.0 * by_time / by_macs,
-        );
+        ));
     }
 }
 

@@ -19,7 +19,7 @@ mod writer;
 
 pub use bad::BadSamples;
 pub use choose::{Place, Resume, choose, choose_weights};
-pub use console::Console;
+pub use console::{Console, say};
 pub use records::Records;
 pub use saver::Saver;
 pub use tensorboard::EventFile;
