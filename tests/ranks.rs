@@ -63,7 +63,7 @@ fn collectives_do_what_they_say() {
         assert_eq!(all.size(), [3, 2]);
         assert_eq!(Vec::<f32>::try_from(all.flatten(0, 1)).unwrap(), [0.0, -1.0, 1.0, -1.0, 2.0, -1.0]);
 
-        let texts = collective::all_gather_bytes(world, &b"abc"[..rank]).unwrap();
+        let texts = collective::all_gather_lists(world, &b"abc"[..rank]).unwrap();
         assert_eq!(texts, [b"".to_vec(), b"a".to_vec(), b"ab".to_vec()]);
         let text = collective::broadcast_text(world, &format!("from {rank}")).unwrap();
         assert_eq!(text, "from 0");
@@ -193,7 +193,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());
     // Every rank must hold the same bits.
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-    let all = collective::all_gather_bytes(world, &bytes).unwrap();
+    let all = collective::all_gather_lists(world, &bytes).unwrap();
     assert!(all.iter().all(|theirs| *theirs == bytes));
     bytes
 }

@@ -2,12 +2,12 @@
 
 use crate::collective::{self, World, agree};
 use crate::config::{self, Config};
-use crate::cuda;
+use crate::device;
 use crate::dry_run;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::find_batch;
-use crate::input::{self, Input};
+use crate::input::Input;
 use crate::model::{Decisions, Net};
 use crate::probe;
 use crate::profile;
@@ -16,8 +16,7 @@ use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
@@ -85,7 +84,7 @@ pub struct Args {
 
 /// All ranks: does what the command line asks for.
 pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
-    cuda::register();
+    device::register();
     if args.probe {
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
     }
@@ -99,25 +98,22 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     world.watch(&config.collective)?;
     if let Some(format) = args.dry_run {
         let described = agree(world, dry_run::describe(&config, world, format))?;
-        if world.rank() == 0 {
-            let _ = write!(std::io::stdout(), "{described}");
-        }
+        Console::new(world.rank()).say(&described);
         return Ok(());
     }
-    let device = agree(world, input::prepare(&config, world))?;
+    let chosen = device::prepare(world, config.run.device, "run.device", config.run.threads);
+    let device = agree(world, chosen)?;
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
-    cuda::choose_kernels(&config, world, device)?;
+    device::choose_kernels(&config, world, device)?;
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if args.find_batch {
         return find_batch::run(world, &config, device, &stop, args.memory);
     }
-    let input = agree(world, Input::open(&config, world, device))?;
-    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if let Some(steps) = args.profile {
-        let place = Place { dir: PathBuf::new(), checkpoint: None }; // a profile writes no run
-        let mut trainer = Trainer::new(world, &config, place, input, device, stop, String::new())?;
-        return profile::run(&mut trainer, world, &config, device, steps, &stem);
+        return profile::run(world, &config, device, stop, steps, &stem);
     }
+    let input = agree(world, Input::open(&config, world, device))?;
     if args.eval_only {
         let weights = || Ok(choose_weights(&stem, &config, &args.resume)?.to_string_lossy().into_owned());
         let path = rank_zeros(world, weights)?;

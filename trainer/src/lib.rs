@@ -10,9 +10,11 @@ pub mod analyze;
 pub mod budget;
 pub mod cli;
 pub mod collective;
+#[cfg(test)]
+mod compiled;
 mod colour;
 pub mod config;
-mod cuda;
+mod device;
 pub mod dry_run;
 pub mod env;
 pub mod error;

@@ -1,6 +1,6 @@
 //! `codinet-analyze`'s command line.
 
-use crate::config::DeviceChoice;
+use crate::device::Place;
 use crate::error::EXIT_CODES;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -85,12 +85,8 @@ pub struct Args {
     pub seed: u64,
 
     /// Where the network runs.
-    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = device)]
-    pub device: DeviceChoice,
-
-    /// Compute threads a rank [default: the cores that the launcher left it].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub threads: Option<u32>,
+    #[command(flatten)]
+    pub place: Place,
 
     /// Prints a completion script for a shell, and stops.
     #[arg(long, value_name = "SHELL")]
@@ -130,15 +126,6 @@ impl Args {
     /// Whether a part is asked for.
     pub fn wants(&self, what: What) -> bool {
         self.what.is_empty() || self.what.contains(&what)
-    }
-}
-
-fn device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda),
-        _ => Err("auto, cpu or cuda".into()),
     }
 }
 

@@ -3,13 +3,14 @@
 
 use super::augment::{self, Augmentation};
 use super::divergence;
-use crate::collective::{World, agree, all_gather_bytes};
+use crate::collective::{World, agree, all_gather_lists};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::{self, Normalise};
 use crate::model::{Decisions, Net, Output, Statistics, hard};
 use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, order::eval_samples};
 use std::sync::Arc;
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// What is to be collected.
@@ -103,7 +104,8 @@ impl Subject<'_> {
     pub fn collect(&self, world: &World, wanted: Wanted) -> Result<Seen> {
         let share = agree(world, self.share(world, wanted))?;
         let gates = self.net.costs.gated().count();
-        let samples: Vec<u32> = gather(world, &share.samples, u32::to_le_bytes, u32::from_le_bytes)?;
+        let samples: Vec<i64> = share.samples.iter().map(|&sample| sample.into()).collect();
+        let samples: Vec<u32> = gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect();
         if samples.is_empty() {
             let error = Error::new(
                 Exit::Data,
@@ -113,28 +115,24 @@ impl Subject<'_> {
         }
         let chosen = spaced(self.data.len(), wanted.features);
         let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
-        let floats = |values: &[f32]| gather(world, values, f32::to_le_bytes, f32::from_le_bytes);
-        let doubles = |values: &[f64]| gather(world, values, f64::to_le_bytes, f64::from_le_bytes);
-        let numbers = |values: &[i64]| gather(world, values, i64::to_le_bytes, i64::from_le_bytes);
-        let bits = |values: &[u8]| -> Result<Vec<u8>> { Ok(all_gather_bytes(world, values)?.concat()) };
         let all = |part: &Augmented| -> Result<Augmented> {
             Ok(Augmented {
-                predictions: numbers(&part.predictions)?,
-                paths: bits(&part.paths)?,
-                path_kl: doubles(&part.path_kl)?,
-                prediction_kl: doubles(&part.prediction_kl)?,
+                predictions: gather(world, &part.predictions)?,
+                paths: gather(world, &part.paths)?,
+                path_kl: gather(world, &part.path_kl)?,
+                prediction_kl: gather(world, &part.prediction_kl)?,
             })
         };
         Ok(Seen {
-            labels: numbers(&share.labels)?,
-            predictions: numbers(&share.predictions)?,
+            labels: gather(world, &share.labels)?,
+            predictions: gather(world, &share.predictions)?,
             gates,
-            relaxed: floats(&share.relaxed)?,
-            paths: bits(&share.paths)?,
+            relaxed: gather(world, &share.relaxed)?,
+            paths: gather(world, &share.paths)?,
             augmented: share.augmented.iter().map(all).collect::<Result<_>>()?,
             chosen,
-            features: floats(&share.features)?,
-            groups: floats(&share.groups)?,
+            features: gather(world, &share.features)?,
+            groups: gather(world, &share.groups)?,
             bad: self.data.len() - samples.len(),
             samples,
         })
@@ -300,16 +298,8 @@ impl Spaced {
 }
 
 /// All ranks: every rank's values, in rank order.
-fn gather<T: Copy, const B: usize>(
-    world: &World,
-    values: &[T],
-    to: impl Fn(T) -> [u8; B],
-    from: impl Fn([u8; B]) -> T,
-) -> Result<Vec<T>> {
-    let mine: Vec<u8> = values.iter().flat_map(|&value| to(value)).collect();
-    let all = all_gather_bytes(world, &mine)?;
-    let values = all.iter().flat_map(|bytes| bytes.chunks_exact(B));
-    Ok(values.map(|bytes| from(bytes.try_into().expect("B bytes"))).collect())
+fn gather<T: Element + Copy + Default>(world: &World, values: &[T]) -> Result<Vec<T>> {
+    Ok(all_gather_lists(world, values)?.concat())
 }
 
 #[cfg(test)]

@@ -23,10 +23,9 @@ mod write;
 pub use cli::{Args, Command, What};
 
 use crate::collective::{World, agree};
-use crate::config::{Config, Run};
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
-use crate::{cuda, input, replicas};
+use crate::{device, replicas};
 use codinet_dataloader::Dataset;
 use collect::{Subject, Wanted};
 use std::path::PathBuf;
@@ -39,10 +38,9 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
         let compared = if world.rank() == 0 { compare::write(runs, out) } else { Ok(()) };
         return agree(world, compared);
     }
-    cuda::register();
-    let place = Run { device: args.device, threads: args.threads.map(|n| n as usize), ..Run::default() };
-    let place = Config { run: place, ..Config::default() };
-    let device = agree(world, input::prepare(&place, world))?;
+    device::register();
+    let threads = args.place.threads.map(usize::from);
+    let device = agree(world, device::prepare(world, args.place.device, "--device", threads))?;
     let run = args.run.as_ref().expect("clap asks for it");
     let weights = args.checkpoint.as_ref().unwrap_or(run);
     let mut trained = agree(world, Trained::open(weights, args.config.as_deref(), device))?;

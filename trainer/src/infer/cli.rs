@@ -1,8 +1,7 @@
 //! `codinet-infer`'s command line.
 
 use super::{bench, curve, predict};
-use crate::config::DeviceChoice;
-use crate::cuda;
+use crate::device::{self, Place};
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
@@ -62,46 +61,12 @@ pub struct Network {
     pub place: Place,
 }
 
-/// Where a network runs.
-#[derive(Debug, clap::Args)]
-pub struct Place {
-    /// Where tensors live.
-    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = device_choice)]
-    pub device: DeviceChoice,
-
-    /// Threads that compute and decode; all cores where it is left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-}
-
 /// What images become predictions.
 #[derive(Debug, clap::Args)]
 pub struct Images {
     /// JPEG and PNG files, folders of them, tar shards or folders of shards, as `data.val` takes them.
     #[arg(value_name = "IMAGES")]
     pub images: Vec<PathBuf>,
-}
-
-fn device_choice(text: &str) -> Result<DeviceChoice, String> {
-    serde_json::from_value(text.into()).map_err(|_| "expected auto, cpu or cuda".to_owned())
-}
-
-impl Place {
-    /// Sets the number of threads; returns it, and the device.
-    pub fn prepare(&self) -> Result<(usize, Device)> {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = self.threads.map_or(cores, usize::from);
-        tch::set_num_threads(threads as i32);
-        let device = match (self.device, tch::Cuda::is_available()) {
-            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, false) => Device::Cpu,
-            (_, true) => Device::Cuda(0),
-            (DeviceChoice::Cuda, false) => {
-                let what = "--device cuda: libtorch finds no GPU here; use --device cpu, or check the driver";
-                return Err(Error::new(Exit::Config, what));
-            }
-        };
-        Ok((threads, device))
-    }
 }
 
 impl Network {
@@ -132,7 +97,7 @@ pub fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 
 /// Does what the command line asks for.
 pub fn run(args: &Args) -> Result<()> {
-    cuda::register();
+    device::register();
     match &args.tool {
         None => predict::run(&args.predict),
         Some(Tool::Bench(args)) => bench::run(args),

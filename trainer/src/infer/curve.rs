@@ -5,6 +5,7 @@ use super::source::Source;
 use super::{Engine, Paths};
 use crate::analyze::pictures::{self, Point};
 use crate::analyze::svg;
+use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     images: Images,
 
-    /// Mean GMACs an image, each a line of the table; ten between the least and the most where it is left out.
+    /// Mean GMACs an image, each a line of the table [default: eleven from the least to the most].
     #[arg(long, value_name = "GMACS", value_delimiter = ',')]
     budget_gmacs: Vec<f64>,
 
@@ -62,6 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.network.place.prepare()?;
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
+    engine.need_gates()?;
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
     let (mut held, mut tried, mut seen) = (Vec::new(), Vec::<(Tensor, Vec<i64>)>::new(), 0);
     for batch in source.batches(usize::MAX) {
@@ -85,13 +87,12 @@ pub fn run(args: &Args) -> Result<()> {
     if held.is_empty() {
         held = tried.iter().map(|(x, _)| x.shallow_clone()).collect();
     }
-    let at = |run: bool| engine.macs(&vec![run; engine.gates()]) / 1e9;
-    let (least, most) = (at(false), at(true));
+    let (least, most) = engine.costs.gmacs_range();
     let mut budgets = args.budget_gmacs.clone();
     if budgets.is_empty() {
         budgets = (0..=10).map(|i| least + (most - least) * f64::from(i) / 10.0).collect();
     }
-    budgets.iter().try_for_each(|&budget| engine.check_budget(budget))?;
+    budgets.iter().try_for_each(|&budget| refuse_unmet(engine.costs, "--budget-gmacs", budget))?;
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];

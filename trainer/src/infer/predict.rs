@@ -3,6 +3,7 @@
 use super::cli::{Images, Network, output, unwritable};
 use super::source::{Pictures, Source};
 use super::{Engine, Passed, Paths};
+use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use serde_json::json;
@@ -52,7 +53,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
     if let Some(budget) = args.budget_gmacs {
-        engine.check_budget(budget)?;
+        engine.need_gates()?;
+        refuse_unmet(engine.costs, "--budget-gmacs", budget)?;
         let first: Vec<Tensor> =
             source.batches(BIASED_ON).map(|batch| Ok(batch?.x)).collect::<Result<_>>()?;
         let found = engine.meet(budget, &first)?;

@@ -24,7 +24,7 @@ use crate::replicas;
 use crate::run::checkpoint::{self, Best, State};
 use crate::run::{Console, Place, Records, Saver};
 use crate::step::{MicroBatch, Step, Told};
-use crate::upload::{Place as Turn, Upload, Uploads};
+use crate::upload::{Turn, Upload, Uploads};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ impl<'a> Trainer<'a> {
         command: String,
     ) -> Result<Self> {
         let net = Net::of(config, device);
-        collective::agree(world, budget::check(config, &net))?;
+        collective::agree(world, budget::check(config, &net.costs))?;
         let started_from = match (&config.model.init_from, &place.checkpoint) {
             (Some(path), None) => {
                 Some(collective::agree(world, checkpoint::start_from(Path::new(path), &net.params))?)
