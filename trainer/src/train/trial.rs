@@ -22,12 +22,7 @@ pub struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     /// All ranks: opens the data and builds the network, as a run of `config` would.
-    pub fn new(
-        world: &'a World,
-        config: &'a Config,
-        device: Device,
-        stop: Arc<AtomicBool>,
-    ) -> Result<Self> {
+    pub fn new(world: &'a World, config: &'a Config, device: Device, stop: Arc<AtomicBool>) -> Result<Self> {
         let input = agree(world, Input::open(config, world, device))?;
         let nowhere = Place { dir: PathBuf::new(), checkpoint: None };
         let trainer = Trainer::new(world, config, nowhere, input, device, stop, String::new())?;
