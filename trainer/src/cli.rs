@@ -23,11 +23,12 @@ use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 codinet-train my.yaml                a rank a process, a process a GPU
-  codinet-train fashion_quick.yaml --dry-run       what the run would be
+  mpirun -n 8 codinet-train my.yaml             a rank a process, a process a GPU
+  codinet-train fashion_quick.yaml --dry-run    what the run would be
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
-  codinet-train my.yaml --resume auto              go on where the last run of this config stopped
-  kill -USR2 <pid of mpirun>                       checkpoint and stop (exit 75)";
+  codinet-train my.yaml --resume auto           go on where its last run stopped
+  codinet-train my.yaml --profile 20            where a step's time goes
+  kill -USR2 <pid of mpirun>                    checkpoint and stop (exit 75)";
 
 /// Train CoDiNet, a dynamic-routing ResNet with consistent and diverse routing paths, on one process or,
 /// under mpirun or srun, on many.
@@ -56,15 +57,15 @@ pub struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     pub eval_only: bool,
 
-    /// Takes some steps to warm up, then times the parts of N training steps of the first stage, and ends. Prints a table
-    /// and writes it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a
-    /// new folder in runs/), where nothing else is written.
+    /// Times the parts of N training steps of the first stage, after some to warm up, and stops. Prints a table and writes
+    /// it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a new folder in
+    /// runs/), where nothing else is written.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with_all = ["dry_run", "eval_only", "resume"])]
     pub profile: Option<u64>,
 
     /// Finds the largest optim.batch_size that fits in memory, by real steps at growing sizes, prints how to use it, and
-    /// ends; nothing is written.
+    /// stops; nothing is written.
     #[arg(long, conflicts_with_all = ["dry_run", "eval_only", "resume", "profile"])]
     pub find_batch: bool,
 
@@ -126,7 +127,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     let chosen = rank_zeros(world, dir_and_step)?;
     let (dir, checkpoint) = chosen.split_once('\n').expect("two lines");
     let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
-    Trainer::new(world, &config, place, input, device, stop, again(args, world.world()))?.run()?;
+    Trainer::new(world, &config, place, input, device, stop, again(args, world.ranks()))?.run()?;
     Ok(())
 }
 

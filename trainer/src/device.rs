@@ -48,12 +48,7 @@ pub fn register() {
 }
 
 /// All ranks: chooses the rank's device, as `setting` wants it, and the number of its compute threads.
-pub fn prepare(
-    world: &World,
-    wanted: DeviceChoice,
-    setting: &str,
-    threads: Option<usize>,
-) -> Result<Device> {
+pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Option<usize>) -> Result<Device> {
     // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
     let mine = env::host() + &allowed_cpus();
     let sharers = all_gather_lists(world, mine.as_bytes())?;
@@ -79,8 +74,9 @@ fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> 
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Auto if !tch::Cuda::is_available() => Ok(Device::Cpu),
         DeviceChoice::Cuda if !tch::Cuda::is_available() => {
-            let what =
-                format!("{setting} is cuda, but libtorch finds no GPU here; set it to cpu, or check the driver");
+            let what = format!(
+                "{setting} is cuda, but libtorch finds no GPU here; set it to cpu, or check the driver"
+            );
             Err(Error::new(Exit::Config, what))
         }
         // A rank that is shown one GPU alone takes that one.

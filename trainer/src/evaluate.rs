@@ -2,11 +2,11 @@
 //! counts exactly once.
 
 use crate::collective::{self, World};
-use crate::config::{Config, Relaxation};
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
 use crate::loss;
-use crate::model::{Decisions, Net, Statistics, hard};
+use crate::model::{Decisions, Net, Statistics, hard, relaxed};
 use crate::paths::Histogram;
 use tch::{Kind, Tensor, no_grad};
 
@@ -130,11 +130,6 @@ pub fn sample_paths(
     most: usize,
 ) -> Result<SomePaths> {
     let gates = net.costs.gated().count();
-    let relaxed = Decisions::Relaxed {
-        noise: None,
-        temperature: config.model.router.temperature,
-        relaxation: Relaxation::Gumbel,
-    };
     let (mut labels, mut logits) = (Vec::new(), Vec::new());
     let mut read = || -> Result<()> {
         for batch in input.some_validation(config, world, most)? {
@@ -154,7 +149,7 @@ pub fn sample_paths(
     let labels = collective::all_gather_lists(world, &labels)?.concat();
     let logits = collective::all_gather_lists(world, &logits)?.concat();
     let logits = Tensor::from_slice(&logits);
-    let relaxed = Vec::try_from(relaxed.decide(&logits, 0)).expect("numbers");
+    let relaxed = Vec::try_from(relaxed(&logits, config.model.router.temperature)).expect("numbers");
     let paths = Vec::try_from(hard(&logits).to_kind(Kind::Uint8)).expect("bits");
     Ok(SomePaths { gates, labels, paths, relaxed })
 }

@@ -71,14 +71,14 @@ pub fn run(
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
-    let unit = batch_unit(config, world.world());
+    let unit = batch_unit(config, world.ranks());
     let mut smallest = config.clone();
     smallest.optim.batch_size = unit;
     let samples = agree(world, Input::open(&smallest, world, device))?.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, most: samples / unit * unit };
     console.say(&format!(
         "multiples of {unit} samples on {} rank(s), at most {} a rank, of which {:.0} % stay free",
-        world.world(),
+        world.ranks(),
         gib(limit as u64),
         100.0 * RESERVE
     ));

@@ -60,7 +60,7 @@ impl Input {
         let held_out =
             HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
         let samples = used - held_out.count;
-        check_batch(config, world.world())?;
+        check_batch(config, world.ranks())?;
         let batch = config.optim.batch_size;
         if samples < batch {
             let what = format!(
@@ -85,7 +85,7 @@ impl Input {
     /// counted over all stages.
     pub fn training(&self, config: &Config, world: &World, from: u64, first: u64, to: u64) -> Result<Loader> {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
-        let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
+        let (rank, ranks, steps) = (world.rank(), world.ranks(), self.steps(config));
         let held_out = self.held_out;
         let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
         let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
@@ -228,8 +228,8 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
 
 /// This rank's share of `samples`, as evaluation sees images.
 fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: &World) -> Result<Loader> {
-    let batch = config.optim.eval_batch_size.div_ceil(world.world());
-    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.world());
+    let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
+    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.ranks());
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();

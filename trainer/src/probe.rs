@@ -44,7 +44,7 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
     });
     speak(json!({"probe": {
         "met_by": world.backend(), "library": world.about(), "pmix": env::get(env::PMIX_VERSION),
-        "world": world.world(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
+        "world": world.ranks(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
     }}));
     let start = Instant::now();
     while !stop.load(Ordering::Relaxed) && start.elapsed() < SIGNAL {

@@ -172,7 +172,7 @@ pub fn run(
 
     let anatomy = Anatomy::median(&Anatomy::of(&spans));
     let speed = 1e3 * images / anatomy.step;
-    let flops = 3.0 * 2.0 * macs * speed / world.world() as f64;
+    let flops = 3.0 * 2.0 * macs * speed / world.ranks() as f64;
     let mine = json!({
         "rank": world.rank(), "steps": steps, "images_a_step": images, "images_per_second": speed,
         "tflops_a_rank": flops / 1e12, "device": device_name(device), "ms": milliseconds(&anatomy),
@@ -185,7 +185,7 @@ pub fn run(
     let _ = write!(
         table,
         "\n{speed:.1} images/s on {} rank(s); {:.4} TFLOP/s a rank",
-        world.world(),
+        world.ranks(),
         flops / 1e12
     );
     if let Some((flops_peak, bytes_peak)) = peaks_of(&device_name(device)) {
@@ -197,7 +197,7 @@ pub fn run(
         "\n3 × {:.4} GMACs × 2 an image, arithmetic of convolutions and linear layers",
         macs / 1e9
     );
-    if world.world() > 1 {
+    if world.ranks() > 1 {
         table += &ranks(&all);
     }
     let write = || {

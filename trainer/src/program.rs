@@ -41,7 +41,7 @@ impl<A: Parser> Program<A> {
         let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
         if let Err(error) = work(&args, &mut world, prepared) {
             if !error.agreed || world.barrier().is_err() {
-                eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
+                eprintln!("error: {error} (rank {} of {})", world.rank(), world.ranks());
                 collective::abort(error.exit as i32);
             }
             let rank = world.rank();

@@ -110,9 +110,9 @@ impl Step<'_> {
             if a + 1 == batch.len() {
                 self.gradients.arm(self.routers);
             }
-            let total = parts.total(&self.weights, self.world.world());
+            let total = parts.total(&self.weights, self.world.ranks());
             let backward = range(Phase::Backward);
-            (total / (micros * self.world.world() as f64)).backward();
+            (total / (micros * self.world.ranks() as f64)).backward();
             drop(backward);
             let path = hard(&out.gates).detach();
             rows.push(self.measure(&parts, &out, &micro.labels.own, &centres, &apart, &path));
@@ -144,7 +144,7 @@ impl Step<'_> {
         let rates = (hard(gates) + broken).mean_dim([0].as_slice(), false, None);
         let mine = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&mine)?; // [W, L·n + 1 + n]
-        let keys = all.narrow(1, 0, own * n).reshape([self.world.world() as i64 * own, n]);
+        let keys = all.narrow(1, 0, own * n).reshape([self.world.ranks() as i64 * own, n]);
         let told = all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None);
         Ok((keys, Later::new(&told)))
     }
@@ -200,7 +200,7 @@ impl Step<'_> {
         let (labels, weights) = (loss::by_view(labels, self.views), &self.weights);
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
         // L_div is a sum over ranks, and so is the distance.
-        let (div, apart) = (&parts.div * self.world.world() as f64, apart * self.world.world() as f64);
+        let (div, apart) = (&parts.div * self.world.ranks() as f64, apart * self.world.ranks() as f64);
         let spread = tch::no_grad(|| loss::spread(&out.path, centres, self.views).mean(None));
         let Parts { ce, con, cost, target, run_rate, .. } = parts;
         let loss = ce

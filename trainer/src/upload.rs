@@ -7,7 +7,7 @@
 //! to be told apart, registered with CUDA and never freed early, where libtorch's allocator does all this already. The copy
 //! is made by all of libtorch's threads while the host would otherwise wait for the device.
 //!
-//! On a CPU nothing goes ahead, and nothing is copied twice.
+//! On a CPU nothing goes ahead, and nothing is copied twice. What needs a GPU is untested: none has run it yet.
 
 use crate::config::Config;
 use crate::error::Result;
@@ -76,8 +76,9 @@ impl<'a> Uploads<'a> {
         Self { loader, config, device, gates, next, steps, stream, goes_ahead, ahead: None }
     }
 
-    /// Has a batch go ahead on a CPU too, which gains nothing there: for tests.
-    pub fn go_ahead(mut self) -> Self {
+    /// Has a batch go ahead on a CPU too, which gains nothing there.
+    #[cfg(test)]
+    fn go_ahead(mut self) -> Self {
         self.goes_ahead = true;
         self
     }
@@ -174,12 +175,7 @@ mod tests {
     use std::sync::Arc;
 
     /// Uploads of two epochs of three steps of four samples, from step `from` on; sample 9 is broken.
-    fn uploads_from<'a>(
-        from: u64,
-        folder: &Path,
-        config: &'a Config,
-        on_bad: OnBadSample,
-    ) -> Uploads<'a> {
+    fn uploads_from<'a>(from: u64, folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
         let data = Arc::new(Dataset::open(&folder.to_string_lossy()).unwrap());
         let plan = (from..6).map(|step| {
             let first = 4 * (step % 3) as u32;

@@ -7,7 +7,7 @@ use crate::collective::{World, agree, all_gather_lists};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::{self, Normalise};
-use crate::model::{Decisions, Net, Output, Statistics, hard};
+use crate::model::{Decisions, Net, Output, Statistics, hard, relaxed};
 use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, order::eval_samples};
 use std::sync::Arc;
 use tch::kind::Element;
@@ -143,9 +143,9 @@ impl Subject<'_> {
         let (config, data) = (self.config, &self.config.data);
         let normalise = Normalise::new(data, config.run.precision, self.device);
         let black = augment::black(data).to_device(self.device);
-        let mine = eval_samples(self.data.len(), world.rank(), world.world());
+        let mine = eval_samples(self.data.len(), world.rank(), world.ranks());
         let mine: Vec<u32> = (mine.start as u32..mine.end as u32).collect();
-        let batch = config.optim.eval_batch_size.div_ceil(world.world());
+        let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
         let plan = || mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
         let kinds = if wanted.augmented { Augmentation::ALL.len() } else { 0 };
         let mut share = Share { augmented: vec![Augmented::default(); kinds], ..Share::default() };
@@ -166,7 +166,7 @@ impl Subject<'_> {
             }
             let (images, _) = normalise.tensors(&batch);
             let out = self.pass(&images);
-            let rows = host(&out.features, Kind::Float);
+            let rows = host(&out.features);
             for (at, sample) in batch.samples.iter().enumerate() {
                 if with_features.contains(*sample) {
                     let width = rows.len() / batch.samples.len();
@@ -241,7 +241,7 @@ impl Subject<'_> {
     }
 
     fn relaxed(&self, out: &Output) -> Vec<f32> {
-        host(&(&out.gates / self.config.model.router.temperature).sigmoid(), Kind::Float)
+        host(&relaxed(&out.gates, self.config.model.router.temperature))
     }
 }
 
@@ -275,8 +275,8 @@ fn path_bits(out: &Output) -> Vec<u8> {
     Vec::try_from(hard(&out.gates).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1)).expect("bits")
 }
 
-fn host(tensor: &Tensor, kind: Kind) -> Vec<f32> {
-    Vec::try_from(tensor.to_kind(kind).to_device(Device::Cpu).contiguous().view(-1)).expect("numbers")
+fn host(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().view(-1)).expect("numbers")
 }
 
 /// Which numbers of a set of `all` are among `most` that are evenly spaced.

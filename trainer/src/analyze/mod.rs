@@ -1,6 +1,6 @@
 //! `codinet-analyze`: what a trained network's routing paths are like, as the paper's Section 4.4 looks at them.
 //!
-//! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`paths`],
+//! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`measures`],
 //! [`divergence`] and [`similarity`]; rank 0 writes them down ([`write`]), with [`pictures`] and t-SNE ([`embed`]).
 //! [`compare`] sets runs side by side.
 
@@ -12,7 +12,7 @@ mod divergence;
 mod embed;
 mod features;
 mod files;
-mod paths;
+mod measures;
 pub(crate) mod pictures;
 mod report;
 mod similarity;

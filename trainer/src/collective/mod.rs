@@ -28,11 +28,11 @@ pub trait Collective: Send {
         self.name().to_owned()
     }
 
-    /// This process's number, `0..world()`.
+    /// This process's number, `0..ranks()`.
     fn rank(&self) -> usize;
 
     /// How many ranks there are.
-    fn world(&self) -> usize;
+    fn ranks(&self) -> usize;
 
     /// This rank's number among those on the same host, and how many those are.
     fn local(&self) -> (usize, usize);
@@ -80,13 +80,13 @@ fn start_backend() -> Result<Box<dyn Collective>> {
     let started =
         [env::OMPI_COMM_WORLD_SIZE, env::PMI_SIZE, env::SLURM_STEP_NUM_TASKS].into_iter().find_map(number);
     match started {
-        Some(tasks) if tasks != world.world() && (launched || env::is_set(env::SLURM_PROCID)) => {
+        Some(tasks) if tasks != world.ranks() && (launched || env::is_set(env::SLURM_PROCID)) => {
             Err(Error::new(
                 Exit::Communication,
                 format!(
                     "the launcher started {tasks} ranks, but MPI joins {}; start them with the mpirun of the MPI \
                      that this program was built with, or with srun --mpi=pmix",
-                    world.world()
+                    world.ranks()
                 ),
             ))
         }
@@ -152,7 +152,7 @@ pub fn all_gather_lists<T: Element + Copy + Default>(world: &World, own: &[T]) -
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let mut padded = own.to_vec();
     padded.resize(longest as usize, T::default());
-    let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.world() as i64, longest]);
+    let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.ranks() as i64, longest]);
     let mut lists = Vec::<Vec<T>>::try_from(&rows).expect("a row a rank");
     lists.iter_mut().zip(lengths).for_each(|(list, length)| list.truncate(length as usize));
     Ok(lists)

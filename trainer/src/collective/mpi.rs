@@ -268,7 +268,7 @@ impl Collective for MpiWorld {
         self.rank
     }
 
-    fn world(&self) -> usize {
+    fn ranks(&self) -> usize {
         self.world
     }
 

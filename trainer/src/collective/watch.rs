@@ -123,7 +123,7 @@ impl Watch {
         let told = broadcast_text(world, &format!("{host} {port}"))?;
         Ok(Self {
             rank: world.rank(),
-            world: world.world(),
+            world: world.ranks(),
             first: address(&told, &host),
             socket,
             progress,

@@ -73,7 +73,7 @@ impl World {
             };
             let _ = told.send(Ok((
                 backend.rank(),
-                backend.world(),
+                backend.ranks(),
                 backend.local(),
                 backend.name(),
                 backend.about(),
@@ -88,13 +88,13 @@ impl World {
         Ok(Self { rank, ranks, local, backend, about, queue, thread: Some(thread), watch: None })
     }
 
-    /// This process's number, `0..world()`.
+    /// This process's number, `0..ranks()`.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
     /// How many ranks there are.
-    pub fn world(&self) -> usize {
+    pub fn ranks(&self) -> usize {
         self.ranks
     }
 

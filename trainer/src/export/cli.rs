@@ -10,11 +10,10 @@ use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  codinet-export --checkpoint runs/a --format safetensors --output net.safetensors     read by examples/codinet.py
-  codinet-export --checkpoint runs/a --format torchvision --output r50.safetensors     the backbone alone
-  codinet-export --checkpoint runs/a --format onnx --output net.onnx                   every block computed, masked";
+  codinet-export --checkpoint runs/a --format safetensors --output a.safetensors
+  codinet-export --checkpoint runs/a --format onnx --output a.onnx";
 
-/// Writes a trained network for other programs.
+/// Write a trained network for other programs.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-export", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct Args {
@@ -41,11 +40,11 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// All tensors with torchvision's names, and what builds the network.
+    /// All tensors with torchvision's names, and what builds the network: read by examples/codinet.py.
     Safetensors,
     /// Made by examples/codinet.py from a safetensors export.
     Torchscript,
-    /// ONNX, opset 17, skips as masks.
+    /// ONNX, opset 17: every block is computed, and masked where it is skipped.
     Onnx,
     /// The static backbone for torchvision's own models.
     Torchvision,

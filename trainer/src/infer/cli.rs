@@ -2,7 +2,7 @@
 
 use super::{bench, curve, predict};
 use crate::device::{self, Place};
-use crate::error::{EXIT_CODES, Error, Exit, Result};
+use crate::error::{EXIT_CODES, Error, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,11 @@ use tch::Device;
 const EXAMPLES: &str = "\
 Examples:
   codinet-infer --checkpoint runs/a photos/ --output preds.jsonl
-  codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test --batch 64
-  codinet-infer curve --checkpoint runs/a --output curve.csv      accuracy at budgets from one checkpoint
-  codinet-infer bench                                             speed-up of skipping, paths forced
-  codinet-infer bench --checkpoint runs/a                         and on a network's own paths";
+  codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test
+  codinet-infer curve --checkpoint runs/a      accuracy at other budgets
+  codinet-infer bench --checkpoint runs/a      what skipping gains in time";
 
-/// Classifies images by a trained network, each block running only for the images that take it.
+/// Classify images by a trained network, each block running only for the images that take it.
 #[derive(Debug, Parser)]
 #[command(
     name = "codinet-infer",
@@ -39,9 +38,11 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Tool {
-    /// Times dynamic inference against the static backbone.
+    /// Time dynamic inference against the static backbone.
+    #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
-    /// Accuracy and cost at several budgets, by a bias on the gates.
+    /// Find accuracy and cost at several budgets, by a bias on the gates.
+    #[command(after_help = curve::EXAMPLES)]
     Curve(curve::Args),
 }
 
@@ -82,17 +83,10 @@ pub fn output(path: Option<&Path>) -> Result<Box<dyn std::io::Write>> {
     Ok(match path {
         None => Box::new(std::io::stdout().lock()),
         Some(path) => {
-            let file = std::fs::File::create(path).map_err(|error| unwritable(path, &error))?;
+            let file = std::fs::File::create(path).map_err(|error| Error::disk("write", path, &error))?;
             Box::new(std::io::BufWriter::new(file))
         }
     })
-}
-
-/// What cannot be written.
-pub fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    let what =
-        format!("cannot write {}: {error}; free some space or choose another --output", path.display());
-    Error::new(Exit::Disk, what)
 }
 
 /// Does what the command line asks for.

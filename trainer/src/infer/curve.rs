@@ -1,6 +1,6 @@
 //! `codinet-infer curve`: what one checkpoint's accuracy becomes as a bias on its gates moves its cost.
 
-use super::cli::{Images, Network, output, unwritable};
+use super::cli::{Images, Network, output};
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::analyze::pictures::{self, Point};
@@ -10,6 +10,11 @@ use crate::error::{Error, Exit, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  codinet-infer curve --checkpoint runs/a --output curve.csv --plot curve.png
+  codinet-infer curve --checkpoint runs/a --budget-gmacs 0.02,0.03";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
-    /// Where the table goes, as CSV; standard output where it is left out.
+    /// Where the table goes, as CSV; standard output where nothing is named.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -125,11 +130,11 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .try_for_each(|line| writeln!(out, "{line}"))
         .and_then(|()| out.flush())
-        .map_err(|error| unwritable(&place, &error))?;
+        .map_err(|error| Error::disk("write", &place, &error))?;
     let Some((path, bytes)) = drawing else { return Ok(()) };
     let (gmacs, top1) = drawn.remove(0);
     let trained = Point { name: "as trained".into(), gmacs: (gmacs, 0.0), top1: (top1, 0.0) };
     drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
     std::fs::write(path, bytes(pictures::accuracy(&[trained], &drawn))?)
-        .map_err(|error| unwritable(path, &error))
+        .map_err(|error| Error::disk("write", path, &error))
 }

@@ -21,7 +21,8 @@ pub struct Net {
     /// What each part costs.
     pub costs: Costs,
     stem: (Conv, BatchNorm),
-    pool: bool,
+    /// Whether 3×3 max pooling of stride 2 follows the first convolution, as in the ImageNet family.
+    pub pool: bool,
     blocks: Vec<Block>,
     head: Linear,
     /// The last biases of the routers, `[2]` each.
@@ -316,8 +317,7 @@ impl Costs {
 
     /// MACs of an image in a training step's forward pass: both ways of each gated block are computed.
     pub fn training_macs(&self) -> i64 {
-        let block =
-            |block: &BlockCost| block.run + block.router.map_or(0, |router| router + block.skip);
+        let block = |block: &BlockCost| block.run + block.router.map_or(0, |router| router + block.skip);
         self.stem + self.head + self.blocks.iter().map(block).sum::<i64>()
     }
 
