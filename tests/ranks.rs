@@ -46,7 +46,7 @@ fn read(path: &Path) -> Vec<u8> {
 #[test]
 fn collectives_do_what_they_say() {
     let out = on_ranks("collectives_do_what_they_say", 3, |world| {
-        let (rank, ranks) = (world.rank(), world.world());
+        let (rank, ranks) = (world.rank(), world.ranks());
         assert_eq!((ranks, world.local()), (3, (rank, 3)));
 
         let sum = Tensor::from_slice(&[rank as f32, 1.0]);
@@ -65,7 +65,7 @@ fn collectives_do_what_they_say() {
         assert_eq!(all.size(), [3, 2]);
         assert_eq!(Vec::<f32>::try_from(all.flatten(0, 1)).unwrap(), [0.0, -1.0, 1.0, -1.0, 2.0, -1.0]);
 
-        let texts = collective::all_gather_bytes(world, &b"abc"[..rank]).unwrap();
+        let texts = collective::all_gather_lists(world, &b"abc"[..rank]).unwrap();
         assert_eq!(texts, [b"".to_vec(), b"a".to_vec(), b"ab".to_vec()]);
         let text = collective::broadcast_text(world, &format!("from {rank}")).unwrap();
         assert_eq!(text, "from 0");
@@ -136,7 +136,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let numbers = samples * views * side * side;
     let images = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7).sin().view([-1, 1, side, side]);
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 3, 2, 1, 0]);
-    let (ranks, rank) = (world.world() as i64, world.rank() as i64);
+    let (ranks, rank) = (world.ranks() as i64, world.rank() as i64);
     let share = samples / ranks / micros;
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
     let gradients = Gradients::new(&net.params, world, &sharing.collective);
@@ -198,7 +198,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());
     // Every rank must hold the same bits.
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-    let all = collective::all_gather_bytes(world, &bytes).unwrap();
+    let all = collective::all_gather_lists(world, &bytes).unwrap();
     assert!(all.iter().all(|theirs| *theirs == bytes));
     bytes
 }
@@ -218,7 +218,7 @@ fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
         numbers(&one_step(&collective::join().unwrap(), Sharing { micros: 1, ..sharing(1) }))
     };
     for world in [1, 2, 4] {
-        let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.world()))) else {
+        let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.ranks()))) else {
             return;
         };
         let (many, one) = (numbers(&out), one());
@@ -303,7 +303,7 @@ fn the_diversity_loss_is_that_of_one_process() {
     all.get(5).copy_(&all.get(11)); // two samples on one path
     let check = |world: &World| {
         let (own, first) =
-            (samples / world.world() as i64, world.rank() as i64 * samples / world.world() as i64);
+            (samples / world.ranks() as i64, world.rank() as i64 * samples / world.ranks() as i64);
         for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-12)] {
             let centres = all.narrow(0, first, own).to_kind(kind).set_requires_grad(true);
             let keys = world.all_gather(&centres).unwrap().flatten(0, 1);
@@ -357,7 +357,7 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
         let over_ranks = world.mean_operation();
         let mut sgd = Sgd::new(&net.params, &Optim::default());
         let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
-        let (share, rank) = (samples / world.world() as i64, world.rank() as i64);
+        let (share, rank) = (samples / world.ranks() as i64, world.rank() as i64);
         let settings =
             settings(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
         let (mut meter, mut losses) = (Meter::default(), Vec::new());

@@ -8,6 +8,7 @@ fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where its libtorch is");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     let include = Path::new(&lib).with_file_name("include");
+    println!("cargo::rustc-env=LIBTORCH_INCLUDE={}", include.display()); // for tests
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -15,7 +16,6 @@ fn main() {
         .define("NDEBUG", None) // as libtorch was built, which decides what its classes hold
         .includes([include.clone(), include.join("torch/csrc/api/include")])
         .file("native/shim.cpp")
-        .file("native/layouts.cpp")
         .file("native/profile.cpp")
         .compile("codinet_shim");
     #[cfg(feature = "mpi")]

@@ -1,11 +1,9 @@
-// libtorch's profiler, moments on a device's stream, and what its allocators know, as C functions. `trainer/src/ranges.rs`
-// and `trainer/src/memory.rs` are their only callers. What needs a GPU is untested: none has run it yet.
+// libtorch's profiler, and what its allocators know, as C functions. `trainer/src/ranges.rs` and `trainer/src/memory.rs` are
+// their only callers. What needs a GPU is untested: none has run it yet.
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/record_function.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <malloc.h>
 #include <stdlib.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
@@ -52,28 +50,6 @@ void *codinet_range_enter(const char *name) noexcept {
 }
 
 void codinet_range_leave(void *range) noexcept { delete static_cast<at::RecordFunction *>(range); }
-
-void *codinet_moment(int device) noexcept {
-    return guarded([&]() -> void * {
-        const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
-        const c10::Device gpu(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
-        auto event = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);  // timed
-        event->record(cuda.getStream(gpu));
-        return event.release();
-    });
-}
-
-// Waits for `later`.
-bool codinet_moment_between(void *earlier, void *later, double *milliseconds) noexcept {
-    return guarded([&] {
-        static_cast<c10::Event *>(earlier)->synchronize();
-        static_cast<c10::Event *>(later)->synchronize();
-        *milliseconds = static_cast<c10::Event *>(earlier)->elapsedTime(*static_cast<c10::Event *>(later));
-        return true;
-    });
-}
-
-void codinet_moment_free(void *moment) noexcept { delete static_cast<c10::Event *>(moment); }
 
 // Bytes: the most that tensors have taken, the most that the allocator has held, what it holds, what is free beside it.
 bool codinet_device_memory(int device, int64_t *bytes) noexcept {

@@ -64,7 +64,7 @@ const c10::impl::VirtualGuardImpl cuda() { return c10::impl::VirtualGuardImpl(c1
 c10::Device gpu(int index) { return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)); }
 
 struct RecordedEvent {
-    c10::Event event{c10::DeviceType::CUDA};
+    c10::Event event;
     int device;
 };
 
@@ -177,10 +177,11 @@ bool codinet_convolve_onto(at::Tensor *onto, const at::Tensor *x, const at::Tens
     });
 }
 
-void *codinet_event_record(int device) noexcept {
+void *codinet_event_record(int device, bool timed) noexcept {
     return guarded([&]() -> void * {
-        auto recorded = std::make_unique<RecordedEvent>();
-        recorded->device = device;
+        const auto flag = timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT;
+        auto recorded =
+            std::unique_ptr<RecordedEvent>(new RecordedEvent{c10::Event(c10::DeviceType::CUDA, flag), device});
         recorded->event.record(cuda().getStream(gpu(device)));
         return recorded.release();
     });
@@ -202,6 +203,17 @@ int codinet_event_query(void *event) noexcept {
 bool codinet_event_synchronize(void *event) noexcept {
     return guarded([&] {
         static_cast<RecordedEvent *>(event)->event.synchronize();
+        return true;
+    });
+}
+
+// Of timed events; waits for both.
+bool codinet_event_between(void *earlier, void *later, double *milliseconds) noexcept {
+    return guarded([&] {
+        auto &first = static_cast<RecordedEvent *>(earlier)->event, &last = static_cast<RecordedEvent *>(later)->event;
+        first.synchronize();
+        last.synchronize();
+        *milliseconds = first.elapsedTime(last);
         return true;
     });
 }

@@ -5,7 +5,7 @@ use crate::collective::{self, World};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
-use crate::model::{Decisions, Net, Statistics, hard};
+use crate::model::{Costs, Decisions, Net, Statistics, hard};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
@@ -49,21 +49,20 @@ impl Price {
     }
 }
 
-/// Refuses a budget that no path of this network meets.
-pub fn check(config: &Config, net: &Net) -> Result<()> {
-    let gates = net.costs.gated().count();
-    let at = |rate: f64| net.costs.mean_macs(&vec![rate; gates]) / 1e9;
-    match config.budget() {
-        Some(budget) if !(at(0.0)..=at(1.0)).contains(&budget) => Err(Error::new(
-            Exit::Config,
-            format!(
-                "cost.budget_gmacs is {budget}, but this network takes {:.4} (no block run) to {:.4} (all)",
-                at(0.0),
-                at(1.0)
-            ),
-        )),
-        _ => Ok(()),
+/// Refuses a config whose budget no path of its network meets.
+pub fn check(config: &Config, costs: &Costs) -> Result<()> {
+    config.budget().map_or(Ok(()), |budget| refuse_unmet(costs, "cost.budget_gmacs", budget))
+}
+
+/// Refuses a budget, which `setting` names, that no path meets.
+pub fn refuse_unmet(costs: &Costs, setting: &str, budget: f64) -> Result<()> {
+    let (none, all) = costs.gmacs_range();
+    if (none..=all).contains(&budget) {
+        return Ok(());
     }
+    let what =
+        format!("{setting} is {budget}, but this network takes {none:.4} (no block run) to {all:.4} (all)");
+    Err(Error::new(Exit::Config, what))
 }
 
 /// All ranks: sets one bias on all gates so that the mean MACs on the held-out training images meet the budget; says

@@ -2,12 +2,12 @@
 
 use crate::collective::{self, World, agree};
 use crate::config::{self, Config};
-use crate::cuda;
+use crate::device;
 use crate::dry_run;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
 use crate::evaluate::evaluate;
 use crate::find_batch;
-use crate::input::{self, Input};
+use crate::input::Input;
 use crate::model::{Decisions, Net};
 use crate::probe;
 use crate::profile;
@@ -16,19 +16,19 @@ use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 codinet-train my.yaml                a rank a process, a process a GPU
-  codinet-train fashion_quick.yaml --dry-run       what the run would be
+  mpirun -n 8 codinet-train my.yaml             a rank a process, a process a GPU
+  codinet-train fashion_quick.yaml --dry-run    what the run would be
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
-  codinet-train my.yaml --resume auto              go on where the last run of this config stopped
-  kill -USR2 <pid of mpirun>                       checkpoint and stop (exit 75)";
+  codinet-train my.yaml --resume auto           go on where its last run stopped
+  codinet-train my.yaml --profile 20            where a step's time goes
+  kill -USR2 <pid of mpirun>                    checkpoint and stop (exit 75)";
 
 /// Train CoDiNet, a dynamic-routing ResNet with consistent and diverse routing paths, on one process or,
 /// under mpirun or srun, on many.
@@ -57,15 +57,15 @@ pub struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     pub eval_only: bool,
 
-    /// Takes some steps to warm up, then times the parts of N training steps of the first stage, and ends. Prints a table
-    /// and writes it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a
-    /// new folder in runs/), where nothing else is written.
+    /// Times the parts of N training steps of the first stage, after some to warm up, and stops. Prints a table and writes
+    /// it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a new folder in
+    /// runs/), where nothing else is written.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with_all = ["dry_run", "eval_only", "resume"])]
     pub profile: Option<u64>,
 
     /// Finds the largest optim.batch_size that fits in memory, by real steps at growing sizes, prints how to use it, and
-    /// ends; nothing is written.
+    /// stops; nothing is written.
     #[arg(long, conflicts_with_all = ["dry_run", "eval_only", "resume", "profile"])]
     pub find_batch: bool,
 
@@ -85,7 +85,7 @@ pub struct Args {
 
 /// All ranks: does what the command line asks for.
 pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
-    cuda::register();
+    device::register();
     if args.probe {
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
     }
@@ -99,25 +99,22 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     world.watch(&config.collective)?;
     if let Some(format) = args.dry_run {
         let described = agree(world, dry_run::describe(&config, world, format))?;
-        if world.rank() == 0 {
-            let _ = write!(std::io::stdout(), "{described}");
-        }
+        Console::new(world.rank()).say(&described);
         return Ok(());
     }
-    let device = agree(world, input::prepare(&config, world))?;
+    let chosen = device::prepare(world, config.run.device, "run.device", config.run.threads);
+    let device = agree(world, chosen)?;
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
-    cuda::choose_kernels(&config, world, device)?;
+    device::choose_kernels(&config, world, device)?;
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if args.find_batch {
         return find_batch::run(world, &config, device, &stop, args.memory);
     }
-    let input = agree(world, Input::open(&config, world, device))?;
-    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if let Some(steps) = args.profile {
-        let place = Place { dir: PathBuf::new(), checkpoint: None }; // a profile writes no run
-        let mut trainer = Trainer::new(world, &config, place, input, device, stop, String::new())?;
-        return profile::run(&mut trainer, world, &config, device, steps, &stem);
+        return profile::run(world, &config, device, stop, steps, &stem);
     }
+    let input = agree(world, Input::open(&config, world, device))?;
     if args.eval_only {
         let weights = || Ok(choose_weights(&stem, &config, &args.resume)?.to_string_lossy().into_owned());
         let path = rank_zeros(world, weights)?;
@@ -130,7 +127,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     let chosen = rank_zeros(world, dir_and_step)?;
     let (dir, checkpoint) = chosen.split_once('\n').expect("two lines");
     let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
-    Trainer::new(world, &config, place, input, device, stop, again(args, world.world()))?.run()?;
+    Trainer::new(world, &config, place, input, device, stop, again(args, world.ranks()))?.run()?;
     Ok(())
 }
 

@@ -11,19 +11,19 @@ use serde_json::json;
 use std::fmt::Write;
 use tch::Device;
 
-/// Who reads it.
+/// How it is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// A person.
+    /// For a person.
     Text,
-    /// A program, such as `codinet-launch plan`.
+    /// For a program, such as `codinet-launch plan`.
     Json,
 }
 
 /// The resolved config, the model's figures and the steps an epoch.
 pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
     let net = Net::of(config, Device::Cpu);
-    budget::check(config, &net)?;
+    budget::check(config, &net.costs)?;
     let input = Input::open(config, world, Device::Cpu);
     Ok(match format {
         Format::Text => text(config, &net, input),
@@ -45,7 +45,7 @@ fn json(config: &Config, net: &Net, input: Result<Input>) -> String {
         "samples": input.as_ref().ok().map(|input| input.samples),
         "samples_error": input.err().map(|error| error.message),
     });
-    format!("{facts}\n")
+    facts.to_string()
 }
 
 fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
@@ -53,7 +53,7 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
     text += &table(net);
     let batch = config.optim.batch_size;
     let _ = match input {
-        Ok(input) => writeln!(
+        Ok(input) => write!(
             text,
             "\n{} training samples × {} views in {} steps an epoch of {batch} samples; {} validation images",
             input.samples,
@@ -61,7 +61,7 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
             input.steps(config),
             input.val.len()
         ),
-        Err(error) => writeln!(text, "\nsteps an epoch: unknown, {error}"),
+        Err(error) => write!(text, "\nsteps an epoch: unknown, {error}"),
     };
     text
 }
@@ -86,14 +86,13 @@ fn table(net: &Net) -> String {
         row(&block.name, shape, block.params, block.run, block.router);
     }
     row("fc", String::new(), params(&["fc."]), costs.head, None);
-    let gates = costs.gated().count();
-    let all_on = costs.mean_macs(&vec![1.0; gates]) / 1e9;
-    let all_off = costs.mean_macs(&vec![0.0; gates]) / 1e9;
-    let _ = write!(
+    let (none, all) = costs.gmacs_range();
+    let _ = writeln!(
         text,
-        "\n{} parameters · {:.6} GMACs static · {all_on:.6} with every block run, {all_off:.6} with none ({gates} gates)\n",
+        "\n{} parameters · {:.6} GMACs static · {all:.6} with every block run, {none:.6} with none ({} gates)",
         net.params.count(),
         costs.static_macs() as f64 / 1e9,
+        costs.gated().count()
     );
     text
 }

@@ -1,4 +1,5 @@
-//! The environment variables that `codinet-train` reads. docs/env.md is made from this table and the launcher's.
+//! The environment variables that `codinet-train` reads, and its machine's name. docs/env.md is made from this table and the
+//! launcher's.
 
 use std::ffi::OsString;
 
@@ -50,4 +51,9 @@ pub fn raw(variable: Variable) -> Option<OsString> {
 /// Whether a variable is set, to nothing perhaps.
 pub fn is_set(variable: Variable) -> bool {
     raw(variable).is_some()
+}
+
+/// This machine's name; empty where the system does not tell it.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }

@@ -75,11 +75,11 @@ impl Error {
         Self { exit: Exit::Diverged, message, agreed: true }
     }
 
-    /// A file or folder of the run directory that cannot be written or read.
+    /// A file or folder that cannot be made, written or read.
     pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
         Self::new(
             Exit::Disk,
-            format!("cannot {doing} {}: {error}; free some space or choose another run.dir", path.display()),
+            format!("cannot {doing} {}: {error}; free some space or choose another folder", path.display()),
         )
     }
 }

@@ -2,11 +2,11 @@
 //! counts exactly once.
 
 use crate::collective::{self, World};
-use crate::config::{Config, Relaxation};
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::Input;
 use crate::loss;
-use crate::model::{Decisions, Net, Statistics, hard};
+use crate::model::{Decisions, Net, Statistics, hard, relaxed};
 use crate::paths::Histogram;
 use tch::{Kind, Tensor, no_grad};
 
@@ -130,11 +130,6 @@ pub fn sample_paths(
     most: usize,
 ) -> Result<SomePaths> {
     let gates = net.costs.gated().count();
-    let relaxed = Decisions::Relaxed {
-        noise: None,
-        temperature: config.model.router.temperature,
-        relaxation: Relaxation::Gumbel,
-    };
     let (mut labels, mut logits) = (Vec::new(), Vec::new());
     let mut read = || -> Result<()> {
         for batch in input.some_validation(config, world, most)? {
@@ -143,7 +138,7 @@ pub fn sample_paths(
             if !batch.samples.is_empty() {
                 let (images, _) = input.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
-                labels.extend(batch.labels.iter().flat_map(|label| label.to_le_bytes()));
+                labels.extend(&batch.labels);
                 logits.extend(Vec::<f32>::try_from(out.gates.view(-1)).expect("numbers"));
             }
         }
@@ -151,14 +146,10 @@ pub fn sample_paths(
     };
     let read = read();
     collective::agree(world, read)?;
-    let logits: Vec<u8> = logits.iter().flat_map(|logit: &f32| logit.to_le_bytes()).collect();
-    let labels = collective::all_gather_bytes(world, &labels)?.concat();
-    let logits = collective::all_gather_bytes(world, &logits)?.concat();
-    let labels = labels.chunks(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("8"))).collect();
-    let logits: Vec<f32> =
-        logits.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect();
+    let labels = collective::all_gather_lists(world, &labels)?.concat();
+    let logits = collective::all_gather_lists(world, &logits)?.concat();
     let logits = Tensor::from_slice(&logits);
-    let relaxed = Vec::try_from(relaxed.decide(&logits, 0)).expect("numbers");
+    let relaxed = Vec::try_from(relaxed(&logits, config.model.router.temperature)).expect("numbers");
     let paths = Vec::try_from(hard(&logits).to_kind(Kind::Uint8)).expect("bits");
     Ok(SomePaths { gates, labels, paths, relaxed })
 }

@@ -6,19 +6,18 @@
 //! program of ranks. Sizes grow towards the limit from below, with a reserve, so that running out of memory, which would end
 //! the search, is not how the limit is found.
 
-use crate::collective::{World, all_gather_bytes};
+use crate::collective::{World, agree};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::input::Input;
+use crate::input::{Input, batch_unit};
 use crate::memory::{self, gib};
-use crate::run::{Console, Place};
-use crate::train::Trainer;
-use std::path::PathBuf;
+use crate::run::Console;
+use crate::train::Trial;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// Of the limit, what is left free: no two steps are alike, and evaluation and checkpoints want some.
 const RESERVE: f64 = 0.05;
@@ -72,14 +71,14 @@ pub fn run(
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
-    let unit = unit(config, world.world());
-    let mut probe = config.clone();
-    probe.optim.batch_size = unit;
-    let samples = Input::open(&probe, world, device)?.samples;
+    let unit = batch_unit(config, world.ranks());
+    let mut smallest = config.clone();
+    smallest.optim.batch_size = unit;
+    let samples = agree(world, Input::open(&smallest, world, device))?.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, most: samples / unit * unit };
     console.say(&format!(
         "multiples of {unit} samples on {} rank(s), at most {} a rank, of which {:.0} % stay free",
-        world.world(),
+        world.ranks(),
         gib(limit as u64),
         100.0 * RESERVE
     ));
@@ -103,24 +102,10 @@ pub fn run(
     Ok(())
 }
 
-/// What a batch must be a multiple of.
-fn unit(config: &Config, ranks: usize) -> usize {
-    let pairs = if config.data.mix == codinet_dataloader::Mix::default() { 1 } else { 2 };
-    let unit = ranks * config.optim.accumulate * pairs;
-    let lanes = config.data.lanes.map_or(1, |lanes| lanes.count);
-    (1..)
-        .map(|times| times * unit)
-        .find(|unit| unit.is_multiple_of(lanes))
-        .expect("at the latest unit × lanes")
-}
-
 /// All ranks: some real steps at this config's batch size.
 fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool>) -> Result<Tried> {
     memory::release(device);
-    let input = Input::open(config, world, device)?;
-    let place = Place { dir: PathBuf::new(), checkpoint: None }; // nothing is written
-    let mut trainer = Trainer::new(world, config, place, input, device, stop.clone(), String::new())?;
-    let mut trial = trainer.trial()?;
+    let mut trial = Trial::new(world, config, device, stop.clone())?;
     for _ in 0..STEPS.0 {
         trial.step()?;
     }
@@ -142,8 +127,7 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
 
 /// All ranks: a number of each.
 fn over_ranks(world: &World, own: f64) -> Result<Vec<f64>> {
-    let all = all_gather_bytes(world, &own.to_le_bytes())?;
-    Ok(all.iter().map(|bytes| f64::from_le_bytes(bytes[..].try_into().expect("eight bytes"))).collect())
+    Ok(Vec::try_from(&world.all_gather(&Tensor::from(own))?).expect("a number a rank"))
 }
 
 /// Which sizes to try.

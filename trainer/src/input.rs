@@ -1,9 +1,8 @@
-//! The way in: datasets, the device, and a batch of bytes made a normalised tensor.
+//! The way in: data sets, and a batch of bytes made a normalised tensor.
 
 use crate::bad_samples::BadSamples;
-use crate::collective::{World, all_gather_bytes};
-use crate::config::{Config, Data, DeviceChoice, Precision};
-use crate::cuda;
+use crate::collective::World;
+use crate::config::{Config, Data, Precision};
 use crate::error::{Error, Exit, Result};
 use crate::fused;
 use crate::upload::on_device;
@@ -61,49 +60,14 @@ impl Input {
         let held_out =
             HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
         let samples = used - held_out.count;
-        let (batch, ranks) = (config.optim.batch_size, world.world());
-        let parts = ranks * config.optim.accumulate;
-        if batch % parts != 0 {
-            return Err(Error::new(
-                Exit::Config,
-                format!(
-                    "optim.batch_size is {batch}, which {ranks} ranks cannot share evenly in {} micro-batches each; \
-                     set a multiple of {parts}",
-                    config.optim.accumulate
-                ),
-            ));
-        }
-        if data.mix != Mix::default() && !(batch / parts).is_multiple_of(2) {
-            return Err(Error::new(
-                Exit::Config,
-                format!(
-                    "data.mix mixes neighbours, so each micro-batch of each rank must be even, not {} samples; set \
-                     optim.batch_size to a multiple of {}",
-                    batch / parts,
-                    2 * parts
-                ),
-            ));
-        }
+        check_batch(config, world.ranks())?;
+        let batch = config.optim.batch_size;
         if samples < batch {
-            return Err(Error::new(
-                Exit::Data,
-                format!(
-                    "{} gives {samples} samples, fewer than one batch of {batch}; lower optim.batch_size",
-                    data.train
-                ),
-            ));
-        }
-        if let Some(lanes) = data.lanes
-            && !lanes.count.is_multiple_of(parts)
-        {
-            return Err(Error::new(
-                Exit::Config,
-                format!(
-                    "data.lanes.count is {}, which {ranks} ranks cannot share evenly in {} micro-batches each; set a \
-                     multiple of {parts}",
-                    lanes.count, config.optim.accumulate
-                ),
-            ));
+            let what = format!(
+                "{} gives {samples} samples, fewer than one batch of {batch}; lower optim.batch_size",
+                data.train
+            );
+            return Err(Error::new(Exit::Data, what));
         }
         let normalise = Normalise::new(data, config.run.precision, device);
         let (bad, most_bad) = (RefCell::default(), data.max_bad_fraction);
@@ -121,7 +85,7 @@ impl Input {
     /// counted over all stages.
     pub fn training(&self, config: &Config, world: &World, from: u64, first: u64, to: u64) -> Result<Loader> {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
-        let (rank, ranks, steps) = (world.rank(), world.world(), self.steps(config));
+        let (rank, ranks, steps) = (world.rank(), world.ranks(), self.steps(config));
         let held_out = self.held_out;
         let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
         let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
@@ -229,10 +193,43 @@ impl Normalise {
     }
 }
 
+/// What a batch must be a multiple of where `ranks` ranks share it.
+pub fn batch_unit(config: &Config, ranks: usize) -> usize {
+    let pairs = if config.data.mix == Mix::default() { 1 } else { 2 };
+    let unit = ranks * config.optim.accumulate * pairs;
+    let lanes = config.data.lanes.map_or(1, |lanes| lanes.count);
+    let mut multiples = (1..).map(|times| times * unit);
+    multiples.find(|unit| unit.is_multiple_of(lanes)).expect("at the latest unit × lanes")
+}
+
+/// Refuses a batch that `ranks` ranks cannot share evenly.
+fn check_batch(config: &Config, ranks: usize) -> Result<()> {
+    let (batch, micros) = (config.optim.batch_size, config.optim.accumulate);
+    let parts = ranks * micros;
+    let uneven = |key: &str, value: usize| {
+        format!(
+            "{key} is {value}, which {ranks} ranks cannot share evenly in {micros} micro-batches each; set a multiple of \
+             {parts}"
+        )
+    };
+    let what = match config.data.lanes {
+        _ if !batch.is_multiple_of(parts) => uneven("optim.batch_size", batch),
+        _ if config.data.mix != Mix::default() && !(batch / parts).is_multiple_of(2) => format!(
+            "data.mix mixes neighbours, so each micro-batch of each rank must be even, not {} samples; set \
+             optim.batch_size to a multiple of {}",
+            batch / parts,
+            2 * parts
+        ),
+        Some(lanes) if !lanes.count.is_multiple_of(parts) => uneven("data.lanes.count", lanes.count),
+        _ => return Ok(()),
+    };
+    Err(Error::new(Exit::Config, what))
+}
+
 /// This rank's share of `samples`, as evaluation sees images.
 fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: &World) -> Result<Loader> {
-    let batch = config.optim.eval_batch_size.div_ceil(world.world());
-    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.world());
+    let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
+    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.ranks());
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
@@ -283,42 +280,6 @@ pub(crate) fn spec(config: &Config, transform: Transform, views: usize) -> Loade
         threads: config.data.decode_threads.unwrap_or_else(|| tch::get_num_threads() as usize),
         prefetch: config.data.prefetch,
         on_bad: config.data.on_bad_sample,
-    }
-}
-
-/// All ranks: chooses the rank's device and the number of its compute threads.
-pub fn prepare(config: &Config, world: &World) -> Result<Device> {
-    // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
-    let place = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let status = place("/proc/self/status");
-    let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap_or_default();
-    let mine = format!("{}{allowed}", place("/proc/sys/kernel/hostname")).into_bytes();
-    let sharers = all_gather_bytes(world, &mine)?.iter().filter(|theirs| **theirs == mine).count();
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let all = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
-    let all = all
-        .filter(|entry| entry.file_name().to_string_lossy().trim_start_matches("cpu").parse::<u32>().is_ok());
-    let (all, ranks) = (all.count(), world.local().1);
-    if world.rank() == 0 && sharers == 1 && ranks > 1 && cores * ranks * 2 <= all {
-        eprintln!(
-            "note: the launcher binds each of {ranks} ranks to {cores} of {all} cores, for computing and decoding; \
-             mpirun --bind-to none, or codinet-launch, leaves them all"
-        );
-    }
-    tch::set_num_threads(config.run.threads.unwrap_or((cores / sharers).max(1)) as i32);
-
-    match config.run.device {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto if !tch::Cuda::is_available() => Ok(Device::Cpu),
-        DeviceChoice::Cuda if !tch::Cuda::is_available() => Err(Error::new(
-            Exit::Config,
-            "run.device is cuda, but libtorch finds no GPU here; set run.device=cpu, or check the driver",
-        )),
-        // A rank that is shown one GPU alone takes that one.
-        _ => {
-            cuda::settings();
-            Ok(Device::Cuda(world.local().0 % tch::Cuda::device_count() as usize))
-        }
     }
 }
 

@@ -6,27 +6,33 @@
 #![expect(unsafe_code, reason = "libtorch's observers are C++")]
 
 use crate::collective;
+use crate::compiled;
 use crate::config::{self, Config};
 use crate::gradients::Gradients;
 use crate::input::Normalise;
 use crate::loss::Objective;
 use crate::model::{Decisions, Net, Statistics};
 use crate::step::{MicroBatch, Step};
+use libloading::Library;
 use std::ffi::{CStr, c_char};
+use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor};
-
-unsafe extern "C" {
-    fn codinet_layouts_watch() -> u64;
-    fn codinet_layouts_found(watch: u64) -> *const c_char;
-}
 
 /// The operations of `work`, on this thread, that took or gave something else, with what and its shape.
 fn other_layouts<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
+    static WATCHER: LazyLock<Library> = LazyLock::new(|| {
+        compiled::library("layouts.cpp", &["-DNDEBUG", concat!("-I", env!("LIBTORCH_INCLUDE"))])
+    });
+    // SAFETY: the signatures of layouts.cpp.
+    let (watch, found) = unsafe {
+        let watch = WATCHER.get::<unsafe extern "C" fn() -> u64>(b"layouts_watch").unwrap();
+        (watch, WATCHER.get::<unsafe extern "C" fn(u64) -> *const c_char>(b"layouts_found").unwrap())
+    };
     // SAFETY: no arguments; this is the only watch.
-    let watch = unsafe { codinet_layouts_watch() };
+    let watching = unsafe { watch() };
     let done = work();
     // SAFETY: ends that watch; a NUL-terminated string, copied at once.
-    let found = unsafe { CStr::from_ptr(codinet_layouts_found(watch)) };
+    let found = unsafe { CStr::from_ptr(found(watching)) };
     (done, found.to_str().expect("text").lines().map(Into::into).collect())
 }
 

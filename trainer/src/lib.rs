@@ -2,28 +2,31 @@
 //! Diversity for Dynamic Routing"): ResNets whose blocks a router may skip, with routing paths that are
 //! alike for the views of one sample and unlike for different samples.
 //!
-//! Follow the data: [`upload`] takes a batch of bytes to the device, [`input`] makes it a tensor of numbers, [`model`] decides and computes, [`loss`]
-//! has the paper's equations, [`step`] puts them together, [`gradients`] leave for other ranks meanwhile, [`optim`] takes the
-//! step, [`train`] is the loop, [`collective`] is where ranks meet, [`run`] where files are written.
+//! Follow the data: `upload` takes a batch of bytes to the device, `input` makes it a tensor of numbers, [`model`] decides
+//! and computes, [`loss`] has the paper's equations, [`step`] puts them together, [`gradients`] leave for other ranks
+//! meanwhile, [`optim`] makes the update, `train` is the loop, [`collective`] is where ranks meet, `run` where files are
+//! written. What was trained is opened by [`trained`], for [`infer`], [`export`] and [`analyze`].
 
 pub mod analyze;
 mod bad_samples;
-pub mod budget;
+mod budget;
 pub mod cli;
 pub mod collective;
 mod colour;
+#[cfg(test)]
+mod compiled;
 pub mod config;
-mod cuda;
-pub mod dry_run;
+mod device;
+mod dry_run;
 pub mod env;
 pub mod error;
-pub mod evaluate;
+mod evaluate;
 pub mod export;
-pub mod find_batch;
+mod find_batch;
 mod fused;
 pub mod gradients;
 pub mod infer;
-pub mod input;
+mod input;
 #[cfg(test)]
 mod layouts;
 pub mod loss;
@@ -32,14 +35,14 @@ pub mod metrics;
 pub mod model;
 mod native;
 pub mod optim;
-pub mod paths;
-pub mod probe;
-pub mod profile;
+mod paths;
+mod probe;
+mod profile;
 pub mod program;
-pub mod ranges;
+mod ranges;
 pub mod replicas;
-pub mod run;
+mod run;
 pub mod step;
-pub mod train;
+mod train;
 pub mod trained;
-pub mod upload;
+mod upload;

@@ -1,5 +1,5 @@
 //! What tch lacks of libtorch: hooks on gradients, operations with a backward pass of their own, its threads, the fused
-//! update, streams and pinned memory. The C++ half is `native/shim.cpp`.
+//! update, streams and pinned memory. The C++ half is `native/shim.cpp`. What needs a GPU is untested: none has run it yet.
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -69,10 +69,11 @@ unsafe extern "C" {
         stride: i64,
         padding: i64,
     ) -> bool;
-    fn codinet_event_record(device: c_int) -> *mut c_void;
+    fn codinet_event_record(device: c_int, timed: bool) -> *mut c_void;
     fn codinet_event_block(event: *mut c_void) -> bool;
     fn codinet_event_query(event: *mut c_void) -> c_int;
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
+    fn codinet_event_between(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
     fn codinet_event_free(event: *mut c_void);
     fn codinet_side_stream(device: c_int) -> bool;
     fn codinet_stream_new(device: c_int) -> *mut c_void;
@@ -287,6 +288,11 @@ pub fn fused_sgd(parts: &[(Tensor, Tensor, Tensor)], update: Update) {
     expect(updated, "fused SGD");
 }
 
+/// `x` `[N, C, H, W]`, or a copy of it, with channels innermost.
+pub fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
 /// A moment in a device's current stream; on a CPU, where everything has happened by then, nothing.
 #[derive(Debug)]
 pub struct Event(*mut c_void);
@@ -297,9 +303,18 @@ unsafe impl Send for Event {}
 impl Event {
     /// Now, on the stream that this thread uses.
     pub fn record(device: Device) -> Option<Self> {
+        Self::new(device, false)
+    }
+
+    /// The same, for [`Event::since`].
+    pub fn record_timed(device: Device) -> Option<Self> {
+        Self::new(device, true)
+    }
+
+    fn new(device: Device, timed: bool) -> Option<Self> {
         let Device::Cuda(index) = device else { return None };
-        // SAFETY: no arguments but a number; the result is checked.
-        let event = unsafe { codinet_event_record(index as c_int) };
+        // SAFETY: no arguments but a number and a flag; the result is checked.
+        let event = unsafe { codinet_event_record(index as c_int, timed) };
         expect(!event.is_null(), "recording an event");
         Some(Self(event))
     }
@@ -323,6 +338,15 @@ impl Event {
         // SAFETY: the event is alive.
         expect(unsafe { codinet_event_synchronize(self.0) }, "waiting for an event");
     }
+
+    /// Milliseconds since an earlier one, both timed; the host waits for them.
+    pub fn since(&self, earlier: &Self) -> f64 {
+        let mut milliseconds = 0.0;
+        // SAFETY: both events are alive, and the number outlives the call.
+        let done = unsafe { codinet_event_between(earlier.0, self.0, &raw mut milliseconds) };
+        expect(done, "the time between two events");
+        milliseconds
+    }
 }
 
 impl Drop for Event {
@@ -340,7 +364,7 @@ pub fn use_side_stream(device: Device) {
     }
 }
 
-/// A stream beside the one that this thread uses. Untested: no machine with a GPU has run it yet.
+/// A stream beside the one that this thread uses.
 #[derive(Debug)]
 pub struct Stream(*mut c_void);
 

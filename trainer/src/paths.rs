@@ -1,6 +1,6 @@
 //! What a set of hard routing paths is like: how often each was taken, and how evenly.
 
-use crate::collective::{World, all_gather_bytes};
+use crate::collective::{World, all_gather_lists};
 use crate::error::Result;
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ impl Histogram {
         let row = |(path, images): (&[u8], u64)| [&images.to_le_bytes()[..], path].concat();
         let mine: Vec<u8> = self.iter().flat_map(row).collect();
         let mut all = Self::default();
-        for row in all_gather_bytes(world, &mine)?.iter().flat_map(|rows| rows.chunks(8 + gates)) {
+        for row in all_gather_lists(world, &mine)?.iter().flat_map(|rows| rows.chunks(8 + gates)) {
             let (images, path) = row.split_first_chunk::<8>().expect("a count and a path");
             all.add(path, u64::from_le_bytes(*images));
         }

@@ -1,12 +1,13 @@
 //! What `codinet-launch doctor` wants to know of every rank: measured where training would run, started as training is
 //! started, printed as lines of JSON. Judging is the launcher's.
 
-use crate::collective::{Nccl, World, agree, all_gather_bytes};
+use crate::collective::{Nccl, World, agree, all_gather_lists};
 use crate::config::{self, Config, DeviceChoice};
+use crate::device;
 use crate::env;
 use crate::error::Result;
-use crate::input;
 use crate::model::Net;
+use crate::run::Console;
 use codinet_dataloader::Dataset;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -26,18 +27,14 @@ const WRITTEN: usize = 64 << 20;
 pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool) -> Result<()> {
     let config = name.map(|name| agree(world, config::load(name, sets))).transpose()?;
     let mine = of_rank(config.as_ref(), world)?;
-    let ranks = all_gather_bytes(world, mine.to_string().as_bytes())?;
+    let ranks = all_gather_lists(world, mine.to_string().as_bytes())?;
     let ranks: Vec<Value> =
         ranks.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
     let all_reduce = all_reduce(world)?;
-    let speak = |what: Value| {
-        if world.rank() == 0 {
-            let _ = writeln!(io::stdout(), "{what}");
-        }
-    };
+    let mut console = Console::new(world.rank());
+    let mut speak = |what: Value| console.say(&what.to_string());
     let facts = config.as_ref().map(|config| {
-        let (channels, size) = (config.data.channels.into(), config.data.image_size.into());
-        let net = Net::new(&config.model, channels, size, config.data.classes, config.run.seed, Device::Cpu);
+        let net = Net::of(config, Device::Cpu);
         let copies = 2 + i64::from(config.optim.ema_decay.is_some());
         json!({
             "device": config.run.device,
@@ -47,39 +44,33 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
     });
     speak(json!({"probe": {
         "met_by": world.backend(), "library": world.about(), "pmix": env::get(env::PMIX_VERSION),
-        "world": world.world(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
+        "world": world.ranks(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
     }}));
     let start = Instant::now();
     while !stop.load(Ordering::Relaxed) && start.elapsed() < SIGNAL {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let came = all_gather_bytes(world, &[u8::from(stop.load(Ordering::Relaxed))])?;
+    let came = all_gather_lists(world, &[u8::from(stop.load(Ordering::Relaxed))])?;
     speak(json!({"signalled": came.iter().map(|came| came == &[1]).collect::<Vec<_>>()}));
     Ok(())
 }
 
 /// All ranks: what is so on this one.
 fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let status = read("/proc/self/status");
-    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    let driver = read("/proc/driver/nvidia/version");
+    let driver = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     let installed = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count());
     // Threads as training would have them; a GPU that is asked for and missing is told below.
-    let unasked = Config::default();
-    let mut here = config.unwrap_or(&unasked).clone();
-    here.run.device = DeviceChoice::Auto;
-    input::prepare(&here, world)?;
+    device::prepare(world, DeviceChoice::Auto, "run.device", config.and_then(|config| config.run.threads))?;
     let threads = tch::get_num_threads();
     Ok(json!({
         "rank": world.rank(),
         "locals": world.local().1,
-        "host": read("/proc/sys/kernel/hostname").trim(),
-        "cpus": std::thread::available_parallelism().map_or(1, |cpus| cpus.get()),
-        "cpu_list": allowed.unwrap_or_default().trim(),
-        "cpus_of_host": read("/proc/cpuinfo").lines().filter(|line| line.starts_with("processor")).count(),
+        "host": env::host(),
+        "cpus": device::cores(),
+        "cpu_list": device::allowed_cpus(),
+        "cpus_of_host": device::host_cpus(),
         "threads": threads,
-        "decode_threads": here.data.decode_threads.unwrap_or(threads as usize),
+        "decode_threads": config.and_then(|config| config.data.decode_threads).unwrap_or(threads as usize),
         "gpus": tch::Cuda::device_count(),
         "gpus_installed": installed,
         "driver": driver.lines().next(),

@@ -1,16 +1,18 @@
 //! `--profile`: where a training step's time and memory go, as a table, and libtorch's own trace of some steps.
 
-use crate::collective::{World, agree, all_gather_bytes};
+use crate::collective::{World, agree, all_gather_lists, broadcast_text};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::{self, Peak, gib};
 use crate::ranges::{self, Phase, Recorded, Span};
 use crate::run::{Console, Resume, choose, write_whole};
-use crate::train::Trainer;
+use crate::train::Trial;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tch::Device;
 
 /// Steps before those that count: allocators, oneDNN's and cuDNN's choices and the loader settle.
@@ -130,19 +132,19 @@ fn common(a: &[(f64, f64)], b: &[(f64, f64)]) -> f64 {
 /// All ranks: profiles `steps` steps, then traces some more; writes `profile/` in the run directory and nothing else of it.
 /// `name` is the config's.
 pub fn run(
-    trainer: &mut Trainer,
     world: &World,
     config: &Config,
     device: Device,
+    stop: Arc<AtomicBool>,
     steps: u64,
     name: &str,
 ) -> Result<()> {
+    let mut trial = Trial::new(world, config, device, stop)?;
     let made = if world.rank() == 0 { folder(name, config) } else { Ok(PathBuf::new()) };
     let folder = agree(world, made)?.display().to_string();
-    let folder = PathBuf::from(crate::collective::broadcast_text(world, &folder)?);
+    let folder = PathBuf::from(broadcast_text(world, &folder)?);
     let images = (config.optim.batch_size * config.data.views) as f64;
-    let macs = trainer.forward_macs() as f64;
-    let mut trial = trainer.trial()?;
+    let macs = trial.costs().training_macs() as f64;
     let mut peaks = Vec::new();
     for _ in 0..WARM_UP {
         ranges::start(device, true);
@@ -170,20 +172,20 @@ pub fn run(
 
     let anatomy = Anatomy::median(&Anatomy::of(&spans));
     let speed = 1e3 * images / anatomy.step;
-    let flops = 3.0 * 2.0 * macs * speed / world.world() as f64;
+    let flops = 3.0 * 2.0 * macs * speed / world.ranks() as f64;
     let mine = json!({
         "rank": world.rank(), "steps": steps, "images_a_step": images, "images_per_second": speed,
         "tflops_a_rank": flops / 1e12, "device": device_name(device), "ms": milliseconds(&anatomy),
         "peak_bytes": {"tensors": peak.tensors, "held": peak.held, "phases": phases(&of_phases)},
     });
-    let all = all_gather_bytes(world, mine.to_string().as_bytes())?;
+    let all = all_gather_lists(world, mine.to_string().as_bytes())?;
     let all: Vec<Value> =
         all.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
     let mut table = table(&anatomy, device, peak, &of_phases);
     let _ = write!(
         table,
         "\n{speed:.1} images/s on {} rank(s); {:.4} TFLOP/s a rank",
-        world.world(),
+        world.ranks(),
         flops / 1e12
     );
     if let Some((flops_peak, bytes_peak)) = peaks_of(&device_name(device)) {
@@ -195,7 +197,7 @@ pub fn run(
         "\n3 × {:.4} GMACs × 2 an image, arithmetic of convolutions and linear layers",
         macs / 1e9
     );
-    if world.world() > 1 {
+    if world.ranks() > 1 {
         table += &ranks(&all);
     }
     let write = || {

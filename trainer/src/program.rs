@@ -1,5 +1,5 @@
-//! How a program of many ranks starts and ends: parse, join the other ranks, run, and turn what happened into one line and
-//! an exit code.
+//! How a program starts and ends: parse, join the other ranks where there may be some, run, and turn what happened into one
+//! line and an exit code.
 
 use crate::collective::{self, World};
 use crate::error::{Error, Exit, Result};
@@ -7,44 +7,73 @@ use crate::memory;
 use clap::Parser;
 use clap_complete::Shell;
 
-/// Runs program `name` on this rank. `shell` says for which shell a completion script was asked for, instead of anything
-/// else; `prepare` runs before ranks meet, which may take its time.
-pub fn run<A: Parser, P>(
-    name: &'static str,
-    shell: impl FnOnce(&A) -> Option<Shell>,
-    prepare: impl FnOnce() -> Result<P>,
-    work: impl FnOnce(&A, &mut World, P) -> Result<()>,
-) {
-    memory::tune();
-    let launched_rank = collective::launched_rank();
-    let args = A::try_parse().unwrap_or_else(|error| match launched_rank {
-        0 => error.exit(), // prints help, or what is wrong with the command line
-        _ => std::process::exit(error.exit_code()),
-    });
-    if let Some(shell) = shell(&args) {
-        clap_complete::generate(shell, &mut A::command(), name, &mut std::io::stdout());
-        return;
+/// What a program is told apart by.
+#[derive(Clone, Copy)]
+pub struct Program<A> {
+    /// Its name.
+    pub name: &'static str,
+    /// What to do where memory does not suffice.
+    pub mend: &'static str,
+    /// For which shell a completion script was asked for, instead of anything else.
+    pub shell: fn(&A) -> Option<Shell>,
+}
+
+impl<A: Parser> Program<A> {
+    /// Runs it as one process.
+    pub fn run_alone(self, work: impl FnOnce(&A) -> Result<()>) {
+        memory::tune();
+        let Some(args) = self.parse(0) else { return };
+        self.watch_panics(String::new());
+        work(&args).unwrap_or_else(|error| leave(&error, 0));
     }
-    std::panic::set_hook(Box::new(move |panic| {
-        let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
-        if memory::ran_out(&what) {
-            eprintln!("error: out of memory on rank {launched_rank}: {}; {}", brief(&what), memory::MEND);
-            collective::abort(Exit::Memory as i32);
+
+    /// Runs it on this rank. `prepare` runs before ranks meet, which may take its time.
+    pub fn run<P>(
+        self,
+        prepare: impl FnOnce() -> Result<P>,
+        work: impl FnOnce(&A, &mut World, P) -> Result<()>,
+    ) {
+        memory::tune();
+        let launched_rank = collective::launched_rank();
+        let Some(args) = self.parse(launched_rank) else { return };
+        self.watch_panics(format!(" on rank {launched_rank}"));
+        let prepared = prepare().unwrap_or_else(|error| leave(&error, launched_rank));
+        let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
+        if let Err(error) = work(&args, &mut world, prepared) {
+            if !error.agreed || world.barrier().is_err() {
+                eprintln!("error: {error} (rank {} of {})", world.rank(), world.ranks());
+                collective::abort(error.exit as i32);
+            }
+            let rank = world.rank();
+            drop(world);
+            leave(&error, rank);
         }
-        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        eprintln!("error: a bug in {name} at {place}: {what}; please report it");
-        collective::abort(Exit::Panic as i32);
-    }));
-    let prepared = prepare().unwrap_or_else(|error| leave(&error, launched_rank));
-    let mut world = collective::join().unwrap_or_else(|error| leave(&error, launched_rank));
-    if let Err(error) = work(&args, &mut world, prepared) {
-        if !error.agreed || world.barrier().is_err() {
-            eprintln!("error: {error} (rank {} of {})", world.rank(), world.world());
-            collective::abort(error.exit as i32);
-        }
-        let rank = world.rank();
-        drop(world);
-        leave(&error, rank);
+    }
+
+    /// The command line; none where a completion script was all that it asked for.
+    fn parse(&self, rank: usize) -> Option<A> {
+        let args = A::try_parse().unwrap_or_else(|error| match rank {
+            0 => error.exit(), // prints help, or what is wrong with the command line
+            _ => std::process::exit(error.exit_code()),
+        });
+        let Some(shell) = (self.shell)(&args) else { return Some(args) };
+        clap_complete::generate(shell, &mut A::command(), self.name, &mut std::io::stdout());
+        None
+    }
+
+    /// From here on a panic is one line, and ends the job.
+    fn watch_panics(&self, place: String) {
+        let (name, mend) = (self.name, self.mend);
+        std::panic::set_hook(Box::new(move |panic| {
+            let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+            if memory::ran_out(&what) {
+                eprintln!("error: out of memory{place}: {}; {mend}", brief(&what));
+                collective::abort(Exit::Memory as i32);
+            }
+            let at = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+            eprintln!("error: a bug in {name} at {at}: {what}; please report it");
+            collective::abort(Exit::Panic as i32);
+        }));
     }
 }
 

@@ -4,8 +4,8 @@
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
 use crate::memory;
-use crate::native::expect;
-use std::ffi::{CString, c_char, c_int, c_void};
+use crate::native::{Event, expect};
+use std::ffi::{CString, c_char, c_void};
 use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +18,6 @@ unsafe extern "C" {
     fn codinet_trace_save(path: *const c_char) -> bool;
     fn codinet_range_enter(name: *const c_char) -> *mut c_void;
     fn codinet_range_leave(range: *mut c_void);
-    fn codinet_moment(device: c_int) -> *mut c_void;
-    fn codinet_moment_between(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
-    fn codinet_moment_free(moment: *mut c_void);
 }
 
 /// A part of a step.
@@ -178,42 +175,20 @@ fn measured(phase: Phase) -> bool {
 /// A moment: of the clock, or on a GPU in the stream that this thread uses.
 enum Moment {
     Host(Instant),
-    Device(*mut c_void),
+    Device(Event),
 }
-
-// SAFETY: a CUDA event may be asked from any thread; nothing changes it after it was made.
-unsafe impl Send for Moment {}
 
 impl Moment {
     fn now(device: Device) -> Self {
-        let Device::Cuda(index) = device else { return Self::Host(Instant::now()) };
-        // SAFETY: no arguments but a number; the result is checked.
-        let event = unsafe { codinet_moment(index as c_int) };
-        expect(!event.is_null(), "recording an event");
-        Self::Device(event)
+        Event::record_timed(device).map_or_else(|| Self::Host(Instant::now()), Self::Device)
     }
 
     /// Milliseconds since an earlier one of the same kind.
     fn since(&self, earlier: &Self) -> f64 {
         match (self, earlier) {
             (Self::Host(later), Self::Host(earlier)) => 1e3 * later.duration_since(*earlier).as_secs_f64(),
-            (Self::Device(later), Self::Device(earlier)) => {
-                let mut milliseconds = 0.0;
-                // SAFETY: both events are alive, and the number outlives the call.
-                let done = unsafe { codinet_moment_between(*earlier, *later, &raw mut milliseconds) };
-                expect(done, "the time between two events");
-                milliseconds
-            }
+            (Self::Device(later), Self::Device(earlier)) => later.since(earlier),
             _ => unreachable!("a profile has one device"),
-        }
-    }
-}
-
-impl Drop for Moment {
-    fn drop(&mut self) {
-        if let Self::Device(event) = self {
-            // SAFETY: made by codinet_moment, freed once.
-            unsafe { codinet_moment_free(*event) };
         }
     }
 }

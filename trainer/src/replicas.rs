@@ -1,6 +1,6 @@
 //! Ranks must hold the same: they are refused at the start where they do not, and watched while they train.
 
-use crate::collective::{World, all_gather_bytes};
+use crate::collective::{World, all_gather_lists};
 use crate::config::OnDivergence;
 use crate::error::{Error, Exit, Result};
 use crate::model::Params;
@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 /// All ranks: an error, the same on all, where a rank has another value of any fact than rank 0.
 pub fn refuse_differences(world: &World, facts: &[(&str, String)]) -> Result<()> {
     for (name, mine) in facts {
-        let all = all_gather_bytes(world, mine.as_bytes())?;
+        let all = all_gather_lists(world, mine.as_bytes())?;
         if let Some(rank) = all.iter().position(|theirs| *theirs != all[0]) {
             let (theirs, first) = (String::from_utf8_lossy(&all[rank]), String::from_utf8_lossy(&all[0]));
             let (theirs, first) = apart(&theirs, &first);

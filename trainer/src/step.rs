@@ -114,16 +114,16 @@ impl Step<'_> {
                 sharers,
                 costs: self.costs,
             };
-            let parts = self.objective.parts(&outcome, self.world.world());
+            let parts = self.objective.parts(&outcome, self.world.ranks());
             drop(forward);
 
             // Backward: gradients add up over micro-batches, and leave for the other ranks during the last.
             if a + 1 == batch.len() {
                 self.gradients.arm(self.routers);
             }
-            let total = self.objective.total(&parts, self.world.world());
+            let total = self.objective.total(&parts, self.world.ranks());
             let backward = range(Phase::Backward);
-            (total / (micros * self.world.world() as f64)).backward();
+            (total / (micros * self.world.ranks() as f64)).backward();
             drop(backward);
             let path = hard(&out.gates).detach();
             rows.push(self.measure(&parts, &out, &micro.labels.own, &path));
@@ -155,7 +155,7 @@ impl Step<'_> {
         let rates = (hard(gates) + broken).mean_dim([0].as_slice(), false, None);
         let mine = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&mine)?; // [W, L·n + 1 + n]
-        let keys = all.narrow(1, 0, own * n).reshape([self.world.world() as i64 * own, n]);
+        let keys = all.narrow(1, 0, own * n).reshape([self.world.ranks() as i64 * own, n]);
         let told = all.narrow(1, own * n, 1 + n).mean_dim([0].as_slice(), false, None);
         Ok((keys, Later::new(&told)))
     }
@@ -175,7 +175,7 @@ impl Step<'_> {
     /// What this rank measured, in a form whose mean over ranks is the global batch's; [`crate::metrics`] names its columns.
     /// `labels` is `[L]`, `path` `[L·M, n]`.
     fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor, path: &Tensor) -> Tensor {
-        let (labels, world) = (loss::by_view(labels, self.views), self.world.world());
+        let (labels, world) = (loss::by_view(labels, self.views), self.world.ranks());
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
         let mut scalars: Vec<Tensor> = parts.told(world).collect();
         scalars.extend([self.objective.value(parts, world), top1]);

@@ -7,7 +7,7 @@
 //! to be told apart, registered with CUDA and never freed early, where libtorch's allocator does all this already. The copy
 //! is made by all of libtorch's threads while the host would otherwise wait for the device.
 //!
-//! On a CPU nothing goes ahead, and nothing is copied twice.
+//! On a CPU nothing goes ahead, and nothing is copied twice. What needs a GPU is untested: none has run it yet.
 
 use crate::config::Config;
 use crate::error::Result;
@@ -43,7 +43,7 @@ pub struct Uploads<'a> {
     config: &'a Config,
     device: Device,
     gates: usize,
-    next: Place,
+    next: Turn,
     steps: u64,
     stream: Option<Stream>,
     /// Whether a batch goes ahead, and that batch; an error waits for its turn.
@@ -52,8 +52,8 @@ pub struct Uploads<'a> {
 }
 
 /// Which step a batch is for: mixing and noise depend on it.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
     /// In its epoch, from 0.
     pub of_epoch: u64,
     /// In the run, from 0.
@@ -61,22 +61,25 @@ pub struct Place {
 }
 
 impl<'a> Uploads<'a> {
-    /// The batches of `loader`, the first of which is for `first`, epochs being of `steps` steps; for a network of `gates` gates.
+    /// The batches of `loader`, the first of which is for `first`, epochs being of `steps` steps; for a network of `gates`
+    /// gates. A run that is resumed after an epoch's last step stands at `steps` of it: the first batch is the next epoch's.
     pub fn new(
         loader: Loader,
         config: &'a Config,
         device: Device,
         gates: usize,
-        first: Place,
+        first: Turn,
         steps: u64,
     ) -> Self {
+        let next = Turn { of_epoch: first.of_epoch % steps, ..first };
         let stream = Stream::beside(device);
         let goes_ahead = stream.is_some();
-        Self { loader, config, device, gates, next: first, steps, stream, goes_ahead, ahead: None }
+        Self { loader, config, device, gates, next, steps, stream, goes_ahead, ahead: None }
     }
 
-    /// Has a batch go ahead on a CPU too, which gains nothing there: for tests.
-    pub fn go_ahead(mut self) -> Self {
+    /// Has a batch go ahead on a CPU too, which gains nothing there.
+    #[cfg(test)]
+    fn go_ahead(mut self) -> Self {
         self.goes_ahead = true;
         self
     }
@@ -101,15 +104,15 @@ impl<'a> Uploads<'a> {
             Ok(batch) => batch,
             Err(error) => return Some(Err(error.into())),
         };
-        let (config, device, place) = (self.config, self.device, self.next);
-        self.next = Place { of_epoch: (place.of_epoch + 1) % self.steps, of_run: place.of_run + 1 };
+        let (config, device, turn) = (self.config, self.device, self.next);
+        self.next = Turn { of_epoch: (turn.of_epoch + 1) % self.steps, of_run: turn.of_run + 1 };
         let (size, seed) = (config.data.image_size, config.run.seed);
         let Mixed { labels: partners, lambda } =
-            match config.data.mix.apply(&mut batch, size, seed, place.of_epoch) {
+            match config.data.mix.apply(&mut batch, size, seed, turn.of_epoch) {
                 Ok(mixed) => mixed,
                 Err(error) => return Some(Err(error.into())),
             };
-        let noise = gumbel_noise(seed, place.of_run, &batch.samples, batch.views, self.gates);
+        let noise = gumbel_noise(seed, turn.of_run, &batch.samples, batch.views, self.gates);
         let shape = [-1, size.into(), size.into(), config.data.channels.into()];
         let all = || {
             let partner = || (on_device(&partners, device), lambda);
@@ -175,16 +178,21 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    /// Uploads of two epochs of three steps of four samples; sample 9 is broken.
-    fn uploads<'a>(folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
+    /// Uploads of two epochs of three steps of four samples, from step `from` on; sample 9 is broken.
+    fn uploads_from<'a>(from: u64, folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
         let data = Arc::new(Dataset::open(&folder.to_string_lossy()).unwrap());
-        let plan = (0..2u64).flat_map(|epoch| {
-            (0..3u32).map(move |step| BatchPlan::new(epoch, (4 * step..4 * step + 4).collect()))
+        let plan = (from..6).map(|step| {
+            let first = 4 * (step % 3) as u32;
+            BatchPlan::new(step / 3, (first..first + 4).collect())
         });
         let mut spec = input::spec(config, config.augmentation(), 2);
         (spec.on_bad, spec.threads) = (on_bad, 2);
-        let first = Place { of_epoch: 0, of_run: 30 };
+        let first = Turn { of_epoch: from, of_run: 30 + from };
         Uploads::new(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
+    }
+
+    fn uploads<'a>(folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
+        uploads_from(0, folder, config, on_bad)
     }
 
     #[test]
@@ -228,6 +236,12 @@ mod tests {
                 assert_eq!(found.bad.len(), usize::from(step % 3 == 2));
             }
         }
+
+        // A run that stopped after its first epoch goes on as if it had not; only whole batches are mixed.
+        let from_start = uploads(folder.path(), &mixed, OnBadSample::Replace);
+        let mut resumed = uploads_from(3, folder.path(), &mixed, OnBadSample::Replace);
+        let fourth = from_start.filter_map(Result::ok).nth(2).unwrap();
+        assert!(resumed.next().unwrap().unwrap().pixels.equal(&fourth.pixels));
 
         // What is wrong with a batch is told in its turn, not when it goes ahead.
         let mut ahead = uploads(folder.path(), &plain, OnBadSample::Fail).go_ahead();

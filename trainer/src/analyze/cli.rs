@@ -1,20 +1,20 @@
 //! `codinet-analyze`'s command line.
 
-use crate::config::DeviceChoice;
+use crate::device::Place;
 use crate::error::EXIT_CODES;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  codinet-analyze runs/a                           everything, into runs/a/analysis/
-  mpirun -n 8 codinet-analyze runs/a               the same, each rank with its share of the images
+  codinet-analyze runs/a                      everything, into runs/a/analysis/
+  mpirun -n 8 codinet-analyze runs/a          the same, images shared among ranks
   codinet-analyze runs/a paths similarity --features moco.npy
   codinet-analyze runs/a --checkpoint runs/a/checkpoints/best --out best
-  codinet-analyze compare runs/a runs/b runs/c     runs side by side, into comparison/";
+  codinet-analyze compare runs/a runs/b       side by side, into comparison/";
 
-/// Looks at the routing paths of a trained network: how many there are, who takes them, whether they hold under
-/// augmentation and follow the images' likeness. Writes report.html, pictures, tables and TensorBoard's files.
+/// Look at the routing paths of a trained network: how many there are, who takes them, whether they hold under
+/// augmentation and follow the images' likeness. It writes report.html, pictures, tables and TensorBoard's files.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -31,11 +31,12 @@ pub struct Args {
     #[arg(value_name = "WHAT")]
     pub what: Vec<What>,
 
-    /// Other weights than those of the run's newest checkpoint: a step-… folder, checkpoints/best, or a .safetensors file.
-    #[arg(long, value_name = "PATH")]
+    /// Other weights than those of the run's newest checkpoint: a `step-…` folder, `checkpoints/best` or a .safetensors
+    /// file.
+    #[arg(long, value_name = "RUN|FILE")]
     pub checkpoint: Option<PathBuf>,
 
-    /// The config, where RUN is a lone .safetensors file.
+    /// What the weights are of, where they lie in no run: a config file, or a shipped one's name.
     #[arg(long, value_name = "CONFIG")]
     pub config: Option<String>,
 
@@ -85,12 +86,8 @@ pub struct Args {
     pub seed: u64,
 
     /// Where the network runs.
-    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = device)]
-    pub device: DeviceChoice,
-
-    /// Compute threads a rank [default: the cores that the launcher left it].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub threads: Option<u32>,
+    #[command(flatten)]
+    pub place: Place,
 
     /// Prints a completion script for a shell, and stops.
     #[arg(long, value_name = "SHELL")]
@@ -100,7 +97,8 @@ pub struct Args {
 /// A command beside the analysis of one run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Sets runs side by side: settings, paths, cost and accuracy, and what their analyses found.
+    /// Set runs side by side: settings, paths, cost and accuracy, and what their analyses found.
+    #[command(after_help = "Examples:\n  codinet-analyze compare runs/a runs/b --out ab")]
     Compare {
         /// Run directories that came to their end.
         #[arg(value_name = "RUN", required = true)]
@@ -130,15 +128,6 @@ impl Args {
     /// Whether a part is asked for.
     pub fn wants(&self, what: What) -> bool {
         self.what.is_empty() || self.what.contains(&what)
-    }
-}
-
-fn device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda),
-        _ => Err("auto, cpu or cuda".into()),
     }
 }
 

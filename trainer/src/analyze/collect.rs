@@ -3,13 +3,14 @@
 
 use super::augment::{self, Augmentation};
 use super::divergence;
-use crate::collective::{World, agree, all_gather_bytes};
+use crate::collective::{World, agree, all_gather_lists};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::{self, Normalise};
-use crate::model::{Decisions, Net, Output, Statistics, hard};
+use crate::model::{Decisions, Net, Output, Statistics, hard, relaxed};
 use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, order::eval_samples};
 use std::sync::Arc;
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// What is to be collected.
@@ -103,7 +104,8 @@ impl Subject<'_> {
     pub fn collect(&self, world: &World, wanted: Wanted) -> Result<Seen> {
         let share = agree(world, self.share(world, wanted))?;
         let gates = self.net.costs.gated().count();
-        let samples: Vec<u32> = gather(world, &share.samples, u32::to_le_bytes, u32::from_le_bytes)?;
+        let samples: Vec<i64> = share.samples.iter().map(|&sample| sample.into()).collect();
+        let samples: Vec<u32> = gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect();
         if samples.is_empty() {
             let error = Error::new(
                 Exit::Data,
@@ -113,28 +115,24 @@ impl Subject<'_> {
         }
         let chosen = spaced(self.data.len(), wanted.features);
         let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
-        let floats = |values: &[f32]| gather(world, values, f32::to_le_bytes, f32::from_le_bytes);
-        let doubles = |values: &[f64]| gather(world, values, f64::to_le_bytes, f64::from_le_bytes);
-        let numbers = |values: &[i64]| gather(world, values, i64::to_le_bytes, i64::from_le_bytes);
-        let bits = |values: &[u8]| -> Result<Vec<u8>> { Ok(all_gather_bytes(world, values)?.concat()) };
         let all = |part: &Augmented| -> Result<Augmented> {
             Ok(Augmented {
-                predictions: numbers(&part.predictions)?,
-                paths: bits(&part.paths)?,
-                path_kl: doubles(&part.path_kl)?,
-                prediction_kl: doubles(&part.prediction_kl)?,
+                predictions: gather(world, &part.predictions)?,
+                paths: gather(world, &part.paths)?,
+                path_kl: gather(world, &part.path_kl)?,
+                prediction_kl: gather(world, &part.prediction_kl)?,
             })
         };
         Ok(Seen {
-            labels: numbers(&share.labels)?,
-            predictions: numbers(&share.predictions)?,
+            labels: gather(world, &share.labels)?,
+            predictions: gather(world, &share.predictions)?,
             gates,
-            relaxed: floats(&share.relaxed)?,
-            paths: bits(&share.paths)?,
+            relaxed: gather(world, &share.relaxed)?,
+            paths: gather(world, &share.paths)?,
             augmented: share.augmented.iter().map(all).collect::<Result<_>>()?,
             chosen,
-            features: floats(&share.features)?,
-            groups: floats(&share.groups)?,
+            features: gather(world, &share.features)?,
+            groups: gather(world, &share.groups)?,
             bad: self.data.len() - samples.len(),
             samples,
         })
@@ -145,9 +143,9 @@ impl Subject<'_> {
         let (config, data) = (self.config, &self.config.data);
         let normalise = Normalise::new(data, config.run.precision, self.device);
         let black = augment::black(data).to_device(self.device);
-        let mine = eval_samples(self.data.len(), world.rank(), world.world());
+        let mine = eval_samples(self.data.len(), world.rank(), world.ranks());
         let mine: Vec<u32> = (mine.start as u32..mine.end as u32).collect();
-        let batch = config.optim.eval_batch_size.div_ceil(world.world());
+        let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
         let plan = || mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
         let kinds = if wanted.augmented { Augmentation::ALL.len() } else { 0 };
         let mut share = Share { augmented: vec![Augmented::default(); kinds], ..Share::default() };
@@ -168,7 +166,7 @@ impl Subject<'_> {
             }
             let (images, _) = normalise.tensors(&batch);
             let out = self.pass(&images);
-            let rows = host(&out.features, Kind::Float);
+            let rows = host(&out.features);
             for (at, sample) in batch.samples.iter().enumerate() {
                 if with_features.contains(*sample) {
                     let width = rows.len() / batch.samples.len();
@@ -243,7 +241,7 @@ impl Subject<'_> {
     }
 
     fn relaxed(&self, out: &Output) -> Vec<f32> {
-        host(&(&out.gates / self.config.model.router.temperature).sigmoid(), Kind::Float)
+        host(&relaxed(&out.gates, self.config.model.router.temperature))
     }
 }
 
@@ -277,8 +275,8 @@ fn path_bits(out: &Output) -> Vec<u8> {
     Vec::try_from(hard(&out.gates).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1)).expect("bits")
 }
 
-fn host(tensor: &Tensor, kind: Kind) -> Vec<f32> {
-    Vec::try_from(tensor.to_kind(kind).to_device(Device::Cpu).contiguous().view(-1)).expect("numbers")
+fn host(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().view(-1)).expect("numbers")
 }
 
 /// Which numbers of a set of `all` are among `most` that are evenly spaced.
@@ -300,16 +298,8 @@ impl Spaced {
 }
 
 /// All ranks: every rank's values, in rank order.
-fn gather<T: Copy, const B: usize>(
-    world: &World,
-    values: &[T],
-    to: impl Fn(T) -> [u8; B],
-    from: impl Fn([u8; B]) -> T,
-) -> Result<Vec<T>> {
-    let mine: Vec<u8> = values.iter().flat_map(|&value| to(value)).collect();
-    let all = all_gather_bytes(world, &mine)?;
-    let values = all.iter().flat_map(|bytes| bytes.chunks_exact(B));
-    Ok(values.map(|bytes| from(bytes.try_into().expect("B bytes"))).collect())
+fn gather<T: Element + Copy + Default>(world: &World, values: &[T]) -> Result<Vec<T>> {
+    Ok(all_gather_lists(world, values)?.concat())
 }
 
 #[cfg(test)]

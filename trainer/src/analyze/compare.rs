@@ -6,6 +6,7 @@ use super::pictures::{self, Point};
 use super::report::Report;
 use crate::config::{self, Config};
 use crate::error::{Error, Exit, Result};
+use crate::run::say;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     report.figure(&folder.picture("accuracy", &pictures::accuracy(&points, &[]), caption)?);
     let page = out.join("report.html");
     report.save(&page)?;
-    println!("{}\n  look at it      {}", aligned(&columns, &table), page.display());
+    say(&format!("{}\n  look at it      {}", aligned(&columns, &table), page.display()));
     Ok(())
 }
 

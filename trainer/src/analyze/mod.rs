@@ -1,6 +1,6 @@
 //! `codinet-analyze`: what a trained network's routing paths are like, as the paper's Section 4.4 looks at them.
 //!
-//! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`paths`],
+//! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`measures`],
 //! [`divergence`] and [`similarity`]; rank 0 writes them down ([`write`]), with [`pictures`] and t-SNE ([`embed`]).
 //! [`compare`] sets runs side by side.
 
@@ -12,7 +12,7 @@ mod divergence;
 mod embed;
 mod features;
 mod files;
-mod paths;
+mod measures;
 pub(crate) mod pictures;
 mod report;
 mod similarity;
@@ -23,10 +23,9 @@ mod write;
 pub use cli::{Args, Command, What};
 
 use crate::collective::{World, agree};
-use crate::config::{Config, Run};
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
-use crate::{cuda, input, replicas};
+use crate::{device, replicas};
 use codinet_dataloader::Dataset;
 use collect::{Subject, Wanted};
 use std::path::PathBuf;
@@ -39,10 +38,9 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
         let compared = if world.rank() == 0 { compare::write(runs, out) } else { Ok(()) };
         return agree(world, compared);
     }
-    cuda::register();
-    let place = Run { device: args.device, threads: args.threads.map(|n| n as usize), ..Run::default() };
-    let place = Config { run: place, ..Config::default() };
-    let device = agree(world, input::prepare(&place, world))?;
+    device::register();
+    let threads = args.place.threads.map(usize::from);
+    let device = agree(world, device::prepare(world, args.place.device, "--device", threads))?;
     let run = args.run.as_ref().expect("clap asks for it");
     let weights = args.checkpoint.as_ref().unwrap_or(run);
     let mut trained = agree(world, Trained::open(weights, args.config.as_deref(), device))?;

@@ -1,6 +1,6 @@
 //! The pictures of an analysis, each as an SVG file: see the paper's Figures 6 to 12.
 
-use super::paths::Consistency;
+use super::measures::Consistency;
 use super::similarity::{CELLS, Correlation};
 use super::svg::{Axis, Plot, Rgb};
 use crate::colour::{CATEGORIES, scale};

@@ -33,7 +33,7 @@ pub struct Correlation {
 pub fn correlate(world: &World, features: &Tensor, paths: &Tensor) -> Result<Correlation> {
     let (features, paths) = (directions(features), directions(paths));
     let images = features.size()[0];
-    let mine = eval_samples(images as usize, world.rank(), world.world());
+    let mine = eval_samples(images as usize, world.rank(), world.ranks());
     let sums = Tensor::zeros([6], (Kind::Double, Device::Cpu));
     let mut cells = Tensor::zeros([CELLS * CELLS], (Kind::Double, Device::Cpu));
     let rows = (PAIRS_AT_ONCE / images.max(1)).max(1);

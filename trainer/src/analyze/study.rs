@@ -3,7 +3,7 @@
 use super::cli::{Args, What};
 use super::collect::{Seen, VIEWS};
 use super::features;
-use super::paths::{self, Consistency};
+use super::measures::{self, Consistency};
 use super::similarity::{Correlation, correlate};
 use crate::collective::{World, agree};
 use crate::error::Result;
@@ -88,17 +88,17 @@ impl Study {
     pub fn new(world: &World, args: &Args, seen: &Seen, facts: Facts) -> Result<Self> {
         let (gates, images) = (seen.gates, seen.labels.len());
         let histogram = Histogram::new(&seen.paths, gates, images);
-        let rates = paths::rates(&seen.paths, gates);
-        let expected = paths::expected_blocks(&seen.relaxed, gates);
+        let rates = measures::rates(&seen.paths, gates);
+        let expected = measures::expected_blocks(&seen.relaxed, gates);
         let (consistency, all) = match seen.augmented.is_empty() {
             true => (Vec::new(), None),
             false => {
-                let (each, all) = paths::consistency(seen);
+                let (each, all) = measures::consistency(seen);
                 (each, Some(all))
             }
         };
         let apart = (seen.groups.len() >= 2 * VIEWS * gates)
-            .then(|| paths::group_distances(&seen.groups, VIEWS, gates));
+            .then(|| measures::group_distances(&seen.groups, VIEWS, gates));
         let similarity = match args.wants(What::Similarity) && seen.chosen.len() > 1 {
             true => Some(similarity(world, args, seen, facts.images)?),
             false => None,
@@ -109,7 +109,7 @@ impl Study {
             data: facts.data.into(),
             images,
             bad_images: seen.bad,
-            top1: paths::accuracy(&seen.predictions, &seen.labels),
+            top1: measures::accuracy(&seen.predictions, &seen.labels),
             gmacs: facts.costs.mean_macs(&rates) / 1e9,
             gmacs_static: facts.costs.static_macs() as f64 / 1e9,
             blocks: facts.costs.gated().map(|block| block.name.clone()).collect(),

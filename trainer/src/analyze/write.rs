@@ -5,7 +5,7 @@ use super::cli::{Args, What};
 use super::collect::{Seen, Subject, VIEWS};
 use super::embed::{self, Settings};
 use super::files::{Folder, Picture};
-use super::paths;
+use super::measures;
 use super::pictures;
 use super::report::Report;
 use super::similarity::CELLS;
@@ -14,7 +14,7 @@ use crate::colour::CATEGORIES;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::paths::{Histogram, text};
-use crate::run::{projector, write_whole};
+use crate::run::{projector, say, write_whole};
 use crate::trained::Trained;
 use codinet_dataloader::sheet::Sheet;
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn write(
     let report = writer.report(&name.to_string_lossy())?;
     let page = out.join("report.html");
     report.save(&page)?;
-    println!("{}\n  look at it      {}", writer.summary(), page.display());
+    say(&format!("{}\n  look at it      {}", writer.summary(), page.display()));
     Ok(())
 }
 
@@ -144,7 +144,7 @@ impl Writer<'_> {
         let columns = strings(&["rank", "path", "images", "share", "blocks_run"]);
         folder.table("paths", &columns, histogram.by_frequency().iter().enumerate().map(path))?;
 
-        let by_class = paths::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
+        let by_class = measures::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
         let columns: Vec<String> = ["class".to_owned()].into_iter().chain(study.blocks.clone()).collect();
         let row = |name: &str, rates: &[f64]| -> Vec<String> {
             let rates = rates.iter().map(|rate| if rate.is_nan() { String::new() } else { rate.to_string() });
@@ -161,7 +161,7 @@ impl Writer<'_> {
                 ["prediction", "path", "path_kl", "prediction_kl"].map(|what| format!("{name}_{what}")),
             );
         }
-        let expected = paths::expected_blocks(&seen.relaxed, seen.gates);
+        let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
         let bits = |paths: &[u8], at: usize| text(&paths[at * seen.gates..(at + 1) * seen.gates]);
         let image = |at: usize| {
             let place = self.subject.data.meta(seen.samples[at] as usize);
@@ -183,7 +183,7 @@ impl Writer<'_> {
             let columns =
                 ["augmentation", "same_path", "same_prediction", "top1", "path_kl", "prediction_kl"];
             let columns = [&strings(&columns)[..], &strings(&["frequency_kl", "distinct_paths"])].concat();
-            let row = |part: &paths::Consistency| {
+            let row = |part: &measures::Consistency| {
                 let numbers = [part.same_path, part.same_prediction, part.top1, part.path_kl];
                 let numbers = numbers.into_iter().chain([part.prediction_kl, part.frequency_kl]);
                 let numbers = numbers.map(|number| number.to_string());
@@ -298,7 +298,7 @@ impl Writer<'_> {
         let svg = pictures::frequent(&histogram, &study.blocks);
         let caption = "The most frequent paths; filled: the block runs. Beside: share of images, blocks run.";
         report.figure(&self.folder.picture("frequent", &svg, caption)?);
-        let by_class = paths::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
+        let by_class = measures::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
         let svg = pictures::rates(&by_class, &study.rates, &self.classes, &study.blocks);
         let caption = "How often each block runs, by class; numbers are per cent.";
         report.figure(&self.folder.picture("rates", &svg, caption)?);
@@ -319,7 +319,7 @@ impl Writer<'_> {
         let columns =
             [&strings(&columns)[..], &strings(&["KL of predictions", "KL of frequencies", "paths"])].concat();
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-        let row = |part: &paths::Consistency| {
+        let row = |part: &measures::Consistency| {
             let mut row =
                 vec![part.augmentation.to_owned(), percent(part.same_path), percent(part.same_prediction)];
             row.push(percent(part.top1));
@@ -375,7 +375,7 @@ impl Writer<'_> {
             &svg,
             "Each image's path, by its class (Figures 6, 7).",
         )?);
-        let expected = paths::expected_blocks(&seen.relaxed, seen.gates);
+        let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
         let expected: Vec<f64> = shown.iter().map(|&at| expected[at]).collect();
         let svg =
             pictures::by_value("Paths by blocks run", images, &expected, "expected number of blocks run");

@@ -1,9 +1,10 @@
 //! `codinet-analyze`.
 
 use codinet_trainer::analyze::{self, Args};
-use codinet_trainer::program;
+use codinet_trainer::program::Program;
 
 fn main() {
-    let work = |args: &Args, world: &mut _, ()| analyze::run(args, world);
-    program::run("codinet-analyze", |args: &Args| args.completions, || Ok(()), work);
+    let mend = "let more ranks share the images, or lower --similarity-images and --tsne-images";
+    let program = Program { name: "codinet-analyze", mend, shell: |args: &Args| args.completions };
+    program.run(|| Ok(()), |args, world, ()| analyze::run(args, world));
 }

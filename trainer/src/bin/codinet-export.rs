@@ -1,16 +1,9 @@
-//! `codinet-export`: parse, run, and turn what happened into one line and an exit code.
+//! `codinet-export`.
 
-use clap::{CommandFactory, Parser};
 use codinet_trainer::export::cli::{self, Args};
+use codinet_trainer::program::Program;
 
 fn main() {
-    let args = Args::parse();
-    if let Some(shell) = args.completions {
-        clap_complete::generate(shell, &mut Args::command(), "codinet-export", &mut std::io::stdout());
-        return;
-    }
-    if let Err(error) = cli::run(&args) {
-        eprintln!("error: {error}");
-        std::process::exit(error.exit as i32);
-    }
+    let shell = |args: &Args| args.completions;
+    Program { name: "codinet-export", mend: "free some of it", shell }.run_alone(cli::run);
 }

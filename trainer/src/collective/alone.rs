@@ -16,7 +16,7 @@ impl Collective for Alone {
         0
     }
 
-    fn world(&self) -> usize {
+    fn ranks(&self) -> usize {
         1
     }
 

@@ -15,6 +15,7 @@ pub use world::{Pending, Queue, Traffic, World};
 
 use crate::env::{self, Variable};
 use crate::error::{Error, Exit, Result};
+use tch::kind::Element;
 use tch::{Kind, Tensor};
 
 /// A backend: a group of ranks, each a process, as one thread of each speaks with the others.
@@ -27,11 +28,11 @@ pub trait Collective: Send {
         self.name().to_owned()
     }
 
-    /// This process's number, `0..world()`.
+    /// This process's number, `0..ranks()`.
     fn rank(&self) -> usize;
 
     /// How many ranks there are.
-    fn world(&self) -> usize;
+    fn ranks(&self) -> usize;
 
     /// This rank's number among those on the same host, and how many those are.
     fn local(&self) -> (usize, usize);
@@ -79,13 +80,13 @@ fn start_backend() -> Result<Box<dyn Collective>> {
     let started =
         [env::OMPI_COMM_WORLD_SIZE, env::PMI_SIZE, env::SLURM_STEP_NUM_TASKS].into_iter().find_map(number);
     match started {
-        Some(tasks) if tasks != world.world() && (launched || env::is_set(env::SLURM_PROCID)) => {
+        Some(tasks) if tasks != world.ranks() && (launched || env::is_set(env::SLURM_PROCID)) => {
             Err(Error::new(
                 Exit::Communication,
                 format!(
                     "the launcher started {tasks} ranks, but MPI joins {}; start them with the mpirun of the MPI \
                      that this program was built with, or with srun --mpi=pmix",
-                    world.world()
+                    world.ranks()
                 ),
             ))
         }
@@ -144,23 +145,23 @@ pub fn abort(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Every rank's bytes, in rank order; lengths may differ.
-pub fn all_gather_bytes(world: &World, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let lengths = world.all_gather(&Tensor::from(bytes.len() as i64))?;
-    let lengths: Vec<usize> =
-        Vec::<i64>::try_from(&lengths).expect("i64s").into_iter().map(|n| n as usize).collect();
+/// All ranks: every rank's list, in rank order; lengths may differ.
+pub fn all_gather_lists<T: Element + Copy + Default>(world: &World, own: &[T]) -> Result<Vec<Vec<T>>> {
+    let lengths = world.all_gather(&Tensor::from(own.len() as i64))?;
+    let lengths = Vec::<i64>::try_from(&lengths).expect("a number a rank");
     let longest = lengths.iter().copied().max().unwrap_or(0);
-    let mut padded = bytes.to_vec();
-    padded.resize(longest, 0);
-    let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.world() as i64, longest as i64]);
-    let rows = Vec::<Vec<u8>>::try_from(&rows).expect("u8 rows");
-    Ok(rows.into_iter().zip(lengths).map(|(row, n)| row[..n].to_vec()).collect())
+    let mut padded = own.to_vec();
+    padded.resize(longest as usize, T::default());
+    let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.ranks() as i64, longest]);
+    let mut lists = Vec::<Vec<T>>::try_from(&rows).expect("a row a rank");
+    lists.iter_mut().zip(lengths).for_each(|(list, length)| list.truncate(length as usize));
+    Ok(lists)
 }
 
-/// Rank 0's text, on every rank.
+/// All ranks: rank 0's text, on every rank.
 pub fn broadcast_text(world: &World, text: &str) -> Result<String> {
     let mine = if world.rank() == 0 { text.as_bytes() } else { &[] };
-    let all = all_gather_bytes(world, mine)?;
+    let all = all_gather_lists(world, mine)?;
     Ok(String::from_utf8_lossy(&all[0]).into_owned())
 }
 
@@ -175,7 +176,7 @@ pub fn agree<T>(world: &World, result: Result<T>) -> Result<T> {
             bytes
         }
     };
-    let all = all_gather_bytes(world, &mine)?;
+    let all = all_gather_lists(world, &mine)?;
     match all.iter().find(|bytes| bytes.len() >= 4) {
         None => result,
         Some(bytes) => {
@@ -206,7 +207,7 @@ mod tests {
         world.broadcast(&tensor, 0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, 2.5]);
         assert_eq!(world.all_gather(&tensor).unwrap().size(), [1, 2]);
-        assert_eq!(all_gather_bytes(&world, b"abc").unwrap(), [b"abc".to_vec()]);
+        assert_eq!(all_gather_lists(&world, b"abc").unwrap(), [b"abc".to_vec()]);
         assert_eq!(broadcast_text(&world, "runs/x").unwrap(), "runs/x");
         let traffic = world.traffic();
         assert_eq!((traffic.calls, traffic.bytes), (7, 3 * 8 + (8 + 3) + (8 + 6)));

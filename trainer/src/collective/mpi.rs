@@ -33,24 +33,6 @@ fn comm() -> ffi::MPI_Comm {
     unsafe { ffi::RSMPI_COMM_WORLD }
 }
 
-/// The `MPI_Op` for sums.
-fn sum() -> ffi::MPI_Op {
-    // SAFETY: as above.
-    unsafe { ffi::RSMPI_SUM }
-}
-
-/// No request yet.
-fn null_request() -> ffi::MPI_Request {
-    // SAFETY: as above.
-    unsafe { ffi::RSMPI_REQUEST_NULL }
-}
-
-/// Where a status goes that nobody reads.
-fn ignored() -> *mut ffi::MPI_Status {
-    // SAFETY: as above.
-    unsafe { ffi::RSMPI_STATUS_IGNORE }
-}
-
 /// The MPI datatype of a tensor's elements.
 fn datatype(kind: Kind) -> Result<ffi::MPI_Datatype> {
     // SAFETY: constants of the MPI library, initialised before main.
@@ -147,12 +129,14 @@ impl MpiWorld {
 impl MpiWorld {
     /// Returns once every rank has come here.
     fn meet(&self) -> Result<()> {
-        let (mut request, mut all_here, mut pause) = (null_request(), 0, Duration::from_micros(5));
+        // SAFETY: a constant of the MPI library, initialised before main.
+        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+        let (mut all_here, mut pause) = (0, Duration::from_micros(5));
         // SAFETY: MPI is initialised; the request lives until it is complete.
         check(unsafe { ffi::MPI_Ibarrier(comm(), &mut request) }, "MPI_Ibarrier")?;
         loop {
             // SAFETY: the request is the one above; a status is not asked for.
-            let code = unsafe { ffi::MPI_Test(&mut request, &mut all_here, ignored()) };
+            let code = unsafe { ffi::MPI_Test(&mut request, &mut all_here, ffi::RSMPI_STATUS_IGNORE) };
             check(code, "MPI_Test")?;
             if all_here != 0 {
                 return Ok(());
@@ -268,7 +252,7 @@ impl Collective for MpiWorld {
         self.rank
     }
 
-    fn world(&self) -> usize {
+    fn ranks(&self) -> usize {
         self.world
     }
 
@@ -297,7 +281,8 @@ impl Collective for MpiWorld {
             let datatype = datatype(tensor.kind())?;
             // SAFETY: as for MPI_Bcast.
             let code = unsafe {
-                ffi::MPI_Allreduce(codinet_mpi_in_place(), tensor.data_ptr(), count, datatype, sum(), comm())
+                let (own, data, sum) = (codinet_mpi_in_place(), tensor.data_ptr(), ffi::RSMPI_SUM);
+                ffi::MPI_Allreduce(own, data, count, datatype, sum, comm())
             };
             check(code, "MPI_Allreduce")
         })

@@ -195,8 +195,8 @@ impl Collective for NcclWorld {
         self.host.rank()
     }
 
-    fn world(&self) -> usize {
-        self.host.world()
+    fn ranks(&self) -> usize {
+        self.host.ranks()
     }
 
     fn local(&self) -> (usize, usize) {
@@ -234,7 +234,7 @@ impl Collective for NcclWorld {
             return self.host.all_gather(tensor);
         }
         let (mine, kind) = (tensor.detach().contiguous(), datatype(tensor.kind())?);
-        let mut shape = vec![self.world() as i64];
+        let mut shape = vec![self.ranks() as i64];
         shape.extend(mine.size());
         let all = Tensor::empty(&shape, (mine.kind(), mine.device()));
         let (from, to, n) = (mine.data_ptr(), all.data_ptr(), mine.numel());

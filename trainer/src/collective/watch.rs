@@ -3,6 +3,7 @@
 
 use super::{Traffic, World, abort, broadcast_text};
 use crate::config;
+use crate::env;
 use crate::error::{Exit, Result};
 use crate::native::Event;
 use std::collections::VecDeque;
@@ -118,12 +119,12 @@ impl Watch {
     pub(super) fn new(world: &World, options: &config::Collective, progress: Arc<Progress>) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
         let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let told = broadcast_text(world, &format!("{} {port}", host.trim()))?;
+        let host = env::host();
+        let told = broadcast_text(world, &format!("{host} {port}"))?;
         Ok(Self {
             rank: world.rank(),
-            world: world.world(),
-            first: address(&told, host.trim()),
+            world: world.ranks(),
+            first: address(&told, &host),
             socket,
             progress,
             limits: (options.first_timeout_s, options.timeout_s),

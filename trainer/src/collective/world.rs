@@ -4,7 +4,7 @@
 use super::alone::Alone;
 use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
 use super::watch::{Progress, Watch};
-use super::{Collective, abort, agree, all_gather_bytes, start_backend};
+use super::{Collective, abort, agree, all_gather_lists, start_backend};
 use crate::config;
 use crate::env;
 use crate::error::{Error, Exit, Result};
@@ -73,7 +73,7 @@ impl World {
             };
             let _ = told.send(Ok((
                 backend.rank(),
-                backend.world(),
+                backend.ranks(),
                 backend.local(),
                 backend.name(),
                 backend.about(),
@@ -88,13 +88,13 @@ impl World {
         Ok(Self { rank, ranks, local, backend, about, queue, thread: Some(thread), watch: None })
     }
 
-    /// This process's number, `0..world()`.
+    /// This process's number, `0..ranks()`.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
     /// How many ranks there are.
-    pub fn world(&self) -> usize {
+    pub fn ranks(&self) -> usize {
         self.ranks
     }
 
@@ -154,15 +154,14 @@ impl World {
         let lacks = |what: &str| Err(Error::new(Exit::Config, what.to_owned()));
         let mine = match device {
             Device::Cuda(index) => {
-                let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
                 let shown = env::get(env::CUDA_VISIBLE_DEVICES).unwrap_or_default();
-                Nccl::open().map(|nccl| (nccl, format!("{host}|{shown}|{index}")))
+                Nccl::open().map(|nccl| (nccl, format!("{}|{shown}|{index}", env::host())))
             }
             _ => lacks("collective.backend is nccl, but this rank has no GPU; set collective.backend=auto"),
         };
         // A GPU that two ranks share is no rank's own.
         let gpu = mine.as_ref().map_or(String::new(), |(_, gpu)| gpu.clone());
-        let gpus = all_gather_bytes(self, gpu.as_bytes())?;
+        let gpus = all_gather_lists(self, gpu.as_bytes())?;
         let own = gpus.iter().collect::<HashSet<_>>().len() == self.ranks;
         let all = own && gpus.iter().all(|gpu| !gpu.is_empty());
         if !all && wanted == config::Backend::Auto {

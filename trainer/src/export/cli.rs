@@ -2,7 +2,7 @@
 
 use super::weights;
 use crate::error::{EXIT_CODES, Error, Exit, Result};
-use crate::run::write_whole;
+use crate::run::{say, write_whole};
 use crate::trained::Trained;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
@@ -10,11 +10,10 @@ use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  codinet-export --checkpoint runs/a --format safetensors --output net.safetensors     read by examples/codinet.py
-  codinet-export --checkpoint runs/a --format torchvision --output r50.safetensors     the backbone alone
-  codinet-export --checkpoint runs/a --format onnx --output net.onnx                   every block computed, masked";
+  codinet-export --checkpoint runs/a --format safetensors --output a.safetensors
+  codinet-export --checkpoint runs/a --format onnx --output a.onnx";
 
-/// Writes a trained network for other programs.
+/// Write a trained network for other programs.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-export", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct Args {
@@ -41,11 +40,11 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// All tensors with torchvision's names, and what builds the network.
+    /// All tensors with torchvision's names, and what builds the network: read by examples/codinet.py.
     Safetensors,
     /// Made by examples/codinet.py from a safetensors export.
     Torchscript,
-    /// ONNX, opset 17, skips as masks.
+    /// ONNX, opset 17: every block is computed, and masked where it is skipped.
     Onnx,
     /// The static backbone for torchvision's own models.
     Torchvision,
@@ -73,6 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
     {
         eprintln!("{said}");
     }
-    println!("{}: {:.1} MB, from {}", output.display(), bytes.len() as f64 / 1e6, trained.file.display());
+    let (megabytes, file) = (bytes.len() as f64 / 1e6, trained.file.display());
+    say(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
     Ok(())
 }

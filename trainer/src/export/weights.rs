@@ -23,7 +23,7 @@ pub fn torchvision(trained: &Trained) -> Result<Vec<u8>> {
     let model = &trained.config.model;
     let refuse = |what: &str| Err(Error::new(Exit::Config, format!("--format torchvision: {what}")));
     let named = trained.net.params.named();
-    if !trained.net.folded().pool {
+    if !trained.net.pool {
         return refuse(&format!("it has no {} for 32×32 images; use --format safetensors", model.arch));
     }
     if trained.config.data.channels != 3 {

@@ -1,106 +1,14 @@
 //! The kernels on a CPU. Samples are shared out to libtorch's threads; sums are f32 over one sample and f64 over samples, in
 //! one order whatever the number of threads. No multiplication and addition is contracted, so that all instruction sets
 //! give the same bits.
-#![expect(unsafe_code, reason = "several threads read and write tensors' memory as slices")]
+#![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
-use super::{Given, LANES, Norm, Passes, Tail};
+use super::parts::{Bf16, Element, LANES, Lanes, Parts};
+use super::{Given, Norm, Passes, Tail};
 use crate::native::parallel;
 use pulp::{Arch, Simd, WithSimd};
 use std::array::from_fn;
-use std::marker::PhantomData;
 use tch::{Kind, Tensor};
-
-/// Channels that a kernel computes at a time: one register of AVX-512.
-type Lanes = [f32; LANES];
-
-/// What an activation is made of.
-trait Element: Copy + Send + Sync {
-    const KIND: Kind;
-    fn load(from: &[Self; LANES]) -> Lanes;
-    fn store(to: &mut [Self; LANES], lanes: Lanes);
-}
-
-impl Element for f32 {
-    const KIND: Kind = Kind::Float;
-    #[inline(always)]
-    fn load(from: &[Self; LANES]) -> Lanes {
-        *from
-    }
-    #[inline(always)]
-    fn store(to: &mut [Self; LANES], lanes: Lanes) {
-        *to = lanes;
-    }
-}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Bf16(u16);
-
-impl Element for Bf16 {
-    const KIND: Kind = Kind::BFloat16;
-    #[inline(always)]
-    fn load(from: &[Self; LANES]) -> Lanes {
-        from_fn(|i| f32::from_bits(u32::from(from[i].0) << 16))
-    }
-    /// To the nearest, ties to even.
-    #[inline(always)]
-    fn store(to: &mut [Self; LANES], lanes: Lanes) {
-        let bits = lanes.map(f32::to_bits);
-        let rounded: [u32; LANES] = from_fn(|i| bits[i].wrapping_add(0x7fff + ((bits[i] >> 16) & 1)));
-        let rounded: [u32; LANES] =
-            from_fn(|i| if bits[i] & 0x7fff_ffff > 0x7f80_0000 { 0x7fc0_0000 } else { rounded[i] }); // NaN stays NaN
-        for i in 0..LANES {
-            to[i] = Bf16((rounded[i] >> 16) as u16);
-        }
-    }
-}
-
-/// The memory of a contiguous tensor, cut into as many equal parts as there are samples, each of whole [`LANES`].
-struct Parts<'a, T> {
-    first: *mut [T; LANES],
-    each: usize,
-    samples: usize,
-    tensor: PhantomData<&'a Tensor>,
-}
-
-// SAFETY: what is shared are slices of plain numbers; `get_mut` says who may write.
-unsafe impl<T: Send + Sync> Sync for Parts<'_, T> {}
-
-impl<'a> Parts<'a, f32> {
-    fn over(values: &'a mut [Lanes], samples: usize) -> Self {
-        assert_eq!(values.len() % samples, 0);
-        Self { first: values.as_mut_ptr(), each: values.len() / samples, samples, tensor: PhantomData }
-    }
-}
-
-impl<'a, T: Element> Parts<'a, T> {
-    /// `x` is contiguous in whatever order of dimensions, with samples outermost, and of kind `T`, or empty.
-    fn of(x: &'a Tensor, samples: usize) -> Self {
-        assert!(x.numel() == 0 || x.kind() == T::KIND, "{:?} as {:?}", x.kind(), T::KIND);
-        assert_eq!(x.numel() % (samples * LANES), 0, "{:?} in {samples} parts", x.size());
-        Self { first: x.data_ptr().cast(), each: x.numel() / samples / LANES, samples, tensor: PhantomData }
-    }
-
-    fn get(&self, sample: usize) -> &'a [[T; LANES]] {
-        assert!(sample < self.samples);
-        match self.each {
-            0 => &[], // an empty tensor has no address
-            // SAFETY: within the tensor, which outlives the slice; nobody writes to a tensor that is read here.
-            each => unsafe { std::slice::from_raw_parts(self.first.add(sample * each), each) },
-        }
-    }
-
-    /// # Safety
-    /// Nobody else has this sample's slice, or reads the tensor meanwhile.
-    unsafe fn get_mut(&self, sample: usize) -> &'a mut [[T; LANES]] {
-        assert!(sample < self.samples);
-        match self.each {
-            0 => &mut [],
-            // SAFETY: within the tensor, which outlives the slice, and the caller's alone.
-            each => unsafe { std::slice::from_raw_parts_mut(self.first.add(sample * each), each) },
-        }
-    }
-}
 
 /// Channel by channel: y = scale·h + shift, with `mean` and 1/σ as `rstd`.
 pub struct Affine {

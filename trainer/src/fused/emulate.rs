@@ -1,12 +1,10 @@
-//! The kernels of `kernels.cu` on a CPU, for tests: `emulate.cpp` and they, compiled by the machine's C++ compiler into a
-//! library that lives as long as the process.
+//! The kernels of `kernels.cu` on a CPU, for tests, by `emulate.cpp`.
 #![expect(unsafe_code, reason = "kernels are functions of a C++ library")]
 
 use super::gpu::{Launch, Task};
+use crate::compiled;
 use libloading::Library;
 use std::ffi::{c_int, c_uint};
-use std::path::Path;
-use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,17 +24,9 @@ pub fn kernels() -> &'static dyn Launch {
 
 impl Emulator {
     fn compile() -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/fused/emulate.cpp");
-        let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("emulate.so");
-        let mut command = Command::new("c++");
-        command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-o"]);
-        let done = command.args([&library, &source]).status();
-        assert!(done.is_ok_and(|status| status.success()), "c++ did not compile {}", source.display());
-        // SAFETY: the library has no constructors but those of C++'s own; the signatures are those of emulate.cpp; it is
-        // kept for as long as the process lives.
+        let library = compiled::library("fused/emulate.cpp", &["-O2", "-ffp-contract=off"]);
+        // SAFETY: the signatures are those of emulate.cpp; the library is kept for as long as the process lives.
         unsafe {
-            let library = Library::new(&library).unwrap();
             let task_bytes = *library.get::<unsafe extern "C" fn() -> usize>(b"task_bytes").unwrap();
             assert_eq!(task_bytes(), size_of::<Task>());
             let emulate = *library.get(b"emulate").unwrap();

@@ -104,36 +104,9 @@ impl Task {
         let (tiles, rows) = (parts(chunks, columns), THREADS / columns);
         let slabs = parts(BLOCKS, samples * tiles).min(parts(pixels, rows * PIXELS));
         let slab = parts(pixels, slabs);
-        Self {
-            h: null(),
-            shortcut: null(),
-            skip: null(),
-            out_gradient: null(),
-            out: null_mut(),
-            h_gradient: null_mut(),
-            shortcut_gradient: null_mut(),
-            skip_gradient: null_mut(),
-            bytes: null(),
-            v: null(),
-            mean_gradient: null(),
-            partials: null_mut(),
-            sums: null_mut(),
-            affine: null_mut(),
-            slopes: null_mut(),
-            weight: null(),
-            bias: null(),
-            running_mean: null_mut(),
-            running_var: null_mut(),
-            momentum: 0.0,
-            epsilon: 0.0,
-            samples,
-            pixels,
-            channels,
-            slabs: parts(pixels, slab),
-            slab,
-            tiles,
-            columns,
-        }
+        // SAFETY: null addresses and zeros are values of all fields.
+        let nothing: Self = unsafe { std::mem::zeroed() };
+        Self { samples, pixels, channels, slabs: parts(pixels, slab), slab, tiles, columns, ..nothing }
     }
 
     fn blocks(&self) -> i64 {

@@ -12,8 +12,10 @@ mod cuda;
 #[cfg(test)]
 mod emulate;
 mod gpu;
+pub mod parts;
 
-use crate::native;
+use crate::native::{self, channels_last};
+use parts::LANES;
 use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
@@ -82,9 +84,6 @@ trait Passes: Send + 'static {
     /// The gradients of h, γ, β, shortcut, skip and v from those of the output and its mean.
     fn backward(&self, kept: &Self::Kept, out: Option<Tensor>, mean: Option<Tensor>) -> [Option<Tensor>; 6];
 }
-
-/// Channels of which all kernels take whole multiples.
-const LANES: usize = 16;
 
 /// How far a GPU's kernels may be off in f32, in units of a result's largest value.
 const TOLERANCE: f64 = 2e-6;
@@ -179,11 +178,6 @@ fn norm_then_by<P: Passes>(
         },
     );
     (out, mean)
-}
-
-/// `x`, or a copy of it, with channels innermost.
-fn channels_last(x: &Tensor) -> Tensor {
-    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! `codinet-infer bench`: what skipping gains in time, beside what it gains in MACs.
 
-use super::cli::Place;
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::config::{self, Config};
+use crate::device::Place;
 use crate::error::{Error, Exit, Result};
 use crate::model::Net;
+use crate::run::say;
 use crate::trained::Trained;
 use codinet_dataloader::random::{self, Domain};
 use rand::seq::SliceRandom;
@@ -16,27 +17,36 @@ use tch::{Device, Kind, Tensor};
 /// Different paths, or images, that a batch of one is timed on in turn.
 const ONES: usize = 16;
 
+pub const EXAMPLES: &str = "\
+Examples:
+  codinet-infer bench                           shipped networks, untrained
+  codinet-infer bench --config my.yaml --share 50 --batch 1,32
+  codinet-infer bench --checkpoint runs/a       on the paths that it chooses";
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A trained network, timed on the paths that it chooses for the images of `data.val`.
     #[arg(long, value_name = "RUN|FILE")]
     checkpoint: Option<PathBuf>,
 
-    /// With --checkpoint, what its weights are of; without, networks that are timed untrained, on forced paths.
+    /// With --checkpoint, what its weights are of; without, networks that are timed untrained, on forced paths [default:
+    /// cifar10_r110.yaml,imagenet_r50.yaml].
     #[arg(long, value_name = "CONFIG", value_delimiter = ',')]
     config: Vec<String>,
 
     /// Batch sizes.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64])]
-    batch: Vec<usize>,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: Vec<u32>,
 
     /// Shares of the blocks, in per cent, that a forced path runs; which ones is drawn anew for each image.
-    #[arg(long, value_name = "%", value_delimiter = ',', default_values_t = [40, 60, 80])]
+    #[arg(long, value_name = "%", value_delimiter = ',', default_value = "40,60,80")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=100))]
     share: Vec<u32>,
 
     /// Rounds of each measurement; they take turns, and the median counts.
-    #[arg(long, value_name = "N", default_value_t = 9)]
-    rounds: usize,
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
 
     #[command(flatten)]
     place: Place,
@@ -55,22 +65,19 @@ struct Case {
 
 pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.place.prepare()?;
-    let wrong = |what: &str| Err(Error::new(Exit::Config, what));
-    if args.rounds == 0 || args.batch.contains(&0) || args.share.iter().any(|&share| share > 100) {
-        return wrong("--rounds and --batch take numbers from 1 on, --share 0 to 100");
-    }
-    println!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds);
-    println!(
+    say(&format!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds));
+    say(&format!(
         "{:<12} {:>5} {:>9}  {:>10} {:>9} {:>10}  {:>8} {:>8} {:>10}",
         "network", "batch", "blocks", "static ms", "ms", "images/s", "by MACs", "by time", "time/MACs"
-    );
+    ));
     if let Some(checkpoint) = &args.checkpoint {
         if args.config.len() > 1 {
-            return wrong("--checkpoint takes one --config at most");
+            return Err(Error::new(Exit::Config, "--checkpoint takes one --config at most"));
         }
         let trained = Trained::open(checkpoint, args.config.first().map(String::as_str), device)?;
         let engine = Engine::new(&trained.net);
-        for &batch in &args.batch {
+        engine.need_gates()?;
+        for batch in args.batch.iter().map(|&batch| batch as usize) {
             let inputs = shown(&trained.config, batch, threads, device)?;
             table(&trained.config, &engine, batch, vec![("routed".to_owned(), None)], inputs, args.rounds);
         }
@@ -79,12 +86,10 @@ pub fn run(args: &Args) -> Result<()> {
     let shipped = ["cifar10_r110.yaml".to_owned(), "imagenet_r50.yaml".to_owned()];
     for name in if args.config.is_empty() { &shipped[..] } else { &args.config } {
         let config = config::load(name, &[])?;
-        if !config.gated() {
-            return wrong(&format!("{name} has no gates; name a gated config"));
-        }
         let net = Net::of(&config, device);
         let engine = Engine::new(&net);
-        for &batch in &args.batch {
+        engine.need_gates()?;
+        for batch in args.batch.iter().map(|&batch| batch as usize) {
             let turns = if batch == 1 { ONES } else { 1 };
             let (channels, size) = (i64::from(config.data.channels), i64::from(config.data.image_size));
             let input = || Tensor::randn([batch as i64, channels, size, size], (Kind::Float, device));
@@ -124,7 +129,7 @@ fn table(
     batch: usize,
     paths: Vec<(String, Option<Vec<Vec<bool>>>)>,
     inputs: Vec<Tensor>,
-    rounds: usize,
+    rounds: u32,
 ) {
     let mut cases: Vec<Case> = paths
         .into_iter()
@@ -168,7 +173,7 @@ fn table(
         let dynamic = median(&case.seconds[1..]);
         let by_macs = engine.costs.static_macs() as f64 / case.macs;
         let by_time = fixed / dynamic;
-        println!(
+        say(&format!(
             "{:<12} {batch:>5} {:>9}  {:>10.3} {:>9.3} {:>10.1}  {by_macs:>8.3} {by_time:>8.3} {:>8.1} %",
             config.model.arch.to_string(),
             case.label,
@@ -176,7 +181,7 @@ fn table(
             1e3 * dynamic / calls,
             images / dynamic,
             100.0 * by_time / by_macs,
-        );
+        ));
     }
 }
 

@@ -1,9 +1,8 @@
 //! `codinet-infer`'s command line.
 
 use super::{bench, curve, predict};
-use crate::config::DeviceChoice;
-use crate::cuda;
-use crate::error::{EXIT_CODES, Error, Exit, Result};
+use crate::device::{self, Place};
+use crate::error::{EXIT_CODES, Error, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -12,12 +11,11 @@ use tch::Device;
 const EXAMPLES: &str = "\
 Examples:
   codinet-infer --checkpoint runs/a photos/ --output preds.jsonl
-  codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test --batch 64
-  codinet-infer curve --checkpoint runs/a --output curve.csv      accuracy at budgets from one checkpoint
-  codinet-infer bench                                             speed-up of skipping, paths forced
-  codinet-infer bench --checkpoint runs/a                         and on a network's own paths";
+  codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test
+  codinet-infer curve --checkpoint runs/a      accuracy at other budgets
+  codinet-infer bench --checkpoint runs/a      what skipping gains in time";
 
-/// Classifies images by a trained network, each block running only for the images that take it.
+/// Classify images by a trained network, each block running only for the images that take it.
 #[derive(Debug, Parser)]
 #[command(
     name = "codinet-infer",
@@ -40,9 +38,11 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Tool {
-    /// Times dynamic inference against the static backbone.
+    /// Time dynamic inference against the static backbone.
+    #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
-    /// Accuracy and cost at several budgets, by a bias on the gates.
+    /// Find accuracy and cost at several budgets, by a bias on the gates.
+    #[command(after_help = curve::EXAMPLES)]
     Curve(curve::Args),
 }
 
@@ -62,46 +62,12 @@ pub struct Network {
     pub place: Place,
 }
 
-/// Where a network runs.
-#[derive(Debug, clap::Args)]
-pub struct Place {
-    /// Where tensors live.
-    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = device_choice)]
-    pub device: DeviceChoice,
-
-    /// Threads that compute and decode; all cores where it is left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-}
-
 /// What images become predictions.
 #[derive(Debug, clap::Args)]
 pub struct Images {
     /// JPEG and PNG files, folders of them, tar shards or folders of shards, as `data.val` takes them.
     #[arg(value_name = "IMAGES")]
     pub images: Vec<PathBuf>,
-}
-
-fn device_choice(text: &str) -> Result<DeviceChoice, String> {
-    serde_json::from_value(text.into()).map_err(|_| "expected auto, cpu or cuda".to_owned())
-}
-
-impl Place {
-    /// Sets the number of threads; returns it, and the device.
-    pub fn prepare(&self) -> Result<(usize, Device)> {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = self.threads.map_or(cores, usize::from);
-        tch::set_num_threads(threads as i32);
-        let device = match (self.device, tch::Cuda::is_available()) {
-            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, false) => Device::Cpu,
-            (_, true) => Device::Cuda(0),
-            (DeviceChoice::Cuda, false) => {
-                let what = "--device cuda: libtorch finds no GPU here; use --device cpu, or check the driver";
-                return Err(Error::new(Exit::Config, what));
-            }
-        };
-        Ok((threads, device))
-    }
 }
 
 impl Network {
@@ -117,22 +83,15 @@ pub fn output(path: Option<&Path>) -> Result<Box<dyn std::io::Write>> {
     Ok(match path {
         None => Box::new(std::io::stdout().lock()),
         Some(path) => {
-            let file = std::fs::File::create(path).map_err(|error| unwritable(path, &error))?;
+            let file = std::fs::File::create(path).map_err(|error| Error::disk("write", path, &error))?;
             Box::new(std::io::BufWriter::new(file))
         }
     })
 }
 
-/// What cannot be written.
-pub fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    let what =
-        format!("cannot write {}: {error}; free some space or choose another --output", path.display());
-    Error::new(Exit::Disk, what)
-}
-
 /// Does what the command line asks for.
 pub fn run(args: &Args) -> Result<()> {
-    cuda::register();
+    device::register();
     match &args.tool {
         None => predict::run(&args.predict),
         Some(Tool::Bench(args)) => bench::run(args),

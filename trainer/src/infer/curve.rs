@@ -1,14 +1,20 @@
 //! `codinet-infer curve`: what one checkpoint's accuracy becomes as a bias on its gates moves its cost.
 
-use super::cli::{Images, Network, output, unwritable};
+use super::cli::{Images, Network, output};
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::analyze::pictures::{self, Point};
 use crate::analyze::svg;
+use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  codinet-infer curve --checkpoint runs/a --output curve.csv --plot curve.png
+  codinet-infer curve --checkpoint runs/a --budget-gmacs 0.02,0.03";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,7 +24,7 @@ pub struct Args {
     #[command(flatten)]
     images: Images,
 
-    /// Mean GMACs an image, each a line of the table; ten between the least and the most where it is left out.
+    /// Mean GMACs an image, each a line of the table [default: eleven from the least to the most].
     #[arg(long, value_name = "GMACS", value_delimiter = ',')]
     budget_gmacs: Vec<f64>,
 
@@ -30,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
-    /// Where the table goes, as CSV; standard output where it is left out.
+    /// Where the table goes, as CSV; standard output where nothing is named.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -62,6 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.network.place.prepare()?;
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
+    engine.need_gates()?;
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
     let (mut held, mut tried, mut seen) = (Vec::new(), Vec::<(Tensor, Vec<i64>)>::new(), 0);
     for batch in source.batches(usize::MAX) {
@@ -85,13 +92,12 @@ pub fn run(args: &Args) -> Result<()> {
     if held.is_empty() {
         held = tried.iter().map(|(x, _)| x.shallow_clone()).collect();
     }
-    let at = |run: bool| engine.macs(&vec![run; engine.gates()]) / 1e9;
-    let (least, most) = (at(false), at(true));
+    let (least, most) = engine.costs.gmacs_range();
     let mut budgets = args.budget_gmacs.clone();
     if budgets.is_empty() {
         budgets = (0..=10).map(|i| least + (most - least) * f64::from(i) / 10.0).collect();
     }
-    budgets.iter().try_for_each(|&budget| engine.check_budget(budget))?;
+    budgets.iter().try_for_each(|&budget| refuse_unmet(engine.costs, "--budget-gmacs", budget))?;
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];
@@ -124,11 +130,11 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .try_for_each(|line| writeln!(out, "{line}"))
         .and_then(|()| out.flush())
-        .map_err(|error| unwritable(&place, &error))?;
+        .map_err(|error| Error::disk("write", &place, &error))?;
     let Some((path, bytes)) = drawing else { return Ok(()) };
     let (gmacs, top1) = drawn.remove(0);
     let trained = Point { name: "as trained".into(), gmacs: (gmacs, 0.0), top1: (top1, 0.0) };
     drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
     std::fs::write(path, bytes(pictures::accuracy(&[trained], &drawn))?)
-        .map_err(|error| unwritable(path, &error))
+        .map_err(|error| Error::disk("write", path, &error))
 }

@@ -17,6 +17,7 @@ use crate::budget::nearest_bias;
 use crate::error::{Error, Exit, Result};
 use crate::model::router::Memory;
 use crate::model::{Costs, Folded, FoldedBlock, FoldedGate, Net, Way};
+use crate::native::channels_last;
 use layer::Layer;
 use router::Decider;
 use state::State;
@@ -123,18 +124,10 @@ impl<'a> Engine<'a> {
         Ok(found)
     }
 
-    /// Refuses a budget that no path meets.
-    pub fn check_budget(&self, budget: f64) -> Result<()> {
-        let at = |run: bool| self.macs(&vec![run; self.gates()]) / 1e9;
-        if self.gates() > 0 && (at(false)..=at(true)).contains(&budget) {
-            return Ok(());
-        }
-        let what = format!(
-            "a budget of {budget} GMACs: this network takes {:.4} (no block run) to {:.4} (all)",
-            at(false),
-            at(true)
-        );
-        Err(Error::new(Exit::Config, what))
+    /// Refuses a network that has nothing to choose.
+    pub fn need_gates(&self) -> Result<()> {
+        let what = "the network has no gates: every block runs for every image; name a gated one";
+        if self.gates() > 0 { Ok(()) } else { Err(Error::new(Exit::Config, what)) }
     }
 
     fn pass(&self, x: &Tensor, paths: Paths) -> Passed {
@@ -253,9 +246,4 @@ impl Route {
             }
         }
     }
-}
-
-/// `x`, or a copy of it, with channels innermost.
-fn channels_last(x: &Tensor) -> Tensor {
-    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

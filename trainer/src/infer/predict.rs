@@ -1,8 +1,9 @@
 //! `codinet-infer --checkpoint … IMAGES`: a line of JSON for each image.
 
-use super::cli::{Images, Network, output, unwritable};
-use super::source::{Pictures, Source};
+use super::cli::{Images, Network, output};
+use super::source::{ImageBatch, Source};
 use super::{Engine, Passed, Paths};
+use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use serde_json::json;
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "GMACS")]
     budget_gmacs: Option<f64>,
 
-    /// Where the lines go; standard output where it is left out.
+    /// Where the lines go; standard output where nothing is named.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -52,7 +53,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
     if let Some(budget) = args.budget_gmacs {
-        engine.check_budget(budget)?;
+        engine.need_gates()?;
+        refuse_unmet(engine.costs, "--budget-gmacs", budget)?;
         let first: Vec<Tensor> =
             source.batches(BIASED_ON).map(|batch| Ok(batch?.x)).collect::<Result<_>>()?;
         let found = engine.meet(budget, &first)?;
@@ -63,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
     let begun = Instant::now();
     let (mut images, mut macs, mut labelled, mut right) = (0usize, 0.0, 0usize, 0usize);
     for batch in source.batches(usize::MAX) {
-        let Pictures { x, names, labels } = batch?;
+        let ImageBatch { x, names, labels } = batch?;
         let Passed { logits, path } = engine.forward(&x, Paths::Routed);
         let found = Found::of(&logits, args.topk.into());
         for (n, name) in names.iter().enumerate() {
@@ -84,11 +86,11 @@ pub fn run(args: &Args) -> Result<()> {
             images += 1;
             match writeln!(out, "{line}") {
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|error| unwritable(&place, &error))?,
+                written => written.map_err(|error| Error::disk("write", &place, &error))?,
             }
         }
     }
-    out.flush().map_err(|error| unwritable(&place, &error))?;
+    out.flush().map_err(|error| Error::disk("write", &place, &error))?;
     let (gmacs, whole) = (macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
     let mut said = format!(
         "{images} images · {gmacs:.4} GMACs an image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading included",

@@ -2,13 +2,12 @@
 //! operations take longer than some blocks.
 
 use super::state::State;
+use crate::fused::parts::LANES;
 use crate::model::layers::{Features, Linear};
 use crate::model::router::{Memory, Router};
 use pulp::{Arch, Simd, WithSimd};
 use tch::Tensor;
 
-/// Numbers multiplied at a time.
-const LANES: usize = 16;
 /// MACs up to which a batch's routers are computed here, on one thread.
 const FEW: usize = 1 << 19;
 

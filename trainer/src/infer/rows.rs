@@ -1,65 +1,23 @@
 //! Images of a batch, by their places in it: taken out, put back, averaged over H and W. libtorch does the same, but on
 //! channels-last activations by way of a conversion, and for one image at the price of a whole block.
-#![expect(unsafe_code, reason = "tensors' memory is read and written as slices")]
+#![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
-use crate::native::parallel;
+use crate::fused::parts::{LANES, Lanes, Parts};
+use crate::native::{channels_last, parallel};
 use pulp::{Arch, Simd, WithSimd};
-use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
 
-/// Channels that are added up at a time.
-const LANES: usize = 16;
 /// Pixels that are gone through for one group of channels after the other, and stay in the nearest cache meanwhile.
 const NEAR: usize = 32;
-
-/// Memory that holds something of each image.
-struct Images<'a> {
-    first: *mut f32,
-    each: usize,
-    images: usize,
-    tensor: PhantomData<&'a Tensor>,
-}
-
-// SAFETY: plain numbers; `get_mut` says who may write.
-unsafe impl Sync for Images<'_> {}
-
-impl<'a> Images<'a> {
-    /// `x` is contiguous in some order of its dimensions, images outermost, f32 on a CPU.
-    fn of(x: &'a Tensor) -> Self {
-        let images = x.size()[0] as usize;
-        Self { first: x.data_ptr().cast(), each: x.numel() / images, images, tensor: PhantomData }
-    }
-
-    /// As many equal parts of `values` as there are images.
-    fn cut(values: &'a mut [f32], images: usize) -> Self {
-        assert_eq!(values.len() % images, 0);
-        let first = values.as_mut_ptr();
-        Self { first, each: values.len() / images, images, tensor: PhantomData }
-    }
-
-    fn get(&self, n: usize) -> &'a [f32] {
-        assert!(n < self.images);
-        // SAFETY: within the tensor, which outlives the slice; nobody writes to what is read here.
-        unsafe { std::slice::from_raw_parts(self.first.add(n * self.each), self.each) }
-    }
-
-    /// # Safety
-    /// Nobody else reads or writes this image meanwhile.
-    unsafe fn get_mut(&self, n: usize) -> &'a mut [f32] {
-        assert!(n < self.images);
-        // SAFETY: within the tensor, which outlives the slice, and the caller's alone.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(n * self.each), self.each) }
-    }
-}
 
 /// The images of `x`, `[N, C, H, W]`, at `rows`, in their order.
 pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
     if !readable(x) {
-        return super::channels_last(&x.index_select(0, &index(x, rows)));
+        return channels_last(&x.index_select(0, &index(x, rows)));
     }
     let (_, c, h, w) = x.size4().expect("[N, C, H, W]");
     let y = Tensor::empty([rows.len() as i64, h, w, c], (x.kind(), x.device())).permute([0, 3, 1, 2]);
-    let (from, to) = (Images::of(x), Images::of(&y));
+    let (from, to) = (parts(x), parts(&y));
     each(rows, |i| {
         // SAFETY: a tensor of this function's own, one image a task.
         unsafe { to.get_mut(i) }.copy_from_slice(from.get(rows[i]));
@@ -74,7 +32,7 @@ pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
         let _ = x.shallow_clone().index_copy_(0, &index(x, rows), y);
         return;
     }
-    let (to, from) = (Images::of(x), Images::of(y));
+    let (to, from) = (parts(x), parts(y));
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor.
         unsafe { to.get_mut(rows[i]) }.copy_from_slice(from.get(i));
@@ -84,8 +42,7 @@ pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
 /// The means over H and W of the images of `x` at `rows`, in rising order, into those rows of `means`, `[N, C]`; `x` is
 /// readable.
 pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
-    let from = Images::of(x);
-    let to = Images::cut(means, from.images);
+    let (from, to) = (parts(x), cut(means, x));
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; nobody else has `means`.
         let mean = unsafe { to.get_mut(rows[i]) };
@@ -97,13 +54,24 @@ pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
 /// `means`, `[N, C]`. Both are readable, and not the same.
 pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
     assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
-    let (onto, from) = (Images::of(x), Images::of(y));
-    let to = Images::cut(means, onto.images);
+    let (onto, from, to) = (parts(x), parts(y), cut(means, x));
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
         let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };
         Arch::new().dispatch(AddRelu { onto, from: from.get(i), mean });
     });
+}
+
+/// The images of `x`, which is readable.
+fn parts(x: &Tensor) -> Parts<'_, f32> {
+    Parts::of(x, x.size()[0] as usize)
+}
+
+/// As many parts of `values` as `x` has images.
+fn cut<'a>(values: &'a mut [f32], x: &Tensor) -> Parts<'a, f32> {
+    let (lanes, rest) = values.as_chunks_mut();
+    assert!(rest.is_empty());
+    Parts::over(lanes, x.size()[0] as usize)
 }
 
 /// Calls `task` for every row's place in `rows`, on all threads; no other thread is woken for a single one.
@@ -117,17 +85,16 @@ fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
 
 /// The mean of an image's pixels.
 struct Average<'a> {
-    pixels: &'a [f32],
-    mean: &'a mut [f32],
+    pixels: &'a [Lanes],
+    mean: &'a mut [Lanes],
 }
 
 impl WithSimd for Average<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (pixels, _) = self.pixels.as_chunks::<LANES>();
-        self.mean.fill(0.0);
-        let (means, _) = self.mean.as_chunks_mut::<LANES>();
+        let Self { pixels, mean: means } = self;
+        means.fill([0.0; LANES]);
         let chunks = means.len();
         for pixels in pixels.chunks(NEAR * chunks) {
             for (j, mean) in means.iter_mut().enumerate() {
@@ -159,16 +126,16 @@ impl WithSimd for Average<'_> {
 
 /// An image's pixels become max(they + others, 0), and are averaged while they are in the cache.
 struct AddRelu<'a> {
-    onto: &'a mut [f32],
-    from: &'a [f32],
-    mean: &'a mut [f32],
+    onto: &'a mut [Lanes],
+    from: &'a [Lanes],
+    mean: &'a mut [Lanes],
 }
 
 impl WithSimd for AddRelu<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for (onto, from) in self.onto.iter_mut().zip(self.from) {
+        for (onto, from) in self.onto.as_flattened_mut().iter_mut().zip(self.from.as_flattened()) {
             *onto = (*onto + from).max(0.0);
         }
         Average { pixels: self.onto, mean: self.mean }.with_simd(simd);

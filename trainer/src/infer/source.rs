@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Precision};
 use crate::error::{Error, Exit, Result};
-use crate::input::Normalise;
+use crate::input::{self, Normalise};
 use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Source {
 }
 
 /// A batch of images.
-pub struct Pictures {
+pub struct ImageBatch {
     /// f32 `[N, C, H, W]`, normalised.
     pub x: Tensor,
     /// What each is: a file's path, or shard and key.
@@ -53,18 +53,9 @@ impl Source {
             }
         }
         close(&mut loose, &mut datasets)?;
-        let data = &config.data;
-        let spec = LoaderSpec {
-            transform: config.evaluation(),
-            image_size: data.image_size,
-            channels: data.channels as usize,
-            views: 1,
-            seed: 0,
-            threads,
-            prefetch: 2,
-            on_bad: OnBadSample::Fail,
-        };
-        let normalise = Normalise::new(data, Precision::Fp32, device);
+        let spec = input::spec(config, config.evaluation(), 1);
+        let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
+        let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })
     }
 
@@ -74,7 +65,7 @@ impl Source {
     }
 
     /// The first `most` images, batch by batch.
-    pub fn batches(&self, most: usize) -> impl Iterator<Item = Result<Pictures>> {
+    pub fn batches(&self, most: usize) -> impl Iterator<Item = Result<ImageBatch>> {
         let mut left = most;
         self.datasets.iter().flat_map(move |(dataset, labelled)| {
             let taken = dataset.len().min(left);
@@ -86,12 +77,12 @@ impl Source {
                 Ok(loader) => (Some(loader), None),
                 Err(error) => (None, Some(Err(error.into()))),
             };
-            let pictures = move |batch| Ok(self.pictures(&batch?, dataset, *labelled));
-            error.into_iter().chain(loader.into_iter().flatten().map(pictures))
+            let image_batch = move |batch| Ok(self.image_batch(&batch?, dataset, *labelled));
+            error.into_iter().chain(loader.into_iter().flatten().map(image_batch))
         })
     }
 
-    fn pictures(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> Pictures {
+    fn image_batch(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> ImageBatch {
         let (x, _) = self.normalise.tensors(batch);
         let named = |&sample: &u32| {
             let place = dataset.meta(sample as usize).expect("a sample that was read");
@@ -99,7 +90,7 @@ impl Source {
         };
         let names = batch.samples.iter().map(named).collect();
         let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
-        Pictures { x, names, labels }
+        ImageBatch { x, names, labels }
     }
 }
 

@@ -87,14 +87,21 @@ impl Decisions<'_> {
     /// The decision of block `k` from its logit `[N]`: v in \[0, 1\], or u in {0, 1}.
     pub fn decide(&self, logit: &Tensor, k: i64) -> Tensor {
         let Self::Relaxed { noise, temperature, relaxation } = self else { return hard(logit) };
-        let noisy = noise.map_or_else(|| logit.shallow_clone(), |noise| logit + noise.select(1, k));
-        let v = (noisy / *temperature).sigmoid();
+        let v = match noise {
+            Some(noise) => relaxed(&(logit + noise.select(1, k)), *temperature),
+            None => relaxed(logit, *temperature),
+        };
         match relaxation {
             Relaxation::Gumbel => v,
             // The difference to v has no gradient.
             Relaxation::StraightThrough => (v.ge(0.5).to_kind(v.kind()) - &v).detach() + v,
         }
     }
+}
+
+/// v = σ(logit/T): Eq. 6, of logits with their noise or without.
+pub fn relaxed(logits: &Tensor, temperature: f64) -> Tensor {
+    (logits / temperature).sigmoid()
 }
 
 /// u = 1 where the logit U[1] − U[0] is at least 0: Eq. 13.

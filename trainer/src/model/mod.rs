@@ -6,7 +6,7 @@ pub mod params;
 mod resnet;
 pub mod router;
 
-pub use gate::{Decisions, gumbel_noise, hard};
+pub use gate::{Decisions, gumbel_noise, hard, relaxed};
 pub use layers::Statistics;
 pub use params::{Params, Role};
 pub use resnet::{BlockCost, Costs, Folded, FoldedBlock, FoldedGate, Net, Output, Way};

@@ -21,7 +21,8 @@ pub struct Net {
     /// What each part costs.
     pub costs: Costs,
     stem: (Conv, BatchNorm),
-    pool: bool,
+    /// Whether 3×3 max pooling of stride 2 follows the first convolution, as in the ImageNet family.
+    pub pool: bool,
     blocks: Vec<Block>,
     head: Linear,
     /// The last biases of the routers, `[2]` each.
@@ -312,6 +313,18 @@ impl Costs {
             }
         };
         (self.stem + self.head) as f64 + self.blocks.iter().map(block).sum::<f64>()
+    }
+
+    /// MACs of an image in a training step's forward pass: both ways of each gated block are computed.
+    pub fn training_macs(&self) -> i64 {
+        let block = |block: &BlockCost| block.run + block.router.map_or(0, |router| router + block.skip);
+        self.stem + self.head + self.blocks.iter().map(block).sum::<i64>()
+    }
+
+    /// Mean GMACs an image where no gated block runs, and where all do: the least and the most of a budget.
+    pub fn gmacs_range(&self) -> (f64, f64) {
+        let at = |rate: f64| self.mean_macs(&vec![rate; self.gated().count()]) / 1e9;
+        (at(0.0), at(1.0))
     }
 
     /// The gated blocks, in the order of a path's elements.

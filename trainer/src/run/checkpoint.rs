@@ -222,9 +222,8 @@ pub fn load(
 pub fn start_from(path: &Path, params: &Params) -> Result<String> {
     let refuse =
         |what: String| Error::new(Exit::Checkpoint, format!("model.init_from {}: {what}", path.display()));
-    let read = Tensor::read_safetensors(path)
-        .map_err(|error| refuse(format!("cannot be read: {}", error.to_string().replace('\n', " "))))?;
-    let mut read: BTreeMap<String, Tensor> = read.into_iter().collect();
+    let mut read =
+        read(path).map_err(|error| Error { message: format!("model.init_from {error}"), ..error })?;
     read.retain(|name, _| !name.ends_with("num_batches_tracked"));
     let (mut filled, mut missing, mut reshaped) = (0, Vec::new(), Vec::new());
     for (name, tensor) in params.named() {

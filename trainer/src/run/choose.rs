@@ -59,7 +59,7 @@ pub fn choose(name: &str, config: &Config, resume: &Resume) -> Result<Place> {
     }
 }
 
-/// Rank 0: the weights that `--eval-only` is to evaluate: a `model.safetensors` file or a `step-…` folder.
+/// Rank 0: the weights that `--eval-only` is to evaluate: a `.safetensors` file, unharmed as far as can be told.
 pub fn choose_weights(name: &str, config: &Config, resume: &Resume) -> Result<PathBuf> {
     let run = match resume {
         Resume::Never => None,
@@ -68,10 +68,10 @@ pub fn choose_weights(name: &str, config: &Config, resume: &Resume) -> Result<Pa
     };
     let run = run.ok_or_else(|| {
         let what = "--eval-only needs weights: add --resume RUN, where RUN is a run directory, a step folder or a \
-                    model.safetensors";
+                    .safetensors file";
         Error::new(Exit::Config, what)
     })?;
-    Ok(checkpoint::newest(&run).unwrap_or(run))
+    checkpoint::weights(&run)
 }
 
 /// `--resume PATH`: goes on in the run that PATH belongs to, or branches off into `run.dir`.

@@ -32,12 +32,10 @@ impl Console {
         if !self.speaks {
             return;
         }
-        // A reader that has gone away (`| head`) does not end a run.
-        let print = || writeln!(std::io::stdout(), "{text}");
-        let _ = match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        };
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
         self.note(text);
     }
 
@@ -83,6 +81,11 @@ impl Console {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Prints a line; a reader that has gone away (`| head`) ends nothing.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Whether a person watches. Open MPI gives ranks a terminal of its own making, so what counts under it is where

@@ -1,8 +1,8 @@
 //! The run directory: what a run leaves behind, and the interface between the tools.
 //!
 //! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`,
-//! `bad_samples.jsonl`.
-//! Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what could not be written ends the run with one line.
+//! `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what
+//! could not be written ends the run with one line.
 
 pub mod checkpoint;
 mod choose;
@@ -17,7 +17,7 @@ mod tensorboard;
 mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
-pub use console::Console;
+pub use console::{Console, say};
 pub use records::Records;
 pub use saver::Saver;
 pub use tensorboard::EventFile;

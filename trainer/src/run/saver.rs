@@ -32,7 +32,7 @@ impl Saver {
         let now = jiff::Timestamp::now().as_millisecond().to_string();
         let start = collective::broadcast_text(world, &now)?;
         let (checkpoints, rank) = (run.join("checkpoints"), world.rank());
-        let sharers = if config.run.shard_optimizer { world.world() } else { 1 };
+        let sharers = if config.run.shard_optimizer { world.ranks() } else { 1 };
         // Half of it: that a share is missing is said before the watchdog finds rank 0 late.
         let patience = Duration::from_secs(config.collective.timeout_s) / 2;
         let writer =

@@ -4,6 +4,7 @@
 //! seven of those written just before the process ends, and cannot mark where a resumed run starts. An
 //! event file that cannot be written is given up with one warning: it never stops training.
 
+use crate::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -117,9 +118,8 @@ impl EventFile {
         let open = || -> io::Result<File> {
             fs::create_dir_all(folder)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "host".into());
-            let name =
-                format!("events.out.tfevents.{}.{}.{}", now.as_secs(), host.trim(), std::process::id());
+            let (seconds, process) = (now.as_secs(), std::process::id());
+            let name = format!("events.out.tfevents.{seconds}.{}.{process}", env::host());
             File::create(folder.join(name))
         };
         let mut events = Self { file: None };

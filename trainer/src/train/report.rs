@@ -136,7 +136,7 @@ impl Trainer<'_> {
 
     /// Rank 0 says: what runs where.
     pub(super) fn greet(&mut self) {
-        let (model, data, world) = (&self.config.model, &self.config.data, self.world.world());
+        let (model, data, world) = (&self.config.model, &self.config.data, self.world.ranks());
         let kind = match model.gates {
             Gates::All => "gated",
             Gates::SameShape => "gated where blocks keep their shape",
@@ -179,7 +179,7 @@ impl Trainer<'_> {
             "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
             "path_entropy": evaluation.path_entropy,
             "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
-            "world_size": self.world.world(), "seconds": seconds, "train_loss": evaluation.train_loss,
+            "world_size": self.world.ranks(), "seconds": seconds, "train_loss": evaluation.train_loss,
             "parameters": self.net.params.count(), "stages": self.state.stages,
         });
         if let Some(ema) = &evaluation.ema {
@@ -207,7 +207,7 @@ impl Trainer<'_> {
                 ),
             ),
             ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
-            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.world())),
+            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.ranks())),
             ("time", format!("{seconds:.0} s")),
             ("run directory", dir.to_string()),
         ];

@@ -1,44 +1,43 @@
 //! Steps for what they cost, not for what they teach: a profile's, and those of a batch size that is tried.
 
 use super::Trainer;
+use crate::collective::{World, agree};
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::upload::{Place, Uploads};
+use crate::input::Input;
+use crate::model::Costs;
+use crate::run::Place;
+use crate::upload::{Turn, Uploads};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tch::Device;
 
-/// A run of the first stage that writes nothing, as one rank holds it.
-pub struct Trial<'t, 'a> {
-    trainer: &'t mut Trainer<'a>,
+/// The first stage of a run, as many steps of it as are asked for; writes nothing.
+pub struct Trial<'a> {
+    trainer: Trainer<'a>,
     uploads: Uploads<'a>,
 }
 
-impl<'a> Trainer<'a> {
-    /// All ranks: steps from the start of the first stage, as many as are asked for.
-    pub fn trial(&mut self) -> Result<Trial<'_, 'a>> {
-        let uploads = self.uploads(0, Place { of_epoch: 0, of_run: 0 }, u64::MAX)?;
-        Ok(Trial { trainer: self, uploads })
+impl<'a> Trial<'a> {
+    /// All ranks: opens the data and builds the network, as a run of `config` would.
+    pub fn new(world: &'a World, config: &'a Config, device: Device, stop: Arc<AtomicBool>) -> Result<Self> {
+        let input = agree(world, Input::open(config, world, device))?;
+        let nowhere = Place { dir: PathBuf::new(), checkpoint: None };
+        let trainer = Trainer::new(world, config, nowhere, input, device, stop, String::new())?;
+        let uploads = trainer.uploads(0, Turn::default(), u64::MAX)?;
+        Ok(Self { trainer, uploads })
     }
 
-    /// MACs of an image in a training step's forward pass: both ways of each gated block are computed.
-    pub fn forward_macs(&self) -> i64 {
-        let costs = &self.net.costs;
-        let blocks =
-            costs.blocks.iter().map(|block| block.run + block.router.map_or(0, |router| router + block.skip));
-        costs.stem + costs.head + blocks.sum::<i64>()
-    }
-}
-
-impl Trial<'_, '_> {
     /// All ranks: one step. That any rank was asked to stop ends it on all.
     pub fn step(&mut self) -> Result<()> {
-        let trainer = &mut *self.trainer;
+        let trainer = &mut self.trainer;
         let (config, stage) = (trainer.config, &trainer.config.stages[0]);
         let steps = trainer.input.steps(config);
         let lr = config.lr_at(stage, trainer.step_of_stage() as f64 / steps as f64);
         if trainer.next_step(&mut self.uploads, stage, lr)? {
-            return Err(Error {
-                exit: Exit::Interrupted,
-                message: "stopped on request".into(),
-                agreed: true,
-            });
+            let message = "stopped on request".into();
+            return Err(Error { exit: Exit::Interrupted, message, agreed: true });
         }
         if trainer.step_of_stage().is_multiple_of(steps) {
             trainer.state.sample = 0; // the loader goes on with another epoch, the learning rate from the start
@@ -48,8 +47,13 @@ impl Trial<'_, '_> {
 
     /// Waits until the device has done what it was asked for.
     pub fn settle(&self) {
-        if let tch::Device::Cuda(index) = self.trainer.device {
+        if let Device::Cuda(index) = self.trainer.device {
             tch::Cuda::synchronize(index as i64);
         }
+    }
+
+    /// What each part of the network costs.
+    pub fn costs(&self) -> &Costs {
+        &self.trainer.net.costs
     }
 }

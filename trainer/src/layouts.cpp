@@ -1,5 +1,5 @@
-// Watches what this thread asks of libtorch for tensors [N, C, H, W] whose channels do not lie innermost. For a test:
-// `trainer/src/layouts.rs` is the only caller.
+// Watches what this thread asks of libtorch for tensors [N, C, H, W] whose channels do not lie innermost. For the test in
+// layouts.rs, which compiles it.
 
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
@@ -48,7 +48,7 @@ void after(const at::RecordFunction &function, at::ObserverContext *) {
 
 extern "C" {
 
-uint64_t codinet_layouts_watch() noexcept {
+uint64_t layouts_watch() noexcept {
     found.clear();
     return at::addThreadLocalCallback(at::RecordFunctionCallback(before, after)
                                      .needsInputs(true)
@@ -57,7 +57,7 @@ uint64_t codinet_layouts_watch() noexcept {
 }
 
 // What was found since, a line each; NUL-terminated, until the next call.
-const char *codinet_layouts_found(uint64_t watch) noexcept {
+const char *layouts_found(uint64_t watch) noexcept {
     at::removeCallback(watch);
     std::lock_guard guard(lock);
     text.clear();

@@ -1,0 +1,141 @@
+//! Where tensors live and what computes: a rank's device and threads, libtorch's CUDA half, loaded where it is installed, so
+//! that one binary serves machines with GPUs and without, how a GPU shall compute, and kernels of our own. What needs a GPU
+//! is untested: none has run it yet.
+#![expect(unsafe_code, reason = "loading a library runs its constructors")]
+
+use crate::collective::{World, all_gather_lists};
+use crate::config::{Config, DeviceChoice};
+use crate::env;
+use crate::error::{Error, Exit, Result};
+use crate::fused;
+use crate::native::allow_tf32;
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use std::fs;
+use tch::Device;
+
+/// Where a network runs that is used, not trained.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Place {
+    /// Where tensors live.
+    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = choice)]
+    pub device: DeviceChoice,
+
+    /// Threads that compute and decode [default: as many as there are cores for this process].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+fn choice(text: &str) -> Result<DeviceChoice, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected auto, cpu or cuda".to_owned())
+}
+
+impl Place {
+    /// For a program that runs alone: sets the number of threads; returns it, and the device.
+    pub fn prepare(&self) -> Result<(usize, Device)> {
+        let threads = self.threads.map_or_else(cores, usize::from);
+        tch::set_num_threads(threads as i32);
+        Ok((threads, choose(self.device, "--device", 0)?))
+    }
+}
+
+/// Registers the CUDA backend with libtorch; without `libtorch_cuda.so` nothing happens. To be called before the
+/// first tensor is made.
+pub fn register() {
+    // SAFETY: the library's constructors register its kernels with libtorch, which is loaded, and do nothing else.
+    if let Ok(library) = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+        std::mem::forget(library); // registered for as long as the process lives
+    }
+}
+
+/// All ranks: chooses the rank's device, as `setting` wants it, and the number of its compute threads.
+pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Option<usize>) -> Result<Device> {
+    // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
+    let mine = env::host() + &allowed_cpus();
+    let sharers = all_gather_lists(world, mine.as_bytes())?;
+    let sharers = sharers.iter().filter(|theirs| **theirs == mine.as_bytes()).count();
+    let (cores, all, ranks) = (cores(), host_cpus(), world.local().1);
+    if world.rank() == 0 && sharers == 1 && ranks > 1 && cores * ranks * 2 <= all {
+        eprintln!(
+            "note: the launcher binds each of {ranks} ranks to {cores} of {all} cores, for computing and decoding; \
+             mpirun --bind-to none, or codinet-launch, leaves them all"
+        );
+    }
+    tch::set_num_threads(threads.unwrap_or((cores / sharers).max(1)) as i32);
+    let device = choose(wanted, setting, world.local().0)?;
+    if device.is_cuda() {
+        settings();
+    }
+    Ok(device)
+}
+
+/// The device that `setting` wants, of the process with this number on its host.
+fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> {
+    match wanted {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if !tch::Cuda::is_available() => Ok(Device::Cpu),
+        DeviceChoice::Cuda if !tch::Cuda::is_available() => {
+            let what = format!(
+                "{setting} is cuda, but libtorch finds no GPU here; set it to cpu, or check the driver"
+            );
+            Err(Error::new(Exit::Config, what))
+        }
+        // A rank that is shown one GPU alone takes that one.
+        _ => Ok(Device::Cuda(number % tch::Cuda::device_count() as usize)),
+    }
+}
+
+/// The cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
+}
+
+/// Which they are, such as `0-3,8`.
+pub fn allowed_cpus() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    allowed.unwrap_or_default().trim().to_owned()
+}
+
+/// How many cores the host has.
+pub fn host_cpus() -> usize {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    all.lines().filter(|line| line.starts_with("processor")).count()
+}
+
+/// All ranks: `run.cuda_kernels`, where every rank's GPU has them; else libtorch's operations on all, and rank 0 says why. To
+/// be called once the rank's device is chosen.
+pub fn choose_kernels(config: &Config, world: &World, device: Device) -> Result<()> {
+    if !config.run.cuda_kernels {
+        return Ok(()); // on all ranks, for they have one config
+    }
+    let found = match device {
+        Device::Cuda(index) => fused::kernels_for(index).map(Some),
+        _ => Ok(None), // a CPU has its own
+    };
+    let mine = found.as_ref().err().cloned().unwrap_or_default();
+    let all = all_gather_lists(world, mine.as_bytes())?;
+    match all.iter().position(|reason| !reason.is_empty()) {
+        None => found.into_iter().flatten().for_each(fused::use_on_gpu),
+        Some(rank) if world.rank() == 0 => eprintln!(
+            "note: run.cuda_kernels: rank {rank}: {}; all ranks use libtorch's operations instead",
+            String::from_utf8_lossy(&all[rank]).lines().next().unwrap_or_default()
+        ),
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// Shapes are the same in every step, so cuDNN may time its algorithms once for each and keep the fastest; which that is may
+/// differ from run to run, and with it the last bits. fp32 may be multiplied as TF32, but where `NVIDIA_TF32_OVERRIDE=0` forbids it.
+fn settings() {
+    tch::Cuda::cudnn_set_benchmark(true);
+    allow_tf32();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn libtorch_knows_the_settings() {
+        super::settings(); // fails where they did not take; without a GPU they mean nothing
+    }
+}
