@@ -220,7 +220,11 @@ fn a_budget_moves_the_cost() {
     let output = finish(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", &budget]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("a bias of "), "{said}");
-    refused(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", "3"]), 2, &["3 GMACs", "all"]);
+    refused(
+        &mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", "3"]),
+        2,
+        &["--budget-gmacs is 3", "all"],
+    );
     let files = loose(&RUN.path("unlabelled"), 2);
     let files = files.to_str().unwrap();
     refused(&mut infer(&["curve", "--checkpoint", "run", files]), 2, &["no labels"]);
