@@ -14,12 +14,21 @@ const PROGRAMS: [&str; 6] =
 /// The config that a placeholder (`my.yaml`, `CONFIG`) stands for: it has two stages.
 const STAND_IN: &str = "imagenet_r50.yaml";
 const SECTIONS: [&str; 11] = [
-    "run", "data", "model", "consistency", "diversity", "cost", "target_rate", "run_rate", "optim", "collective", "stages",
+    "run",
+    "data",
+    "model",
+    "consistency",
+    "diversity",
+    "cost",
+    "target_rate",
+    "run_rate",
+    "optim",
+    "collective",
+    "stages",
 ];
 /// Folders of the repository, files in which may be named.
-const FOLDERS: [&str; 9] = [
-    "trainer/", "dataloader/", "launcher/", "tests/", "configs/", "cluster/", "docs/", "examples/", ".ci/",
-];
+const FOLDERS: [&str; 9] =
+    ["trainer/", "dataloader/", "launcher/", "tests/", "configs/", "cluster/", "docs/", "examples/", ".ci/"];
 
 /// A page as a reader meets it.
 #[derive(Default)]
@@ -73,7 +82,9 @@ impl Page {
                     heading.iter_mut().for_each(|heading| heading.push_str(&code));
                     page.spans.push(code.to_string());
                 }
-                Event::Text(text) => [&mut heading, &mut block].into_iter().flatten().for_each(|of| of.push_str(&text)),
+                Event::Text(text) => {
+                    [&mut heading, &mut block].into_iter().flatten().for_each(|of| of.push_str(&text))
+                }
                 _ => {}
             }
         }
@@ -82,7 +93,10 @@ impl Page {
 
     /// The page's commands, word by word; what follows a comment sign is left out.
     fn commands(&self) -> impl Iterator<Item = Vec<String>> {
-        self.lines.iter().chain(&self.spans).filter_map(|line| shlex::split(line.trim().trim_start_matches("$ ")))
+        self.lines
+            .iter()
+            .chain(&self.spans)
+            .filter_map(|line| shlex::split(line.trim().trim_start_matches("$ ")))
     }
 }
 
@@ -118,7 +132,8 @@ fn links_lead_somewhere() {
     let mut wrong = Vec::new();
     for page in pages.values() {
         for link in page.links.iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
-            let (file, wanted) = link.split_once('#').map_or((&link[..], None), |(file, at)| (file, Some(at)));
+            let (file, wanted) =
+                link.split_once('#').map_or((&link[..], None), |(file, at)| (file, Some(at)));
             let to = if file.is_empty() { page.path.clone() } else { target(&page.path, file) };
             let why = match pages.get(&to) {
                 Some(other) if wanted.is_some_and(|at| !other.anchors.contains(at)) => "no such heading",
@@ -171,7 +186,8 @@ fn trains(words: &[String]) -> Result<(), String> {
     let config = words.first().filter(|word| !word.starts_with('-')).map_or(STAND_IN, String::as_str);
     let mut sets = Vec::new();
     for (at, word) in words.iter().enumerate() {
-        let value = if word == "--set" { words.get(at + 1).map(String::as_str) } else { word.strip_prefix("--set=") };
+        let value =
+            if word == "--set" { words.get(at + 1).map(String::as_str) } else { word.strip_prefix("--set=") };
         sets.extend(value.filter(|value| *value != "KEY=VALUE").map(str::to_owned));
     }
     set(config, &sets)
@@ -262,11 +278,19 @@ fn commands_are_taken() {
     }
     let ours_in_all = commands.keys().filter(|words| ours(words).is_some()).count();
     assert!(ours_in_all > 40, "only {ours_in_all} commands were found");
-    let complaint = |(words, pages): (&Vec<String>, &BTreeSet<PathBuf>)| {
+    let complaint = |(words, pages): &(Vec<String>, BTreeSet<PathBuf>)| {
         let why = check_command(words).err()?;
-        Some(format!("{:?}: {}: {why}", pages.first()?, words.join(" ")))
+        Some(format!("{}: {}: {why}", pages.first()?.display(), words.join(" ")))
     };
-    assert_none(commands.iter().filter_map(complaint).collect());
+    // Programs that load libtorch take their time to say what they take.
+    let commands: Vec<_> = commands.into_iter().collect();
+    let wrong = std::thread::scope(|scope| {
+        let parts = commands.chunks(commands.len().div_ceil(4));
+        let parts: Vec<_> =
+            parts.map(|part| scope.spawn(|| part.iter().filter_map(complaint).collect::<Vec<_>>())).collect();
+        parts.into_iter().flat_map(|part| part.join().expect("no panic")).collect()
+    });
+    assert_none(wrong);
 }
 
 /// `optim.batch_size`, `optim.batch_size=64`, `run.precision: bf16` and `--set run.dir=runs/a` in a sentence are a config's.
@@ -277,10 +301,16 @@ fn keys_are_those_of_a_config() {
     for page in pages().into_values().filter(|page| page.path != manual.path) {
         for span in &page.spans {
             let span = span.trim_start_matches("--set ");
-            let end = span.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))).unwrap_or(span.len());
+            let end = span
+                .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.')))
+                .unwrap_or(span.len());
             let (key, value) = span.split_at(end);
-            let a_key = key.split_once('.').is_some_and(|(section, rest)| SECTIONS.contains(&section) && !rest.is_empty());
-            let a_file = ["yaml", "rs", "md", "safetensors", "json", "sh", "py"].iter().any(|kind| key.ends_with(&format!(".{kind}")));
+            let a_key = key
+                .split_once('.')
+                .is_some_and(|(section, rest)| SECTIONS.contains(&section) && !rest.is_empty());
+            let a_file = ["yaml", "rs", "md", "safetensors", "json", "sh", "py"]
+                .iter()
+                .any(|kind| key.ends_with(&format!(".{kind}")));
             if !a_key || a_file || key.ends_with('.') {
                 continue;
             }
@@ -330,6 +360,46 @@ fn files_are_there() {
             }
         }
     }
+    assert_none(wrong);
+}
+
+/// The error lines of docs/troubleshooting.md are in the code; what differs from time to time stands there as `…`.
+#[test]
+fn messages_are_those_of_the_code() {
+    let mut code = String::new();
+    let mut folders =
+        ["trainer/src", "launcher/src", "dataloader/src"].map(|dir| Path::new(ROOT).join(dir)).to_vec();
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => code += &fs::read_to_string(&path).unwrap_or_default(),
+            }
+        }
+    }
+    // Texts that are broken over lines.
+    let broken: Vec<&str> = code.split("\\\n").collect();
+    let code = broken.iter().enumerate().map(|(at, part)| if at == 0 { part } else { part.trim_start() });
+    let code = code.collect::<String>();
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/troubleshooting.md")).unwrap();
+    let (mut wrong, mut found) = (Vec::new(), 0);
+    let mut lines = false;
+    for line in page.lines() {
+        lines =
+            line.starts_with("| Line |") || line.starts_with("| It says |") || lines && line.starts_with('|');
+        let Some(cell) = line.split('|').nth(1).filter(|_| lines) else { continue };
+        for message in cell.split('`').skip(1).step_by(2) {
+            let parts =
+                message.split(|c: char| c == '…' || c.is_ascii_digit()).filter(|part| part.trim().len() > 8);
+            for part in parts {
+                found += 1;
+                if !code.contains(part.trim()) {
+                    wrong.push(format!("{message}: {part:?} is not in the code"));
+                }
+            }
+        }
+    }
+    assert!(found > 30, "only {found} pieces were found");
     assert_none(wrong);
 }
 

@@ -146,7 +146,9 @@ impl<'a> Page<'a> {
                 format!("list of {count} {}s", items(&schema["items"]))
             }
             (Value::String(name), ..) if name == "array" => format!("list of {}s", items(&schema["items"])),
-            (Value::Array(names), ..) => one(names.iter().find(|name| *name != "null").expect("a type")).into(),
+            (Value::Array(names), ..) => {
+                one(names.iter().find(|name| *name != "null").expect("a type")).into()
+            }
             (name, ..) => one(name).into(),
         };
         if optional { what + ", or `null`" } else { what }
@@ -169,8 +171,10 @@ impl<'a> Page<'a> {
                     Some(needed) if needed.iter().any(|name| name == key) => "; has to be given".into(),
                     _ => String::new(),
                 });
-                let ranges: Vec<&str> = self.takes.iter().filter(|(of, _)| *of == path).map(|(_, what)| &what[..]).collect();
-                let ranges = if ranges.is_empty() { String::new() } else { format!("; takes {}", ranges.join("; ")) };
+                let ranges: Vec<&str> =
+                    self.takes.iter().filter(|(of, _)| *of == path).map(|(_, what)| &what[..]).collect();
+                let ranges =
+                    if ranges.is_empty() { String::new() } else { format!("; takes {}", ranges.join("; ")) };
                 format!("*{kind}{default}{ranges}*\n\n")
             };
             let _ = write!(self.text, "\n### `{path}`\n\n{said}{}\n", prose(value));
@@ -198,7 +202,8 @@ impl<'a> Page<'a> {
             for (name, inner) in value["properties"].as_object().into_iter().flatten() {
                 lines.push(format!("- `{name}:` {said}"));
                 for (key, value) in self.resolved(inner)["properties"].as_object().into_iter().flatten() {
-                    let default = value.get("default").map(|value| format!(", by default `{}`", shown(value)));
+                    let default =
+                        value.get("default").map(|value| format!(", by default `{}`", shown(value)));
                     let (kind, default) = (self.kind(value), default.unwrap_or_default());
                     lines.push(format!("  - `{key}` ({kind}{default}): {}", prose(value)));
                 }
@@ -269,7 +274,8 @@ fn every_key_has_its_words() {
     let lines: Vec<&str> = page.lines().collect();
     for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("### ")) {
         let words = lines[at + 1..].iter().take_while(|line| !line.starts_with('#'));
-        let words: usize = words.filter(|line| !line.starts_with('*')).map(|line| line.split_whitespace().count()).sum();
+        let words: usize =
+            words.filter(|line| !line.starts_with('*')).map(|line| line.split_whitespace().count()).sum();
         assert!(words > 1, "{line} has no words");
     }
     for key in ["run.dir", "data.crop", "model.router.kind", "optim.lr_batch_size", "stages.N.schedule"] {
