@@ -2,6 +2,7 @@
 # make setup        system packages, libtorch into .libtorch/
 # make build        the programs, in target/release/
 # make test         the whole test suite
+# make docs         the documentation as a book, in target/book/, held to the programs
 # make bench      speed beside PyTorch's, DALI's and our own static network (40 minutes; an idle machine)
 # make install      the programs, libtorch, configs and shell completions under PREFIX
 
@@ -10,10 +11,12 @@ RANKS ?= 2
 QUICK ?= fashion_quick.yaml
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 CARGO ?= cargo
+MDBOOK_VERSION = 0.5.4
+MDBOOK = .tools/bin/mdbook
 BIN = target/release
 BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-data codinet-launch
 
-.PHONY: quickstart setup build test bench install data lint
+.PHONY: quickstart setup build test docs bench install data lint
 
 quickstart: build data
 	@$(BIN)/codinet-launch --raw -n $(RANKS) $(QUICK) $(ARGS)
@@ -34,6 +37,13 @@ data/fashion-mnist/test/dataset.json: | build
 test: setup
 	@$(CARGO) test --release --locked --workspace
 	@$(CARGO) test --release --locked -p codinet-dataloader --features parquet,store-tests --test dataloader_stores --test dataloader_large_import
+
+docs: build
+	@$(MDBOOK) --version 2>/dev/null | grep -qx "mdbook v$(MDBOOK_VERSION)" || $(CARGO) install mdbook --locked \
+	    --no-default-features --features search --version $(MDBOOK_VERSION) --force --root .tools
+	@$(MDBOOK) build docs
+	@$(CARGO) test --release --locked -p codinet-trainer --test docs --test docs_config --test env
+	@echo "target/book/index.html"
 
 bench: build data
 	@tests/bench/run.sh $(ARGS)

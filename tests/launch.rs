@@ -128,7 +128,7 @@ fn two_of_it_under_mpirun_are_refused() {
 #[test]
 fn exit_codes_are_documented_as_they_are() {
     let help = String::from_utf8(launcher().arg("--help").output().unwrap().stdout).unwrap();
-    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/launch.md")).unwrap();
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/resume.md")).unwrap();
     for line in codinet_launcher::exit::EXIT_CODES.lines() {
         assert!(help.contains(line) && docs.contains(line), "{line}");
     }

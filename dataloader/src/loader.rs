@@ -39,13 +39,14 @@ pub struct LoaderSpec {
 
 /// What becomes of a sample that can't be read or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadSample {
     /// It is an error.
     #[default]
     Fail,
-    /// Another sample, the first good one of the batch's [`Spares`], is served in its place: batches stay as large as
-    /// they are. Without spares it is left out.
+    /// Another sample, the next good one that the same place of a batch would have had, is served instead: batches stay as
+    /// large as they are. An evaluation, which has none to spare, leaves the bad one out.
     Replace,
 }
 

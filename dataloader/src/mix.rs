@@ -19,6 +19,7 @@ use crate::transform::Region;
 
 /// How batches are mixed; the default is not at all. With both, a coin decides for each global batch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Mix {
     /// α of mixup (arXiv 1710.09412), which blends pixels: λ ~ Beta(α, α). 0: no mixup.

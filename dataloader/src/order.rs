@@ -108,6 +108,7 @@ impl EpochOrder {
 /// samples of each lane, lane after lane, so that a rank, which serves a contiguous part of it, has lanes of its own for any
 /// world size that divides their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Lanes {
     /// Lanes; the global batch is a multiple of it, and it of the number of ranks.

@@ -51,6 +51,7 @@ pub enum Transform {
 
 /// Random crops for training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Crop {
     /// No random crop: the centre square of `image_size` pixels (all of an image of just that size).

@@ -1,6 +1,6 @@
 //! How a job has ended, as a script sees it, and whether starting it again can help.
 
-/// Every exit code with its meaning, for `--help`; docs/launch.md has the same.
+/// Every exit code with its meaning, for `--help`; docs/resume.md has the same.
 pub const EXIT_CODES: &str = "\
 Exit codes:                                                         restarted
   0    done                                                         -

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-/// How a process ends; the numbers are part of the interface (`--help` and the README list them).
+/// How a process ends; the numbers are part of the interface (`--help` and docs/resume.md list them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Exit {

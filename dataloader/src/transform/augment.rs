@@ -13,6 +13,7 @@ use crate::random::{below, uniform, unit};
 
 /// Changes to a view's pixels; the default is none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Probability, 0 to 1, that a view is mirrored top to bottom.
@@ -28,6 +29,7 @@ pub struct Augment {
 /// torchvision's `ColorJitter`: four adjustments in random order, each by a random factor. On grey views saturation
 /// and hue change nothing. Without one, or with 0, that adjustment is left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ColorJitter {
     /// b: brightness is multiplied by max(0, 1 - b) to 1 + b.
@@ -43,6 +45,7 @@ pub struct ColorJitter {
 /// Which operations, how many and how strong. What they leave uncovered is black; pixels are moved to the nearest
 /// place, as by torchvision's default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Policy {
     /// torchvision's `RandAugment` (arXiv 1909.13719): operations one after another, all of one strength.
@@ -67,6 +70,7 @@ pub enum Policy {
 
 /// torchvision's `RandomErasing` (arXiv 1708.04896): ten tries at a rectangle smaller than the view, or nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Erase {
     /// Probability, 0 to 1, that a view loses a rectangle.

@@ -1,11 +1,24 @@
 //! What values a config takes.
 
-use super::{Config, Hidden, Schedule, Scope};
+use super::{Config, Hidden, Schedule, Scope, Stage};
 use codinet_dataloader::transform::Transform;
+
+/// What each key takes, in the order of checking, for the manual; a key may come more than once, and one whose type says it
+/// all does not come.
+pub fn takes() -> Vec<(String, String)> {
+    let config = Config { stages: vec![Stage::default()], ..Config::default() };
+    let said = config.checks().into_iter().filter(|(.., wanted)| !wanted.is_empty());
+    said.map(|(_, key, wanted)| (key.replace("stages.0.", "stages.N."), wanted)).collect()
+}
 
 impl Config {
     /// Every value that is out of its range: its key and what it should be.
     pub(super) fn out_of_range(&self) -> Vec<(String, String)> {
+        self.checks().into_iter().filter(|(fine, ..)| !fine).map(|(_, key, wanted)| (key, wanted)).collect()
+    }
+
+    /// Whether each value is fine, its key, and what it takes.
+    fn checks(&self) -> Vec<(bool, String, String)> {
         let mut checks = self.own_checks();
         for (i, stage) in self.stages.iter().enumerate() {
             let schedule = match &stage.schedule {
@@ -34,7 +47,7 @@ impl Config {
                 .map(|(fine, key, wanted)| (fine, format!("stages.{i}.{key}"), wanted.to_owned())),
             );
         }
-        checks.into_iter().filter(|(fine, ..)| !fine).map(|(_, key, wanted)| (key, wanted)).collect()
+        checks
     }
 
     /// Whether each value outside the stages is fine, its key, and what it takes.

@@ -1,9 +1,10 @@
 //! How ranks meet: what travels between them and by what, and what becomes of one that is late or goes astray.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How ranks meet, and how they are watched.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Collective {
     /// Steps between two comparisons of all ranks' weights and momenta; 0: never.
@@ -28,7 +29,7 @@ pub struct Collective {
 }
 
 /// What GPUs' tensors travel by; those on the host go by MPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// NCCL where every rank has a GPU of its own and finds libnccl, MPI otherwise.
@@ -40,7 +41,7 @@ pub enum Backend {
 }
 
 /// What gradients travel as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wire {
     /// As they are.
@@ -50,7 +51,7 @@ pub enum Wire {
 }
 
 /// What becomes of a rank whose weights or momenta are no longer rank 0's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDivergence {
     /// The run ends, and names it.

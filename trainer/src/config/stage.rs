@@ -1,9 +1,10 @@
 //! The stages of training, and the learning rate over each.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One stage of training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Stage {
     /// Its name in logs and in `summary.json`.
@@ -28,7 +29,7 @@ pub struct Stage {
 }
 
 /// What a stage does with the routers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Routers {
     /// They train, by relaxed decisions: the paper's first stage.
@@ -38,7 +39,7 @@ pub enum Routers {
 }
 
 /// How the learning rate falls over a stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
     /// Not at all.

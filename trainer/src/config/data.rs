@@ -1,0 +1,93 @@
+//! What a run sees: shards, views, and how they are read.
+
+use codinet_dataloader::transform::Crop;
+use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where shards from stores are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// The folder, best on a local disk; all ranks of a machine share it.
+    pub folder: String,
+    /// What it may take, in 10⁹ bytes.
+    pub limit_gb: f64,
+}
+
+/// What the run sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Training images: a folder of shards or of class folders, a glob, a range such as `x-{000000..000012}.tar`, or, with the
+    /// cargo feature `remote`, such a place in a store (`s3://`, `gs://`, `https://`).
+    pub train: String,
+    /// Validation images, likewise.
+    pub val: String,
+    /// Where shards from stores are kept on this machine, `{folder: PATH, limit_gb: G}`; the one that was read longest ago makes
+    /// room. Null: each sample is read from its store. Shards on disks need none.
+    pub cache: Option<Cache>,
+    /// How many classes the labels tell apart.
+    pub classes: i64,
+    /// Colour channels: 3, or 1 for grey.
+    pub channels: u32,
+    /// Height and width of a view, in pixels.
+    pub image_size: u32,
+    /// Mean of each channel, of pixels in 0 to 1; one number stands for all channels.
+    pub mean: Vec<f64>,
+    /// Standard deviation of each channel, likewise.
+    pub std: Vec<f64>,
+    /// M: augmented views of each sample in a batch.
+    pub views: usize,
+    /// How a view is cut from its image in training.
+    pub crop: Crop,
+    /// Probability that a training view is mirrored left to right.
+    pub flip: f64,
+    /// Evaluation resizes the shorter side to this many pixels before the centre crop; null: no resize.
+    pub eval_resize: Option<u32>,
+    /// Further changes to training views, as torchvision has them.
+    pub augment: Augment,
+    /// Batches of mixtures of two samples. α is that of Beta(α, α), from which a sample's share in its mixture is drawn; with
+    /// both kinds, a coin decides for each batch.
+    pub mix: Mix,
+    /// Use only the first so many samples of the training shards; null: all.
+    pub train_samples: Option<usize>,
+    /// Decode threads a rank; null: as many as `run.threads`.
+    pub decode_threads: Option<usize>,
+    /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}`, for network file systems and
+    /// object stores: C lanes, each of which reads whole shards one after another and shuffles N samples at a time.
+    pub lanes: Option<Lanes>,
+    /// Batches being decoded ahead of the step.
+    pub prefetch: usize,
+    /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
+    pub on_bad_sample: OnBadSample,
+    /// Share of a data set that may be bad under `replace`; more than that ends the run.
+    pub max_bad_fraction: f64,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: String::new(),
+            val: String::new(),
+            cache: None,
+            classes: 10,
+            channels: 3,
+            image_size: 32,
+            mean: vec![0.5],
+            std: vec![0.25],
+            views: 2,
+            crop: Crop::Pad { pixels: 4 },
+            flip: 0.5,
+            eval_resize: None,
+            augment: Augment::NONE,
+            mix: Mix::default(),
+            train_samples: None,
+            decode_threads: None,
+            lanes: None,
+            prefetch: 3,
+            on_bad_sample: OnBadSample::Fail,
+            max_bad_fraction: 0.001,
+        }
+    }
+}

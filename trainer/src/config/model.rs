@@ -1,0 +1,173 @@
+//! What a run trains: the backbone, its gates and its routers.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the run trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// The backbone: ResNet-20, 32, 44, 56, 74 and 110 are those for 32×32 images, ResNet-18, 34, 50, 101 and 152 those for
+    /// 224×224.
+    pub arch: Arch,
+    /// Which blocks have a router.
+    pub gates: Gates,
+    /// What stands in for a skipped block that changes the shape.
+    pub skip: SkipBranch,
+    /// Where a bottleneck block has its stride: conv1 is ResNet v1 (the paper's 3.86 G), conv2 v1.5
+    /// (torchvision's).
+    pub stride_in: StrideIn,
+    /// Whether the last norm of each block starts at 0, so that blocks start as identities (arXiv 1706.02677).
+    pub zero_init_last_norm: bool,
+    /// Whether batch norm takes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
+    pub sync_batch_norm: bool,
+    /// What routers are made of, and how their decisions are trained.
+    pub router: Router,
+    /// Weights to start from: a .safetensors file with torchvision's names; null: drawn anew.
+    pub init_from: Option<String>,
+}
+
+/// Which blocks have a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Gates {
+    /// All of them.
+    All,
+    /// Those that give the shape that they take, as in SkipNet and BlockDrop.
+    SameShape,
+    /// None: the static backbone.
+    None,
+}
+
+/// What stands in for a skipped block that changes the shape; elsewhere that is the block's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipBranch {
+    /// A 1×1 convolution, batch norm and ReLU of its own.
+    Project,
+    /// The block's own shortcut, and ReLU.
+    Shortcut,
+}
+
+/// A backbone: He et al., arXiv 1512.03385.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it: ResNet of that many layers")]
+pub enum Arch {
+    // For 32×32 images.
+    ResNet20,
+    ResNet32,
+    ResNet44,
+    ResNet56,
+    ResNet74,
+    ResNet110,
+    // For 224×224 images.
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+}
+
+/// Where a bottleneck block has its stride.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StrideIn {
+    /// In the first 1×1 convolution.
+    Conv1,
+    /// In the 3×3 convolution.
+    Conv2,
+}
+
+/// The routers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Router {
+    /// What a router is made of: the paper's Appendix A.2.
+    pub kind: RouterKind,
+    /// d, the hidden layer's width in `fc` and `cnn` routers: `ratio: r` of the block's input channels, or
+    /// `units: d`.
+    pub hidden: Hidden,
+    /// First value of the bias of "run" over that of "skip": above 0, blocks start mostly on.
+    pub open_bias: f64,
+    /// How decisions are made differentiable: the paper's Appendix A.1.
+    pub relaxation: Relaxation,
+    /// T of the Gumbel-Softmax (Eq. 6).
+    pub temperature: f64,
+}
+
+/// What a router is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterKind {
+    /// Global average pooling and two linear layers (Eqs. 3 and 4).
+    Fc,
+    /// A 3×3 convolution, global average pooling and a linear layer.
+    Cnn,
+    /// Global average pooling, a linear layer that blocks of like width share, and an LSTM of hidden size 10 over
+    /// the blocks.
+    Rnn,
+}
+
+/// How decisions are made differentiable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Relaxation {
+    /// The re-parameterised Gumbel-Softmax: forward and backward by v of Eq. 6.
+    Gumbel,
+    /// The straight-through one: forward by v ≥ 0.5, backward as if by v.
+    StraightThrough,
+}
+
+/// Width of a router's hidden layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hidden {
+    /// This share of the block's input channels.
+    Ratio(f64),
+    /// This many units.
+    Units(i64),
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            arch: Arch::ResNet20,
+            gates: Gates::All,
+            skip: SkipBranch::Project,
+            stride_in: StrideIn::Conv2,
+            zero_init_last_norm: false,
+            sync_batch_norm: false,
+            router: Router::default(),
+            init_from: None,
+        }
+    }
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            kind: RouterKind::Fc,
+            hidden: Hidden::Ratio(1.0),
+            open_bias: 2.0,
+            relaxation: Relaxation::Gumbel,
+            temperature: 1.0,
+        }
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{self:?}"))
+    }
+}
+
+impl Hidden {
+    /// Units for a block of `channels` input channels.
+    pub fn of(self, channels: i64) -> i64 {
+        match self {
+            Self::Ratio(ratio) => ((channels as f64 * ratio).round() as i64).max(1),
+            Self::Units(units) => units,
+        }
+    }
+}
