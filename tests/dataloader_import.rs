@@ -77,7 +77,7 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     let folder = source.path().join("cifar-10-batches-bin");
     let (train, test) = (out.path().join("train"), out.path().join("test"));
     write_cifar10(&folder);
-    let text = stdout(&import("cifar10", &folder, out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", &folder, out.path(), &["--shard-size", "4"]));
     assert!(text.contains("train (samples: 10, shards: 3)") && text.contains("test (samples: 2"), "{text}");
     let labels = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
     let info = check(&train, 0, &labels);
@@ -86,11 +86,11 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     check(&test, 10, &[9, 3]);
 
     // From the folder above: the same, so nothing to do. With the names of the file, if one is there: anew.
-    let text = stdout(&import("cifar10", source.path(), out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", source.path(), out.path(), &["--shard-size", "4"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     let names: String = (0..10).map(|class| format!("class {class}\n")).collect();
     fs::write(folder.join("batches.meta.txt"), names + "\n").unwrap();
-    let text = stdout(&import("cifar10", source.path(), out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", source.path(), out.path(), &["--shard-size", "4"]));
     assert!(!text.contains("already"), "{text}");
     assert_eq!(check(&train, 0, &labels).class_names.unwrap()[9], "class 9");
 
@@ -100,7 +100,7 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     let mut tar = tar::Builder::new(GzEncoder::new(File::create(&archive).unwrap(), Compression::default()));
     tar.append_dir_all("cifar-10-batches-bin", &folder).unwrap();
     tar.into_inner().unwrap().finish().unwrap();
-    let text = stdout(&import("cifar10", &archive, out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", &archive, out.path(), &["--shard-size", "4"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     fs::remove_file(train.join("dataset.json")).unwrap();
     let text = stdout(&import("cifar10", above.path(), out.path(), &[]));
@@ -237,7 +237,7 @@ fn write_svhn(folder: &Path) {
 fn svhn_from_mat_files_compressed_and_not() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_svhn(source.path());
-    let text = stdout(&import("svhn", source.path(), out.path(), &["--samples-per-shard", "2"]));
+    let text = stdout(&import("svhn", source.path(), out.path(), &["--shard-size", "2"]));
     assert!(text.contains("train (samples: 5, shards: 3)") && !text.contains("extra"), "{text}");
     let info = check(&out.path().join("train"), 0, &[0, 1, 2, 9, 0]);
     assert_eq!((info.name.as_str(), info.classes), ("svhn train", 10));
@@ -249,7 +249,7 @@ fn svhn_from_mat_files_compressed_and_not() {
     let other = array("notes", UINT8, &[1, 2], &[1, 2]);
     let extra = mat(&[other, compressed(&images(7, 3)), compressed(&labels)]);
     fs::write(source.path().join("extra_32x32.mat"), extra).unwrap();
-    let text = stdout(&import("svhn", source.path(), out.path(), &["--samples-per-shard", "2"]));
+    let text = stdout(&import("svhn", source.path(), out.path(), &["--shard-size", "2"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     check(&out.path().join("extra"), 7, &[0, 8, 7]);
 }

@@ -63,7 +63,7 @@ pub struct ImageImport {
     pub shard_size: u32,
     /// How many threads read, prepare and write; each is at one shard.
     pub threads: usize,
-    /// Whether JPEGs are made tiled, which loses nothing; see [`tile`](crate::tile).
+    /// Whether JPEGs are made tiled, which loses nothing; see [`tile`](crate::jpeg::tile).
     pub tile: bool,
     /// The most pixels an image's longer side may have: larger ones are made smaller and encoded again, which
     /// changes the data.
@@ -101,7 +101,7 @@ pub(super) struct ImageSet {
 /// Encoded images by number, read from many threads.
 pub(super) trait Images: Send + Sync {
     /// Replaces the contents of `bytes` by image `sample`; of those of over
-    /// [`MOST_IMAGE_BYTES`](super::places::MOST_IMAGE_BYTES), so many and one more.
+    /// [`MOST_IMAGE_BYTES`](crate::index::MOST_IMAGE_BYTES), so many and one more.
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// The file that holds the image.
@@ -373,8 +373,10 @@ impl Shards<'_> {
             let path = self.set.images.path(sample).display();
             lines.push_str(&format!("{path}, key '{}': {reason}\n", self.set.samples[sample].0));
         }
-        if !left_out.is_empty() {
-            files::replace(&self.folder.join(BAD_FILE), lines.as_bytes())?;
+        let list = self.folder.join(BAD_FILE);
+        match lines.is_empty() {
+            true => files::remove(&list)?, // of an import before this one
+            false => files::replace(&list, lines.as_bytes())?,
         }
         info.save(self.folder)?;
         Ok((info, left_out.len() as u64))

@@ -60,7 +60,7 @@ pub struct Import {
     /// How the images are stored.
     pub encoding: Encoding,
     /// Samples in a shard.
-    pub samples_per_shard: u32,
+    pub shard_size: u32,
 }
 
 /// One split as it was imported.
@@ -118,8 +118,8 @@ impl Import {
     /// A source file that is missing or broken, labels that don't match the images, a disk that can't be
     /// written.
     pub fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Split>> {
-        if self.samples_per_shard == 0 {
-            return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
+        if self.shard_size == 0 {
+            return Err(Error::InvalidArgument("shard_size must be at least 1, not 0".into()));
         }
         let source = match self.dataset {
             Published::FashionMnist => fashion_mnist::source(&self.source),
@@ -159,7 +159,7 @@ impl Import {
             channels: source.channels.count(),
             image_size: Some(source.image_size as u32),
             samples,
-            shards: samples.div_ceil(self.samples_per_shard.into()),
+            shards: samples.div_ceil(self.shard_size.into()),
             class_names: source.class_names.clone(),
         }
     }
@@ -173,7 +173,7 @@ impl Import {
         mut progress: impl FnMut(),
     ) -> Result<()> {
         clear(folder, split.name)?;
-        let mut writer = ShardWriter::new(folder, split.name, self.samples_per_shard)?;
+        let mut writer = ShardWriter::new(folder, split.name, self.shard_size)?;
         let mut encoder = Encoder::new(self.encoding)?;
         let size = source.image_size as u32;
         let mut position = 0;

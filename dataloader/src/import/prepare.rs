@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use turbojpeg::{Colorspace, Compressor, Image, PixelFormat, Subsamp};
 
-use super::places::MOST_IMAGE_BYTES;
 use crate::decode::{Channels, Decoder, Format, Header};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Error, Result};
+use crate::index::MOST_IMAGE_BYTES;
 use crate::{jpeg::tile, resize};
 
 /// The quality of JPEGs that were made smaller.
@@ -46,17 +46,7 @@ impl Preparer {
         &mut self,
         encoded: &'a [u8],
     ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
-        let format = match encoded {
-            [] => return Err(BadImage("an empty file; replace the image".into())),
-            [0xFF, 0xD8, ..] => Format::Jpeg,
-            [0x89, b'P', b'N', b'G', ..] => Format::Png,
-            _ => {
-                let start = &encoded[..encoded.len().min(4)];
-                let what =
-                    format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
-                return Err(BadImage(what));
-            }
-        };
+        let format = Format::of(encoded)?;
         if encoded.len() as u64 > MOST_IMAGE_BYTES {
             return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
         }

@@ -11,7 +11,7 @@ use memchr::memchr_iter;
 use super::bits::Reader;
 use super::segment;
 use super::turbo::{self, Fault, Pixel};
-use crate::transform::Region;
+use crate::region::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
 pub const MARGIN: u32 = 2;
@@ -239,6 +239,6 @@ pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
 fn whole(encoded: &[u8]) -> Result<Vec<u8>, Fault> {
     let turbo::Frame { width, height, .. } = turbo::frame(encoded)?;
     let mut pixels = Vec::new();
-    turbo::decode(encoded, Region { left: 0, top: 0, width, height }, Pixel::Rgb, &mut pixels)?;
+    turbo::decode(encoded, Region::whole(width, height), Pixel::Rgb, &mut pixels)?;
     Ok(pixels)
 }
