@@ -3,7 +3,7 @@
 # make build        the programs, in target/release/
 # make test         the whole test suite
 # make docs         the documentation as a book, in target/book/, held to the programs
-# make bench      speed beside PyTorch's, DALI's and our own static network (40 minutes; an idle machine)
+# make bench        speed beside PyTorch's, DALI's and our own static network (40 minutes; an idle machine)
 # make install      the programs, libtorch, configs and shell completions under PREFIX
 
 PREFIX ?= /usr/local

@@ -83,7 +83,8 @@ fn three_kills_of_random_ranks_are_survived() {
         }
         let ranks = ranks(&launched);
         assert_eq!(ranks.len(), 2);
-        let victim = format!("kill -9 {}", ranks[random(2)]);
+        // Rank 0, which speaks, is among them.
+        let victim = format!("kill -9 {}", ranks[if kill == 0 { 0 } else { random(2) }]);
         assert!(Command::new("sh").args(["-c", &victim]).status().unwrap().success());
     }
     let status = launched.wait().unwrap();
@@ -101,6 +102,30 @@ fn three_kills_of_random_ranks_are_survived() {
 }
 
 /// A run that had no directory of its own goes on in the one that it was given, not in an older run of the same config.
+/// Whatever ends the launcher ends its job.
+#[test]
+fn a_launcher_that_is_killed_leaves_no_rank_behind() {
+    let bench = Bench::new();
+    let mut command = launcher();
+    command.args(["-n", "2"]).arg(&bench.config).args(["--set", "stages.0.epochs=100000"]);
+    let mut launched = command.current_dir(bench.folder.path()).stdout(Stdio::null()).spawn().unwrap();
+    let mut started = Vec::new();
+    let begun = Instant::now();
+    while started.len() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no ranks");
+        std::thread::sleep(Duration::from_millis(50));
+        started = ranks(&launched);
+    }
+    launched.kill().unwrap();
+    launched.wait().unwrap();
+    let killed = Instant::now();
+    let left = || started.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    while left() {
+        assert!(killed.elapsed() < Duration::from_secs(30), "{started:?} go on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn a_restart_finds_its_own_run() {
     let bench = Bench::new();

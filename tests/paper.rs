@@ -182,7 +182,7 @@ fn config(set: &[&str]) -> Config {
 
 #[test]
 fn equation_12_weighs_its_parts() {
-    let losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
+    let losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from).into();
     let parts = Parts { losses, beside: Vec::new() };
     let config = config(&[
         "consistency.weight=0.1",

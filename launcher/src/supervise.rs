@@ -1,8 +1,10 @@
 //! One job: mpirun started, its lines passed on, signals turned into what it and the ranks take, and its end seen to.
 
+#![expect(unsafe_code, reason = "what is done between fork and exec")]
+
 use crate::mpi::mpirun;
 use crate::output::{Said, Stream};
-use rustix::process::{Pid, Signal as Sent, kill_process};
+use rustix::process::{Pid, Signal as Sent, kill_process, set_parent_process_death_signal};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -71,6 +73,9 @@ pub async fn run(
     let mut command = Command::new(mpirun());
     // A process group of its own: Ctrl-C reaches this program alone, which passes on what the ranks take.
     command.args(words).stdin(Stdio::null()).process_group(0);
+    // Whatever ends this program, SIGKILL too, ends the job.
+    // SAFETY: between fork and exec, one system call, which allocates nothing.
+    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Sent::TERM))?)) };
     if !raw {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }

@@ -69,7 +69,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
             );
             return Err(Error::new(Exit::Config, what));
         }
-        let data = Arc::new(Dataset::open(&config.data.val)?);
+        let data = Arc::new(Dataset::open_with(&config.data.val, &config.dataset_options())?);
         data.check_labels(config.data.classes as usize)?;
         if let Some(file) = &args.features {
             drop(features::read(file, data.len())?); // before the work is done

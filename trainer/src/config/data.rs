@@ -61,7 +61,7 @@ pub struct Data {
     pub prefetch: usize,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
     pub on_bad_sample: OnBadSample,
-    /// Share of a data set that may be bad under `replace`; more than that ends the run.
+    /// Share of a data set that a rank may meet bad under `replace`; more than that ends the run.
     pub max_bad_fraction: f64,
 }
 

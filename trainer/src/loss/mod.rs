@@ -18,12 +18,15 @@ pub use target_rate::target_rate;
 use crate::config::{Config, Routers, Stage};
 use tch::Tensor;
 
-/// How many terms there are.
-const COUNT: usize = 6;
-
 /// The terms, in the order in which they are added up and told.
-pub const TERMS: [Term; COUNT] =
-    [classification::TERM, consistency::TERM, diversity::TERM, cost::TERM, target_rate::TERM, run_rate::TERM];
+pub const TERMS: &[Term] = &[
+    classification::TERM,
+    consistency::TERM,
+    diversity::TERM,
+    cost::TERM,
+    target_rate::TERM,
+    run_rate::TERM,
+];
 
 /// A term of the objective.
 pub struct Term {
@@ -85,17 +88,17 @@ pub struct Outcome<'a> {
 }
 
 /// Eq. 12, and what is added to it for comparison: the terms with their weights.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Objective<'a> {
     config: &'a Config,
-    weights: [f64; COUNT],
+    weights: Vec<f64>,
 }
 
 /// The terms on one rank, as [`TERMS`] orders them.
 #[derive(Debug)]
 pub struct Parts {
     /// Each with its gradient, `[]`.
-    pub losses: [Tensor; COUNT],
+    pub losses: Vec<Tensor>,
     /// What is measured beside them, for all ranks' mean, `[]` each.
     pub beside: Vec<Tensor>,
 }
@@ -103,7 +106,7 @@ pub struct Parts {
 impl<'a> Objective<'a> {
     /// As it holds in `stage`, where γ now stands at `gamma`.
     pub fn new(config: &'a Config, stage: &Stage, gamma: f64) -> Self {
-        Self { config, weights: TERMS.map(|term| (term.weight)(config, stage, gamma)) }
+        Self { config, weights: TERMS.iter().map(|term| (term.weight)(config, stage, gamma)).collect() }
     }
 
     /// The terms over a micro-batch on one of `world` ranks.
@@ -111,19 +114,17 @@ impl<'a> Objective<'a> {
     /// Where a rank's micro-batches share the keys, their mean is what is taken in the end: so each one's share of pairs
     /// counts that many times.
     pub fn parts(&self, outcome: &Outcome, world: usize) -> Parts {
-        let mut beside = Vec::new();
-        let losses = TERMS.map(|term| {
-            let found = (term.find)(self.config, outcome);
-            let (loss, also) = match term.over {
-                Over::Mean => (found.loss, found.beside),
-                Over::Pairs => {
-                    (found.loss * outcome.sharers, found.beside.map(|value| value * outcome.sharers))
-                }
+        let mut parts = Parts { losses: Vec::new(), beside: Vec::new() };
+        for term in TERMS {
+            let Found { loss, beside } = (term.find)(self.config, outcome);
+            let share = |value: Tensor| match term.over {
+                Over::Mean => value,
+                Over::Pairs => value * outcome.sharers,
             };
-            beside.extend(also.map(|value| term.over.told(&value, world)));
-            loss
-        });
-        Parts { losses, beside }
+            parts.losses.push(share(loss));
+            parts.beside.extend(beside.map(|value| term.over.told(&share(value), world)));
+        }
+        parts
     }
 
     /// What this rank back-propagates: ce + α·con + 2·W·β·P_r + γ·cost, and the baselines' terms.
@@ -146,7 +147,7 @@ impl<'a> Objective<'a> {
     }
 
     fn sum(&self, parts: &Parts, factor: impl Fn(Over) -> f64) -> Tensor {
-        let terms = TERMS.iter().zip(&parts.losses).zip(self.weights);
+        let terms = TERMS.iter().zip(&parts.losses).zip(&self.weights);
         terms
             .map(|((term, loss), weight)| loss * (factor(term.over) * weight))
             .reduce(|a, b| a + b)

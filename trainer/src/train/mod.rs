@@ -294,9 +294,11 @@ impl<'a> Trainer<'a> {
     fn checkpoint(&mut self) -> Result<()> {
         self.read_meter()?;
         let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
-        if !largest.is_finite() {
-            return Err(Error::diverged(self.state.step, "a weight is not finite"));
-        }
+        let finite = match largest.is_finite() {
+            true => Ok(()),
+            false => Err(Error::diverged(self.state.step, "a weight is not finite")),
+        };
+        collective::agree(self.world, finite)?; // it may be one rank's alone
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         self.saver.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())?;
