@@ -1,17 +1,18 @@
 //! `codinet-data import` of CIFAR and SVHN, from small files of the published formats made here.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
-use std::process::Output;
 
 use codinet_dataloader::{Channels, Dataset, DatasetInfo, Decoder};
 use flate2::Compression;
-use flate2::write::{GzEncoder, ZlibEncoder};
+use flate2::write::GzEncoder;
 
 #[path = "dataloader_program.rs"]
 mod program;
-use program::{codinet_data, data_error, stdout};
+#[path = "dataloader_published.rs"]
+mod published;
+use program::{data_error, stdout};
+use published::{compressed, element, import, mat};
 
 /// One value of image `n` of the small files; rows, columns and channels can't be mistaken for one another.
 fn value(n: usize, row: usize, column: usize, channel: usize) -> u8 {
@@ -24,11 +25,6 @@ fn planes(n: usize, by_columns: bool) -> Vec<u8> {
         if by_columns { value(n, fast, slow, channel) } else { value(n, slow, fast, channel) }
     };
     (0..3 * 32 * 32).map(|i| at(i / 1024, i / 32 % 32, i % 32)).collect()
-}
-
-fn import(dataset: &str, source: &Path, out: &Path, more: &[&str]) -> Output {
-    let paths = ["--src", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    codinet_data(&[&["import", dataset], &paths[..], more].concat())
 }
 
 /// Checks that `folder` holds images `first`, `first + 1` and so on, with these labels, to the last pixel.
@@ -166,21 +162,6 @@ fn broken_cifar_files_are_refused_before_anything_is_written() {
     assert!(error.contains("data_batch_4.bin: missing; fetch or unpack cifar-10-binary.tar.gz"), "{error}");
 }
 
-/// A data element of a MAT-file: of up to 4 bytes in the tag itself, above it padded to 8.
-fn element(kind: u32, bytes: &[u8]) -> Vec<u8> {
-    let size = bytes.len() as u32;
-    if (1..=4).contains(&size) {
-        let mut element = (size << 16 | kind).to_le_bytes().to_vec();
-        element.extend_from_slice(bytes);
-        element.resize(8, 0);
-        return element;
-    }
-    let mut element = [kind.to_le_bytes(), size.to_le_bytes()].concat();
-    element.extend_from_slice(bytes);
-    element.resize(element.len().next_multiple_of(8), 0);
-    element
-}
-
 const DOUBLE: (u8, u32) = (6, 9);
 const UINT8: (u8, u32) = (9, 2);
 /// As MATLAB stores doubles that are small integers.
@@ -188,29 +169,7 @@ const DOUBLE_IN_BYTES: (u8, u32) = (6, 2);
 
 /// An array: its name, its class and the type its data are stored as, its dimensions, its data.
 fn array(name: &str, (class, stored): (u8, u32), dimensions: &[u32], data: &[u8]) -> Vec<u8> {
-    let dimensions: Vec<u8> = dimensions.iter().flat_map(|n| n.to_le_bytes()).collect();
-    let parts = [
-        element(6, &[class, 0, 0, 0, 0, 0, 0, 0]),
-        element(5, &dimensions),
-        element(1, name.as_bytes()),
-        element(stored, data),
-    ];
-    element(14, &parts.concat())
-}
-
-fn compressed(array: &[u8]) -> Vec<u8> {
-    let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
-    zlib.write_all(array).unwrap();
-    let zipped = zlib.finish().unwrap();
-    [&15_u32.to_le_bytes()[..], &(zipped.len() as u32).to_le_bytes(), &zipped].concat()
-}
-
-fn mat(elements: &[Vec<u8>]) -> Vec<u8> {
-    let mut file = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".to_vec();
-    file.resize(124, b' ');
-    file.extend_from_slice(&[0, 1, b'I', b'M']);
-    file.extend(elements.concat());
-    file
+    published::array(name, class, dimensions, &[element(stored, data)])
 }
 
 /// `X`, of images from `first` on.
