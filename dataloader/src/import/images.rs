@@ -142,7 +142,7 @@ impl ImageImport {
     /// A source that isn't what it should be, an image that can't be used, a folder that holds something
     /// else, a disk that can't be written.
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<Vec<Split>> {
-        for (name, value) in [("shard-size", self.shard_size), ("max-side", self.max_side.unwrap_or(1))] {
+        for (name, value) in [("shard_size", self.shard_size), ("max_side", self.max_side.unwrap_or(1))] {
             if value == 0 {
                 return Err(Error::InvalidArgument(format!("{name} must be at least 1, not 0")));
             }

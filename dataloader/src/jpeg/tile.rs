@@ -14,7 +14,7 @@ use super::turbo::{self, Fault, Pixel};
 use crate::region::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
-pub const MARGIN: u32 = 2;
+pub(crate) const MARGIN: u32 = 2;
 
 /// Sides of a tile, in pixels, between which [`transcode`] chooses, and the one that it comes near to.
 const WIDTHS: std::ops::RangeInclusive<u32> = 16..=192;
