@@ -125,6 +125,12 @@ fn cifar100_has_its_fine_labels() {
     stdout(&import("cifar100", &folder, out.path(), &[]));
     assert_eq!(check(&train, 0, &[99, 0, 25]).class_names.unwrap()[99], "fine_99");
 
+    let lock = File::open(&train).unwrap();
+    lock.lock().unwrap();
+    let error = data_error(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
+    assert!(error.contains("another import is writing here"), "{error}");
+    lock.unlock().unwrap(); // not just closed: a process that another test is starting has it open, too
+
     // JPEG where it is asked for.
     stdout(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
     let dataset = Dataset::open(train.to_str().unwrap()).unwrap();

@@ -5,7 +5,6 @@
 //! shards, and an import that was killed goes on with the shards that have no name yet; its plan,
 //! `import.json`, lies beside them from the start, and `dataset.json` is written when all are there.
 
-use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +13,9 @@ use sha2::{Digest, Sha256};
 use super::places::Place;
 use super::plan::Plan;
 use super::prepare::Preparer;
-use super::{Outcome, Split, image_folder, imagenet};
+use super::{Outcome, Split, image_folder, imagenet, lock};
 use crate::dataset::DatasetInfo;
-use crate::error::{BadImage, Error, IoContext, Result};
+use crate::error::{BadImage, Error, Result};
 use crate::index::ShardIndex;
 use crate::random::{self, Domain};
 use crate::shard::{ShardWriter, shard_name};
@@ -175,12 +174,7 @@ impl ImageImport {
             let what = format!("{} classes; class numbers begin at 0, without large gaps", set.classes);
             return Err(Error::malformed(set.images.path(0), what));
         }
-        fs::create_dir_all(&folder).context("create folder", &folder)?;
-        // Released when the program ends, however it does. File systems without locks go without.
-        let lock = File::open(&folder).context("open", &folder)?;
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(Error::malformed(&folder, "another import is writing here; wait for it to end"));
-        }
+        let _lock = lock(&folder)?;
         self.plan(set).settle(&folder)?;
         files::remove_unfinished(&folder)?;
         let order = set.images.order(set.samples.len(), self.seed);

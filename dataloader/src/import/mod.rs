@@ -6,7 +6,7 @@
 //! import that was killed is gone on with.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -172,6 +172,7 @@ impl Import {
         info: &DatasetInfo,
         mut progress: impl FnMut(),
     ) -> Result<()> {
+        let _lock = lock(folder)?;
         clear(folder, split.name)?;
         let mut writer = ShardWriter::new(folder, split.name, self.shard_size)?;
         let mut encoder = Encoder::new(self.encoding)?;
@@ -211,10 +212,22 @@ fn is_complete(folder: &Path, expected: &DatasetInfo, encoding: Encoding) -> boo
     dataset.info() == Some(expected) && same_format
 }
 
+/// Makes `folder`, and this program the only one that imports into it while the lock is held: until it ends, however it
+/// does. File systems without locks go without.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).context("create folder", folder)?;
+    let lock = File::open(folder).context("open", folder)?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::malformed(folder, "another import is writing here; wait for it to end"))
+        }
+        _ => Ok(lock),
+    }
+}
+
 /// Makes `folder` ready to be written: incomplete from now on, and without shards of a split named `name`, of
 /// which a run with larger shards would leave some behind.
 fn clear(folder: &Path, name: &str) -> Result<()> {
-    fs::create_dir_all(folder).context("create folder", folder)?;
     DatasetInfo::remove(folder)?;
     for entry in folder.read_dir().context("list", folder)? {
         let path = entry.context("list", folder)?.path();
