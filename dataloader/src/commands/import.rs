@@ -121,7 +121,7 @@ struct Images {
     #[arg(long)]
     no_tile: bool,
 
-    /// Shrinks images whose longer side is over so many, and encodes them again at quality 95: this changes
+    /// Shrinks images whose longer side is over so many pixels, and encodes them again at quality 95: this changes
     /// the data.
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
