@@ -89,7 +89,7 @@ fn broken() -> Vec<(Vec<u8>, &'static str)> {
         (cut(&whole, whole.len() - 2), "broken JPEG"),
         (cut(&tiled, tiled.len() * 2 / 3), "broken JPEG"),
         (cut(&whole, 10), "broken JPEG"),
-        (vec![], "neither a JPEG nor a PNG"),
+        (vec![], "an empty file"),
         (vec![0; 500], "neither a JPEG nor a PNG"),
         (b"<!DOCTYPE html>".to_vec(), "neither a JPEG nor a PNG"),
         (giant, "65500x65500 pixels"),
@@ -156,7 +156,7 @@ fn bad_images_of_an_evaluation_are_left_out_and_told() {
         batches.iter().flat_map(|batch| &batch.bad).map(|bad| (bad.sample, &bad.key[..])).collect();
     assert_eq!(told, [(1, "k1"), (4, "k4"), (5, "k5")]);
     let error = serve(&dataset, OnBadSample::Fail, plans).unwrap_err().to_string();
-    assert!(error.contains("x-000000.tar, key 'k1': neither a JPEG nor a PNG"), "{error}");
+    assert!(error.contains("x-000000.tar, key 'k1': an empty file"), "{error}");
 }
 
 /// A shard that shrinks while it is open, or whose bytes change: an error each, no SIGBUS and no made-up picture.

@@ -72,7 +72,7 @@ fn fashion_mnist_becomes_shards() {
     write_source(source.path());
     let (train, test) = (out.path().join("train"), out.path().join("test"));
 
-    let text = stdout(&import(source.path(), out.path(), &["--samples-per-shard", "3"]));
+    let text = stdout(&import(source.path(), out.path(), &["--shard-size", "3"]));
     assert!(
         text.contains("train (samples: 7, shards: 3)") && text.contains("test (samples: 3, shards: 1)"),
         "{text}"
@@ -81,7 +81,7 @@ fn fashion_mnist_becomes_shards() {
 
     // Again: nothing to do, nothing touched.
     let modified = fs::metadata(train.join("train-000000.tar")).unwrap().modified().unwrap();
-    let text = stdout(&import(source.path(), out.path(), &["--samples-per-shard", "3"]));
+    let text = stdout(&import(source.path(), out.path(), &["--shard-size", "3"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     assert_eq!(fs::metadata(train.join("train-000000.tar")).unwrap().modified().unwrap(), modified);
 
@@ -99,7 +99,7 @@ fn fashion_mnist_becomes_shards() {
 fn inspect_tells_what_is_there() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_source(source.path());
-    stdout(&import(source.path(), out.path(), &["--samples-per-shard", "4"]));
+    stdout(&import(source.path(), out.path(), &["--shard-size", "4"]));
     let train = out.path().join("train");
     let text = stdout(&codinet_data(&["inspect", train.to_str().unwrap()]));
     for part in [
@@ -178,7 +178,7 @@ fn broken_sources_are_refused_before_anything_is_written() {
 fn wrong_usage_and_missing_data_have_their_exit_codes() {
     assert_eq!(codinet_data(&[]).status.code(), Some(2));
     assert_eq!(codinet_data(&["import", "fashion-mnist"]).status.code(), Some(2));
-    let zero = ["import", "fashion-mnist", "--src", "x", "--out", "x", "--samples-per-shard", "0"];
+    let zero = ["import", "fashion-mnist", "--src", "x", "--out", "x", "--shard-size", "0"];
     assert_eq!(codinet_data(&zero).status.code(), Some(2));
     assert!(stdout(&codinet_data(&["--help"])).contains("Examples:"));
     assert!(data_error(&codinet_data(&["inspect", "/nowhere/x-*.tar"])).contains("/nowhere/x-*.tar"));

@@ -1,17 +1,18 @@
 //! `codinet-data import` of CIFAR and SVHN, from small files of the published formats made here.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
-use std::process::Output;
 
 use codinet_dataloader::{Channels, Dataset, DatasetInfo, Decoder};
 use flate2::Compression;
-use flate2::write::{GzEncoder, ZlibEncoder};
+use flate2::write::GzEncoder;
 
 #[path = "dataloader_program.rs"]
 mod program;
-use program::{codinet_data, data_error, stdout};
+#[path = "dataloader_published.rs"]
+mod published;
+use program::{data_error, stdout};
+use published::{compressed, element, import, mat};
 
 /// One value of image `n` of the small files; rows, columns and channels can't be mistaken for one another.
 fn value(n: usize, row: usize, column: usize, channel: usize) -> u8 {
@@ -24,11 +25,6 @@ fn planes(n: usize, by_columns: bool) -> Vec<u8> {
         if by_columns { value(n, fast, slow, channel) } else { value(n, slow, fast, channel) }
     };
     (0..3 * 32 * 32).map(|i| at(i / 1024, i / 32 % 32, i % 32)).collect()
-}
-
-fn import(dataset: &str, source: &Path, out: &Path, more: &[&str]) -> Output {
-    let paths = ["--src", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    codinet_data(&[&["import", dataset], &paths[..], more].concat())
 }
 
 /// Checks that `folder` holds images `first`, `first + 1` and so on, with these labels, to the last pixel.
@@ -77,7 +73,7 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     let folder = source.path().join("cifar-10-batches-bin");
     let (train, test) = (out.path().join("train"), out.path().join("test"));
     write_cifar10(&folder);
-    let text = stdout(&import("cifar10", &folder, out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", &folder, out.path(), &["--shard-size", "4"]));
     assert!(text.contains("train (samples: 10, shards: 3)") && text.contains("test (samples: 2"), "{text}");
     let labels = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
     let info = check(&train, 0, &labels);
@@ -86,11 +82,11 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     check(&test, 10, &[9, 3]);
 
     // From the folder above: the same, so nothing to do. With the names of the file, if one is there: anew.
-    let text = stdout(&import("cifar10", source.path(), out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", source.path(), out.path(), &["--shard-size", "4"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     let names: String = (0..10).map(|class| format!("class {class}\n")).collect();
     fs::write(folder.join("batches.meta.txt"), names + "\n").unwrap();
-    let text = stdout(&import("cifar10", source.path(), out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", source.path(), out.path(), &["--shard-size", "4"]));
     assert!(!text.contains("already"), "{text}");
     assert_eq!(check(&train, 0, &labels).class_names.unwrap()[9], "class 9");
 
@@ -100,7 +96,7 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     let mut tar = tar::Builder::new(GzEncoder::new(File::create(&archive).unwrap(), Compression::default()));
     tar.append_dir_all("cifar-10-batches-bin", &folder).unwrap();
     tar.into_inner().unwrap().finish().unwrap();
-    let text = stdout(&import("cifar10", &archive, out.path(), &["--samples-per-shard", "4"]));
+    let text = stdout(&import("cifar10", &archive, out.path(), &["--shard-size", "4"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     fs::remove_file(train.join("dataset.json")).unwrap();
     let text = stdout(&import("cifar10", above.path(), out.path(), &[]));
@@ -128,6 +124,12 @@ fn cifar100_has_its_fine_labels() {
     fs::write(folder.join("fine_label_names.txt"), names).unwrap();
     stdout(&import("cifar100", &folder, out.path(), &[]));
     assert_eq!(check(&train, 0, &[99, 0, 25]).class_names.unwrap()[99], "fine_99");
+
+    let lock = File::open(&train).unwrap();
+    lock.lock().unwrap();
+    let error = data_error(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
+    assert!(error.contains("another import is writing here"), "{error}");
+    lock.unlock().unwrap(); // not just closed: a process that another test is starting has it open, too
 
     // JPEG where it is asked for.
     stdout(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
@@ -166,21 +168,6 @@ fn broken_cifar_files_are_refused_before_anything_is_written() {
     assert!(error.contains("data_batch_4.bin: missing; fetch or unpack cifar-10-binary.tar.gz"), "{error}");
 }
 
-/// A data element of a MAT-file: of up to 4 bytes in the tag itself, above it padded to 8.
-fn element(kind: u32, bytes: &[u8]) -> Vec<u8> {
-    let size = bytes.len() as u32;
-    if (1..=4).contains(&size) {
-        let mut element = (size << 16 | kind).to_le_bytes().to_vec();
-        element.extend_from_slice(bytes);
-        element.resize(8, 0);
-        return element;
-    }
-    let mut element = [kind.to_le_bytes(), size.to_le_bytes()].concat();
-    element.extend_from_slice(bytes);
-    element.resize(element.len().next_multiple_of(8), 0);
-    element
-}
-
 const DOUBLE: (u8, u32) = (6, 9);
 const UINT8: (u8, u32) = (9, 2);
 /// As MATLAB stores doubles that are small integers.
@@ -188,29 +175,7 @@ const DOUBLE_IN_BYTES: (u8, u32) = (6, 2);
 
 /// An array: its name, its class and the type its data are stored as, its dimensions, its data.
 fn array(name: &str, (class, stored): (u8, u32), dimensions: &[u32], data: &[u8]) -> Vec<u8> {
-    let dimensions: Vec<u8> = dimensions.iter().flat_map(|n| n.to_le_bytes()).collect();
-    let parts = [
-        element(6, &[class, 0, 0, 0, 0, 0, 0, 0]),
-        element(5, &dimensions),
-        element(1, name.as_bytes()),
-        element(stored, data),
-    ];
-    element(14, &parts.concat())
-}
-
-fn compressed(array: &[u8]) -> Vec<u8> {
-    let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
-    zlib.write_all(array).unwrap();
-    let zipped = zlib.finish().unwrap();
-    [&15_u32.to_le_bytes()[..], &(zipped.len() as u32).to_le_bytes(), &zipped].concat()
-}
-
-fn mat(elements: &[Vec<u8>]) -> Vec<u8> {
-    let mut file = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".to_vec();
-    file.resize(124, b' ');
-    file.extend_from_slice(&[0, 1, b'I', b'M']);
-    file.extend(elements.concat());
-    file
+    published::array(name, class, dimensions, &[element(stored, data)])
 }
 
 /// `X`, of images from `first` on.
@@ -237,7 +202,7 @@ fn write_svhn(folder: &Path) {
 fn svhn_from_mat_files_compressed_and_not() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_svhn(source.path());
-    let text = stdout(&import("svhn", source.path(), out.path(), &["--samples-per-shard", "2"]));
+    let text = stdout(&import("svhn", source.path(), out.path(), &["--shard-size", "2"]));
     assert!(text.contains("train (samples: 5, shards: 3)") && !text.contains("extra"), "{text}");
     let info = check(&out.path().join("train"), 0, &[0, 1, 2, 9, 0]);
     assert_eq!((info.name.as_str(), info.classes), ("svhn train", 10));
@@ -249,7 +214,7 @@ fn svhn_from_mat_files_compressed_and_not() {
     let other = array("notes", UINT8, &[1, 2], &[1, 2]);
     let extra = mat(&[other, compressed(&images(7, 3)), compressed(&labels)]);
     fs::write(source.path().join("extra_32x32.mat"), extra).unwrap();
-    let text = stdout(&import("svhn", source.path(), out.path(), &["--samples-per-shard", "2"]));
+    let text = stdout(&import("svhn", source.path(), out.path(), &["--shard-size", "2"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     check(&out.path().join("extra"), 7, &[0, 8, 7]);
 }

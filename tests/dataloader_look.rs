@@ -72,7 +72,8 @@ fn sound() -> Vec<(&'static str, &'static str, Vec<u8>, u32)> {
         ("b/copy", "jpg", plain(0), 1),
         ("b/progressive", "jpg", jpeg(5, 24, |jpeg| jpeg.set_progressive(true).unwrap()), 1),
         ("b/grey", "jpg", jpeg(6, 24, |jpeg| jpeg.set_subsamp(Subsamp::Gray).unwrap()), 1),
-        ("b/tiled", "jpg", with_segment(&plain(7), 0xDD, &[0xFF, 0xFF]), 1),
+        ("b/tiled", "jpg", codinet_dataloader::jpeg::tile::transcode(&plain(7)).unwrap(), 1),
+        ("b/restarts", "jpg", with_segment(&plain(10), 0xDD, &[0xFF, 0xFF]), 1),
         ("b/turned", "jpg", with_segment(&plain(8), 0xE1, &exif(6)), 1),
         ("b/upright", "jpg", with_segment(&plain(9), 0xE1, &exif(1)), 1),
         ("c/small", "png", png(&[1, 2, 3], 5, 4), 2),
@@ -86,14 +87,14 @@ fn verify_counts_what_is_odd_and_passes_what_is_sound() {
     write(folder.path(), &sound(), 4);
     let text = stdout(&codinet_data(&["verify", folder.path().to_str().unwrap(), "--threads", "3"]));
     for part in [
-        "samples     13 in 2 shards",
+        "samples     14 in 2 shards",
         "        1  JPEG grey\n",
-        "       10  JPEG YCbCr\n",
+        "       11  JPEG YCbCr\n",
         "        1  PNG RGB\n",
         "        1  PNG grey\n",
-        "1 progressive, 1 tiled (9.1 %)",
+        "1 progressive, 1 tiled (8.3 %)",
         "smallest 5x4, median 24x24, largest 300x200",
-        "classes     4 of 0 to 8 samples, the middle one of 4",
+        "classes     4 of 0 to 9 samples, the middle one of 4",
         "small: class 3 kind 3, 0 samples",
         "small: class 2 kind 2, 1 samples",
         "turned      1 by",
@@ -134,7 +135,7 @@ fn verify_names_every_bad_sample() {
         .collect();
     let expected = [
         ("bad/cut", "broken JPEG"),
-        ("bad/empty", "neither a JPEG nor a PNG"),
+        ("bad/empty", "an empty file"),
         ("bad/page", "neither a JPEG nor a PNG"),
         ("bad/label", "label 4 is outside the 4 classes"),
         ("bad/flipped", "broken PNG"),
@@ -146,7 +147,7 @@ fn verify_names_every_bad_sample() {
     assert!(report["bad"][0]["shard"].as_str().unwrap().ends_with("x-000001.tar"));
     assert_eq!(report["classes"][4]["samples"], 1, "the stray label is a class of its own");
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("5 bad of 18 samples"), "{error}");
+    assert!(error.contains("5 bad of 19 samples"), "{error}");
 
     // A shard cut short is refused as a whole.
     let shard = folder.path().join("x-000000.tar");

@@ -101,7 +101,6 @@ fn three_kills_of_random_ranks_are_survived() {
     assert!(weights(&whole) == weights(&killed), "the weights and momenta are the same to the bit");
 }
 
-/// A run that had no directory of its own goes on in the one that it was given, not in an older run of the same config.
 /// Whatever ends the launcher ends its job.
 #[test]
 fn a_launcher_that_is_killed_leaves_no_rank_behind() {
@@ -126,6 +125,7 @@ fn a_launcher_that_is_killed_leaves_no_rank_behind() {
     }
 }
 
+/// A run that had no directory of its own goes on in the one that it was given, not in an older run of the same config.
 #[test]
 fn a_restart_finds_its_own_run() {
     let bench = Bench::new();

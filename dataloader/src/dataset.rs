@@ -79,11 +79,7 @@ impl DatasetInfo {
 
     /// Removes `folder`'s `dataset.json`, if any: what is there is no longer complete.
     pub fn remove(folder: &Path) -> Result<()> {
-        let path = folder.join(Self::FILE);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.context("remove", &path),
-        }
+        files::remove(&folder.join(Self::FILE))
     }
 }
 
@@ -397,7 +393,7 @@ impl Shard {
     /// only behind the first dot.
     fn key<'a>(&self, name: &'a str) -> &'a str {
         match self.contents {
-            Contents::Tar(_) => crate::shard::split_name(name).0,
+            Contents::Tar(_) => crate::shard::key_and_extension(name).0,
             Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // it is a path
             Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
         }

@@ -10,7 +10,7 @@ use std::io::Cursor;
 use crate::error::{BadImage, Error, Result};
 use crate::jpeg::tile::{MARGIN, Tiles};
 use crate::jpeg::turbo::{self, Fault, Pixel};
-use crate::transform::Region;
+use crate::region::Region;
 
 /// The most pixels an image may have: Pillow's limit, kept so that a broken header can't ask for all memory.
 pub const MOST_PIXELS: u64 = 178_956_970;
@@ -57,6 +57,26 @@ pub enum Format {
     Png,
 }
 
+impl Format {
+    /// By the first bytes.
+    ///
+    /// # Errors
+    /// Those of neither.
+    pub fn of(encoded: &[u8]) -> Result<Format, BadImage> {
+        match encoded {
+            [] => Err(BadImage("an empty file; replace the image".into())),
+            [0xFF, 0xD8, ..] => Ok(Format::Jpeg),
+            [0x89, b'P', b'N', b'G', ..] => Ok(Format::Png),
+            _ => {
+                let start = &encoded[..encoded.len().min(4)];
+                let what =
+                    format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
+                Err(BadImage(what))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
@@ -97,7 +117,7 @@ impl Header {
 
     /// The whole image.
     pub fn whole(&self) -> Region {
-        Region { left: 0, top: 0, width: self.width, height: self.height }
+        Region::whole(self.width, self.height)
     }
 }
 
@@ -117,10 +137,10 @@ impl Decoder {
 
     /// Reads an image's header, and refuses what [`decode`](Self::decode) couldn't decode for its format or size.
     pub fn header(&mut self, encoded: &[u8]) -> Result<Header, BadImage> {
-        let (format, width, height, layout) = if encoded.starts_with(&[0xFF, 0xD8]) {
-            if self.tiles.find(encoded) {
-                (Format::Jpeg, self.tiles.width, self.tiles.height, Layout::Tiled)
-            } else {
+        let format = Format::of(encoded)?;
+        let (width, height, layout) = match format {
+            Format::Jpeg if self.tiles.find(encoded) => (self.tiles.width, self.tiles.height, Layout::Tiled),
+            Format::Jpeg => {
                 let turbo::Frame { width, height, cmyk, block, progressive } =
                     turbo::frame(encoded).map_err(jpeg_error)?;
                 let layout = match block {
@@ -129,17 +149,13 @@ impl Decoder {
                     }
                     _ => Layout::Whole { cmyk },
                 };
-                (Format::Jpeg, width, height, layout)
+                (width, height, layout)
             }
-        } else if encoded.starts_with(b"\x89PNG") {
-            let mut decoder = png::Decoder::new(Cursor::new(encoded));
-            let info = decoder.read_header_info().map_err(png_error)?;
-            (Format::Png, info.width, info.height, Layout::Whole { cmyk: false })
-        } else {
-            let start = &encoded[..encoded.len().min(4)];
-            return Err(BadImage(format!(
-                "neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image"
-            )));
+            Format::Png => {
+                let mut decoder = png::Decoder::new(Cursor::new(encoded));
+                let info = decoder.read_header_info().map_err(png_error)?;
+                (info.width, info.height, Layout::Whole { cmyk: false })
+            }
         };
         match u64::from(width) * u64::from(height) {
             1..=MOST_PIXELS => Ok(Header { format, width, height, layout }),
@@ -419,7 +435,7 @@ mod tests {
         let whole = textured_jpeg();
         let (body, end) = whole.split_at(whole.len() - 2);
         let padded = [body, &[0; 5], end].concat();
-        let all = Region { left: 0, top: 0, width: 64, height: 64 };
+        let all = Region::whole(64, 64);
         // libjpeg-turbo warns, or this test tests nothing.
         assert!(turbo::decode(&padded, all, Pixel::Grey, &mut Vec::new()).unwrap_err().warning);
         assert_eq!(decode(&padded, Channels::Grey).unwrap().1, decode(&whole, Channels::Grey).unwrap().1);
@@ -427,7 +443,7 @@ mod tests {
 
     #[test]
     fn other_bytes_and_giants_are_refused() {
-        assert!(decode(b"", Channels::Grey).unwrap_err().0.contains("neither a JPEG nor a PNG"));
+        assert!(decode(b"", Channels::Grey).unwrap_err().0.contains("an empty file"));
         assert!(decode(b"GIF89a...", Channels::Grey).unwrap_err().0.contains("[47, 49, 46, 38]"));
 
         let mut giant = encode(Encoding::Jpeg { quality: 90 }, &[0; 64], 8, 8, Channels::Grey);

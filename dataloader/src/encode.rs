@@ -59,27 +59,33 @@ impl Encoder {
             return Err(invalid(&format!("{found} bytes for {width}x{height}x{}", channels.count())));
         }
         match self.encoding {
-            Encoding::Jpeg { .. } => self.encode_jpeg(pixels, width as usize, height as usize, channels),
+            Encoding::Jpeg { .. } => {
+                let sampling = match channels {
+                    Channels::Grey => Subsamp::Gray,
+                    Channels::Rgb => Subsamp::None,
+                };
+                self.encode_jpeg(pixels, (width, height), channels, sampling)
+            }
             Encoding::Png => encode_png(pixels, width, height, channels),
         }
     }
 
-    fn encode_jpeg(
+    /// As [`encode`](Self::encode), a JPEG of this chroma sampling.
+    pub(crate) fn encode_jpeg(
         &mut self,
         pixels: &[u8],
-        width: usize,
-        height: usize,
+        (width, height): (u32, u32),
         channels: Channels,
+        sampling: Subsamp,
     ) -> Result<Vec<u8>> {
-        let (format, subsampling) = match channels {
-            Channels::Grey => (PixelFormat::GRAY, Subsamp::Gray),
-            Channels::Rgb => (PixelFormat::RGB, Subsamp::None),
+        let format = match channels {
+            Channels::Grey => PixelFormat::GRAY,
+            Channels::Rgb => PixelFormat::RGB,
         };
+        let (width, height) = (width as usize, height as usize);
         let image = Image { pixels, width, pitch: width * channels.count(), height, format };
-        self.jpeg
-            .set_subsamp(subsampling)
-            .and_then(|()| self.jpeg.compress_to_vec(image))
-            .map_err(|error| invalid(&error))
+        let encoded = self.jpeg.set_subsamp(sampling).and_then(|()| self.jpeg.compress_to_vec(image));
+        encoded.map_err(|error| invalid(&error))
     }
 }
 

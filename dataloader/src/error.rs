@@ -74,13 +74,13 @@ pub enum Error {
         pattern: String,
     },
 
-    /// The shards found aren't all of those (or more than those) that `dataset.json` counts.
+    /// The shards found aren't all of those (or more than those) that `dataset.json`, or another tool's list, counts.
     #[error(
         "expected {expected} {unit}, found {found}, by {}; copy the missing shards, or write the dataset again",
         manifest.display()
     )]
     Incomplete {
-        /// The `dataset.json` that states the count.
+        /// The file that states the count.
         manifest: PathBuf,
         /// `shards` or `samples`.
         unit: &'static str,

@@ -1,7 +1,7 @@
 //! Files that are either there and whole, or not there.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +19,14 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary); // the first error is the one to report
     }
     written.context("write", path)
+}
+
+/// Removes the file at `path`, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.context("remove", path),
+    }
 }
 
 /// Removes what killed programs left in `folder` of files that never got their names. Only for who alone writes

@@ -9,8 +9,8 @@ use crate::dataset::{Dataset, DatasetInfo};
 use crate::decode::{Channels, Decoder};
 use crate::index;
 use crate::jpeg::tile;
+use crate::region::Region;
 use crate::shard_list::ShardList;
-use crate::transform::Region;
 
 /// Opens `tar` as a shard in `folder`, and reads all its samples: what a scan has found must be there.
 pub fn shard(folder: &Path, tar: &[u8]) {

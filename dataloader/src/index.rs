@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::files;
-use crate::shard::{is_image, is_label, split_name};
+use crate::shard::{is_image, is_label, key_and_extension};
 use crate::source::{LocalFile, ScanReader, Source};
 
 const FORMAT: &str = "codinet-index 2";
@@ -65,7 +65,7 @@ pub struct IndexedSample<'a> {
 impl<'a> IndexedSample<'a> {
     /// The sample's key: the name up to the first dot of its file name.
     pub fn key(&self) -> &'a str {
-        split_name(self.name).0
+        key_and_extension(self.name).0
     }
 }
 
@@ -156,10 +156,10 @@ impl ShardIndex {
         Ok(scan.index)
     }
 
-    /// The index in the file `idx`, if it was made for `source` in its present state.
-    pub(crate) fn load(idx: &Path, source: &Source) -> Option<ShardIndex> {
+    /// The index beside `tar`, a shard's file or its copy, if it was made for `source` in its present state.
+    pub(crate) fn load(tar: &Path, source: &Source) -> Option<ShardIndex> {
         let mut text = String::new();
-        File::open(idx).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
+        File::open(index_path(tar)).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
         parse(&text, source.size()).filter(|index| index.version == source.version())
     }
 
@@ -289,7 +289,7 @@ impl Scan<'_> {
         header: u32,
         contents: &mut impl Read,
     ) -> Result<()> {
-        let (key, extension) = split_name(name);
+        let (key, extension) = key_and_extension(name);
         if !is_image(extension) && !is_label(extension) {
             return Ok(());
         }

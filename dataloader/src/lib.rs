@@ -6,22 +6,15 @@
 //! ```
 //!
 //! Two properties hold throughout. *Order*: which samples a batch holds and how each is cropped is a pure
-//! function of (seed, epoch, position, view), see [`random`] and [`order`]; the number of threads, the number
+//! function of (seed, epoch, position, view), see [`random`] and [`EpochOrder`]; the number of threads, the number
 //! of ranks and timing have no part in it. *Honesty*: whatever is wrong with the data is an [`Error`] that
 //! names the shard and the key; nothing is skipped or padded in silence.
 
-pub mod dataset;
-pub mod decode;
 pub mod encode;
-pub mod error;
 pub mod import;
 pub mod index;
 pub mod jpeg;
-pub mod loader;
-pub mod mix;
-pub mod order;
 pub mod random;
-pub mod shard;
 pub mod sheet;
 pub mod transform;
 pub mod verify;
@@ -30,20 +23,29 @@ pub mod verify;
 #[doc(hidden)]
 pub mod fuzzing;
 
+mod dataset;
+mod decode;
+mod error;
 mod files;
 mod folder;
+mod loader;
+mod mix;
+mod order;
 mod parallel;
 mod pattern;
 mod pool;
+mod region;
 mod resize;
+mod shard;
 mod shard_list;
 mod source;
 
-pub use dataset::{Cache, Dataset, DatasetInfo, Options, SampleInfo};
-pub use decode::{Channels, Decoder};
+pub use dataset::{Cache, Dataset, DatasetInfo, Options, SampleInfo, ShardInfo};
+pub use decode::{Channels, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
 pub use loader::{BadSample, Batch, BatchPlan, Loader, LoaderSpec, OnBadSample};
 pub use mix::{Mix, Mixed};
 pub use order::{EpochOrder, Lanes, Spares, eval_samples};
+pub use region::Region;
 pub use shard::ShardWriter;
 pub use transform::{Augment, Crop, Transform};

@@ -14,7 +14,8 @@ use crate::error::{BadImage, Error, Result};
 use crate::order::Spares;
 use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
-use crate::transform::{Augmenter, Region, Renderer, Transform, View};
+use crate::region::Region;
+use crate::transform::{Augmenter, Renderer, Transform, View};
 
 /// What a [`Loader`] makes of each sample, and with how many hands.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,11 +134,10 @@ impl Loader {
             }
         }
         let view_bytes = spec.image_size as usize * spec.image_size as usize * channels.count();
-        let workers: Result<Vec<Worker>> = (0..spec.threads)
-            .map(|_| Worker::new(dataset.clone(), spec.clone(), channels, view_bytes))
-            .collect();
+        let worker = |_| Worker::new(dataset.clone(), spec.clone(), channels, view_bytes);
+        let workers = (0..spec.threads).map(worker).collect();
         let mut loader = Loader {
-            pool: Some(Pool::new(workers?)?),
+            pool: Some(Pool::new(workers)?),
             plan: Box::new(plan.fuse()),
             in_flight: VecDeque::with_capacity(spec.prefetch),
             prefetch: spec.prefetch,
@@ -175,26 +175,7 @@ impl Loader {
             self.in_flight.push_back(pool.submit(plan, buffer));
         }
     }
-}
 
-impl Iterator for Loader {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Result<Batch>> {
-        let front = self.in_flight.pop_front()?;
-        self.top_up();
-        let start = Instant::now();
-        let done = front.wait();
-        self.waited += start.elapsed();
-        if done.is_err() {
-            self.in_flight.clear();
-            self.pool = None; // no batch is served after an error
-        }
-        Some(done.map(|(images, served)| self.batch(front.plan.epoch, images, served)))
-    }
-}
-
-impl Loader {
     /// Puts a batch together; slots that stayed empty are closed up.
     fn batch(&self, epoch: u64, mut images: BytesMut, served: Vec<Served>) -> Batch {
         let mut batch = Batch {
@@ -218,6 +199,23 @@ impl Loader {
         images.truncate(batch.samples.len() * self.sample_bytes);
         batch.images = images;
         batch
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        let front = self.in_flight.pop_front()?;
+        self.top_up();
+        let start = Instant::now();
+        let done = front.wait();
+        self.waited += start.elapsed();
+        if done.is_err() {
+            self.in_flight.clear();
+            self.pool = None; // no batch is served after an error
+        }
+        Some(done.map(|(images, served)| self.batch(front.plan.epoch, images, served)))
     }
 }
 
@@ -247,25 +245,30 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Result<Worker> {
-        let (decoder, renderer, augmenter) = (Decoder::new(), Renderer::new(), Augmenter::new());
-        let (encoded, pixels, views, regions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (groups, group_of) = (Vec::new(), Vec::new());
-        Ok(Worker {
+    fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Worker {
+        Worker {
             dataset,
             spec,
             channels,
             view_bytes,
-            decoder,
-            renderer,
-            augmenter,
-            encoded,
-            pixels,
-            views,
-            regions,
-            groups,
-            group_of,
-        })
+            decoder: Decoder::new(),
+            renderer: Renderer::new(),
+            augmenter: Augmenter::new(),
+            encoded: Vec::new(),
+            pixels: Vec::new(),
+            views: Vec::new(),
+            regions: Vec::new(),
+            groups: Vec::new(),
+            group_of: Vec::new(),
+        }
+    }
+
+    /// Fills `piece` and returns the label.
+    fn serve(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
+        let dataset = self.dataset.clone();
+        let info = dataset.read(sample as usize, &mut self.encoded)?;
+        self.render(epoch, sample, piece).map_err(|bad| bad.at(info.shard, info.key))?;
+        Ok(info.label.into())
     }
 
     /// All views of the encoded image, [M, H, W, C].
@@ -323,23 +326,14 @@ impl Fill for Worker {
                 None => return Ok(Served { sample: None, bad }),
                 Some(spares) if bad.len() < Spares::MOST => spares.sample(slot, bad.len()),
                 Some(_) => {
-                    let last = &bad[bad.len() - 1].reason;
-                    return Err(Error::InvalidArgument(format!(
-                        "{} samples one after another can't be used; the last: {last}",
-                        bad.len()
-                    )));
+                    let count = bad.len();
+                    let BadSample { shard, key, reason, .. } = bad.swap_remove(count - 1);
+                    let reason = format!(
+                        "{count} samples one after another can't be used, this one the last: {reason}"
+                    );
+                    return Err(Error::Undecodable { shard, key, reason });
                 }
             }
         }
-    }
-}
-
-impl Worker {
-    /// Fills `piece` and returns the label.
-    fn serve(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
-        let dataset = self.dataset.clone();
-        let info = dataset.read(sample as usize, &mut self.encoded)?;
-        self.render(epoch, sample, piece).map_err(|bad| bad.at(info.shard, info.key))?;
-        Ok(info.label.into())
     }
 }

@@ -38,13 +38,8 @@ enum Command {
 const EXAMPLES: &str = "\
 Examples:
   codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
-  codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
-  codinet-data import imagenet --src downloads --out data/imagenet
-  codinet-data index data/imagenet/train
   codinet-data inspect data/fashion-mnist/train
-  codinet-data bench data/imagenet/train --threads 8 --views 2
-  codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png
-  codinet-data verify data/imagenet/train
+  codinet-data import --help              and every other command has examples of its own
 
 Exit codes: 0 done, 2 wrong usage, 3 something is wrong with the data or a disk.";
 
@@ -52,6 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(shell) = cli.completions {
         clap_complete::generate(shell, &mut Cli::command(), "codinet-data", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
     }
     let result = match cli.command {
         Some(Command::Import(arguments)) => commands::import::run(&arguments),

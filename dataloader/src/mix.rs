@@ -15,7 +15,7 @@ use crate::decode::Channels;
 use crate::error::{Error, Result};
 use crate::loader::Batch;
 use crate::random::{self, Domain, below, unit};
-use crate::transform::Region;
+use crate::region::Region;
 
 /// How batches are mixed; the default is not at all. With both, a coin decides for each global batch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

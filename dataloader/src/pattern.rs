@@ -113,19 +113,17 @@ fn tars_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(shards)
 }
 
-fn globbed(pattern: &str) -> Result<Vec<PathBuf>> {
+/// The paths that a glob takes, sorted; a folder in its way that can't be listed is an error.
+pub(crate) fn globbed(pattern: &str) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(pattern).map_err(|error| {
         Error::InvalidArgument(format!("'{pattern}' isn't a glob: {error}; mend the pattern"))
     })?;
-    let mut shards = Vec::new();
-    for path in paths {
-        shards.push(path.map_err(|error| {
-            let path = error.path().to_owned();
-            Error::Io { action: "list", path, cause: error.into() }
-        })?);
-    }
-    shards.sort();
-    Ok(shards)
+    let found = paths.map(|path| {
+        path.map_err(|error| Error::Io { action: "list", path: error.path().to_owned(), cause: error.into() })
+    });
+    let mut found: Vec<PathBuf> = found.collect::<Result<_>>()?;
+    found.sort();
+    Ok(found)
 }
 
 /// `x-{000000..000012}.tar`: 13 paths. The numbers are as wide as the first one is written.

@@ -5,7 +5,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 use crate::decode::Channels;
 use crate::error::BadImage;
-use crate::transform::Region;
+use crate::region::Region;
 
 /// The size of an image of `width` × `height` pixels whose longer side has been brought to `longest`; no side
 /// is 0.
@@ -67,7 +67,7 @@ pub(crate) fn resized(
     to: (u32, u32),
     channels: Channels,
 ) -> Result<Vec<u8>, BadImage> {
-    let region = Region { left: 0, top: 0, width: from.0, height: from.1 };
+    let region = Region::whole(from.0, from.1);
     let mut out = vec![0; to.0 as usize * to.1 as usize * channels.count()];
     Resize::new().resize(Source { pixels, size: from, region, channels }, to, &mut out)?;
     Ok(out)

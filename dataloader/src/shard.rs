@@ -15,7 +15,7 @@ use crate::index::ShardIndex;
 
 /// Splits a member's path into the sample's key and the extension, at the first dot of the file name:
 /// `train/n01440764_18.JPEG` is (`train/n01440764_18`, `JPEG`). The extension is empty where there is no dot.
-pub fn split_name(name: &str) -> (&str, &str) {
+pub fn key_and_extension(name: &str) -> (&str, &str) {
     let file_name_at = name.rfind('/').map_or(0, |slash| slash + 1);
     match name[file_name_at..].find('.') {
         Some(dot) => (&name[..file_name_at + dot], &name[file_name_at + dot + 1..]),
@@ -41,11 +41,12 @@ pub(crate) fn shard_name(name: &str, number: u32) -> String {
 /// Writes samples to `NAME-000000.tar`, `NAME-000001.tar`, …, each with its index.
 ///
 /// The bytes written are a function of the samples alone: owners and times in the headers are constants.
-/// A shard gets its name only when it is complete and on disk; until then it ends in `.tar.tmp`.
+/// A shard gets its name only when it is complete and on disk; until then it ends in `.tar.tmp`, and is removed where
+/// writing ends before that, unless the program is killed.
 pub struct ShardWriter {
     folder: PathBuf,
     name: String,
-    samples_per_shard: u32,
+    shard_size: u32,
     shards: u32,
     samples: u64,
     open: Option<OpenShard>,
@@ -53,22 +54,31 @@ pub struct ShardWriter {
 
 struct OpenShard {
     tar: tar::Builder<BufWriter<File>>,
-    temporary: PathBuf,
+    temporary: Temporary,
     path: PathBuf,
     samples: u32,
 }
 
+/// A file that goes away with its writer, but where it has got another name by then.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 impl ShardWriter {
     /// Creates `folder` where needed. Existing shards of this name are overwritten one by one.
-    pub fn new(folder: &Path, name: &str, samples_per_shard: u32) -> Result<ShardWriter> {
-        if samples_per_shard == 0 {
-            return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
+    pub fn new(folder: &Path, name: &str, shard_size: u32) -> Result<ShardWriter> {
+        if shard_size == 0 {
+            return Err(Error::InvalidArgument("shard_size must be at least 1, not 0".into()));
         }
         fs::create_dir_all(folder).context("create folder", folder)?;
         Ok(ShardWriter {
             folder: folder.to_owned(),
             name: name.to_owned(),
-            samples_per_shard,
+            shard_size,
             shards: 0,
             samples: 0,
             open: None,
@@ -88,7 +98,11 @@ impl ShardWriter {
     pub fn write(&mut self, key: &str, extension: &str, image: &[u8], label: u32) -> Result<()> {
         let image_name = format!("{key}.{extension}");
         let control = key.contains(char::is_control);
-        if key.is_empty() || key.ends_with('/') || control || split_name(&image_name) != (key, extension) {
+        if key.is_empty()
+            || key.ends_with('/')
+            || control
+            || key_and_extension(&image_name) != (key, extension)
+        {
             return Err(Error::InvalidArgument(format!(
                 "'{key}' can't be a sample's key; give it a file name without dots and control characters"
             )));
@@ -106,7 +120,7 @@ impl ShardWriter {
         shard.append(&format!("{key}.cls"), label.to_string().as_bytes())?;
         shard.samples += 1;
         self.samples += 1;
-        if shard.samples == self.samples_per_shard {
+        if shard.samples == self.shard_size {
             shard.complete(&self.folder)?;
         } else {
             self.open = Some(shard);
@@ -127,7 +141,8 @@ impl ShardWriter {
         let temporary = path.with_extension("tar.tmp");
         let file = File::create(&temporary).context("create", &temporary)?;
         self.shards += 1;
-        Ok(OpenShard { tar: tar::Builder::new(BufWriter::new(file)), temporary, path, samples: 0 })
+        let (tar, temporary) = (tar::Builder::new(BufWriter::new(file)), Temporary(temporary));
+        Ok(OpenShard { tar, temporary, path, samples: 0 })
     }
 }
 
@@ -146,7 +161,7 @@ impl OpenShard {
         header.set_mtime(0);
         header.set_entry_type(tar::EntryType::Regular);
         header.set_cksum();
-        self.tar.append(&header, contents).context("write", &self.temporary)
+        self.tar.append(&header, contents).context("write", &self.temporary.0)
     }
 
     /// Brings the shard to disk under its name, then writes its index.
@@ -154,8 +169,8 @@ impl OpenShard {
         let OpenShard { tar, temporary, path, .. } = self;
         tar.into_inner()
             .and_then(|mut buffer| buffer.flush().and_then(|()| buffer.get_ref().sync_all()))
-            .context("write", &temporary)?;
-        fs::rename(&temporary, &path).context("rename to", &path)?;
+            .context("write", &temporary.0)?;
+        fs::rename(&temporary.0, &path).context("rename to", &path)?;
         files::sync_folder(folder)?;
         ShardIndex::rebuild(&path)?.save(&path) // the index holds the modification time: after the rename
     }
@@ -167,9 +182,9 @@ mod tests {
 
     #[test]
     fn keys_end_at_the_first_dot_of_the_file_name() {
-        assert_eq!(split_name("a.jpg"), ("a", "jpg"));
-        assert_eq!(split_name("v1.0/b_2.seg.png"), ("v1.0/b_2", "seg.png"));
-        assert_eq!(split_name("dir.d/none"), ("dir.d/none", ""));
+        assert_eq!(key_and_extension("a.jpg"), ("a", "jpg"));
+        assert_eq!(key_and_extension("v1.0/b_2.seg.png"), ("v1.0/b_2", "seg.png"));
+        assert_eq!(key_and_extension("dir.d/none"), ("dir.d/none", ""));
     }
 
     #[test]
@@ -181,6 +196,16 @@ mod tests {
         }
         assert!(matches!(writer.write("a", "gif", b"", 0), Err(Error::InvalidArgument(_))));
         assert!(matches!(ShardWriter::new(folder.path(), "x", 0), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn an_unfinished_shard_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::new(folder.path(), "x", 10).unwrap();
+        writer.write("a", "png", b"image", 0).unwrap();
+        assert!(folder.path().join("x-000000.tar.tmp").exists());
+        drop(writer);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

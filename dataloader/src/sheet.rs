@@ -43,21 +43,14 @@ impl Sheet {
         let side = spec.image_size as usize;
         let (row, column) = (LETTER + GAP / 2 + side + GAP, side + GAP);
         let width = spec.views.saturating_add(1).saturating_mul(column).saturating_add(GAP).max(LEAST_WIDTH);
-        let height = samples.len().saturating_mul(row).saturating_add(GAP);
-        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
-            return Err(Error::InvalidArgument(format!(
-                "a sheet of {width}x{height} pixels is too large; ask for fewer or smaller views, or fewer samples"
-            )));
-        }
-        let mut sheet =
-            Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] };
+        let mut sheet = Sheet::white(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
         let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan::new(0, vec![sample])).collect();
         let mut decoder = Decoder::new();
         for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
             let batch = batch?;
             let top = GAP + number * row;
             let below = top + LETTER + GAP / 2;
-            sheet.label(dataset, &batch, top)?;
+            sheet.label(dataset, &batch, top);
             let (pixels, size) =
                 original(dataset, batch.samples[0], spec.image_size, channels, &mut decoder)?;
             sheet.put(&pixels, size, channels, GAP, below);
@@ -90,14 +83,7 @@ impl Sheet {
         let longest = rows.iter().map(|(_, samples)| samples.len()).max().unwrap_or(0);
         let text = rows.iter().map(|(text, _)| text.chars().count() * LETTER).max().unwrap_or(0);
         let width = (longest * column).max(text) + 2 * GAP;
-        let height = rows.len() * row + GAP;
-        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
-            return Err(Error::InvalidArgument(format!(
-                "a sheet of {width}x{height} pixels is too large; ask for fewer images"
-            )));
-        }
-        let mut sheet =
-            Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] };
+        let mut sheet = Sheet::white(width, rows.len() * row + GAP)?;
         let plan: Vec<_> = rows.iter().map(|(_, samples)| BatchPlan::new(0, samples.clone())).collect();
         let spec = LoaderSpec { views: 1, ..spec.clone() };
         for (number, batch) in Loader::new(dataset.clone(), spec, plan.into_iter())?.enumerate() {
@@ -121,14 +107,23 @@ impl Sheet {
         Encoder::new(Encoding::Png)?.encode(&self.pixels, self.width, self.height, Channels::Rgb)
     }
 
-    fn label(&mut self, dataset: &Dataset, batch: &Batch, top: usize) -> Result<()> {
+    fn white(width: usize, height: usize) -> Result<Sheet> {
+        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
+            return Err(Error::InvalidArgument(format!(
+                "a sheet of {width}x{height} pixels is too large; ask for fewer images or smaller ones"
+            )));
+        }
+        Ok(Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] })
+    }
+
+    /// Writes the class and the key of a batch of one sample.
+    fn label(&mut self, dataset: &Dataset, batch: &Batch, top: usize) {
         let label = batch.labels[0];
         let names = dataset.info().and_then(|info| info.class_names.as_deref()).unwrap_or_default();
         let name = usize::try_from(label).ok().and_then(|label| names.get(label));
         let key = dataset.meta(batch.samples[0] as usize).map_or("", |info| info.key);
         let class = name.map_or_else(|| format!("class {label}"), |name| format!("{label} {name}"));
         self.write(&format!("{class}  {key}"), GAP, top);
-        Ok(())
     }
 
     /// Writes a line, as far as there is room. What isn't ASCII becomes a question mark.

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use turbojpeg::{Colorspace, Decompressor};
+use turbojpeg::Colorspace;
 
 use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder, Format};
-use crate::error::{BadImage, Error, Result};
+use crate::error::{BadImage, Result};
 use crate::parallel;
 
 /// What was found; `--json` prints it.
@@ -30,7 +30,7 @@ pub struct Report {
     pub jpegs: u64,
     /// JPEGs that are progressive.
     pub progressive: u64,
-    /// JPEGs with restart markers, by which a part can be decoded alone.
+    /// JPEGs that restart markers cut into tiles, so that a part is decoded without the rest.
     pub tiled: u64,
     /// Sizes of the images that decode; null where none does.
     pub sizes: Option<Sizes>,
@@ -120,11 +120,12 @@ pub fn verify(dataset: &Dataset, threads: usize, progress: &(dyn Fn(u64, u64) + 
     let examine = |examiner: &mut Examiner, piece: usize| {
         let samples = piece * PIECE..dataset.len().min((piece + 1) * PIECE);
         let before = examiner.seen.bytes;
-        examiner.examine(dataset, channels, samples.clone())?;
+        examiner.examine(dataset, channels, samples.clone());
         progress(samples.len() as u64, examiner.seen.bytes - before);
         Ok(())
     };
-    let examiners = parallel::for_each(dataset.len().div_ceil(PIECE), threads, Examiner::new, examine)?;
+    let start = || Ok(Examiner::default());
+    let examiners = parallel::for_each(dataset.len().div_ceil(PIECE), threads, start, examine)?;
     let mut seen = Seen::default();
     for examiner in examiners {
         seen.add(examiner.seen);
@@ -166,23 +167,16 @@ impl Seen {
     }
 }
 
+#[derive(Default)]
 struct Examiner {
     decoder: Decoder,
-    headers: Decompressor,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
     seen: Seen,
 }
 
 impl Examiner {
-    fn new() -> Result<Examiner> {
-        let headers = Decompressor::new()
-            .map_err(|error| Error::Exhausted(format!("cannot start a JPEG decoder: {error}")))?;
-        let (encoded, pixels) = (Vec::new(), Vec::new());
-        Ok(Examiner { decoder: Decoder::new(), headers, encoded, pixels, seen: Seen::default() })
-    }
-
-    fn examine(&mut self, dataset: &Dataset, channels: Channels, samples: Range<usize>) -> Result<()> {
+    fn examine(&mut self, dataset: &Dataset, channels: Channels, samples: Range<usize>) {
         for sample in samples {
             let number = sample as u32; // a dataset has no more
             let label = match dataset.read(sample, &mut self.encoded) {
@@ -205,11 +199,11 @@ impl Examiner {
                 self.seen.bad.push((number, reason));
             }
         }
-        Ok(())
     }
 
     fn decode(&mut self, channels: Channels) -> Result<(), BadImage> {
         let header = self.decoder.header(&self.encoded)?;
+        self.seen.tiled += u64::from(header.is_tiled());
         self.decoder.decode(&self.encoded, &header, channels, &mut self.pixels)?;
         let pixels = u64::from(header.width) * u64::from(header.height);
         *self.seen.sizes.entry((pixels, header.width, header.height)).or_default() += 1;
@@ -219,10 +213,10 @@ impl Examiner {
     /// Counts what the header says, if it can be read.
     fn count_oddities(&mut self, number: u32) {
         let seen = &mut self.seen;
-        let colours = if let Ok(header) = self.headers.read_header(&self.encoded) {
+        let Ok(format) = Format::of(&self.encoded) else { return };
+        let colours = if let Ok(header) = turbojpeg::read_header(&self.encoded) {
             seen.jpegs += 1;
             seen.progressive += u64::from(header.is_progressive);
-            seen.tiled += u64::from(has_restarts(&self.encoded));
             match header.colorspace {
                 Colorspace::RGB => "RGB",
                 Colorspace::YCbCr => "YCbCr",
@@ -235,28 +229,9 @@ impl Examiner {
         } else {
             return;
         };
-        let format = if self.encoded.starts_with(b"\x89PNG") { Format::Png } else { Format::Jpeg };
         *seen.kinds.entry(format!("{format} {colours}")).or_default() += 1;
         if let Some(orientation @ 2..=8) = orientation(&self.encoded) {
             seen.turned.push((number, orientation));
-        }
-    }
-}
-
-/// Whether a JPEG's header sets an interval of restart markers.
-fn has_restarts(jpeg: &[u8]) -> bool {
-    const DRI: u8 = 0xDD;
-    const SOS: u8 = 0xDA;
-    let mut rest = jpeg.get(2..).unwrap_or_default();
-    loop {
-        match *rest {
-            [0xFF, 0xFF, ..] => rest = &rest[1..],
-            [0xFF, DRI, _, _, high, low, ..] if [high, low] != [0, 0] => return true,
-            [0xFF, marker, high, low, ..] if marker != SOS => {
-                let length = usize::from(u16::from_be_bytes([high, low]));
-                rest = rest.get(2 + length..).unwrap_or_default();
-            }
-            _ => return false,
         }
     }
 }

@@ -52,10 +52,13 @@ pub enum Ranks {
     Number(usize),
 }
 
+/// More ranks than anyone starts; sums of so many cannot overflow.
+const MOST_RANKS: usize = 1_000_000;
+
 fn ranks(text: &str) -> Result<Ranks, String> {
     match (text, text.parse()) {
         ("auto", _) => Ok(Ranks::Auto),
-        (_, Ok(n @ 1..=1_000_000)) => Ok(Ranks::Number(n)),
+        (_, Ok(n @ 1..=MOST_RANKS)) => Ok(Ranks::Number(n)),
         _ => Err("neither a number from 1 on nor auto".into()),
     }
 }
@@ -149,7 +152,7 @@ fn parse<'a>(
         };
         let count = match count.map(str::parse::<usize>) {
             None => None,
-            Some(Ok(count)) if count > 0 && !name.is_empty() => Some(count),
+            Some(Ok(count @ 1..=MOST_RANKS)) if !name.is_empty() => Some(count),
             Some(_) => return Err(format!("{place}: {line:?} is no host; write a, a:8 or a slots=8")),
         };
         match hosts.iter_mut().find(|(known, _)| known == name) {
@@ -204,7 +207,7 @@ mod tests {
         let lines = "# hosts\na slots=2 max_slots=4\nb:2\nc 1\n\n";
         let read = parse(lines.lines(), "hosts").unwrap();
         assert_eq!(read.iter().map(|(_, slots)| slots.unwrap()).collect::<Vec<_>>(), [2, 2, 1]);
-        for wrong in ["", "a:x", "a:0", ":3"] {
+        for wrong in ["", "a:x", "a:0", ":3", "a:18446744073709551615,a"] {
             assert!(hosts(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -1,28 +1,35 @@
 //! Starting ranks: which MPI this machine has, where ranks may run, the words that `mpirun` needs here, and what to do
 //! when a job ends. Beside that, [`plan`] predicts what more GPUs would do, and [`doctor`] looks for what is wrong.
 
-pub mod allocation;
+mod allocation;
 pub mod doctor;
 pub mod env;
 pub mod exit;
-pub mod machine;
-pub mod mpi;
-pub mod output;
+mod machine;
+mod mpi;
+mod output;
 pub mod plan;
-pub mod restart;
+mod restart;
 pub mod start;
-pub mod supervise;
+mod supervise;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+/// Prints to stdout. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
 /// `codinet-train`: beside this program where it was installed or built together with it, else from `PATH`.
-pub fn trainer() -> PathBuf {
+fn trainer() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("codinet-train")));
     beside.filter(|path| path.exists()).unwrap_or_else(|| Path::new("codinet-train").into())
 }
 
 /// A word as a shell would need it.
-pub fn quoted(word: &str) -> String {
+fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.into()

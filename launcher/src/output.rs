@@ -64,13 +64,13 @@ pub struct Said {
 }
 
 impl Said {
-    /// Takes a line in and passes it on. A reader that has gone away (`| head`) ends nothing.
+    /// Takes a line in and passes it on.
     pub fn line(&mut self, stream: Stream, line: &str) {
-        let shown = self.take(line);
-        let _ = match stream {
-            Stream::Out => writeln!(std::io::stdout(), "{shown}"),
-            Stream::Err => writeln!(std::io::stderr(), "{shown}"),
-        };
+        let shown = self.take(line) + "\n";
+        match stream {
+            Stream::Out => crate::print(&shown),
+            Stream::Err => _ = std::io::stderr().write_all(shown.as_bytes()),
+        }
     }
 
     fn take(&mut self, line: &str) -> String {

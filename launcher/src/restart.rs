@@ -25,17 +25,17 @@ impl Words {
     /// A run that may be started again needs a directory that is known beforehand: where neither the command line nor the
     /// config has one, it is made here.
     pub fn new(arguments: &[String]) -> Result<Self, String> {
-        let said = Said::read(arguments);
-        let (mut first, mut again) = (arguments.to_vec(), said.without_resume(arguments));
+        let told = Told::read(arguments);
+        let (mut first, mut again) = (arguments.to_vec(), told.without_resume(arguments));
         let set = |dir: &Path| ["--set".to_owned(), format!("run.dir={}", dir.display())];
-        match said.resume.as_deref() {
-            _ if said.dir => {}
+        match told.resume.as_deref() {
+            _ if told.dir => {}
             // The newest run of this config: the one that the first start went on with, or made.
             Some("auto") => {}
             Some(path) if path != "never" => again.extend(set(&run_of(Path::new(path)))),
-            _ if Facts::of(&said.config, &said.sets)?.config.run.dir.is_some() => {}
+            _ if Facts::of(&told.config, &told.sets)?.config.run.dir.is_some() => {}
             _ => {
-                let dir = fresh(&said.config)?;
+                let dir = fresh(&told.config)?;
                 first.extend(set(&dir));
                 again.extend(set(&dir));
             }
@@ -47,7 +47,7 @@ impl Words {
 
 /// What codinet-train's arguments say, as far as a restart has to know.
 #[derive(Debug, Default)]
-struct Said {
+struct Told {
     config: String,
     resume: Option<String>,
     sets: Vec<String>,
@@ -57,9 +57,9 @@ struct Said {
     places: Vec<usize>,
 }
 
-impl Said {
+impl Told {
     fn read(arguments: &[String]) -> Self {
-        let mut said = Self { config: arguments.first().cloned().unwrap_or_default(), ..Self::default() };
+        let mut told = Self { config: arguments.first().cloned().unwrap_or_default(), ..Self::default() };
         let mut at = 1;
         while at < arguments.len() {
             let (name, value, taken) = match arguments[at].split_once('=') {
@@ -68,12 +68,12 @@ impl Said {
             };
             match (name, value) {
                 ("--resume", Some(value)) => {
-                    said.places.extend(at..at + taken);
-                    said.resume = Some(value);
+                    told.places.extend(at..at + taken);
+                    told.resume = Some(value);
                 }
                 ("--set", Some(value)) => {
-                    said.dir |= value.starts_with("run.dir=");
-                    said.sets.push(value);
+                    told.dir |= value.starts_with("run.dir=");
+                    told.sets.push(value);
                 }
                 _ => {
                     at += 1;
@@ -82,7 +82,7 @@ impl Said {
             }
             at += taken;
         }
-        said
+        told
     }
 
     fn without_resume(&self, arguments: &[String]) -> Vec<String> {

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::restart::{Words, back_off};
 use crate::supervise::{self, Signals};
-use crate::{env, quoted, trainer};
+use crate::{env, print, quoted, trainer};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -53,42 +53,49 @@ pub enum Bind {
     Core,
 }
 
-impl Args {
-    /// The job as mpirun is to start it.
-    pub fn job(&self, flavour: Flavour) -> Result<Job, String> {
-        let machine = Machine::here();
-        let allocation = Allocation::find(&self.asked, &machine)?;
-        let on_a_host = allocation.most_on_a_host();
-        let share = machine.cores / on_a_host;
-        let cores = match self.bind {
-            Bind::None => None,
+impl Bind {
+    /// Cores that each rank is bound to; none: not bound.
+    fn cores(self, machine: &Machine, allocation: &Allocation) -> Result<Option<usize>, String> {
+        let ranks = allocation.most_on_a_host();
+        match (self, machine.cores / ranks) {
+            (Self::None, _) => Ok(None),
             // Hosts that a user names may have other cores than this one.
-            Bind::Auto if !allocation.hosts.is_empty() => None,
-            Bind::Auto => machine.cores_to_bind(on_a_host),
-            Bind::Core if share == 0 => {
-                return Err(format!(
-                    "--bind core: {on_a_host} ranks are more than the {} cores that this process may use",
-                    machine.cores
-                ));
-            }
-            Bind::Core => Some(share),
-        };
-        Ok(Job {
-            flavour,
-            ranks: allocation.ranks,
-            crowded: allocation.crowded(&machine),
-            hosts: allocation.hosts,
-            cores,
-            root: machine.root,
-            labels: !self.raw,
-        })
+            (Self::Auto, _) if !allocation.hosts.is_empty() => Ok(None),
+            (Self::Auto, _) => Ok(machine.cores_to_bind(ranks)),
+            (Self::Core, 0) => Err(format!(
+                "--bind core: {ranks} ranks are more than the {} cores that this process may use",
+                machine.cores
+            )),
+            (Self::Core, share) => Ok(Some(share)),
+        }
     }
+}
+
+/// The job as mpirun is to start it, with each line's rank before it if `labels`.
+pub fn job(
+    flavour: Flavour,
+    machine: &Machine,
+    allocation: Allocation,
+    bind: Bind,
+    labels: bool,
+) -> Result<Job, String> {
+    Ok(Job {
+        flavour,
+        ranks: allocation.ranks,
+        crowded: allocation.crowded(machine),
+        cores: bind.cores(machine, &allocation)?,
+        hosts: allocation.hosts,
+        root: machine.root,
+        labels,
+    })
 }
 
 /// Starts codinet-train with `arguments`; returns the exit code.
 pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
     let (flavour, _) = Flavour::of_this_machine()?;
-    let job = args.job(flavour)?;
+    let machine = Machine::here();
+    let allocation = Allocation::find(&args.asked, &machine)?;
+    let job = job(flavour, &machine, allocation, args.bind, !args.raw)?;
     let words = |arguments: &[String]| {
         let mut words = job.words();
         words.push(trainer().to_string_lossy().into_owned());
@@ -97,14 +104,14 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
     };
     let show = |words: &[String]| {
         let shown: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        println!("{} {}", mpirun().display(), shown.join(" "));
+        print(&format!("{} {}\n", mpirun().display(), shown.join(" ")));
     };
     if args.print {
         show(&words(arguments));
         return Ok(exit::DONE);
     }
     if let Some(count) = env::get(env::SLURM_RESTART_COUNT) {
-        println!("codinet-launch: SLURM has requeued this job {count} times");
+        print(&format!("codinet-launch: SLURM has requeued this job {count} times\n"));
     }
     let Words { first, again } = match args.max_restarts {
         0 => Words { first: arguments.to_vec(), again: Vec::new() },

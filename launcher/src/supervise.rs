@@ -11,13 +11,13 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// What mpirun has to end its ranks in, once it is told to.
 const END: Duration = Duration::from_secs(10);
 /// What it has once a rank has failed.
 const AFTER: Duration = Duration::from_secs(15);
-/// What a line may take that a process still holds when mpirun has ended.
+/// What lines have to come in that are under way when mpirun has ended; a process that outlives it may speak for ever.
 const REST: Duration = Duration::from_secs(2);
 
 /// The signals that ask for an end.
@@ -114,7 +114,8 @@ pub async fn run(
             }
         }
     };
-    while let Ok(Some((stream, line))) = timeout(REST, lines.recv()).await {
+    let rest = Instant::now() + REST;
+    while let Ok(Some((stream, line))) = timeout_at(rest, lines.recv()).await {
         said.line(stream, &line);
     }
     let code = said.aborted_with().filter(|_| told && asked == 0).or(code(status));
@@ -152,15 +153,15 @@ async fn pass(from: impl AsyncRead + Unpin, stream: Stream, to: Sender<(Stream, 
     }
 }
 
-/// Fails only where mpirun has just ended, which is seen next.
-fn send(child: &Child, signal: Sent) {
+/// Signals mpirun; fails only where it has just ended, which is seen next.
+pub fn send(child: &Child, signal: Sent) {
     if let Some(pid) = pid(child) {
         let _ = kill_process(pid, signal);
     }
 }
 
 /// Ends mpirun and all that descends from it on this machine, whatever state they are in.
-fn end(child: &Child) {
+pub fn end(child: &Child) {
     let Some(mpirun) = pid(child) else { return };
     let mut family = vec![mpirun];
     let mut next = 0;

@@ -6,10 +6,8 @@ use crate::config::{Config, Data, Precision};
 use crate::error::{Error, Exit, Result};
 use crate::fused;
 use crate::upload::on_device;
-use codinet_dataloader::order::EpochOrder;
-use codinet_dataloader::transform::Transform;
 use codinet_dataloader::{
-    BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, Mix, OnBadSample, Spares,
+    BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Spares, Transform,
 };
 use std::cell::RefCell;
 use std::path::Path;
@@ -229,7 +227,7 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
 /// This rank's share of `samples`, as evaluation sees images.
 fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: &World) -> Result<Loader> {
     let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
-    let mine = codinet_dataloader::order::eval_samples(samples.len(), world.rank(), world.ranks());
+    let mine = codinet_dataloader::eval_samples(samples.len(), world.rank(), world.ranks());
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();

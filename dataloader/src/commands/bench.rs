@@ -5,18 +5,24 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use codinet_dataloader::random::{self, Domain};
-use codinet_dataloader::transform::{Region, Renderer, View};
+use codinet_dataloader::transform::{Renderer, View};
 use codinet_dataloader::{
-    Augment, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Loader, LoaderSpec, OnBadSample,
-    Result, Transform, jpeg,
+    Augment, BadImage, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Loader, LoaderSpec,
+    OnBadSample, Result, Transform, jpeg,
 };
 
-use super::print;
+use super::{Shards, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  codinet-data bench data/imagenet/train --threads 8 --views 2
+  codinet-data bench data/cifar10/train --image-size 32 --brief";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar') or one shard.
-    shards: String,
+    #[command(flatten)]
+    shards: Shards,
 
     /// Decode threads of the loader; the stages are timed on one.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -31,18 +37,18 @@ pub struct Arguments {
     image_size: u32,
 
     /// Samples a batch.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    batch: usize,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
 
     /// How often the loader goes through the data, after once to warm up.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..1000))]
     epochs: u64,
 
-    /// Turn each batch to normalised floats as well, on the thread that takes it.
+    /// Turns each batch to normalised floats as well, on the thread that takes it.
     #[arg(long)]
     floats: bool,
 
-    /// Time the loader alone, and print samples a second alone.
+    /// Times the loader alone, and prints samples a second alone.
     #[arg(long)]
     brief: bool,
 }
@@ -54,7 +60,8 @@ fn transform() -> Transform {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let dataset = Arc::new(Dataset::open(&arguments.shards)?);
+    transform().check(arguments.image_size)?;
+    let dataset = Arc::new(Dataset::open(&arguments.shards.shards)?);
     if arguments.brief {
         print(&format!("{:.1}\n", loader(&dataset, arguments)?));
         return Ok(());
@@ -103,8 +110,11 @@ fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
     let len = dataset.len();
     let plan = (0..=epochs).flat_map(move |epoch| {
         let order = EpochOrder::new(0, epoch, len);
-        let batches: Vec<_> =
-            order.samples().chunks(batch).map(|samples| BatchPlan::new(epoch, samples.to_vec())).collect();
+        let batches: Vec<_> = order
+            .samples()
+            .chunks(batch as usize)
+            .map(|samples| BatchPlan::new(epoch, samples.to_vec()))
+            .collect();
         batches
     });
     let mut loader = Loader::new(dataset.clone(), spec, plan)?;
@@ -153,7 +163,7 @@ impl Stages {
         let (mut decoder, mut renderer) = (Decoder::new(), Renderer::new());
         let (mut encoded, mut pixels) = (Vec::new(), Vec::new());
         let (mut groups, mut group_of) = (Vec::new(), Vec::new());
-        let mut out = vec![0; (image_size * image_size * 3) as usize];
+        let mut out = vec![0; image_size as usize * image_size as usize * 3];
         let mut stages = Stages::default();
         for sample in 0..dataset.len() {
             let mut start = Instant::now();
@@ -175,7 +185,7 @@ impl Stages {
                     transform().draw(header.width, header.height, image_size, &mut rng)
                 };
                 let views: Vec<View> = (0..views as u64).map(draw).collect::<Result<_, _>>()?;
-                let regions: Vec<Region> = views.iter().map(|view| view.region).collect();
+                let regions: Vec<_> = views.iter().map(|view| view.region).collect();
                 decoder.share(&header, &regions, &mut groups, &mut group_of);
                 for (group, &region) in groups.iter().enumerate() {
                     let shown =
@@ -189,7 +199,7 @@ impl Stages {
                 stages.tiled += usize::from(header.is_tiled());
                 Ok(())
             };
-            rest().map_err(|bad: codinet_dataloader::BadImage| bad.at(info.shard, info.key))?;
+            rest().map_err(|bad: BadImage| bad.at(info.shard, info.key))?;
             stages.bytes += encoded.len();
         }
         Ok(stages)

@@ -12,7 +12,16 @@ use codinet_dataloader::import::{
 use super::meter::Meter;
 use super::{cores, print};
 
+const EXAMPLES: &str = "\
+Examples:
+  codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
+  codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
+  codinet-data import imagenet --src downloads --out data/imagenet
+  codinet-data import imagefolder --src photos --out data/photos --max-side 500
+  codinet-data import parquet --src 'downloads/train-*.parquet' --out data/train";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
     #[command(subcommand)]
     dataset: DatasetName,
@@ -21,14 +30,14 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum DatasetName {
     /// Fashion-MNIST: 70,000 grey 28x28 images of clothing in 10 classes.
-    FashionMnist(Common),
+    FashionMnist(Pixels),
     /// CIFAR-10: 60,000 colour 32x32 photographs in 10 classes, from the binary version (or its .tar.gz).
-    Cifar10(Common),
+    Cifar10(Pixels),
     /// CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz).
-    Cifar100(Common),
+    Cifar100(Pixels),
     /// SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped
     /// digits.
-    Svhn(Common),
+    Svhn(Pixels),
     /// ImageNet (ILSVRC 2012): its archives as downloaded, read in place, or unpacked.
     Imagenet(ImageNet),
     /// A folder of folders, one a class, of .jpg, .jpeg and .png files.
@@ -107,27 +116,25 @@ struct Images {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
-    /// Make JPEGs tiled, so that a crop is decoded without the rest: the pixels stay the same [default].
-    #[arg(long, overrides_with = "no_tile")]
-    tile: bool,
-
-    /// Keep the bytes of JPEGs as they are.
+    /// Keeps the bytes of JPEGs as they are, rather than make them tiled, so that a crop is decoded without the rest; the
+    /// pixels are the same.
     #[arg(long)]
     no_tile: bool,
 
-    /// Shrink images whose longer side is over N pixels, and encode them again at quality 95: this changes
+    /// Shrinks images whose longer side is over so many pixels, and encodes them again at quality 95: this changes
     /// the data.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
 
-    /// Leave out files that aren't images, and list them in bad_imports.txt, instead of stopping at the
+    /// Leaves out files that aren't images, and lists them in bad_imports.txt, instead of stopping at the
     /// first.
     #[arg(long)]
     skip_bad: bool,
 }
 
+/// What all imports of raw pixels take.
 #[derive(Args)]
-struct Common {
+struct Pixels {
     /// Folder of the published files, as downloaded or unpacked; nothing in it is changed.
     #[arg(long, value_name = "DIR")]
     src: PathBuf,
@@ -143,7 +150,6 @@ struct Common {
 
     /// Samples in each shard.
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
-    #[arg(alias = "samples-per-shard")]
     shard_size: u32,
 }
 
@@ -158,10 +164,10 @@ const JPEG_QUALITY: u8 = 98;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.dataset {
-        DatasetName::FashionMnist(common) => pixels(Published::FashionMnist, Format::Jpeg, common),
-        DatasetName::Cifar10(common) => pixels(Published::Cifar10, Format::Png, common),
-        DatasetName::Cifar100(common) => pixels(Published::Cifar100, Format::Png, common),
-        DatasetName::Svhn(common) => pixels(Published::Svhn, Format::Png, common),
+        DatasetName::FashionMnist(settings) => pixels(Published::FashionMnist, Format::Jpeg, settings),
+        DatasetName::Cifar10(settings) => pixels(Published::Cifar10, Format::Png, settings),
+        DatasetName::Cifar100(settings) => pixels(Published::Cifar100, Format::Png, settings),
+        DatasetName::Svhn(settings) => pixels(Published::Svhn, Format::Png, settings),
         DatasetName::Imagenet(ImageNet { src, split, val_labels, images: settings }) => {
             let splits = match split {
                 SplitName::Train => vec![ImageNetSplit::Train],
@@ -177,16 +183,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Imports a set of raw pixels.
-fn pixels(dataset: Published, default: Format, common: &Common) -> Result<()> {
+fn pixels(dataset: Published, default: Format, settings: &Pixels) -> Result<()> {
     let import = Import {
         dataset,
-        source: common.src.clone(),
-        out: common.out.clone(),
-        encoding: match common.format.unwrap_or(default) {
+        source: settings.src.clone(),
+        out: settings.out.clone(),
+        encoding: match settings.format.unwrap_or(default) {
             Format::Jpeg => Encoding::Jpeg { quality: JPEG_QUALITY },
             Format::Png => Encoding::Png,
         },
-        samples_per_shard: common.shard_size,
+        shard_size: settings.shard_size,
     };
     let meter = Meter::new()?;
     let splits = import.run(|done, total| meter.set(done, total, None));

@@ -6,15 +6,20 @@ use clap::Args;
 use codinet_dataloader::index::IndexState;
 use codinet_dataloader::{Dataset, Options, Result};
 
-use super::print;
+use super::{Shards, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  codinet-data index data/imagenet/train
+  codinet-data index 's3://bucket/imagenet/train-{000000..001281}.tar'";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar'), one shard, or a list
-    /// of shards by another tool ('_info.json#train'); local or after s3://, gs://, https://.
-    shards: String,
+    #[command(flatten)]
+    shards: Shards,
 
-    /// Make every index anew, even one whose size and date fit its shard.
+    /// Makes every index anew, even one whose size and date fit its shard.
     #[arg(long)]
     force: bool,
 }
@@ -22,7 +27,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     let options = Options { rebuild_indices: arguments.force, ..Options::default() };
-    let dataset = Dataset::open_with(&arguments.shards, &options)?;
+    let dataset = Dataset::open_with(&arguments.shards.shards, &options)?;
     let seconds = start.elapsed().as_secs_f64();
     let count = |state| dataset.shards().filter(|shard| shard.index == state).count();
     let (read, rebuilt, unsaved) =

@@ -13,12 +13,18 @@ use codinet_dataloader::{
     Channels, Dataset, Decoder, EpochOrder, Error, LoaderSpec, OnBadSample, Result, Transform,
 };
 
-use super::{cores, print};
+use super::{Shards, cores, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  codinet-data inspect data/fashion-mnist/train
+  codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar') or one shard.
-    shards: String,
+    #[command(flatten)]
+    shards: Shards,
 
     /// How many images to decode, evenly spread over the samples.
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -30,7 +36,7 @@ pub struct Arguments {
 
 #[derive(Args)]
 struct SheetArguments {
-    /// Draw a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as
+    /// Draws a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as
     /// training with this seed makes them.
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
@@ -54,14 +60,14 @@ struct SheetArguments {
     transform: String,
 
     /// Width and height of a view in pixels.
-    #[arg(long, value_name = "N", default_value_t = 224, requires = "sheet")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, requires = "sheet")]
     image_size: u32,
 }
 
 const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[0.08,1.0],"ratio":[0.75,1.3333333333333333]}},"flip":0.5}}"#;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let dataset = Dataset::open(&arguments.shards)?;
+    let dataset = Dataset::open(&arguments.shards.shards)?;
     if let Some(path) = &arguments.sheet.sheet {
         return draw(dataset, path, &arguments.sheet);
     }

@@ -51,7 +51,9 @@ impl Meter {
         } else if self.bar.is_hidden() && lines.last.elapsed() >= LINE_EVERY {
             lines.last = Instant::now();
             let (began, before) = (lines.began.0.elapsed(), lines.began.1);
-            let left = began.as_secs_f64() / (done - before).max(1) as f64 * (total - done) as f64;
+            // Threads tell in any order, so that the last word need not be the highest.
+            let since = done.saturating_sub(before).max(1);
+            let left = began.as_secs_f64() / since as f64 * total.saturating_sub(done) as f64;
             let left = HumanDuration(Duration::from_secs_f64(left));
             eprintln!(
                 "{} of {} images{}, {left} left",

@@ -9,6 +9,15 @@ pub mod inspect;
 mod meter;
 pub mod verify;
 
+/// What a command looks at.
+#[derive(clap::Args)]
+struct Shards {
+    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar'), one shard, a list of
+    /// shards by another tool ('_info.json#train') or a folder of class folders; local or, but for the last, after
+    /// s3://, gs://, https://.
+    shards: String,
+}
+
 /// Prints to stdout. A reader that has gone away (`| head`) is no error.
 fn print(text: &str) {
     let mut stdout = io::stdout().lock();

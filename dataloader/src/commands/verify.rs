@@ -8,18 +8,24 @@ use codinet_dataloader::verify::{Class, Place, Report, verify};
 use codinet_dataloader::{Dataset, Error, Result};
 
 use super::meter::Meter;
-use super::{cores, print};
+use super::{Shards, cores, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  codinet-data verify data/imagenet/train
+  codinet-data verify data/imagenet/train --threads 8 --json > report.json";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar') or one shard.
-    shards: String,
+    #[command(flatten)]
+    shards: Shards,
 
     /// Threads that decode [default: the number of cores].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
-    /// Print everything that was found as JSON.
+    /// Prints one JSON object instead of a table: all that was found.
     #[arg(long)]
     json: bool,
 }
@@ -28,7 +34,7 @@ pub struct Arguments {
 const MOST_LISTED: usize = 10;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let dataset = Dataset::open(&arguments.shards)?;
+    let dataset = Dataset::open(&arguments.shards.shards)?;
     let meter = Meter::new()?;
     let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = |samples: u64, more: u64| {
@@ -52,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         0 => Ok(()),
         bad => {
             let what = format!("{bad} bad of {} samples; mend or remove those listed", report.samples);
-            Err(Error::Malformed { path: arguments.shards.clone().into(), what })
+            Err(Error::Malformed { path: arguments.shards.shards.clone().into(), what })
         }
     }
 }

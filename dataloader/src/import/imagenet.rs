@@ -13,7 +13,7 @@ use super::image_folder::{Keys, from_classes, is_named_image};
 use super::images::{ImageNetSplit, ImageSet};
 use super::places::{Found, Place, check_folder, first_existing, folders};
 use crate::error::{Error, IoContext, Result};
-use crate::shard::split_name;
+use crate::shard::key_and_extension;
 
 /// Where unpacked images may be, the last being how Kaggle has them.
 const TRAIN: [&str; 4] =
@@ -195,7 +195,7 @@ fn listed(path: &Path, images: &[Found]) -> Result<Labels> {
         };
         match name {
             None => in_order.push(label),
-            Some(name) if by_name.insert(split_name(name).0.to_owned(), label).is_some() => {
+            Some(name) if by_name.insert(key_and_extension(name).0.to_owned(), label).is_some() => {
                 return Err(bad(number, &format!("'{name}' is here twice; remove one line")));
             }
             Some(_) => {}
@@ -209,7 +209,7 @@ fn listed(path: &Path, images: &[Found]) -> Result<Labels> {
             ));
         }
         let label = |image: &Found| {
-            let label = by_name.remove(split_name(&image.name).0);
+            let label = by_name.remove(key_and_extension(&image.name).0);
             label.ok_or_else(|| Error::malformed(path, format!("no label for '{}'; add a line", image.name)))
         };
         in_order = images.iter().map(label).collect::<Result<_>>()?;

@@ -5,7 +5,6 @@
 //! shards, and an import that was killed goes on with the shards that have no name yet; its plan,
 //! `import.json`, lies beside them from the start, and `dataset.json` is written when all are there.
 
-use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +13,9 @@ use sha2::{Digest, Sha256};
 use super::places::Place;
 use super::plan::Plan;
 use super::prepare::Preparer;
-use super::{Outcome, Split, image_folder, imagenet};
+use super::{Outcome, Split, image_folder, imagenet, lock};
 use crate::dataset::DatasetInfo;
-use crate::error::{BadImage, Error, IoContext, Result};
+use crate::error::{BadImage, Error, Result};
 use crate::index::ShardIndex;
 use crate::random::{self, Domain};
 use crate::shard::{ShardWriter, shard_name};
@@ -63,7 +62,7 @@ pub struct ImageImport {
     pub shard_size: u32,
     /// How many threads read, prepare and write; each is at one shard.
     pub threads: usize,
-    /// Whether JPEGs are made tiled, which loses nothing; see [`tile`](crate::tile).
+    /// Whether JPEGs are made tiled, which loses nothing; see [`tile`](crate::jpeg::tile).
     pub tile: bool,
     /// The most pixels an image's longer side may have: larger ones are made smaller and encoded again, which
     /// changes the data.
@@ -101,7 +100,7 @@ pub(super) struct ImageSet {
 /// Encoded images by number, read from many threads.
 pub(super) trait Images: Send + Sync {
     /// Replaces the contents of `bytes` by image `sample`; of those of over
-    /// [`MOST_IMAGE_BYTES`](super::places::MOST_IMAGE_BYTES), so many and one more.
+    /// [`MOST_IMAGE_BYTES`](crate::index::MOST_IMAGE_BYTES), so many and one more.
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// The file that holds the image.
@@ -142,7 +141,7 @@ impl ImageImport {
     /// A source that isn't what it should be, an image that can't be used, a folder that holds something
     /// else, a disk that can't be written.
     pub fn run(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<Vec<Split>> {
-        for (name, value) in [("shard-size", self.shard_size), ("max-side", self.max_side.unwrap_or(1))] {
+        for (name, value) in [("shard_size", self.shard_size), ("max_side", self.max_side.unwrap_or(1))] {
             if value == 0 {
                 return Err(Error::InvalidArgument(format!("{name} must be at least 1, not 0")));
             }
@@ -175,12 +174,7 @@ impl ImageImport {
             let what = format!("{} classes; class numbers begin at 0, without large gaps", set.classes);
             return Err(Error::malformed(set.images.path(0), what));
         }
-        fs::create_dir_all(&folder).context("create folder", &folder)?;
-        // Released when the program ends, however it does. File systems without locks go without.
-        let lock = File::open(&folder).context("open", &folder)?;
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(Error::malformed(&folder, "another import is writing here; wait for it to end"));
-        }
+        let _lock = lock(&folder)?;
         self.plan(set).settle(&folder)?;
         files::remove_unfinished(&folder)?;
         let order = set.images.order(set.samples.len(), self.seed);
@@ -373,8 +367,10 @@ impl Shards<'_> {
             let path = self.set.images.path(sample).display();
             lines.push_str(&format!("{path}, key '{}': {reason}\n", self.set.samples[sample].0));
         }
-        if !left_out.is_empty() {
-            files::replace(&self.folder.join(BAD_FILE), lines.as_bytes())?;
+        let list = self.folder.join(BAD_FILE);
+        match lines.is_empty() {
+            true => files::remove(&list)?, // of an import before this one
+            false => files::replace(&list, lines.as_bytes())?,
         }
         info.save(self.folder)?;
         Ok((info, left_out.len() as u64))

@@ -6,7 +6,7 @@
 //! import that was killed is gone on with.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -60,7 +60,7 @@ pub struct Import {
     /// How the images are stored.
     pub encoding: Encoding,
     /// Samples in a shard.
-    pub samples_per_shard: u32,
+    pub shard_size: u32,
 }
 
 /// One split as it was imported.
@@ -118,8 +118,8 @@ impl Import {
     /// A source file that is missing or broken, labels that don't match the images, a disk that can't be
     /// written.
     pub fn run(&self, mut progress: impl FnMut(u64, u64)) -> Result<Vec<Split>> {
-        if self.samples_per_shard == 0 {
-            return Err(Error::InvalidArgument("samples per shard must be at least 1, not 0".into()));
+        if self.shard_size == 0 {
+            return Err(Error::InvalidArgument("shard_size must be at least 1, not 0".into()));
         }
         let source = match self.dataset {
             Published::FashionMnist => fashion_mnist::source(&self.source),
@@ -159,7 +159,7 @@ impl Import {
             channels: source.channels.count(),
             image_size: Some(source.image_size as u32),
             samples,
-            shards: samples.div_ceil(self.samples_per_shard.into()),
+            shards: samples.div_ceil(self.shard_size.into()),
             class_names: source.class_names.clone(),
         }
     }
@@ -172,8 +172,9 @@ impl Import {
         info: &DatasetInfo,
         mut progress: impl FnMut(),
     ) -> Result<()> {
+        let _lock = lock(folder)?;
         clear(folder, split.name)?;
-        let mut writer = ShardWriter::new(folder, split.name, self.samples_per_shard)?;
+        let mut writer = ShardWriter::new(folder, split.name, self.shard_size)?;
         let mut encoder = Encoder::new(self.encoding)?;
         let size = source.image_size as u32;
         let mut position = 0;
@@ -211,10 +212,22 @@ fn is_complete(folder: &Path, expected: &DatasetInfo, encoding: Encoding) -> boo
     dataset.info() == Some(expected) && same_format
 }
 
+/// Makes `folder`, and this program the only one that imports into it while the lock is held: until it ends, however it
+/// does. File systems without locks go without.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).context("create folder", folder)?;
+    let lock = File::open(folder).context("open", folder)?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::malformed(folder, "another import is writing here; wait for it to end"))
+        }
+        _ => Ok(lock),
+    }
+}
+
 /// Makes `folder` ready to be written: incomplete from now on, and without shards of a split named `name`, of
 /// which a run with larger shards would leave some behind.
 fn clear(folder: &Path, name: &str) -> Result<()> {
-    fs::create_dir_all(folder).context("create folder", folder)?;
     DatasetInfo::remove(folder)?;
     for entry in folder.read_dir().context("list", folder)? {
         let path = entry.context("list", folder)?.path();

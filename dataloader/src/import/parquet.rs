@@ -22,8 +22,9 @@ use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReade
 use super::broken;
 use super::image_folder::Keys;
 use super::images::{ImageSet, Images, split_name};
-use super::places::MOST_IMAGE_BYTES;
 use crate::error::{Error, IoContext, Result};
+use crate::index::MOST_IMAGE_BYTES;
+use crate::pattern::globbed;
 use crate::random::{self, Domain};
 
 /// Row groups of so many bytes together are shuffled.
@@ -119,17 +120,14 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
         } else {
             source.clone()
         };
-        let found = glob::glob(&pattern).map_err(|error| {
-            Error::InvalidArgument(format!("'{source}' isn't a glob: {error}; mend the pattern"))
-        })?;
-        let before = paths.len();
-        paths.extend(found.filter_map(std::result::Result::ok));
-        if paths.len() == before {
+        let found = globbed(&pattern)?;
+        if found.is_empty() {
             return Err(Error::malformed(
                 folder,
                 "no .parquet files here; give such files, a folder or a glob",
             ));
         }
+        paths.extend(found);
     }
     paths.sort();
     paths.dedup();

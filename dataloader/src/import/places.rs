@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use super::broken;
 use crate::error::{Error, IoContext, Result};
-
-/// The most bytes an encoded image may have: far more than any photograph. No more is ever read of one.
-pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 28;
+use crate::index::MOST_IMAGE_BYTES;
 
 /// The most bytes of headers in a row, the long names in them included, that a tar may have.
 const MOST_HEADER_BYTES: u64 = 1 << 24;

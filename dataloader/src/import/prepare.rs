@@ -2,37 +2,30 @@
 
 use std::borrow::Cow;
 
-use turbojpeg::{Colorspace, Compressor, Image, PixelFormat, Subsamp};
+use turbojpeg::{Colorspace, Subsamp};
 
-use super::places::MOST_IMAGE_BYTES;
 use crate::decode::{Channels, Decoder, Format, Header};
 use crate::encode::{Encoder, Encoding};
-use crate::error::{BadImage, Error, Result};
+use crate::error::{BadImage, Result};
+use crate::index::MOST_IMAGE_BYTES;
 use crate::{jpeg::tile, resize};
 
 /// The quality of JPEGs that were made smaller.
-const QUALITY: i32 = 95;
+const QUALITY: u8 = 95;
 
 /// Prepares images one after another. Each thread has its own.
 pub(super) struct Preparer {
     tile: bool,
     max_side: Option<u32>,
     decoder: Decoder,
-    jpeg: Compressor,
+    jpeg: Encoder,
     png: Encoder,
     pixels: Vec<u8>,
 }
 
 impl Preparer {
     pub(super) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
-        let start = || {
-            let mut jpeg = Compressor::new()?;
-            jpeg.set_quality(QUALITY)?;
-            Ok(jpeg)
-        };
-        let jpeg = start().map_err(|error: turbojpeg::Error| {
-            Error::Exhausted(format!("cannot start a JPEG encoder: {error}"))
-        })?;
+        let jpeg = Encoder::new(Encoding::Jpeg { quality: QUALITY })?;
         let (decoder, png) = (Decoder::new(), Encoder::new(Encoding::Png)?);
         Ok(Preparer { tile, max_side, decoder, jpeg, png, pixels: Vec::new() })
     }
@@ -46,17 +39,7 @@ impl Preparer {
         &mut self,
         encoded: &'a [u8],
     ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
-        let format = match encoded {
-            [] => return Err(BadImage("an empty file; replace the image".into())),
-            [0xFF, 0xD8, ..] => Format::Jpeg,
-            [0x89, b'P', b'N', b'G', ..] => Format::Png,
-            _ => {
-                let start = &encoded[..encoded.len().min(4)];
-                let what =
-                    format!("neither a JPEG nor a PNG (it starts with {start:02x?}); replace the image");
-                return Err(BadImage(what));
-            }
-        };
+        let format = Format::of(encoded)?;
         if encoded.len() as u64 > MOST_IMAGE_BYTES {
             return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
         }
@@ -91,28 +74,12 @@ impl Preparer {
         self.decoder.decode(encoded, &header, channels, &mut self.pixels)?;
         let Header { width, height, .. } = header;
         let pixels = resize::resized(&self.pixels, (width, height), size, channels)?;
-        let failed =
-            |reason: String| BadImage(format!("can't be encoded again ({reason}); replace the image"));
         let smaller = match sampling {
-            Some(sampling) => {
-                self.encode_jpeg(&pixels, size, channels, sampling).map_err(|e| failed(e.to_string()))
-            }
-            None => self.png.encode(&pixels, size.0, size.1, channels).map_err(|e| failed(e.to_string())),
+            Some(sampling) => self.jpeg.encode_jpeg(&pixels, size, channels, sampling),
+            None => self.png.encode(&pixels, size.0, size.1, channels),
         };
+        let smaller = smaller.map_err(|error| BadImage(format!("{error}; replace the image")));
         smaller.map(Some)
-    }
-
-    fn encode_jpeg(
-        &mut self,
-        pixels: &[u8],
-        (width, height): (u32, u32),
-        channels: Channels,
-        sampling: Subsamp,
-    ) -> Result<Vec<u8>, turbojpeg::Error> {
-        let (width, height) = (width as usize, height as usize);
-        let format = if channels == Channels::Grey { PixelFormat::GRAY } else { PixelFormat::RGB };
-        self.jpeg.set_subsamp(sampling)?;
-        self.jpeg.compress_to_vec(Image { pixels, width, pitch: width * channels.count(), height, format })
     }
 }
 
@@ -135,6 +102,7 @@ fn is_grey_png(encoded: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use turbojpeg::{Image, PixelFormat};
 
     fn jpeg(width: usize, height: usize, sampling: Subsamp) -> Vec<u8> {
         let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 / 3 % 251) as u8).collect();

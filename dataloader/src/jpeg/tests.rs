@@ -9,7 +9,7 @@ use super::tile::{self, Tiles};
 use super::turbo::{self, Pixel};
 use crate::decode::{Channels, Decoder};
 use crate::random::{Domain, below, stream};
-use crate::transform::Region;
+use crate::region::Region;
 
 /// A picture with detail in every colour.
 fn picture(width: usize, height: usize) -> Vec<u8> {
@@ -51,7 +51,7 @@ impl Source {
 /// All pixels, by libjpeg-turbo alone.
 fn whole(encoded: &[u8]) -> (usize, usize, Vec<u8>) {
     let frame = turbo::frame(encoded).unwrap();
-    let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
+    let region = Region::whole(frame.width, frame.height);
     let mut pixels = Vec::new();
     turbo::decode(encoded, region, Pixel::Rgb, &mut pixels).unwrap();
     (frame.width as usize, frame.height as usize, pixels)
@@ -65,7 +65,7 @@ fn rows(pixels: &[u8], shown: Region, region: Region) -> impl Iterator<Item = &[
 }
 
 fn all(width: usize, height: usize) -> Region {
-    Region { left: 0, top: 0, width: width as u32, height: height as u32 }
+    Region::whole(width as u32, height as u32)
 }
 
 fn same(a: &[u8], shown: Region, b: &[u8], whole: Region, region: Region) -> bool {

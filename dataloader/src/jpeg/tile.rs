@@ -11,10 +11,10 @@ use memchr::memchr_iter;
 use super::bits::Reader;
 use super::segment;
 use super::turbo::{self, Fault, Pixel};
-use crate::transform::Region;
+use crate::region::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
-pub const MARGIN: u32 = 2;
+pub(crate) const MARGIN: u32 = 2;
 
 /// Sides of a tile, in pixels, between which [`transcode`] chooses, and the one that it comes near to.
 const WIDTHS: std::ops::RangeInclusive<u32> = 16..=192;
@@ -239,6 +239,6 @@ pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
 fn whole(encoded: &[u8]) -> Result<Vec<u8>, Fault> {
     let turbo::Frame { width, height, .. } = turbo::frame(encoded)?;
     let mut pixels = Vec::new();
-    turbo::decode(encoded, Region { left: 0, top: 0, width, height }, Pixel::Rgb, &mut pixels)?;
+    turbo::decode(encoded, Region::whole(width, height), Pixel::Rgb, &mut pixels)?;
     Ok(pixels)
 }

@@ -9,7 +9,7 @@ use std::slice;
 use turbojpeg::raw;
 
 use super::bits::Block;
-use crate::transform::Region;
+use crate::region::Region;
 
 /// Scans of a progressive JPEG: a small file of many would take minutes. Encoders write about ten.
 const MOST_SCANS: c_int = 100;

@@ -86,9 +86,7 @@ impl Source {
     /// The index kept for this shard, if there is one that fits.
     pub(crate) fn saved_index(&self) -> Option<ShardIndex> {
         match self {
-            Source::File(file) => {
-                ShardIndex::load(&file.path().with_extension("idx"), self).filter(|index| index.fits(self))
-            }
+            Source::File(file) => ShardIndex::load(file.path(), self).filter(|index| index.fits(self)),
             #[cfg(feature = "remote")]
             Source::Object(object) => object.saved_index(self),
         }

@@ -442,7 +442,7 @@ impl Object {
 
     /// The index in the cache, or beside the object.
     pub(crate) fn saved_index(&self, source: &Source) -> Option<ShardIndex> {
-        let in_cache = self.remote.cache.as_ref().map(|cache| self.cached(cache).with_extension("idx"));
+        let in_cache = self.remote.cache.as_ref().map(|cache| self.cached(cache));
         if let Some(index) = in_cache.and_then(|path| ShardIndex::load(&path, source)) {
             return Some(index);
         }

@@ -7,9 +7,10 @@
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Op, Region};
+use super::Op;
 use crate::error::{Error, Result};
-use crate::random::{below, uniform, unit};
+use crate::random::{below, shuffle, uniform, unit};
+use crate::region::Region;
 
 /// Changes to a view's pixels; the default is none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -187,9 +188,7 @@ impl ColorJitter {
     /// The order is drawn first, then the factors.
     fn draw(&self, rng: &mut impl Rng, ops: &mut Vec<Op>) {
         let mut order = [0, 1, 2, 3];
-        for last in (1..order.len()).rev() {
-            order.swap(last, below(rng, last as u32 + 1) as usize);
-        }
+        shuffle(rng, &mut order);
         let mut factor = |strength: f64| {
             (strength > 0.0).then(|| uniform(rng, (1.0 - strength).max(0.0), 1.0 + strength) as f32)
         };

@@ -1,7 +1,7 @@
 //! Changes of place: flips, shears, translations, rotations, filled rectangles.
 
-use super::Region;
 use crate::decode::Channels;
+use crate::region::Region;
 
 pub(super) fn flip_vertical(pixels: &mut [u8], pitch: usize) {
     let rows = pixels.len() / pitch;

@@ -5,9 +5,10 @@
 //! after contrast, sharpness and auto-contrast, 3 after saturation and 15 after hue; a rotation takes some pixels from
 //! the neighbour of their origin (measured by `tests/golden/transforms.py`, on its images).
 
+use super::colour;
 use super::geometry::{self, Origin};
-use super::{Region, colour};
 use crate::decode::Channels;
+use crate::region::Region;
 
 /// One operation, with all that was random in it decided.
 #[derive(Debug, Clone, Copy, PartialEq)]

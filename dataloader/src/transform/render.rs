@@ -1,8 +1,9 @@
 //! Cuts, resizes and mirrors decoded pixels.
 
-use super::{Region, View};
+use super::View;
 use crate::decode::Channels;
 use crate::error::BadImage;
+use crate::region::Region;
 use crate::resize::{Resize, Source};
 
 /// Renders views one after another, reusing its buffers. Each worker thread has its own.

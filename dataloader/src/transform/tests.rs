@@ -19,7 +19,7 @@ fn draws(transform: &Transform, size: (u32, u32), image_size: u32, count: u64) -
 fn render(pixels: &[u8], width: u32, channels: Channels, view: &View, image_size: u32) -> Vec<u8> {
     let mut out = vec![77; (image_size * image_size) as usize * channels.count()];
     let height = pixels.len() as u32 / width / channels.count() as u32;
-    let shown = Region { left: 0, top: 0, width, height };
+    let shown = Region::whole(width, height);
     Renderer::new().render(pixels, shown, channels, view, image_size, &mut out).unwrap();
     out
 }
@@ -68,7 +68,7 @@ fn pad_crops_cover_all_offsets_and_no_others() {
     let views = draws(&train(Crop::Pad { pixels: 2 }, 0.0), (8, 10), 8, 2000);
     let mut counts = std::collections::BTreeMap::new();
     for view in &views {
-        assert_eq!((view.region, view.scaled), (Region { left: 0, top: 0, width: 8, height: 10 }, (8, 10)));
+        assert_eq!((view.region, view.scaled), (Region::whole(8, 10), (8, 10)));
         *counts.entry(view.corner).or_insert(0) += 1;
     }
     let expected: Vec<(i64, i64)> = (-2..=2).flat_map(|left| (-2..=4).map(move |top| (left, top))).collect();
@@ -150,7 +150,7 @@ fn images_too_small_or_too_narrow_are_refused() {
 #[test]
 fn copies_pad_with_black_and_mirror() {
     let pixels: Vec<u8> = (1..=9).collect(); // 3x3
-    let region = Region { left: 0, top: 0, width: 3, height: 3 };
+    let region = Region::whole(3, 3);
     let view = |corner, flip| View { region, scaled: (3, 3), corner, flip, ops: vec![] };
     let grey = |view| render(&pixels, 3, Channels::Grey, &view, 3);
     assert_eq!(grey(view((0, 0), false)), pixels);
@@ -161,7 +161,7 @@ fn copies_pad_with_black_and_mirror() {
     assert_eq!(grey(view((5, -9), true)), [0; 9]);
 
     let rgb: Vec<u8> = (1..=12).collect(); // 2x2
-    let region = Region { left: 0, top: 0, width: 2, height: 2 };
+    let region = Region::whole(2, 2);
     let mirrored = View { region, scaled: (2, 2), corner: (0, 0), flip: true, ops: vec![] };
     assert_eq!(render(&rgb, 2, Channels::Rgb, &mirrored, 2), [4, 5, 6, 1, 2, 3, 10, 11, 12, 7, 8, 9]);
 }
@@ -185,7 +185,7 @@ fn halving_is_the_triangle_filter() {
     let value = |x: usize, y: usize| (x * x + 3 * y) as u8; // at most 208
     let pixels: Vec<u8> = (0..side).flat_map(|y| (0..side).map(move |x| value(x, y))).collect();
     let half = side / 2;
-    let region = Region { left: 0, top: 0, width: side as u32, height: side as u32 };
+    let region = Region::whole(side as u32, side as u32);
     let view = View { region, scaled: (half as u32, half as u32), corner: (0, 0), flip: false, ops: vec![] };
     let out = render(&pixels, side as u32, Channels::Grey, &view, half as u32);
     let weights = |position: usize| -> Vec<(usize, f64)> {

@@ -9,7 +9,7 @@ use crate::exit;
 use crate::machine::Machine;
 use crate::mpi::Flavour;
 use crate::start::{self, Bind};
-use crate::trainer;
+use crate::{print, trainer};
 use serde::Serialize;
 use std::process::Command;
 use std::time::Duration;
@@ -90,19 +90,21 @@ pub async fn run(args: &Args) -> Result<u8, String> {
     let checks = checks(args).await;
     let worst = checks.iter().map(|check| check.state).max().unwrap_or(State::Green);
     if args.json {
-        println!("{}", serde_json::json!({ "state": worst, "checks": checks }));
+        print(&format!("{}\n", serde_json::json!({ "state": worst, "checks": checks })));
     } else {
+        let mut table = String::new();
         for Check { name, state, found, mend } in &checks {
             let state = match state {
                 State::Green => "green",
                 State::Yellow => "yellow",
                 State::Red => "RED",
             };
-            println!("{state:<7}{name:<12}{found}");
+            table += &format!("{state:<7}{name:<12}{found}\n");
             if let Some(mend) = mend {
-                println!("{:<19}mend: {mend}", "");
+                table += &format!("{:<19}mend: {mend}\n", "");
             }
         }
+        print(&table);
     }
     Ok(if worst == State::Red { 1 } else { exit::DONE })
 }
@@ -129,23 +131,16 @@ async fn checks(args: &Args) -> Vec<Check> {
         }
     }
     let machine = Machine::here();
-    let start = start::Args {
-        asked: args.asked.clone(),
-        bind: Bind::Auto,
-        max_restarts: 0,
-        back_off: 0,
-        grace: 0,
-        raw: false,
-        print: false,
-    };
-    let job = match start.job(flavour) {
-        Ok(job) => job,
+    let found = Allocation::find(&args.asked, &machine).and_then(|allocation| {
+        Ok((allocation.by, start::job(flavour, &machine, allocation, Bind::Auto, true)?))
+    });
+    let (by, job) = match found {
+        Ok(found) => found,
         Err(what) => {
             checks.push(Check::red("ranks", what, "see codinet-launch --help"));
             return checks;
         }
     };
-    let by = Allocation::find(&args.asked, &machine).map_or("", |allocation| allocation.by);
     let ranks = format!(
         "{} by {by}; here {} cores, {} memory nodes, {} GPUs",
         job.ranks, machine.cores, machine.memories, machine.gpus

@@ -2,14 +2,14 @@
 
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::output;
-use crate::supervise::read;
+use crate::supervise::{self, read, send};
 use crate::trainer;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde::Deserialize;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// The first line of a probe.
 #[derive(Debug, Deserialize)]
@@ -23,7 +23,7 @@ pub struct Probe {
     /// Ranks.
     pub world: usize,
     /// What the config asks for, where there is one.
-    pub config: Option<Asked>,
+    pub config: Option<Config>,
     /// Speed between ranks.
     pub all_reduce: AllReduce,
     /// Every rank.
@@ -32,7 +32,7 @@ pub struct Probe {
 
 /// What a config asks for.
 #[derive(Debug, Deserialize)]
-pub struct Asked {
+pub struct Config {
     /// `run.device`.
     pub device: String,
     /// Bytes of a checkpoint.
@@ -61,9 +61,9 @@ pub struct Rank {
     pub locals: usize,
     /// The host's name.
     pub host: String,
-    /// Hardware threads that it may run on, as a number and as a list.
+    /// Hardware threads that it may run on.
     pub cpus: usize,
-    /// As a list.
+    /// The same as a list, such as `0-3,8`.
     pub cpu_list: String,
     /// Those that the host has.
     pub cpus_of_host: usize,
@@ -144,13 +144,12 @@ pub async fn of_ranks(job: &Job, config: Option<&str>, set: &[String], limit: Du
     let mut lines = read(&mut child);
     let deadline = Instant::now() + limit;
     loop {
-        let Ok(line) = tokio::time::timeout_at(deadline, lines.recv()).await else { break };
-        let Some((_, line)) = line else { break };
+        let Ok(Some((_, line))) = timeout_at(deadline, lines.recv()).await else { break };
         let text = output::text(&line);
         match serde_json::from_str(&text) {
             Ok(Line::Probe(probe)) => {
                 probed.probe = Some(*probe);
-                signal(&child, Signal::USR2);
+                send(&child, Signal::USR2);
             }
             Ok(Line::Signalled(ranks)) => probed.signalled = Some(ranks),
             Err(_) if !text.trim().is_empty() => probed.lines.push(text),
@@ -172,9 +171,9 @@ pub async fn grace(flavour: Flavour, root: bool) -> Option<Duration> {
     let mut child = piped(mpirun(), &words).ok()?;
     let mut lines = read(&mut child);
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !tokio::time::timeout_at(deadline, lines.recv()).await.ok()??.1.contains("up") {}
+    while !timeout_at(deadline, lines.recv()).await.ok()??.1.contains("up") {}
     let start = Instant::now();
-    signal(&child, Signal::TERM);
+    send(&child, Signal::TERM);
     end(child, deadline).await?;
     Some(start.elapsed())
 }
@@ -185,18 +184,14 @@ fn piped(program: std::path::PathBuf, words: &[String]) -> std::io::Result<Child
     command.process_group(0).kill_on_drop(true).spawn()
 }
 
-fn signal(child: &Child, signal: Signal) {
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
-        let _ = kill_process(pid, signal); // fails only where mpirun has just ended
-    }
-}
-
 /// Waits for the end; at the deadline mpirun is told to end, and gets no more than 10 s for it.
 async fn end(mut child: Child, deadline: Instant) -> Option<i32> {
-    if let Ok(status) = tokio::time::timeout_at(deadline, child.wait()).await {
+    if let Ok(status) = timeout_at(deadline, child.wait()).await {
         return status.ok()?.code();
     }
-    signal(&child, Signal::TERM);
-    let _ = timeout(Duration::from_secs(10), child.wait()).await;
+    send(&child, Signal::TERM);
+    if timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+        supervise::end(&child);
+    }
     None
 }

@@ -9,6 +9,8 @@ mod report;
 mod step;
 
 pub use facts::Facts;
+
+use crate::print;
 use facts::Measured;
 use links::{Cluster, Link, Links};
 use serde::Serialize;
@@ -233,9 +235,10 @@ pub fn run(args: &Args) -> Result<(), String> {
     let plan = Plan::new(args)?;
     let rows: Vec<Row> = args.gpus.iter().map(|&gpus| plan.row(args, gpus)).collect::<Result<_, _>>()?;
     if args.json {
-        println!("{}", json!({ "config": args.config, "compute_seconds": plan.work.compute, "plan": rows }));
+        let plan = json!({ "config": args.config, "compute_seconds": plan.work.compute, "plan": rows });
+        print(&format!("{plan}\n"));
     } else {
-        print!("{}", report::text(&plan, &rows, args));
+        print(&report::text(&plan, &rows, args));
     }
     Ok(())
 }

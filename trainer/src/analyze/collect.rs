@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::{self, Normalise};
 use crate::model::{Decisions, Net, Output, Statistics, hard, relaxed};
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, order::eval_samples};
+use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, eval_samples};
 use std::sync::Arc;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor, no_grad};

@@ -3,7 +3,7 @@
 
 use crate::collective::World;
 use crate::error::Result;
-use codinet_dataloader::order::eval_samples;
+use codinet_dataloader::eval_samples;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 

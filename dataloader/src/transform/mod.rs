@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::MOST_PIXELS;
 use crate::error::{BadImage, Error, Result};
 use crate::random::{below, uniform, unit};
+use crate::region::Region;
 
 mod augment;
 mod colour;
@@ -70,19 +71,6 @@ pub enum Crop {
     },
 }
 
-/// A rectangle of pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region {
-    /// Columns left of it.
-    pub left: u32,
-    /// Rows above it.
-    pub top: u32,
-    /// Columns in it.
-    pub width: u32,
-    /// Rows in it.
-    pub height: u32,
-}
-
 /// What one view shows: `region` of the image, resized to `scaled`, of which the square of `image_size` pixels
 /// at `corner` is taken (black where it lies outside), mirrored if `flip`; then `ops` are applied in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,16 +85,6 @@ pub struct View {
     pub flip: bool,
     /// What [`Augmenter::apply`] does to the square.
     pub ops: Vec<Op>,
-}
-
-impl Region {
-    /// The smallest region that holds both.
-    pub fn union(&self, other: &Region) -> Region {
-        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
-        let right = (self.left + self.width).max(other.left + other.width);
-        let bottom = (self.top + self.height).max(other.top + other.height);
-        Region { left, top, width: right - left, height: bottom - top }
-    }
 }
 
 impl Transform {
@@ -162,13 +140,13 @@ impl Transform {
         image_size: u32,
         rng: &mut impl Rng,
     ) -> Result<View, BadImage> {
-        let whole = Region { left: 0, top: 0, width, height };
+        let whole = Region::whole(width, height);
         let (region, scaled, corner) = match self {
             Transform::Eval { resize: None } | Transform::Train { crop: Crop::None, .. } => {
                 (whole, (width, height), centre(width, height, image_size)?)
             }
             Transform::Eval { resize: Some(shorter) } => {
-                let scaled = resized(width, height, *shorter)?;
+                let scaled = shorter_side_to(width, height, *shorter)?;
                 (whole, scaled, centre(scaled.0, scaled.1, image_size)?)
             }
             Transform::Train { crop: Crop::Pad { pixels }, .. } => {
@@ -209,7 +187,7 @@ fn too_small(width: u32, height: u32, image_size: u32) -> BadImage {
 }
 
 /// torchvision's `Resize`: the shorter side becomes `shorter`, the longer one keeps the ratio, rounded down.
-fn resized(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage> {
+fn shorter_side_to(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage> {
     let (short, long) = (width.min(height), width.max(height));
     let longer = u64::from(shorter) * u64::from(long) / u64::from(short).max(1);
     if longer * u64::from(shorter) > MOST_PIXELS {

@@ -1,0 +1,29 @@
+//! Parts of images.
+
+/// A rectangle of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Columns left of it.
+    pub left: u32,
+    /// Rows above it.
+    pub top: u32,
+    /// Columns in it.
+    pub width: u32,
+    /// Rows in it.
+    pub height: u32,
+}
+
+impl Region {
+    /// All of an image of this size.
+    pub fn whole(width: u32, height: u32) -> Region {
+        Region { left: 0, top: 0, width, height }
+    }
+
+    /// The smallest region that holds both.
+    pub fn union(&self, other: &Region) -> Region {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let right = (self.left + self.width).max(other.left + other.width);
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        Region { left, top, width: right - left, height: bottom - top }
+    }
+}
