@@ -58,7 +58,7 @@ fn of_tests(root: &Path) -> BTreeSet<String> {
 
 #[test]
 fn modules_use_those_above_them() {
-    for folder in ["trainer/src", "launcher/src"] {
+    for folder in ["dataloader/src", "trainer/src", "launcher/src"] {
         let (root, layers) = (Path::new(ROOT).join(folder), layers(folder));
         let line = |module: &str| layers.iter().position(|line| line.iter().any(|known| known == module));
         let mut met = BTreeSet::new();

@@ -1,115 +1,21 @@
 //! A dataset: shards opened together, their samples numbered from 0 in the order of the shards. A folder of image
 //! files is one shard.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, IoContext, Result};
 use crate::index::{HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc};
+use crate::info::DatasetInfo;
+use crate::options::Options;
 use crate::pattern::Named;
 use crate::shard_list::ShardList;
 use crate::source::{Source, Storage, folder_of, is_url, join};
 use crate::{files, folder, parallel, pattern};
-
-/// The contents of `dataset.json`, which lies beside the shards and says what they are. It is written last, so
-/// that its presence means that all of them are there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatasetInfo {
-    /// Version of this format: 1.
-    pub version: u32,
-    /// What the data is, for people: `fashion-mnist train`.
-    pub name: String,
-    /// Number of classes; labels are 0..classes.
-    pub classes: usize,
-    /// Colour channels of the images: 1 (grey) or 3 (RGB).
-    pub channels: usize,
-    /// Width and height in pixels where all images share one size, else null.
-    pub image_size: Option<u32>,
-    /// Samples in all shards.
-    pub samples: u64,
-    /// Number of shards.
-    pub shards: u64,
-    /// The classes' names in the order of their numbers, where known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class_names: Option<Vec<String>>,
-}
-
-impl DatasetInfo {
-    pub(crate) const FILE: &str = "dataset.json";
-
-    /// Reads `folder`'s `dataset.json`; `None` where it has none.
-    pub fn load(folder: &Path) -> Result<Option<DatasetInfo>> {
-        let path = folder.join(Self::FILE);
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.context("read", &path)?,
-        };
-        DatasetInfo::parse(&path, &text).map(Some)
-    }
-
-    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
-        let info: DatasetInfo = serde_json::from_slice(text).map_err(|error| {
-            Error::malformed(path, format!("{error}; mend it or write the dataset again"))
-        })?;
-        let names = info.class_names.as_ref().map_or(info.classes, Vec::len);
-        if info.version != 1 || names != info.classes {
-            let what = format!(
-                "version {}, {} classes, {names} class names; expected version 1 and a name a class",
-                info.version, info.classes
-            );
-            return Err(Error::malformed(path, what));
-        }
-        Ok(info)
-    }
-
-    /// Writes it to `folder`, in one step.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(Self::FILE);
-        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::from).context("write", &path)?;
-        text.push(b'\n');
-        files::replace(&path, &text)?;
-        files::sync_folder(folder)
-    }
-
-    /// Removes `folder`'s `dataset.json`, if any: what is there is no longer complete.
-    pub fn remove(folder: &Path) -> Result<()> {
-        files::remove(&folder.join(Self::FILE))
-    }
-}
-
-/// How a dataset is opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// Where shards from stores are kept on this machine; without it each sample is read from the store.
-    pub cache: Option<Cache>,
-    /// The longest that one read from a store may take, with all that is tried again in it.
-    pub timeout: Duration,
-    /// Whether to make every index anew, even one that fits.
-    pub rebuild_indices: bool,
-}
-
-impl Default for Options {
-    /// No cache, 2 minutes, indices that fit are kept.
-    fn default() -> Options {
-        Options { cache: None, timeout: Duration::from_secs(120), rebuild_indices: false }
-    }
-}
-
-/// A folder that holds whole shards from stores. All processes of a machine may share it: each shard is fetched
-/// once, and the one that was read longest ago makes room.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cache {
-    /// The folder, best on a local disk; it is made where needed, and holds nothing else.
-    pub folder: PathBuf,
-    /// Bytes that it may take. A shard for which there is no room is read from the store.
-    pub limit_bytes: u64,
-}
 
 /// Shards opened for reading. Every method takes `&self` and may be called from many threads.
 #[derive(Debug)]
@@ -393,7 +299,7 @@ impl Shard {
     /// only behind the first dot.
     fn key<'a>(&self, name: &'a str) -> &'a str {
         match self.contents {
-            Contents::Tar(_) => crate::shard::key_and_extension(name).0,
+            Contents::Tar(_) => crate::member::key_and_extension(name).0,
             Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // it is a path
             Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
         }

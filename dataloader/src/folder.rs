@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::index::{IndexedSample, ShardIndex};
-use crate::shard::is_image;
-use crate::{dataset::DatasetInfo, files, parallel};
+use crate::info::DatasetInfo;
+use crate::member::is_image;
+use crate::{files, parallel};
 
 /// Folders nest no deeper than this, unless a link leads round in a circle.
 const MOST_DEPTH: usize = 32;

@@ -5,9 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::dataset::{Dataset, DatasetInfo};
+use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder};
 use crate::index;
+use crate::info::DatasetInfo;
 use crate::jpeg::tile;
 use crate::region::Region;
 use crate::shard_list::ShardList;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::files;
-use crate::shard::{is_image, is_label, key_and_extension};
+use crate::member::{is_image, is_label, key_and_extension};
 use crate::source::{LocalFile, ScanReader, Source};
 
 const FORMAT: &str = "codinet-index 2";
@@ -93,12 +93,29 @@ impl ShardIndex {
 
     /// The index of an opened shard: the saved one if it fits and isn't to be made anew, else a scan, saved.
     pub(crate) fn of(source: &Source, anew: bool) -> Result<(ShardIndex, IndexState)> {
-        if let Some(index) = (!anew).then(|| source.saved_index()).flatten() {
+        if let Some(index) = (!anew).then(|| ShardIndex::saved(source)).flatten() {
             return Ok((index, IndexState::Read));
         }
         let index = ShardIndex::scan(source)?;
-        let state = if source.save_index(&index).is_ok() { IndexState::Rebuilt } else { IndexState::Unsaved };
+        let state = if index.keep(source) { IndexState::Rebuilt } else { IndexState::Unsaved };
         Ok((index, state))
+    }
+
+    /// The saved index of a shard, if it was made of its present state.
+    fn saved(source: &Source) -> Option<ShardIndex> {
+        // A file may change and keep its time, an object not its ETag.
+        let kept = source.local_path().and_then(|tar| ShardIndex::load(&tar, source));
+        if let Some(index) = kept.filter(|index| !matches!(source, Source::File(_)) || index.fits(source)) {
+            return Some(index);
+        }
+        let index = ShardIndex::of_copy(&source.beside("idx", most_index_bytes(source))?, source)?;
+        index.keep(source); // else it is asked for again
+        Some(index)
+    }
+
+    /// Saves it for the next opening, and whether there is a place for it that can be written.
+    fn keep(&self, source: &Source) -> bool {
+        source.local_path().is_some_and(|tar| self.save(&tar).is_ok())
     }
 
     /// Scans the headers of the shard at `tar`; of the contents only the labels are read.
@@ -157,7 +174,7 @@ impl ShardIndex {
     }
 
     /// The index beside `tar`, a shard's file or its copy, if it was made for `source` in its present state.
-    pub(crate) fn load(tar: &Path, source: &Source) -> Option<ShardIndex> {
+    fn load(tar: &Path, source: &Source) -> Option<ShardIndex> {
         let mut text = String::new();
         File::open(index_path(tar)).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
         parse(&text, source.size()).filter(|index| index.version == source.version())
@@ -165,15 +182,14 @@ impl ShardIndex {
 
     /// As [`load`](Self::load), of an index that was copied beside an object, so that it holds the time of the
     /// file that it was made of.
-    #[cfg(feature = "remote")]
-    pub(crate) fn of_copy(text: &[u8], source: &Source) -> Option<ShardIndex> {
+    fn of_copy(text: &[u8], source: &Source) -> Option<ShardIndex> {
         let mut index = parse(std::str::from_utf8(text).ok()?, source.size())?;
         index.version = source.version().to_owned();
         index.fits(source).then_some(index)
     }
 
     /// Whether the last sample's header is where it says.
-    pub(crate) fn fits(&self, source: &Source) -> bool {
+    fn fits(&self, source: &Source) -> bool {
         let Some(last) = self.get(self.len().wrapping_sub(1)) else { return true };
         let mut header = [0; HEADER];
         source.peek(&mut header, last.offset - HEADER as u64).is_ok() && header_crc(&header) == last.header
@@ -363,7 +379,7 @@ fn index_path(tar: &Path) -> PathBuf {
 }
 
 /// An index has fewer bytes than its tar, whose headers hold all that it says: a longer file isn't one.
-pub(crate) fn most_index_bytes(source: &Source) -> u64 {
+fn most_index_bytes(source: &Source) -> u64 {
     source.size().saturating_add(FORMAT.len() as u64 + 256)
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder};
 use crate::error::{BadImage, Error, Result};
-use crate::order::Spares;
+use crate::order::{BatchPlan, Spares};
 use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
 use crate::region::Region;
@@ -62,24 +62,6 @@ pub struct BadSample {
     pub key: String,
     /// What is wrong, and how to mend it.
     pub reason: String,
-}
-
-/// The samples of one batch, in order.
-#[derive(Debug, Clone)]
-pub struct BatchPlan {
-    /// The epoch, which the crops depend on.
-    pub epoch: u64,
-    /// Dataset indices.
-    pub samples: Vec<u32>,
-    /// What bad samples are replaced by; none: nothing.
-    pub spares: Option<Spares>,
-}
-
-impl BatchPlan {
-    /// A batch whose bad samples nothing replaces.
-    pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch, samples, spares: None }
-    }
 }
 
 /// A batch of L samples with M views each.

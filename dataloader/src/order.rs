@@ -117,6 +117,24 @@ pub struct Lanes {
     pub window: usize,
 }
 
+/// The samples of one batch, in order.
+#[derive(Debug, Clone)]
+pub struct BatchPlan {
+    /// The epoch, which the crops depend on.
+    pub epoch: u64,
+    /// Dataset indices.
+    pub samples: Vec<u32>,
+    /// What bad samples are replaced by; none: nothing.
+    pub spares: Option<Spares>,
+}
+
+impl BatchPlan {
+    /// A batch whose bad samples nothing replaces.
+    pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
+        BatchPlan { epoch, samples, spares: None }
+    }
+}
+
 /// What bad samples of a batch are replaced by: the sample that the same slot has in the next global batch, or in the one
 /// after that. It is the same whichever rank meets the bad one.
 #[derive(Debug, Clone)]

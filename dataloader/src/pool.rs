@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::error::{Error, Result};
-use crate::loader::BatchPlan;
+use crate::order::BatchPlan;
 
 /// What one thread does: fills the piece of a slot of a batch, and says what it holds.
 pub(crate) trait Fill: Send + 'static {

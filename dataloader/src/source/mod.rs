@@ -8,7 +8,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
-use crate::index::ShardIndex;
 
 #[cfg(feature = "remote")]
 mod cache;
@@ -83,21 +82,22 @@ impl Source {
         }
     }
 
-    /// The index kept for this shard, if there is one that fits.
-    pub(crate) fn saved_index(&self) -> Option<ShardIndex> {
+    /// Where its bytes lie as a file on this machine, or would, were they fetched.
+    pub(crate) fn local_path(&self) -> Option<PathBuf> {
         match self {
-            Source::File(file) => ShardIndex::load(file.path(), self).filter(|index| index.fits(self)),
+            Source::File(file) => Some(file.path().to_owned()),
             #[cfg(feature = "remote")]
-            Source::Object(object) => object.saved_index(self),
+            Source::Object(object) => object.cached_path(),
         }
     }
 
-    /// Keeps the index for the next opening, where there is a place that can be written.
-    pub(crate) fn save_index(&self, index: &ShardIndex) -> Result<()> {
+    /// Of an object: the contents of the one beside it that differs in its extension, if it has at most `most_bytes`.
+    #[cfg_attr(not(feature = "remote"), expect(unused_variables, reason = "of stores alone"))]
+    pub(crate) fn beside(&self, extension: &str, most_bytes: u64) -> Option<Vec<u8>> {
         match self {
-            Source::File(file) => index.save(file.path()),
+            Source::File(_) => None,
             #[cfg(feature = "remote")]
-            Source::Object(object) => object.save_index(index),
+            Source::Object(object) => object.beside(extension, most_bytes),
         }
     }
 }
@@ -111,7 +111,7 @@ pub(crate) fn is_url(location: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Storage {
     #[cfg(feature = "remote")]
-    options: crate::dataset::Options,
+    options: crate::options::Options,
     #[cfg(feature = "remote")]
     remote: std::sync::OnceLock<std::sync::Arc<remote::Remote>>,
 }
@@ -136,12 +136,12 @@ impl Location {
 
 impl Storage {
     #[cfg(feature = "remote")]
-    pub(crate) fn new(options: &crate::dataset::Options) -> Storage {
+    pub(crate) fn new(options: &crate::options::Options) -> Storage {
         Storage { options: options.clone(), remote: std::sync::OnceLock::new() }
     }
 
     #[cfg(not(feature = "remote"))]
-    pub(crate) fn new(_: &crate::dataset::Options) -> Storage {
+    pub(crate) fn new(_: &crate::options::Options) -> Storage {
         Storage {}
     }
 

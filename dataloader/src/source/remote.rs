@@ -23,10 +23,9 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use super::cache::SharedFolder;
-use super::{Location, Source, is_url, local};
-use crate::dataset::Options;
+use super::{Location, is_url, local};
 use crate::error::{Error, IoContext, Result};
-use crate::index::{ShardIndex, most_index_bytes};
+use crate::options::Options;
 
 /// What one request asks for where much is wanted: of a scan, and of a shard that is fetched whole.
 const PART: u64 = 8 << 20;
@@ -440,26 +439,18 @@ impl Object {
         cache.path(&self.place.url, &self.state.version, self.size())
     }
 
-    /// The index in the cache, or beside the object.
-    pub(crate) fn saved_index(&self, source: &Source) -> Option<ShardIndex> {
-        let in_cache = self.remote.cache.as_ref().map(|cache| self.cached(cache));
-        if let Some(index) = in_cache.and_then(|path| ShardIndex::load(&path, source)) {
-            return Some(index);
-        }
-        let beside = self.place.url.strip_suffix(".tar")?.to_owned() + ".idx";
-        let Ok(Whole::Bytes(text)) = self.remote.read_whole(&beside, most_index_bytes(source)) else {
-            return None;
-        };
-        let index = ShardIndex::of_copy(&text, source)?;
-        let _ = self.save_index(&index); // it can be asked for again
-        Some(index)
+    /// Where its copy lies in the cache, or would.
+    pub(crate) fn cached_path(&self) -> Option<PathBuf> {
+        self.remote.cache.as_ref().map(|cache| self.cached(cache))
     }
 
-    /// Keeps the index in the cache.
-    pub(crate) fn save_index(&self, index: &ShardIndex) -> Result<()> {
-        match &self.remote.cache {
-            Some(cache) => index.save(&self.cached(cache)),
-            None => Err(Error::InvalidArgument("an index can't be written to a store".into())),
+    /// The contents of the object that is called as this one, but for `extension`, if there is one of at most
+    /// `most_bytes`.
+    pub(crate) fn beside(&self, extension: &str, most_bytes: u64) -> Option<Vec<u8>> {
+        let url = format!("{}.{extension}", self.place.url.strip_suffix(".tar")?);
+        match self.remote.read_whole(&url, most_bytes) {
+            Ok(Whole::Bytes(bytes)) => Some(bytes),
+            _ => None,
         }
     }
 }

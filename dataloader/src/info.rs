@@ -1,0 +1,76 @@
+//! What lies beside a data set's shards and says what they are.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext, Result};
+use crate::files;
+
+/// The contents of `dataset.json`, which lies beside the shards and says what they are. It is written last, so
+/// that its presence means that all of them are there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetInfo {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// What the data is, for people: `fashion-mnist train`.
+    pub name: String,
+    /// Number of classes; labels are 0..classes.
+    pub classes: usize,
+    /// Colour channels of the images: 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// Width and height in pixels where all images share one size, else null.
+    pub image_size: Option<u32>,
+    /// Samples in all shards.
+    pub samples: u64,
+    /// Number of shards.
+    pub shards: u64,
+    /// The classes' names in the order of their numbers, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<Vec<String>>,
+}
+
+impl DatasetInfo {
+    pub(crate) const FILE: &str = "dataset.json";
+
+    /// Reads `folder`'s `dataset.json`; `None` where it has none.
+    pub fn load(folder: &Path) -> Result<Option<DatasetInfo>> {
+        let path = folder.join(Self::FILE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.context("read", &path)?,
+        };
+        DatasetInfo::parse(&path, &text).map(Some)
+    }
+
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
+        let info: DatasetInfo = serde_json::from_slice(text).map_err(|error| {
+            Error::malformed(path, format!("{error}; mend it or write the dataset again"))
+        })?;
+        let names = info.class_names.as_ref().map_or(info.classes, Vec::len);
+        if info.version != 1 || names != info.classes {
+            let what = format!(
+                "version {}, {} classes, {names} class names; expected version 1 and a name a class",
+                info.version, info.classes
+            );
+            return Err(Error::malformed(path, what));
+        }
+        Ok(info)
+    }
+
+    /// Writes it to `folder`, in one step.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(Self::FILE);
+        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::from).context("write", &path)?;
+        text.push(b'\n');
+        files::replace(&path, &text)?;
+        files::sync_folder(folder)
+    }
+
+    /// Removes `folder`'s `dataset.json`, if any: what is there is no longer complete.
+    pub fn remove(folder: &Path) -> Result<()> {
+        files::remove(&folder.join(Self::FILE))
+    }
+}
