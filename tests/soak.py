@@ -115,10 +115,10 @@ def main():
         for pid in victims.get(way, []):
             os.kill(pid, signal.SIGKILL)
         try:
-            code = job.wait(120)
+            code = job.wait(300)  # the machine may be busy
         except subprocess.TimeoutExpired:
             stop(f"after {way} it still runs: {folder}/log.txt")
-        gone = time.monotonic() + 60
+        gone = time.monotonic() + 120
         while left := [pid for pid in below if name(pid) in ("codinet-train", "mpirun", "orterun")]:
             if time.monotonic() > gone:
                 stop(f"after {way} {[(pid, name(pid)) for pid in left]} still run")
