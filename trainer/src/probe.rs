@@ -83,7 +83,7 @@ fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
 
 /// Whether the samples can be read, as far as the indices tell.
 fn data(config: &Config) -> Value {
-    let open = |pattern: &str| match Dataset::open(pattern) {
+    let open = |pattern: &str| match Dataset::open_with(pattern, &config.dataset_options()) {
         Ok(dataset) => match dataset.check_labels(config.data.classes as usize) {
             Ok(()) => json!({"samples": dataset.len()}),
             Err(error) => json!({"error": error.to_string()}),

@@ -47,7 +47,8 @@ impl Source {
         for path in if paths.is_empty() { &val[..] } else { paths } {
             if holds_shards(path)? {
                 close(&mut loose, &mut datasets)?;
-                datasets.push((Arc::new(Dataset::open(&path.to_string_lossy())?), true));
+                let shards = Dataset::open_with(&path.to_string_lossy(), &config.dataset_options())?;
+                datasets.push((Arc::new(shards), true));
             } else {
                 loose.push(path.clone());
             }
