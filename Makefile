@@ -32,7 +32,7 @@ build: setup
 data: data/fashion-mnist/test/dataset.json
 
 data/fashion-mnist/test/dataset.json: | build
-	@$(BIN)/codinet-data import fashion-mnist --src $(FASHION_MNIST) --out data/fashion-mnist
+	@$(BIN)/codinet-data import fashion-mnist --src $(FASHION_MNIST) --output data/fashion-mnist
 
 test: setup
 	@$(CARGO) test --release --locked --workspace

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains configs with several seeds, one run after the other, and prints mean ± standard deviation as a table.
 
-    cluster/sweep.py --seeds 1 2 3 --out runs/ablation --ranks 2 \\
+    cluster/sweep.py --seeds 1 2 3 --output runs/ablation --ranks 2 \\
         fashion_r20_static fashion_r20_vanilla fashion_r20_con fashion_r20_div fashion_r20 -- --set data.train_samples=20000
 
 May be stopped and started again at any time: runs that are done are kept, one that was stopped goes on from its last
@@ -64,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", help="names of configs, without .yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the run directories")
+    parser.add_argument("--output", dest="out", type=pathlib.Path, required=True, help="folder for the run directories")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the table of what is done, and stop")
     options = parser.parse_args(own)
@@ -74,7 +74,7 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     settings = options.out / "settings.json"
     if settings.exists() and json.loads(settings.read_text()) != more:
-        sys.exit(f"sweep.py: {options.out} holds runs with {json.loads(settings.read_text())}; choose another --out")
+        sys.exit(f"sweep.py: {options.out} holds runs with {json.loads(settings.read_text())}; choose another --output")
     settings.write_text(json.dumps(more))
     failed = []
     for seed in options.seeds:

@@ -62,7 +62,7 @@ fn one_rank_and_two_find_the_same() {
         let said = succeed(&mut analyze(
             ranks,
             &bench,
-            &[&run, "--out", &out, "--groups", "7", "--tsne-steps", "60"],
+            &[&run, "--output", &out, "--groups", "7", "--tsne-steps", "60"],
         ));
         assert!(said.contains("distinct paths") && said.contains("report.html"), "{said}");
     }
@@ -130,7 +130,7 @@ fn parts_features_and_comparisons() {
     // 10 images of class 0 and 9 of each other: 45 + 3·36 pairs within a class.
     assert!((mean - 153.0 / 666.0).abs() < 1e-9, "{mean}");
 
-    let said = succeed(&mut analyze(2, &bench, &["compare", &run_name, &run_name, "--out", "side"]));
+    let said = succeed(&mut analyze(2, &bench, &["compare", &run_name, &run_name, "--output", "side"]));
     assert!(said.contains("top-1, %") && said.contains("PCC"), "{said}");
     for file in ["report.html", "comparison.csv", "accuracy.png", "accuracy.svg"] {
         assert!(bench.path("side").join(file).exists(), "{file}");

@@ -12,7 +12,7 @@ mod program;
 use program::{codinet_data, data_error, stdout};
 
 fn import(source: &Path, out: &Path, more: &[&str]) -> Output {
-    let paths = ["--src", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let paths = ["--src", source.to_str().unwrap(), "--output", out.to_str().unwrap()];
     codinet_data(&[&["import", "fashion-mnist"], &paths[..], more].concat())
 }
 
@@ -178,7 +178,7 @@ fn broken_sources_are_refused_before_anything_is_written() {
 fn wrong_usage_and_missing_data_have_their_exit_codes() {
     assert_eq!(codinet_data(&[]).status.code(), Some(2));
     assert_eq!(codinet_data(&["import", "fashion-mnist"]).status.code(), Some(2));
-    let zero = ["import", "fashion-mnist", "--src", "x", "--out", "x", "--shard-size", "0"];
+    let zero = ["import", "fashion-mnist", "--src", "x", "--output", "x", "--shard-size", "0"];
     assert_eq!(codinet_data(&zero).status.code(), Some(2));
     assert!(stdout(&codinet_data(&["--help"])).contains("Examples:"));
     assert!(data_error(&codinet_data(&["inspect", "/nowhere/x-*.tar"])).contains("/nowhere/x-*.tar"));

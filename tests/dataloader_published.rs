@@ -10,7 +10,7 @@ use flate2::write::ZlibEncoder;
 use crate::program::codinet_data;
 
 pub fn import(dataset: &str, source: &Path, out: &Path, more: &[&str]) -> Output {
-    let paths = ["--src", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let paths = ["--src", source.to_str().unwrap(), "--output", out.to_str().unwrap()];
     codinet_data(&[&["import", dataset], &paths[..], more].concat())
 }
 

@@ -416,7 +416,7 @@ fn what_is_wrong_is_found() {
         ("codinet-launch -n 8 my.yaml --resme auto", "unexpected argument"),
         ("codinet-launch --max-restart 3 my.yaml", "unexpected argument"),
         ("codinet-launch plan my.yaml --links token-ring", "invalid value"),
-        ("codinet-data import mnist --src a --out b", "unrecognized subcommand"),
+        ("codinet-data import mnist --src a --output b", "unrecognized subcommand"),
         ("codinet-export --checkpoint runs/a --format gguf", "invalid value"),
         ("cluster/sweep.py --seeds 1 fashion_r21", "not shipped"),
         ("make dinner", "no target"),

@@ -8,7 +8,11 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster/gpu/check.
 
 fn check(args: &[&str], out: &Path) -> (bool, String) {
     let mut command = Command::new(SCRIPT);
-    command.args(args).arg("--out").arg(out).args(["--codinet-train", env!("CARGO_BIN_EXE_codinet-train")]);
+    command
+        .args(args)
+        .arg("--output")
+        .arg(out)
+        .args(["--codinet-train", env!("CARGO_BIN_EXE_codinet-train")]);
     let done = command.output().unwrap();
     (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
 }

@@ -171,7 +171,7 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     let cluster = Cluster::start();
     let data = Path::new(env!("CARGO_BIN_EXE_codinet-train")).with_file_name("codinet-data");
     let mut import = Command::new(data);
-    import.args(["import", "fashion-mnist", "--src", FASHION_MNIST, "--out"]).arg(cluster.path("data"));
+    import.args(["import", "fashion-mnist", "--src", FASHION_MNIST, "--output"]).arg(cluster.path("data"));
     common::succeed(&mut import);
     let config = cluster.path("fashion.yaml");
     let text = format!(

@@ -7,7 +7,7 @@
 
 Needs codinet-train (in target/release, on the PATH or by --codinet-train), libtorch with its CUDA half (--libraries; by default the
 one of this Python's torch, where codinet-train finds no other) and Python with torch 2.11; for JPEGs of its own making
-Pillow and numpy. Prints a table, and writes it with all numbers as gpu-check.md and gpu-check.json into --out.
+Pillow and numpy. Prints a table, and writes it with all numbers as gpu-check.md and gpu-check.json into --output.
 
 Right: 20 steps each with one seed, on the GPU and on the CPU, in fp32 without TF32: losses and gradient norms step by step,
 within TOLERANCES; then bf16 beside fp32. An exit code of 1 says that something is off.
@@ -275,7 +275,7 @@ def main():
     parser.add_argument("--codinet-train", type=pathlib.Path)
     parser.add_argument("--libraries", type=pathlib.Path, help="a folder with libtorch_cuda.so and what goes with it")
     parser.add_argument("--photos", type=pathlib.Path, help="photographs for the loader-fed run")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."))
+    parser.add_argument("--output", dest="out", type=pathlib.Path, default=pathlib.Path("."))
     options = parser.parse_args()
     clock = Clock(options.minutes)
     try:

@@ -67,7 +67,7 @@ def fed_from(options, folder):
     importer = options.codinet_train.with_name("codinet-data")
     words = f"made JPEGs of {mean:.0f} kB"
     if importer.exists():
-        command = [importer, "import", "imagefolder", "--src", folder / "photos", "--out", folder / "tiled"]
+        command = [importer, "import", "imagefolder", "--src", folder / "photos", "--output", folder / "tiled"]
         if subprocess.run(command, capture_output=True).returncode == 0:
             (tiled,) = {path.parent for path in (folder / "tiled").rglob("*.tar")}
             return tiled, f"{words}, tiled"

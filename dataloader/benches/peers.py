@@ -2,8 +2,8 @@
 """Images a second of codinet-data's loader beside PyTorch's, DALI's and FFCV's, on the same photographs and the same cores.
 
     photographs.py photos                                            # once
-    codinet-data import imagefolder --src photos --out tiled         # once
-    codinet-data import imagefolder --src photos --out plain --no-tile
+    codinet-data import imagefolder --src photos --output tiled         # once
+    codinet-data import imagefolder --src photos --output plain --no-tile
     peers.py --photos photos --tiled tiled --plain plain --rounds 3
 
 Needs: pip install torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset; FFCV where it is installed. Who is

@@ -37,7 +37,7 @@ enum Command {
 
 const EXAMPLES: &str = "\
 Examples:
-  codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
+  codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --output data/fashion-mnist
   codinet-data inspect data/fashion-mnist/train
   codinet-data import --help              and every other command has examples of its own
 

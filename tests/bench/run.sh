@@ -30,8 +30,8 @@ if [ ! -d $out/photos ]; then
     mkdir -p $out/wallpapers
     (cd $out/wallpapers && apt-get download mate-backgrounds plasma-workspace-wallpapers >/dev/null && for deb in *.deb; do dpkg -x "$deb" .; done)
     $python dataloader/benches/photographs.py $out/photos.part --wallpapers $out/wallpapers
-    target/release/codinet-data import imagefolder --src $out/photos.part --out $out/tiled
-    target/release/codinet-data import imagefolder --src $out/photos.part --out $out/plain --no-tile
+    target/release/codinet-data import imagefolder --src $out/photos.part --output $out/tiled
+    target/release/codinet-data import imagefolder --src $out/photos.part --output $out/plain --no-tile
     mv $out/photos.part $out/photos
 fi
 run same-network $python tests/bench/compare.py check

@@ -28,7 +28,7 @@ fn an_import_that_was_killed_goes_on_to_the_same_bytes() {
 
     let mut child = Command::new(env!("CARGO_BIN_EXE_codinet-data"))
         .args(["import", "imagefolder", "--shard-size", "4", "--threads", "1", "--src"])
-        .args([source.path(), "--out".as_ref(), &killed])
+        .args([source.path(), "--output".as_ref(), &killed])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

@@ -29,7 +29,7 @@ pub enum Exit {
     Panic = 101,
 }
 
-/// Every exit code with its meaning, for `--help`.
+/// Every exit code of training with its meaning, for `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -40,9 +40,21 @@ Exit codes:
   6    the run directory cannot be written
   7    ranks cannot reach one another, or do not fit together
   8    a rank did not come to a collective in time
-  9    a rank, or the host that it ran on, was lost (codinet-launch alone)
   10   out of memory
   75   stopped on request, with a checkpoint to go on from (--resume auto)
+  101  a bug (panic)
+Under codinet-launch also 9: a rank, or the host that it ran on, was lost.";
+
+/// Those of the programs that use a trained network.
+pub const EXIT_CODES_TRAINED: &str = "\
+Exit codes:
+  0    done
+  2    the config or the command line is wrong
+  3    images cannot be found, read or decoded
+  4    a checkpoint is missing, broken, or of another network
+  6    a file cannot be written
+  7    ranks cannot reach one another, or do not fit together
+  10   out of memory
   101  a bug (panic)";
 
 /// One line for the terminal, and the exit code.

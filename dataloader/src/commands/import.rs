@@ -14,11 +14,11 @@ use super::{cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
-  codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --out data/fashion-mnist
-  codinet-data import cifar10 --src downloads/cifar-10-batches-bin --out data/cifar10
-  codinet-data import imagenet --src downloads --out data/imagenet
-  codinet-data import imagefolder --src photos --out data/photos --max-side 500
-  codinet-data import parquet --src 'downloads/train-*.parquet' --out data/train";
+  codinet-data import fashion-mnist --src /usr/share/datasets/fashion-mnist --output data/fashion-mnist
+  codinet-data import cifar10 --src downloads/cifar-10-batches-bin --output data/cifar10
+  codinet-data import imagenet --src downloads --output data/imagenet
+  codinet-data import imagefolder --src photos --output data/photos --max-side 500
+  codinet-data import parquet --src 'downloads/train-*.parquet' --output data/train";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -100,8 +100,8 @@ struct Parquet {
 struct Images {
     /// Folder for the shards (ImageNet: for folders train and val of shards). An import that was killed goes
     /// on where it was when it is given the same settings again; with other settings it is refused.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, short, alias = "out", value_name = "DIR")]
+    output: PathBuf,
 
     /// Samples in each shard; 1000 of ImageNet are about 110 MB.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -140,8 +140,8 @@ struct Pixels {
     src: PathBuf,
 
     /// Folder for the shards: train/ and test/ are made in it. What is complete there already is kept.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, short, alias = "out", value_name = "DIR")]
+    output: PathBuf,
 
     /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else
     /// png].
@@ -187,7 +187,7 @@ fn pixels(dataset: Published, default: Format, settings: &Pixels) -> Result<()> 
     let import = Import {
         dataset,
         source: settings.src.clone(),
-        out: settings.out.clone(),
+        out: settings.output.clone(),
         encoding: match settings.format.unwrap_or(default) {
             Format::Jpeg => Encoding::Jpeg { quality: JPEG_QUALITY },
             Format::Png => Encoding::Png,
@@ -205,7 +205,7 @@ fn pixels(dataset: Published, default: Format, settings: &Pixels) -> Result<()> 
 fn images(source: ImageSource, settings: &Images) -> Result<()> {
     let import = ImageImport {
         source,
-        out: settings.out.clone(),
+        out: settings.output.clone(),
         seed: settings.seed,
         shard_size: settings.shard_size,
         threads: settings.threads.unwrap_or_else(cores),

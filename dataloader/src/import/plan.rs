@@ -51,7 +51,7 @@ impl Plan {
             "keys_and_labels" => "other samples or labels".to_owned(),
             field => format!("{field} {}, now {now}", then.get(field).unwrap_or(&serde_json::Value::Null)),
         };
-        let mend = "give what it was begun with, another --out, or remove the folder";
+        let mend = "give what it was begun with, another --output, or remove the folder";
         Err(Error::malformed(&path, format!("this import was begun with {begun}; {mend}")))
     }
 }
@@ -60,7 +60,7 @@ fn refuse_shards(folder: &Path) -> Result<()> {
     for entry in folder.read_dir().context("list", folder)? {
         let found = entry.context("list", folder)?.path();
         if found.extension().is_some_and(|extension| extension == "tar") {
-            let what = "shards that no import.json speaks of are here; give another --out";
+            let what = "shards that no import.json speaks of are here; give another --output";
             return Err(Error::malformed(folder, what));
         }
     }

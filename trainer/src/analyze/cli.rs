@@ -1,7 +1,7 @@
 //! `codinet-analyze`'s command line.
 
 use crate::device::Place;
-use crate::error::EXIT_CODES;
+use crate::error::EXIT_CODES_TRAINED;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ Examples:
   codinet-analyze runs/a                      everything, into runs/a/analysis/
   mpirun -n 8 codinet-analyze runs/a          the same, images shared among ranks
   codinet-analyze runs/a paths similarity --features moco.npy
-  codinet-analyze runs/a --checkpoint runs/a/checkpoints/best --out best
+  codinet-analyze runs/a --checkpoint runs/a/checkpoints/best --output best
   codinet-analyze compare runs/a runs/b       side by side, into comparison/";
 
 /// Look at the routing paths of a trained network: how many there are, who takes them, whether they hold under
 /// augmentation and follow the images' likeness. It writes report.html, pictures, tables and TensorBoard's files.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES_TRAINED}"))]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// What else to do.
@@ -45,8 +45,8 @@ pub struct Args {
     pub data: Option<String>,
 
     /// Where everything is written [default: RUN/analysis].
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    #[arg(long, short, alias = "out", value_name = "DIR")]
+    pub output: Option<PathBuf>,
 
     /// Features to compare paths with, a row an image, in place of the network's own: a .npy or .safetensors file, or
     /// FILE.safetensors:NAME.
@@ -98,14 +98,14 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Set runs side by side: settings, paths, cost and accuracy, and what their analyses found.
-    #[command(after_help = "Examples:\n  codinet-analyze compare runs/a runs/b --out ab")]
+    #[command(after_help = "Examples:\n  codinet-analyze compare runs/a runs/b --output ab")]
     Compare {
         /// Run directories that came to their end.
         #[arg(value_name = "RUN", required = true)]
         runs: Vec<PathBuf>,
         /// Where the comparison is written.
-        #[arg(long, value_name = "DIR", default_value = "comparison")]
-        out: PathBuf,
+        #[arg(long, short, alias = "out", value_name = "DIR", default_value = "comparison")]
+        output: PathBuf,
     },
 }
 

@@ -34,8 +34,8 @@ use study::{Facts, Study};
 
 /// All ranks: does what the command line asks for.
 pub fn run(args: &Args, world: &mut World) -> Result<()> {
-    if let Some(Command::Compare { runs, out }) = &args.command {
-        let compared = if world.rank() == 0 { compare::write(runs, out) } else { Ok(()) };
+    if let Some(Command::Compare { runs, output }) = &args.command {
+        let compared = if world.rank() == 0 { compare::write(runs, output) } else { Ok(()) };
         return agree(world, compared);
     }
     device::register();
@@ -50,7 +50,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     let config = &trained.config;
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
-    let out = args.out.clone().unwrap_or_else(|| {
+    let out = args.output.clone().unwrap_or_else(|| {
         let beside = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
         match run.join("config.yaml").is_file() {
             true => run.join("analysis"), // as it was called
