@@ -125,6 +125,30 @@ fn a_launcher_that_is_killed_leaves_no_rank_behind() {
     }
 }
 
+/// `timeout` and schedulers signal a program and then its group: one request, not the second that ends at once.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one_request() {
+    let mut launched = launcher();
+    launched.args(["-n", "2"]);
+    for mut command in [launched, Command::new(env!("CARGO_BIN_EXE_codinet-train"))] {
+        let bench = Bench::new();
+        let run = bench.folder.path().join("run");
+        command.arg(&bench.config).args(["--set", "stages.0.epochs=100000"]).arg("--set");
+        command.arg(format!("run.dir={}", run.display())).current_dir(bench.folder.path());
+        let mut job = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        while !fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|lines| lines.contains("\"train\"")) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no step");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for _ in 0..2 {
+            succeed(Command::new("kill").args(["-TERM", &job.id().to_string()]));
+        }
+        assert_eq!(job.wait().unwrap().code(), Some(75));
+        assert!(run.join("checkpoints/latest").exists());
+    }
+}
+
 /// A run that had no directory of its own goes on in the one that it was given, not in an older run of the same config.
 #[test]
 fn a_restart_finds_its_own_run() {

@@ -133,7 +133,13 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
         }
         let how = ended.code.map_or("by a signal".into(), |code| format!("with {code}"));
         let why = match () {
-            () if args.max_restarts == 0 => "--resume auto goes on from its last checkpoint".to_owned(),
+            () if args.max_restarts == 0 && exit::mendable(code, false) => {
+                "--resume auto goes on from its last checkpoint".to_owned()
+            }
+            () if args.max_restarts == 0 => {
+                "once that is mended, --resume auto goes on from its last checkpoint, if it has one"
+                    .to_owned()
+            }
             () if ended.asked => "it was asked to end".to_owned(),
             () if !exit::mendable(code, restart == 1) => "a restart would not mend that".to_owned(),
             () if restart > args.max_restarts => format!("all {} restarts are used up", args.max_restarts),

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 const END: Duration = Duration::from_secs(10);
 /// What it has once a rank has failed.
 const AFTER: Duration = Duration::from_secs(15);
+/// How soon after a signal another is the same request: `timeout` and schedulers signal a program, and then its group.
+const SAME: Duration = Duration::from_secs(1);
 /// What lines have to come in that are under way when mpirun has ended; a process that outlives it may speak for ever.
 const REST: Duration = Duration::from_secs(2);
 
@@ -63,7 +65,7 @@ pub struct Ended {
 }
 
 /// Runs `mpirun words…`. A first signal becomes the SIGUSR2 that mpirun forwards to the ranks, who have `grace` for a
-/// checkpoint; a second one, or the end of that time, ends mpirun. With `raw` ranks write to this program's own terminal.
+/// checkpoint; another one a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this program's own terminal.
 pub async fn run(
     words: &[String],
     raw: bool,
@@ -83,6 +85,7 @@ pub async fn run(
     let mut lines = read(&mut child);
     let mut said = Said::default();
     let (mut asked, mut told, mut deadline) = (0, false, None);
+    let mut last = None::<Instant>;
     let status = loop {
         tokio::select! {
             Some((stream, line)) = lines.recv() => {
@@ -94,6 +97,9 @@ pub async fn run(
             }
             status = child.wait() => break status.map_err(|error| format!("lost mpirun: {error}"))?,
             () = signals.next() => {
+                if last.replace(Instant::now()).is_some_and(|last| last.elapsed() < SAME) {
+                    continue;
+                }
                 asked += 1;
                 told |= asked > 1;
                 deadline = Some(Instant::now() + if asked == 1 { grace } else { END });

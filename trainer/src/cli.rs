@@ -16,9 +16,13 @@ use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::iterator::Signals;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 use tch::Device;
 
 const EXAMPLES: &str = "\
@@ -175,13 +179,23 @@ fn rank_zeros(world: &World, decide: impl FnOnce() -> Result<String>) -> Result<
     collective::broadcast_text(world, &mine)
 }
 
-/// The first SIGUSR2, SIGTERM or SIGINT asks for a checkpoint and an end; a second one ends at once.
+/// The first SIGUSR2, SIGTERM or SIGINT asks for a checkpoint and an end; another one, a second or more later, ends at once.
+/// One that comes sooner is the same request: `timeout` and schedulers signal a program, and then its group.
 pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let wrong = |error: io::Error| Error::new(Exit::Config, format!("cannot watch signals: {error}"));
+    let mut signals = Signals::new([SIGUSR2, SIGTERM, SIGINT]).map_err(wrong)?;
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGUSR2, SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(|error| Error::new(Exit::Config, format!("cannot watch signal {signal}: {error}")))?;
-    }
+    let asked = stop.clone();
+    let watch = move || {
+        let mut last = None::<Instant>;
+        for signal in signals.forever() {
+            let later =
+                last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Duration::from_secs(1));
+            if asked.swap(true, Ordering::Relaxed) && later {
+                signal_hook::low_level::exit(128 + signal);
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(watch).map_err(wrong)?;
     Ok(stop)
 }

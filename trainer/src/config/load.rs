@@ -4,6 +4,7 @@ use super::Config;
 use crate::error::{Error, Exit, Result};
 use include_dir::{Dir, include_dir};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The shipped configs, so that their bare names work from any folder.
@@ -152,7 +153,11 @@ fn read(name: &str, from: Option<&str>) -> Result<(String, String)> {
     let shipped: Vec<&str> = BUILT_IN.files().filter_map(|file| file.path().to_str()).collect();
     let hint = match nearest(name, &shipped) {
         Some(near) => format!("did you mean {near}?"),
-        None => format!("shipped configs: {}", shipped.join(", ")),
+        None => {
+            let families: BTreeSet<&str> = shipped.iter().filter_map(|name| name.split('_').next()).collect();
+            let families: Vec<String> = families.iter().map(|family| format!("{family}_*.yaml")).collect();
+            format!("those are {}, see docs/recipes.md", families.join(", "))
+        }
     };
     let by = from.map(|from| format!(", which {from} extends")).unwrap_or_default();
     Err(wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}")))
