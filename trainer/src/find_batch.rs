@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::{Error, Exit, Result};
 use crate::input::{Input, batch_unit};
 use crate::memory::{self, gib};
+use crate::optim;
 use crate::run::Console;
 use crate::train::Trial;
 use std::str::FromStr;
@@ -186,7 +187,7 @@ fn advice(config: &Config, best: &Tried, whole_set: bool) -> String {
     let rates: Vec<String> = config
         .stages
         .iter()
-        .map(|stage| format!("{} {:.4}", stage.name, stage.lr * batch as f64 / from as f64))
+        .map(|stage| format!("{} {}", stage.name, optim::shown(stage.lr * batch as f64 / from as f64)))
         .collect();
     let rates = rates.join(", ");
     let set = match meant {

@@ -62,6 +62,11 @@ impl Sgd {
     }
 }
 
+/// A learning rate for a person to read: 0.0500, 2.3e-5.
+pub fn shown(lr: f64) -> String {
+    if lr == 0.0 || lr >= 1e-3 { format!("{lr:.4}") } else { format!("{lr:.1e}") }
+}
+
 /// The running mean of weights and running statistics: e ← d·e + (1 − d)·w each step (Polyak averaging).
 #[derive(Debug)]
 pub struct Ema {

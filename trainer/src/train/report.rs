@@ -6,6 +6,7 @@ use crate::env;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, sample_paths};
 use crate::loss;
+use crate::optim;
 use crate::paths::{self, Histogram};
 use crate::run::checkpoint::State;
 use crate::run::{Records, projector, write_whole};
@@ -123,12 +124,13 @@ impl Trainer<'_> {
             records.record("train", step, fields)?;
         }
         let status = format!(
-            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {lr:.4}  {images:.0} images/s",
+            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {}  {images:.0} images/s",
             mean.get("loss"),
             mean.get("ce"),
             mean.get("con"),
             mean.get("div"),
             mean.get("cost"),
+            optim::shown(lr),
         );
         self.console.step(self.step_of_stage(), Some(&status));
         Ok(())
