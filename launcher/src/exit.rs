@@ -8,7 +8,7 @@ Exit codes:                                                         restarted
   3    samples cannot be found, read or decoded                     no
   4    a checkpoint is missing, broken, or of another network       no
   5    the loss or a gradient is no longer finite                   no
-  6    the run directory cannot be written                          no
+  6    a file or folder cannot be written                          no
   7    ranks cannot reach one another, or do not fit together       yes
   8    a rank did not come to a collective in time                  yes
   9    a rank, or the host that it ran on, was lost                 yes

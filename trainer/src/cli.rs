@@ -4,7 +4,7 @@ use crate::collective::{self, World, agree};
 use crate::config::{self, Config};
 use crate::device;
 use crate::dry_run;
-use crate::error::{EXIT_CODES, Error, Exit, Result};
+use crate::error::{Error, Exit, OF_TRAINING, Result};
 use crate::evaluate::evaluate;
 use crate::find_batch;
 use crate::input::Input;
@@ -37,7 +37,7 @@ Examples:
 /// Train CoDiNet, a dynamic-routing ResNet with consistent and diverse routing paths, on one process or,
 /// under mpirun or srun, on many.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-train", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(name = "codinet-train", version, after_help = format!("{EXAMPLES}\n\n{}\nUnder codinet-launch also 9: a rank, or the host that it ran on, was lost.", Exit::list(OF_TRAINING)))]
 pub struct Args {
     /// A YAML file, or the bare name of a shipped config.
     #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "probe"])]
@@ -139,7 +139,15 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
 fn again(args: &Args, ranks: usize) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
-    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let on_path = |path: &Path| {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&folders)
+            .any(|folder| folder.canonicalize().is_ok_and(|it| path.parent() == Some(&it)))
+    };
+    let shown = |path: &Path| match path.file_name() {
+        Some(name) if on_path(path) => name.display().to_string(),
+        _ => path.strip_prefix(&here).unwrap_or(path).display().to_string(),
+    };
     let launcher = program.with_file_name("codinet-launch");
     let mut words = match ranks {
         1 => vec![shown(&program)],

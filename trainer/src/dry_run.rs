@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::input::Input;
 use crate::model::Net;
+use crate::run::counted;
 use clap::ValueEnum;
 use serde_json::json;
 use std::fmt::Write;
@@ -55,10 +56,10 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
     let _ = match input {
         Ok(input) => write!(
             text,
-            "\n{} training samples × {} views in {} steps an epoch of {batch} samples; {} validation images",
+            "\n{} training samples × {} views in {} an epoch of {batch} samples; {} validation images",
             input.samples,
             config.data.views,
-            input.steps(config),
+            counted(input.steps(config) as usize, "step"),
             input.val.len()
         ),
         Err(error) => write!(text, "\nsteps an epoch: unknown, {error}"),

@@ -15,7 +15,7 @@ pub enum Exit {
     Checkpoint = 4,
     /// The loss or a gradient is no longer finite.
     Diverged = 5,
-    /// The run directory cannot be written.
+    /// A file or folder cannot be written.
     Disk = 6,
     /// Ranks cannot reach one another, or do not fit together.
     Communication = 7,
@@ -29,33 +29,23 @@ pub enum Exit {
     Panic = 101,
 }
 
-/// Every exit code of training with its meaning, for `--help`.
-pub const EXIT_CODES: &str = "\
-Exit codes:
-  0    done
-  2    the config or the command line is wrong
-  3    samples cannot be found, read or decoded
-  4    a checkpoint is missing, broken, or of another network
-  5    the loss or a gradient is no longer finite
-  6    the run directory cannot be written
-  7    ranks cannot reach one another, or do not fit together
-  8    a rank did not come to a collective in time
-  10   out of memory
-  75   stopped on request, with a checkpoint to go on from (--resume auto)
-  101  a bug (panic)
-Under codinet-launch also 9: a rank, or the host that it ran on, was lost.";
+/// Of a program that trains: all.
+pub const OF_TRAINING: &[Exit] = &[
+    Exit::Config,
+    Exit::Data,
+    Exit::Checkpoint,
+    Exit::Diverged,
+    Exit::Disk,
+    Exit::Communication,
+    Exit::Hang,
+    Exit::Memory,
+    Exit::Interrupted,
+    Exit::Panic,
+];
 
-/// Those of the programs that use a trained network.
-pub const EXIT_CODES_TRAINED: &str = "\
-Exit codes:
-  0    done
-  2    the config or the command line is wrong
-  3    images cannot be found, read or decoded
-  4    a checkpoint is missing, broken, or of another network
-  6    a file cannot be written
-  7    ranks cannot reach one another, or do not fit together
-  10   out of memory
-  101  a bug (panic)";
+/// Of a program that uses a trained network.
+pub const OF_TRAINED: &[Exit] =
+    &[Exit::Config, Exit::Data, Exit::Checkpoint, Exit::Disk, Exit::Communication, Exit::Memory, Exit::Panic];
 
 /// One line for the terminal, and the exit code.
 #[derive(Clone, Debug)]
@@ -99,10 +89,28 @@ impl Error {
 impl Exit {
     /// The exit code with this number, where there is one.
     pub fn from_code(code: i32) -> Option<Self> {
-        use Exit::*;
-        [Config, Data, Checkpoint, Diverged, Disk, Communication, Hang, Memory, Interrupted, Panic]
-            .into_iter()
-            .find(|exit| *exit as i32 == code)
+        OF_TRAINING.iter().copied().find(|exit| *exit as i32 == code)
+    }
+
+    /// For `--help`: these exit codes, each with its meaning.
+    pub fn list(of: &[Self]) -> String {
+        let lines = of.iter().map(|exit| format!("\n  {:<5}{}", *exit as i32, exit.meaning()));
+        format!("Exit codes:\n  0    done{}", lines.collect::<String>())
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Config => "the config or the command line is wrong",
+            Self::Data => "samples cannot be found, read or decoded",
+            Self::Checkpoint => "a checkpoint is missing, broken, or of another network",
+            Self::Diverged => "the loss or a gradient is no longer finite",
+            Self::Disk => "a file or folder cannot be written",
+            Self::Communication => "ranks cannot reach one another, or do not fit together",
+            Self::Hang => "a rank did not come to a collective in time",
+            Self::Memory => "out of memory",
+            Self::Interrupted => "stopped on request, with a checkpoint to go on from (--resume auto)",
+            Self::Panic => "a bug (panic)",
+        }
     }
 }
 

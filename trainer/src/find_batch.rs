@@ -12,7 +12,7 @@ use crate::error::{Error, Exit, Result};
 use crate::input::{Input, batch_unit};
 use crate::memory::{self, gib};
 use crate::optim;
-use crate::run::Console;
+use crate::run::{Console, counted};
 use crate::train::Trial;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ pub fn run(
     let samples = agree(world, Input::open(&smallest, world, device))?.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, most: samples / unit * unit };
     console.say(&format!(
-        "multiples of {unit} samples on {} rank(s), at most {} a rank, of which {:.0} % stay free",
-        world.ranks(),
+        "multiples of {unit} on {}, at most {} a rank, of which {:.0} % stay free",
+        counted(world.ranks(), "rank"),
         gib(limit as u64),
         100.0 * RESERVE
     ));

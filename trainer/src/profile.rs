@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::{self, Peak, gib};
 use crate::ranges::{self, Phase, Recorded, Span};
-use crate::run::{Console, Resume, choose, write_whole};
+use crate::run::{Console, Resume, choose, counted, write_whole};
 use crate::train::Trial;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -184,8 +184,8 @@ pub fn run(
     let mut table = table(&anatomy, device, peak, &of_phases);
     let _ = write!(
         table,
-        "\n{speed:.1} images/s on {} rank(s); {:.4} TFLOP/s a rank",
-        world.ranks(),
+        "\n{speed:.1} images/s on {}; {:.4} TFLOP/s a rank",
+        counted(world.ranks(), "rank"),
         flops / 1e12
     );
     if let Some((flops_peak, bytes_peak)) = peaks_of(&device_name(device)) {
@@ -207,9 +207,9 @@ pub fn run(
     agree(world, if world.rank() == 0 { write() } else { Ok(()) })?;
     let last = steps.min(TRACED);
     Console::new(world.rank()).say(&format!(
-        "{table}\n{0}/table.txt and profile.json have this; {0}/rank*.json the trace of {last} more step(s), for \
-         https://ui.perfetto.dev",
-        folder.display()
+        "{table}\n{0}/table.txt and profile.json have this; {0}/rank*.json the trace of {1}, for https://ui.perfetto.dev",
+        folder.display(),
+        counted(last as usize, "more step")
     ));
     Ok(())
 }

@@ -11,6 +11,7 @@ use codinet_dataloader::{
     OnBadSample, Result, Transform, jpeg,
 };
 
+use super::meter::Meter;
 use super::{Shards, print};
 
 const EXAMPLES: &str = "\
@@ -120,18 +121,21 @@ fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
     let mut loader = Loader::new(dataset.clone(), spec, plan)?;
     let (mut start, mut served) = (Instant::now(), 0);
     let mut floats = Vec::new();
+    let (meter, all) = (Meter::new()?, (epochs + 1) * len as u64);
     while let Some(batch) = loader.next() {
         let batch = batch?;
         match batch.epoch {
             0 => start = Instant::now(),
             _ => served += batch.samples.len(),
         }
+        meter.set(len as u64 + served as u64, all, None);
         if arguments.floats {
             normalise(&batch.images, &mut floats);
             std::hint::black_box(&floats);
         }
         loader.recycle(batch);
     }
+    meter.finish();
     Ok(served as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -165,7 +169,9 @@ impl Stages {
         let (mut groups, mut group_of) = (Vec::new(), Vec::new());
         let mut out = vec![0; image_size as usize * image_size as usize * 3];
         let mut stages = Stages::default();
+        let meter = Meter::new()?;
         for sample in 0..dataset.len() {
+            meter.set(sample as u64, dataset.len() as u64, None);
             let mut start = Instant::now();
             let mut lap = |stage: &mut Duration| {
                 *stage += start.elapsed();
@@ -202,6 +208,7 @@ impl Stages {
             rest().map_err(|bad: BadImage| bad.at(info.shard, info.key))?;
             stages.bytes += encoded.len();
         }
+        meter.finish();
         Ok(stages)
     }
 }

@@ -3,6 +3,7 @@
 use super::Check;
 use super::probe::{Disk, Probe, Probed, Rank};
 use crate::env;
+use crate::output::counted;
 use std::process::Command;
 use std::time::Duration;
 
@@ -51,9 +52,9 @@ fn meeting(probe: &Probe) -> Check {
     Check::green(
         "meeting",
         format!(
-            "{} ranks on {} hosts, by {} ({}, {pmix})",
-            probe.world,
-            hosts.len(),
+            "{} on {}, by {} ({}, {pmix})",
+            counted(probe.world, "rank"),
+            counted(hosts.len(), "host"),
             probe.met_by,
             probe.library
         ),

@@ -8,6 +8,7 @@ use crate::allocation::{Allocation, Asked};
 use crate::exit;
 use crate::machine::Machine;
 use crate::mpi::Flavour;
+use crate::output::counted;
 use crate::start::{self, Bind};
 use crate::{print, trainer};
 use serde::Serialize;
@@ -142,8 +143,11 @@ async fn checks(args: &Args) -> Vec<Check> {
         }
     };
     let ranks = format!(
-        "{} by {by}; here {} cores, {} memory nodes, {} GPUs",
-        job.ranks, machine.cores, machine.memories, machine.gpus
+        "{} by {by}; here {}, {}, {}",
+        job.ranks,
+        counted(machine.cores, "core"),
+        counted(machine.memories, "memory node"),
+        counted(machine.gpus, "GPU")
     );
     checks.push(match job.crowded {
         true => Check::yellow("ranks", ranks, "start no more ranks than cores; they share them"),

@@ -1,7 +1,7 @@
 //! `codinet-analyze`'s command line.
 
 use crate::device::Place;
-use crate::error::EXIT_CODES_TRAINED;
+use crate::error::{Exit, OF_TRAINED};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ Examples:
 /// Look at the routing paths of a trained network: how many there are, who takes them, whether they hold under
 /// augmentation and follow the images' likeness. It writes report.html, pictures, tables and TensorBoard's files.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES_TRAINED}"))]
+#[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{}", Exit::list(OF_TRAINED)))]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// What else to do.

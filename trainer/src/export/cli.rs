@@ -1,7 +1,7 @@
 //! `codinet-export`'s command line.
 
 use super::weights;
-use crate::error::{EXIT_CODES_TRAINED, Error, Exit, Result};
+use crate::error::{Error, Exit, OF_TRAINED, Result};
 use crate::run::{say, write_whole};
 use crate::trained::Trained;
 use clap::{Parser, ValueEnum};
@@ -15,7 +15,7 @@ Examples:
 
 /// Write a trained network for other programs.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-export", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES_TRAINED}"))]
+#[command(name = "codinet-export", version, after_help = format!("{EXAMPLES}\n\n{}", Exit::list(OF_TRAINED)))]
 pub struct Args {
     /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
     #[arg(long, value_name = "RUN|FILE", required_unless_present = "completions")]

@@ -2,7 +2,7 @@
 
 use super::{bench, curve, predict};
 use crate::device::{self, Place};
-use crate::error::{EXIT_CODES_TRAINED, Error, Result};
+use crate::error::{Error, Exit, OF_TRAINED, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ Examples:
 #[command(
     name = "codinet-infer",
     version,
-    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES_TRAINED}"),
+    after_help = format!("{EXAMPLES}\n\n{}", Exit::list(OF_TRAINED)),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]

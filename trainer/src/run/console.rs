@@ -6,6 +6,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
+/// So many of something: "1 rank", "2 ranks".
+pub fn counted(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Rank 0's terminal and log; silent on the other ranks.
 #[derive(Debug, Default)]
 pub struct Console {

@@ -17,7 +17,7 @@ mod tensorboard;
 mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
-pub use console::{Console, say};
+pub use console::{Console, counted, say};
 pub use records::Records;
 pub use saver::Saver;
 pub use tensorboard::EventFile;

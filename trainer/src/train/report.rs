@@ -9,7 +9,7 @@ use crate::loss;
 use crate::optim;
 use crate::paths::{self, Histogram};
 use crate::run::checkpoint::State;
-use crate::run::{Records, projector, write_whole};
+use crate::run::{Records, counted, projector, write_whole};
 use crate::upload::Uploads;
 use serde_json::json;
 use std::time::Duration;
@@ -209,7 +209,7 @@ impl Trainer<'_> {
                 ),
             ),
             ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
-            ("training speed", format!("{speed:.0} images/s on {} rank(s)", self.world.ranks())),
+            ("training speed", format!("{speed:.0} images/s on {}", counted(self.world.ranks(), "rank"))),
             ("time", format!("{seconds:.0} s")),
             ("run directory", dir.to_string()),
         ];
