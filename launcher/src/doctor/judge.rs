@@ -89,13 +89,13 @@ fn cores(probe: &Probe) -> Check {
     let own = |rank: &Rank| rank.cpus as f64 / sharing(rank) as f64;
     let shown = |rank: &Rank| {
         format!(
-            "rank {} may run on {} of {}'s {} cores ({}), which {} ranks share, for {} compute and {} decode threads",
+            "rank {} may run on {} of {}'s {} cores ({}), used by {}, for {} compute and {} decode threads",
             rank.rank,
             rank.cpus,
             rank.host,
             rank.cpus_of_host,
             rank.cpu_list,
-            sharing(rank),
+            counted(sharing(rank), "rank"),
             rank.threads,
             rank.decode_threads
         )
