@@ -139,15 +139,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
 fn again(args: &Args, ranks: usize) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
-    let on_path = |path: &Path| {
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&folders)
-            .any(|folder| folder.canonicalize().is_ok_and(|it| path.parent() == Some(&it)))
-    };
-    let shown = |path: &Path| match path.file_name() {
-        Some(name) if on_path(path) => name.display().to_string(),
-        _ => path.strip_prefix(&here).unwrap_or(path).display().to_string(),
-    };
+    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     let launcher = program.with_file_name("codinet-launch");
     let mut words = match ranks {
         1 => vec![shown(&program)],
