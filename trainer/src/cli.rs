@@ -34,10 +34,16 @@ Examples:
   codinet-train my.yaml --profile 20            where a step's time goes
   kill -USR2 <pid of mpirun>                    checkpoint and stop (exit 75)";
 
+const LOST: &str = "Under codinet-launch also 9: a rank, or the host that it ran on, was lost.";
+
 /// Train CoDiNet, a dynamic-routing ResNet with consistent and diverse routing paths, on one process or,
 /// under mpirun or srun, on many.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-train", version, after_help = format!("{EXAMPLES}\n\n{}\nUnder codinet-launch also 9: a rank, or the host that it ran on, was lost.", Exit::list(OF_TRAINING)))]
+#[command(
+    name = "codinet-train",
+    version,
+    after_help = format!("{EXAMPLES}\n\n{}\n{LOST}", Exit::list(OF_TRAINING)),
+)]
 pub struct Args {
     /// A YAML file, or the bare name of a shipped config.
     #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "probe"])]
