@@ -65,7 +65,8 @@ pub struct Ended {
 }
 
 /// Runs `mpirun words…`. A first signal becomes the SIGUSR2 that mpirun forwards to the ranks, who have `grace` for a
-/// checkpoint; another one a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this program's own terminal.
+/// checkpoint; another one a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this
+/// program's own terminal.
 pub async fn run(
     words: &[String],
     raw: bool,

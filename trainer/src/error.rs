@@ -29,7 +29,7 @@ pub enum Exit {
     Panic = 101,
 }
 
-/// Of a program that trains: all.
+/// The exit codes of a program that trains: all of them.
 pub const OF_TRAINING: &[Exit] = &[
     Exit::Config,
     Exit::Data,
@@ -43,7 +43,7 @@ pub const OF_TRAINING: &[Exit] = &[
     Exit::Panic,
 ];
 
-/// Of a program that uses a trained network.
+/// The exit codes of a program that uses a trained network.
 pub const OF_TRAINED: &[Exit] =
     &[Exit::Config, Exit::Data, Exit::Checkpoint, Exit::Disk, Exit::Communication, Exit::Memory, Exit::Panic];
 
