@@ -1,9 +1,9 @@
 # make quickstart   everything, from a fresh clone to a trained network and a table (10 minutes on two cores)
-# make setup        system packages, libtorch into .libtorch/
+# make setup        system packages, libtorch into .libtorch/ (CUDA=1: for GPUs, also where there is none)
 # make build        the programs, in target/release/
 # make test         the whole test suite
 # make docs         the documentation as a book, in target/book/, held to the programs
-# make bench        speed beside PyTorch's, DALI's and our own static network (40 minutes; an idle machine)
+# make bench        speed beside PyTorch's, DALI's and our own static network (20 minutes; an idle machine)
 # make install      the programs, libtorch, configs and shell completions under PREFIX
 
 PREFIX ?= /usr/local
@@ -32,6 +32,7 @@ build: setup
 data: data/fashion-mnist/test/dataset.json
 
 data/fashion-mnist/test/dataset.json: | build
+	@sh cluster/setup.sh data
 	@$(BIN)/codinet-data import fashion-mnist --src $(FASHION_MNIST) --output data/fashion-mnist
 
 test: setup
@@ -59,9 +60,11 @@ install:
 	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs
 	rm -rf $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia
 	@if [ -z "$$LIBTORCH" ]; then set -x; \
-	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia/cu13; \
+	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia; \
 	    cp -R .libtorch/torch/lib $(PREFIX)/lib/codinet/torch; \
-	    cp -R .libtorch/nvidia/cu13/lib $(PREFIX)/lib/codinet/nvidia/cu13; fi
+	    for part in .libtorch/nvidia/*; do \
+	        mkdir -p $(PREFIX)/lib/codinet/nvidia/$${part##*/}; \
+	        cp -R $$part/lib $(PREFIX)/lib/codinet/nvidia/$${part##*/}; done; fi
 	@set -e; for program in $(BINARIES); do \
 	    install -d $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d; \
 	    $(PREFIX)/bin/$$program --completions bash >$(PREFIX)/share/bash-completion/completions/$$program; \

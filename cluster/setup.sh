@@ -1,13 +1,18 @@
 #!/bin/sh
-# What `make setup` does: sees to the system packages, and unpacks libtorch into .libtorch/.
-# What is there already is left alone: packages, and a libtorch that LIBTORCH names.
+# What `make setup` does: sees to the system packages, and unpacks libtorch into .libtorch/. With the word `data`: sees to
+# Debian's package of Fashion-MNIST too. What is there already is left alone: packages, and a libtorch that LIBTORCH names.
 set -eu
 cd "$(dirname "$0")/.."
 torch=2.11.0 cudart=13.0.96 cupti=13.0.85
+# libtorch's CUDA half is fetched where the driver has a GPU, and with CUDA=1, as on a cluster's login node; never with CUDA=0.
+cuda=${CUDA:-$(ls /proc/driver/nvidia/gpus 2>/dev/null | grep -c . || true)}
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; elif [ -t 0 ]; then sudo "$@"; else sudo -n "$@"; fi; }
+
+# Whether .libtorch has what is wanted of it.
+has_libtorch() { [ -e .libtorch/complete-$torch-cuda ] || { [ "$cuda" = 0 ] && [ -e .libtorch/complete-$torch ]; }; }
 
 libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return
@@ -29,12 +34,12 @@ need have nasm nasm
 need have mpicc libopenmpi-dev
 need have mpirun openmpi-bin
 need libclang - libclang-dev
-[ -n "${LIBTORCH:-}" ] || [ -e .libtorch/complete-$torch ] || {
+[ -n "${LIBTORCH:-}" ] || has_libtorch || {
     need have unzip unzip
     python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 }
 data=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
-[ -e "$data" ] || [ -e data/fashion-mnist/test/dataset.json ] || missing="$missing dataset-fashion-mnist"
+[ "${1:-}" != data ] || [ -e "$data" ] || missing="$missing dataset-fashion-mnist"
 # In CI, what tests make clusters of one machine with; elsewhere these tests are left out without it.
 if [ -n "${CI:-}" ]; then
     need has_daemon slurmctld slurm-wlm
@@ -45,32 +50,47 @@ if [ -n "$missing" ]; then
     have apt-get || fail "please install what these Debian packages hold:$missing"
     [ "$(id -u)" = 0 ] || have sudo || fail "please have these packages installed: apt-get install$missing"
     say "installing$missing"
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    { as_root apt-get update -qq &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null; } ||
+        fail "please have these packages installed: apt-get install$missing"
 fi
 
 have cargo || fail "Rust is missing: install rustup (the toolchain itself is pinned in rust-toolchain.toml)"
 
 # libtorch without Python: the part of PyTorch's wheel that a program links, and the two CUDA libraries that it
-# asks for on every machine.
+# asks for on every machine; for GPUs all of it, and all libraries that the wheel names.
+fetch() {
+    platforms=
+    for n in 17 18 19 20 21 22 23 24 25 26 27 28; do
+        platforms="$platforms --platform manylinux_2_${n}_$(uname -m)"
+    done
+    python3 -m pip download -q --only-binary=:all: --python-version 3.11 --implementation cp $platforms \
+        --platform "manylinux2014_$(uname -m)" -d .libtorch/wheels "$@"
+}
 if [ -n "${LIBTORCH:-}" ]; then
     say "using LIBTORCH=$LIBTORCH"
-elif [ ! -e .libtorch/complete-$torch ]; then
-    say "fetching libtorch $torch (545 MB)"
+elif ! has_libtorch; then
     rm -rf .libtorch
     mkdir -p .libtorch/wheels
-    for wheel in torch==$torch nvidia-cuda-runtime==$cudart nvidia-cuda-cupti==$cupti; do
-        python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
-            --platform "manylinux_2_28_$(uname -m)" --platform "manylinux2014_$(uname -m)" \
-            --platform "manylinux_2_25_$(uname -m)" -d .libtorch/wheels "$wheel"
-    done
+    if [ "$cuda" = 0 ]; then
+        say "fetching libtorch $torch (545 MB)"
+        fetch --no-deps torch==$torch nvidia-cuda-runtime==$cudart nvidia-cuda-cupti==$cupti
+        libraries='torch/lib/libtorch.so torch/lib/libtorch_cpu.so torch/lib/libc10.so torch/lib/libgomp*'
+        complete=complete-$torch
+    else
+        say "fetching libtorch $torch with its CUDA half (2.6 GB; CUDA=0 leaves it out)"
+        fetch torch==$torch
+        libraries='torch/lib/*.so*' complete=complete-$torch-cuda
+    fi
     cd .libtorch
-    unzip -q -o 'wheels/torch-*.whl' 'torch/include/*' 'torch/lib/libtorch.so' 'torch/lib/libtorch_cpu.so' \
-        'torch/lib/libc10.so' 'torch/lib/libgomp*' 'torch-*/licenses/*'
-    unzip -q -o 'wheels/nvidia_cuda_runtime-*.whl' 'nvidia/cu13/lib/*' 'nvidia/cu13/include/*'
-    unzip -q -o 'wheels/nvidia_cuda_cupti-*.whl' 'nvidia/cu13/lib/libcupti*'
+    set -f
+    unzip -q -o 'wheels/torch-*.whl' 'torch/include/*' $libraries 'torch-*/licenses/*' -x 'torch/lib/libtorch_python.so'
+    set +f
+    for wheel in wheels/nvidia_*.whl; do
+        unzip -q -o "$wheel" 'nvidia/*/lib/*' 'nvidia/*/include/*' || [ $? = 11 ] # some have no headers
+    done
     rm -rf wheels
-    touch complete-$torch
+    touch $complete
     cd ..
 fi
 say "ready"

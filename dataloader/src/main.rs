@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use codinet_dataloader::Error;
 
 mod commands;
 
-/// Exit code where the data is at fault, or a disk. (Clap exits with 2 where the command line is.)
+/// Exit code where the command line is at fault; Clap's own too.
+const USAGE_ERROR: u8 = 2;
+/// Exit code where the data is, or a disk.
 const DATA_ERROR: u8 = 3;
 
 /// Make and examine the tar shards that codinet-train reads.
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(DATA_ERROR)
+            ExitCode::from(if matches!(error, Error::InvalidArgument(_)) { USAGE_ERROR } else { DATA_ERROR })
         }
     }
 }

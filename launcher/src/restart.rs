@@ -59,8 +59,7 @@ struct Told {
 
 impl Told {
     fn read(arguments: &[String]) -> Self {
-        let mut told = Self { config: arguments.first().cloned().unwrap_or_default(), ..Self::default() };
-        let mut at = 1;
+        let (mut told, mut at) = (Self::default(), 0);
         while at < arguments.len() {
             let (name, value, taken) = match arguments[at].split_once('=') {
                 Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned()), 1),
@@ -75,7 +74,13 @@ impl Told {
                     told.dir |= value.starts_with("run.dir=");
                     told.sets.push(value);
                 }
+                (option, _) if option.starts_with('-') => {
+                    at += 1;
+                    continue;
+                }
                 _ => {
+                    // The only word that stands alone; --profile and --memory are of no run that could be started again.
+                    told.config.clone_from(&arguments[at]);
                     at += 1;
                     continue;
                 }
@@ -138,6 +143,8 @@ mod tests {
         for (first, again) in [
             ("my.yaml --set run.dir=x --set a=1", "my.yaml --set run.dir=x --set a=1 --resume auto"),
             ("my.yaml --set=run.dir=x --resume=never", "my.yaml --set=run.dir=x --resume auto"),
+            ("--set run.dir=x my.yaml", "--set run.dir=x my.yaml --resume auto"),
+            ("--resume=runs/a my.yaml", "my.yaml --set run.dir=runs/a --resume auto"),
             ("my.yaml --resume auto --set a=1", "my.yaml --set a=1 --resume auto"),
             ("my.yaml --resume runs/a", "my.yaml --set run.dir=runs/a --resume auto"),
             ("my.yaml --resume runs/a/checkpoints/step-1", "my.yaml --set run.dir=runs/a --resume auto"),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Every benchmark that needs no GPU, one after another: `make bench`, on an otherwise idle machine. Results go to the terminal and
 # to target/bench/. The peers come from PyPI into .bench/ (5 GB), unless PYTHON names a Python that has them.
-#   tests/bench/run.sh            # 40 minutes on two cores
+#   tests/bench/run.sh            # 20 minutes on two cores
 #   tests/bench/run.sh --quick    # one round of each, to see that all of it runs
 set -eu
 cd "$(dirname "$0")/../.."

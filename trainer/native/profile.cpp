@@ -1,6 +1,7 @@
 // libtorch's profiler, and what its allocators know, as C functions. `trainer/src/ranges.rs` and `trainer/src/memory.rs` are
 // their only callers. What needs a GPU is untested: none has run it yet.
 
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/record_function.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -51,11 +52,17 @@ void *codinet_range_enter(const char *name) noexcept {
 
 void codinet_range_leave(void *range) noexcept { delete static_cast<at::RecordFunction *>(range); }
 
+// The allocator of GPUs, which knows none of them before libtorch has met CUDA.
+static c10::DeviceAllocator *gpu_allocator() {
+    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+    return at::getDeviceAllocator(c10::DeviceType::CUDA);
+}
+
 // Bytes: the most that tensors have taken, the most that the allocator has held, what it holds, what is free beside it.
 bool codinet_device_memory(int device, int64_t *bytes) noexcept {
     return guarded([&] {
         const auto index = static_cast<c10::DeviceIndex>(device);
-        auto *allocator = at::getDeviceAllocator(c10::DeviceType::CUDA);
+        auto *allocator = gpu_allocator();
         const auto stats = allocator->getDeviceStats(index);
         bytes[0] = stats.allocated_bytes[0].peak;
         bytes[1] = stats.reserved_bytes[0].peak;
@@ -68,7 +75,7 @@ bool codinet_device_memory(int device, int64_t *bytes) noexcept {
 // Forgets peaks; `release` also gives back what is kept for later.
 bool codinet_device_memory_reset(int device, bool release) noexcept {
     return guarded([&] {
-        auto *allocator = at::getDeviceAllocator(c10::DeviceType::CUDA);
+        auto *allocator = gpu_allocator();
         if (release) allocator->emptyCache();
         allocator->resetPeakStats(static_cast<c10::DeviceIndex>(device));
         return true;

@@ -195,9 +195,14 @@ bool codinet_event_block(void *event) noexcept {
     });
 }
 
-// 1: it has come; -1: not yet; 0: it failed.
+// 1: it has come; -1: not yet; 0: it failed. The thread that asks is the event's device's from here on, as it is when the
+// event is freed: by default a thread is GPU 0's, and asking would make a context there, of every rank.
 int codinet_event_query(void *event) noexcept {
-    return guarded([&] { return static_cast<RecordedEvent *>(event)->event.query() ? 1 : -1; });
+    return guarded([&] {
+        auto *recorded = static_cast<RecordedEvent *>(event);
+        cuda().setDevice(gpu(recorded->device));
+        return recorded->event.query() ? 1 : -1;
+    });
 }
 
 bool codinet_event_synchronize(void *event) noexcept {
@@ -219,6 +224,13 @@ bool codinet_event_between(void *earlier, void *later, double *milliseconds) noe
 }
 
 void codinet_event_free(void *event) noexcept { delete static_cast<RecordedEvent *>(event); }
+
+bool codinet_use_device(int device) noexcept {
+    return guarded([&] {
+        cuda().setDevice(gpu(device));
+        return true;
+    });
+}
 
 bool codinet_side_stream(int device) noexcept {
     return guarded([&] {

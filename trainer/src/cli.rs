@@ -11,6 +11,7 @@ use crate::input::Input;
 use crate::model::{Decisions, Net};
 use crate::probe;
 use crate::profile;
+use crate::program::quoted;
 use crate::replicas;
 use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
 use crate::train::Trainer;
@@ -145,7 +146,10 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
 fn again(args: &Args, ranks: usize) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
-    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let shown = |path: &Path| {
+        let path = path.strip_prefix(&here).unwrap_or(path).display().to_string();
+        quoted(&if path.contains('/') { path } else { format!("./{path}") })
+    };
     let launcher = program.with_file_name("codinet-launch");
     let mut words = match ranks {
         1 => vec![shown(&program)],
@@ -153,10 +157,10 @@ fn again(args: &Args, ranks: usize) -> String {
         _ if launcher.exists() => vec![format!("{} -n {ranks}", shown(&launcher))],
         _ => vec![format!("mpirun -n {ranks} {}", shown(&program))],
     };
-    words.extend(args.config.clone());
+    words.extend(args.config.as_deref().map(quoted));
     // run.dir is what --resume will say.
     let sets = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
-    words.extend(sets.map(|setting| format!("--set '{setting}'")));
+    words.extend(sets.map(|setting| format!("--set {}", quoted(setting))));
     words.join(" ")
 }
 

@@ -5,12 +5,14 @@
 
 use crate::collective::{World, all_gather_lists};
 use crate::config::{Config, DeviceChoice};
+use crate::driver::why;
 use crate::env;
 use crate::error::{Error, Exit, Result};
 use crate::fused;
-use crate::native::allow_tf32;
+use crate::native::{allow_tf32, use_device};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::fs;
+use std::sync::OnceLock;
 use tch::Device;
 
 /// Where a network runs that is used, not trained.
@@ -38,13 +40,34 @@ impl Place {
     }
 }
 
-/// Registers the CUDA backend with libtorch; without `libtorch_cuda.so` nothing happens. To be called before the
-/// first tensor is made.
+/// Why libtorch has no CUDA half here; empty where it has one.
+static LACKS: OnceLock<String> = OnceLock::new();
+
+/// Registers the CUDA backend with libtorch, where there is `libtorch_cuda.so`. To be called before the first tensor is made.
 pub fn register() {
     // SAFETY: the library's constructors register its kernels with libtorch, which is loaded, and do nothing else.
-    if let Ok(library) = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
-        std::mem::forget(library); // registered for as long as the process lives
+    let lacks = match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library); // registered for as long as the process lives
+            String::new()
+        }
+        Err(error) => why(&error),
+    };
+    let _ = LACKS.set(lacks); // the same, where it is called again
+}
+
+/// Where libtorch finds no GPU: why, and what mends it.
+pub fn without_gpu() -> String {
+    match LACKS.get().filter(|lacks| !lacks.is_empty()) {
+        Some(lacks) => format!("{lacks}; make setup CUDA=1 fetches libtorch's CUDA half"),
+        None => "libtorch's CUDA half finds no GPU; check the driver (580 or newer) and CUDA_VISIBLE_DEVICES"
+            .into(),
     }
+}
+
+/// GPUs by the NVIDIA driver's own list.
+pub fn installed_gpus() -> usize {
+    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count())
 }
 
 /// All ranks: chooses the rank's device, as `setting` wants it, and the number of its compute threads.
@@ -63,6 +86,7 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
     tch::set_num_threads(threads.unwrap_or((cores / sharers).max(1)) as i32);
     let device = choose(wanted, setting, world.local().0)?;
     if device.is_cuda() {
+        use_device(device);
         settings();
     }
     Ok(device)
@@ -70,17 +94,27 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
 
 /// The device that `setting` wants, of the process with this number on its host.
 fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> {
-    match wanted {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto if !tch::Cuda::is_available() => Ok(Device::Cpu),
-        DeviceChoice::Cuda if !tch::Cuda::is_available() => {
-            let what = format!(
-                "{setting} is cuda, but libtorch finds no GPU here; set it to cpu, or check the driver"
-            );
-            Err(Error::new(Exit::Config, what))
+    let refuse = |what: String| Err(Error::new(Exit::Config, what));
+    match (wanted, tch::Cuda::device_count() as usize) {
+        (DeviceChoice::Cpu, _) => Ok(Device::Cpu),
+        (DeviceChoice::Cuda, 0) => {
+            refuse(format!("{setting} is cuda, but {}; or set it to cpu", without_gpu()))
         }
-        // A rank that is shown one GPU alone takes that one.
-        _ => Ok(Device::Cuda(number % tch::Cuda::device_count() as usize)),
+        (DeviceChoice::Auto, 0) => {
+            let hidden =
+                env::is_set(env::CUDA_VISIBLE_DEVICES) && env::get(env::CUDA_VISIBLE_DEVICES).is_none();
+            if number == 0 && installed_gpus() > 0 && !hidden {
+                eprintln!("note: {} has a GPU, which is not used: {}", env::host(), without_gpu());
+            }
+            Ok(Device::Cpu)
+        }
+        // All ranks of a host may share the one GPU that they are shown, or be shown one each.
+        (_, 1) => Ok(Device::Cuda(0)),
+        (_, gpus) if number < gpus => Ok(Device::Cuda(number)),
+        (_, gpus) => refuse(format!(
+            "{} has {gpus} GPUs, but this is rank {number} of it, counted from 0; start one rank per GPU, or set {setting} to cpu",
+            env::host()
+        )),
     }
 }
 

@@ -34,7 +34,7 @@ variables! {
     SLURM_STEP_NUM_TASKS "SLURM_STEP_NUM_TASKS" "as OMPI_COMM_WORLD_SIZE, under srun"
     SLURM_JOB_ID "SLURM_JOB_ID" "told in the log"
     SLURM_RESTART_COUNT "SLURM_RESTART_COUNT" "how often the job has been requeued: told in the log"
-    CUDA_VISIBLE_DEVICES "CUDA_VISIBLE_DEVICES" "GPUs that this rank sees; tells GPUs apart when NCCL is chosen"
+    CUDA_VISIBLE_DEVICES "CUDA_VISIBLE_DEVICES" "GPUs that this rank sees; where it is set and empty, that none is used goes without saying"
     GLIBC_TUNABLES "GLIBC_TUNABLES" "settings of the allocator; where it has none of glibc.malloc, codinet-train sets them and starts itself anew"
 }
 

@@ -68,20 +68,25 @@ impl Error {
         Self { exit, message: message.into(), agreed: false }
     }
 
+    /// The same error on every rank, each of which makes it.
+    pub fn on_all_ranks(exit: Exit, message: impl Into<String>) -> Self {
+        Self { agreed: true, ..Self::new(exit, message) }
+    }
+
     /// Every rank's error where training has left the numbers behind.
     pub fn diverged(step: u64, what: &str) -> Self {
         let message = format!(
             "step {step}: {what}; lower stages.*.lr or raise stages.*.warmup_epochs, and start anew or go on from \
              the last checkpoint with --resume RUN"
         );
-        Self { exit: Exit::Diverged, message, agreed: true }
+        Self::on_all_ranks(Exit::Diverged, message)
     }
 
     /// A file or folder that cannot be made, written or read.
     pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
         Self::new(
             Exit::Disk,
-            format!("cannot {doing} {}: {error}; free some space or choose another folder", path.display()),
+            format!("cannot {doing} {}: {error}; see to its space and permissions, or choose another folder", path.display()),
         )
     }
 }

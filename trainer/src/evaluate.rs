@@ -88,8 +88,8 @@ pub fn evaluate(
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
     let bad_images = input.val.len() as u64 - sums[0] as u64; // each of the others counts once
     if sums[0] == 0.0 {
-        let error = Error::new(Exit::Data, "no validation image can be used; codinet-data verify says why");
-        return Err(Error { agreed: true, ..error });
+        let what = "no validation image can be used; codinet-data verify says why";
+        return Err(Error::on_all_ranks(Exit::Data, what));
     }
     let means: Vec<f64> = sums.iter().map(|sum| sum / sums[0]).collect();
     let rates = means[4..].to_vec();

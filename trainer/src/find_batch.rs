@@ -97,7 +97,7 @@ pub fn run(
         let least = tried.first().map_or(0, |one| one.peak);
         let message =
             format!("a batch of {unit} takes {} a rank, more than there is; {}", gib(least), memory::MEND);
-        return Err(Error { exit: Exit::Memory, message, agreed: true });
+        return Err(Error::on_all_ranks(Exit::Memory, message));
     };
     console.say(&advice(config, &best, best.batch == search.most));
     Ok(())

@@ -17,6 +17,7 @@ mod colour;
 mod compiled;
 pub mod config;
 mod device;
+mod driver;
 mod dry_run;
 pub mod env;
 pub mod error;

@@ -42,9 +42,11 @@ pub fn tune() {
 pub const MEND: &str = "lower optim.batch_size, raise optim.accumulate, lower data.views or set run.precision=bf16; \
                         codinet-train CONFIG --find-batch finds the largest batch that fits";
 
-/// The words of libtorch, oneDNN and C++'s allocator for memory that they did not get.
-const WORDS: [&str; 5] = [
+/// The words of libtorch, cuBLAS, cuDNN, oneDNN and C++'s allocator for memory that they did not get.
+const WORDS: [&str; 7] = [
     "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
     "can't allocate memory",
     "not enough memory",
     "std::bad_alloc",

@@ -75,6 +75,7 @@ unsafe extern "C" {
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
     fn codinet_event_between(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
     fn codinet_event_free(event: *mut c_void);
+    fn codinet_use_device(device: c_int) -> bool;
     fn codinet_side_stream(device: c_int) -> bool;
     fn codinet_stream_new(device: c_int) -> *mut c_void;
     fn codinet_stream_exchange(stream: *mut c_void) -> bool;
@@ -353,6 +354,14 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made by codinet_event_record, freed once.
         unsafe { codinet_event_free(self.0) };
+    }
+}
+
+/// From here on this thread is `device`'s: what names no device runs there, and nothing makes a context on GPU 0.
+pub fn use_device(device: Device) {
+    if let Device::Cuda(index) = device {
+        // SAFETY: no arguments but a number; the result is checked.
+        expect(unsafe { codinet_use_device(index as c_int) }, "a thread's device");
     }
 }
 

@@ -58,9 +58,8 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
 /// All ranks: what is so on this one.
 fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
     let driver = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let installed = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count());
-    // Threads as training would have them; a GPU that is asked for and missing is told below.
-    device::prepare(world, DeviceChoice::Auto, "run.device", config.and_then(|config| config.run.threads))?;
+    // Threads as training would have them; GPUs are told of below, and judged by who asks.
+    device::prepare(world, DeviceChoice::Cpu, "run.device", config.and_then(|config| config.run.threads))?;
     let threads = tch::get_num_threads();
     Ok(json!({
         "rank": world.rank(),
@@ -72,7 +71,8 @@ fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
         "threads": threads,
         "decode_threads": config.and_then(|config| config.data.decode_threads).unwrap_or(threads as usize),
         "gpus": tch::Cuda::device_count(),
-        "gpus_installed": installed,
+        "gpus_installed": device::installed_gpus(),
+        "without_gpu": device::without_gpu(),
         "driver": driver.lines().next(),
         "nccl": Nccl::open().map(|nccl| nccl.version()).map_err(|error| error.message),
         "data": config.map(data),

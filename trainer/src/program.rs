@@ -77,6 +77,15 @@ impl<A: Parser> Program<A> {
     }
 }
 
+/// A word as a shell would need it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// libtorch's words for memory that is not to be had, without Rust's before and its advice behind them.
 fn brief(words: &str) -> &str {
     let starts = ["CUDA out of memory", "DefaultCPUAllocator"];

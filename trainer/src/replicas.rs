@@ -17,7 +17,7 @@ pub fn refuse_differences(world: &World, facts: &[(&str, String)]) -> Result<()>
             let what = format!(
                 "rank {rank} has another {name} than rank 0: {theirs:?} against {first:?}; put the same on every host"
             );
-            return Err(Error { agreed: true, ..Error::new(Exit::Communication, what) });
+            return Err(Error::on_all_ranks(Exit::Communication, what));
         }
     }
     Ok(())
@@ -63,7 +63,7 @@ pub fn compare(
                  and go on from the last checkpoint with --resume RUN",
                 ranks.join(", ")
             );
-            return Err(Error { agreed: true, ..Error::new(Exit::Communication, what) });
+            return Err(Error::on_all_ranks(Exit::Communication, what));
         }
     }
     Ok(differ)

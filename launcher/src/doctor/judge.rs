@@ -138,8 +138,11 @@ fn gpus(probe: &Probe) -> Vec<Check> {
         _ if device == "cpu" => Check::green("gpus", "run.device is cpu"),
         (Some(rank), ..) => Check::red(
             "gpus",
-            format!("{} has {} GPUs, of which libtorch sees none on rank {}", rank.host, rank.gpus_installed, rank.rank),
-            "put libtorch_cuda.so and its CUDA libraries beside libtorch, and check CUDA_VISIBLE_DEVICES and the driver",
+            format!(
+                "{} has {} GPUs, of which libtorch sees none on rank {}",
+                rank.host, rank.gpus_installed, rank.rank
+            ),
+            rank.without_gpu.clone(),
         ),
         (_, Some(rank), _) if device == "cuda" => Check::red(
             "gpus",
@@ -154,7 +157,11 @@ fn gpus(probe: &Probe) -> Vec<Check> {
         (_, Some(_), _) => Check::green("gpus", "none; ranks compute on cores"),
         _ => Check::green(
             "gpus",
-            format!("{} on each host; {}", probe.ranks[0].gpus, probe.ranks[0].driver.as_deref().unwrap_or("no driver")),
+            format!(
+                "{} on each host; {}",
+                probe.ranks[0].gpus,
+                probe.ranks[0].driver.as_deref().unwrap_or("no driver")
+            ),
         ),
     });
     if without.is_none() && device != "cpu" && probe.world > 1 {
@@ -325,7 +332,7 @@ mod tests {
         let rank = |rank: usize| {
             json!({
                 "rank": rank, "local": rank, "locals": 2, "host": "a", "cpus": 16, "cpu_list": "0-15",
-                "cpus_of_host": 16, "threads": 8, "decode_threads": 8, "gpus": 2, "gpus_installed": 2,
+                "cpus_of_host": 16, "threads": 8, "decode_threads": 8, "gpus": 2, "gpus_installed": 2, "without_gpu": "make setup CUDA=1",
                 "driver": "580", "nccl": {"Ok": "2.27.3"}, "data": {"data.train": {"samples": 9}},
                 "disk": {"dir": "/d", "free": 10_000_000_000u64, "bytes_per_second": 1e9, "error": null},
             })

@@ -75,6 +75,8 @@ pub struct Rank {
     pub gpus: usize,
     /// GPUs that the driver lists.
     pub gpus_installed: usize,
+    /// Where libtorch sees none: why, and what mends it.
+    pub without_gpu: String,
     /// The driver's version.
     pub driver: Option<String>,
     /// NCCL's version, or why it cannot be used.

@@ -107,11 +107,9 @@ impl Subject<'_> {
         let samples: Vec<i64> = share.samples.iter().map(|&sample| sample.into()).collect();
         let samples: Vec<u32> = gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect();
         if samples.is_empty() {
-            let error = Error::new(
-                Exit::Data,
-                format!("no image of {} can be used; codinet-data verify says why", self.config.data.val),
-            );
-            return Err(Error { agreed: true, ..error });
+            let what =
+                format!("no image of {} can be used; codinet-data verify says why", self.config.data.val);
+            return Err(Error::on_all_ranks(Exit::Data, what));
         }
         let chosen = spaced(self.data.len(), wanted.features);
         let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();

@@ -182,7 +182,7 @@ pub fn agree<T>(world: &World, result: Result<T>) -> Result<T> {
         Some(bytes) => {
             let code = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             let message = String::from_utf8_lossy(&bytes[4..]).into_owned();
-            Err(Error { exit: Exit::from_code(code).unwrap_or(Exit::Panic), message, agreed: true })
+            Err(Error::on_all_ranks(Exit::from_code(code).unwrap_or(Exit::Panic), message))
         }
     }
 }

@@ -204,7 +204,10 @@ impl Drop for MpiWorld {
         if !std::thread::panicking() {
             JOINED.store(false, Ordering::SeqCst);
             // SAFETY: MPI is initialised, and this is the thread that did it.
-            unsafe { ffi::MPI_Finalize() };
+            let code = unsafe { ffi::MPI_Finalize() };
+            if code != 0 {
+                eprintln!("note: MPI_Finalize failed with code {code}"); // training is over
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "NCCL is a C library")]
 
 use super::{Collective, reducible};
+use crate::driver::why;
 use crate::error::{Error, Exit, Result};
 use crate::native::stream_handle;
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
@@ -59,7 +60,8 @@ impl Nccl {
     pub fn open() -> Result<Self> {
         let failed = |error| {
             let what = format!(
-                "cannot use NCCL: {error}; put libnccl.so.2 on LD_LIBRARY_PATH, or set collective.backend=mpi"
+                "cannot use NCCL: {}; put libnccl.so.2 on LD_LIBRARY_PATH, or set collective.backend=mpi",
+                why(&error)
             );
             Error::new(Exit::Communication, what)
         };
@@ -181,7 +183,10 @@ impl Drop for Comm {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: the communicator is this one's own, and no collective is under way: each was waited for.
-            unsafe { (self.nccl.comm_destroy)(self.comm) };
+            let code = unsafe { (self.nccl.comm_destroy)(self.comm) };
+            if let Err(error) = self.check(code, "ncclCommDestroy") {
+                eprintln!("note: {error}"); // training is over
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
 use super::watch::{Progress, Watch};
 use super::{Collective, abort, agree, all_gather_lists, start_backend};
 use crate::config;
-use crate::env;
+use crate::driver::Driver;
 use crate::error::{Error, Exit, Result};
 use crate::native::{Event, RankMean, use_side_stream};
 use crate::ranges::{Phase, range};
@@ -134,8 +134,8 @@ impl World {
                 _ => Ok(None),
             }
         };
-        let met = self.queue.start("the start of NCCL", Device::Cpu, 0, meet).wait();
-        if let Some(comm) = agree(self, met)? {
+        // Where one rank fails, the others wait for it in there, and cannot agree on anything.
+        if let Some(comm) = self.queue.start("the start of NCCL", Device::Cpu, 0, meet).wait()? {
             let take = move |backend: &mut Backend| {
                 let host = std::mem::replace(backend, Box::new(Alone));
                 *backend = Box::new(NcclWorld::new(comm, host));
@@ -148,34 +148,39 @@ impl World {
 
     /// All ranks: NCCL and the number by which to meet there, where it is wanted and every rank can.
     fn nccl(&self, device: Device, wanted: config::Backend) -> Result<Option<(Nccl, [u8; ID_BYTES])>> {
-        if wanted == config::Backend::Mpi {
+        if wanted == config::Backend::Mpi || (wanted == config::Backend::Auto && self.ranks == 1) {
             return Ok(None);
         }
-        let lacks = |what: &str| Err(Error::new(Exit::Config, what.to_owned()));
         let mine = match device {
-            Device::Cuda(index) => {
-                let shown = env::get(env::CUDA_VISIBLE_DEVICES).unwrap_or_default();
-                Nccl::open().map(|nccl| (nccl, format!("{}|{shown}|{index}", env::host())))
-            }
-            _ => lacks("collective.backend is nccl, but this rank has no GPU; set collective.backend=auto"),
+            Device::Cuda(index) => Nccl::open().map_err(|error| error.message).and_then(|nccl| {
+                let gpu = Driver::open()?.uuid(index)?;
+                Ok((nccl, gpu))
+            }),
+            _ => Err("it has no GPU".to_owned()),
         };
         // A GPU that two ranks share is no rank's own.
-        let gpu = mine.as_ref().map_or(String::new(), |(_, gpu)| gpu.clone());
-        let gpus = all_gather_lists(self, gpu.as_bytes())?;
-        let own = gpus.iter().collect::<HashSet<_>>().len() == self.ranks;
-        let all = own && gpus.iter().all(|gpu| !gpu.is_empty());
-        if !all && wanted == config::Backend::Auto {
-            return Ok(None);
-        }
-        let (nccl, _) = agree(self, mine)?;
-        if !all {
-            agree(
-                self,
-                lacks(
-                    "collective.backend is nccl, but ranks share a GPU; start a rank a GPU, or set it to mpi",
-                ),
-            )?;
-        }
+        let gpus = all_gather_lists(self, mine.as_ref().map_or("", |(_, gpu)| gpu).as_bytes())?;
+        let reasons = all_gather_lists(self, mine.as_ref().err().map_or("", |why| why).as_bytes())?;
+        let lacks = match reasons.iter().position(|why| !why.is_empty()) {
+            Some(rank) => Some(format!("rank {rank}: {}", String::from_utf8_lossy(&reasons[rank]))),
+            None if gpus.iter().collect::<HashSet<_>>().len() < self.ranks => {
+                Some("ranks share a GPU; start one rank per GPU".to_owned())
+            }
+            None => None,
+        };
+        let nccl = match (mine, lacks) {
+            (Ok((nccl, _)), None) => nccl,
+            (_, Some(why)) if wanted == config::Backend::Nccl => {
+                let what = format!("collective.backend is nccl, but {why}; or set it to auto or mpi");
+                return Err(Error::on_all_ranks(Exit::Config, what));
+            }
+            (_, why) => {
+                if let Some(why) = why.filter(|_| self.rank == 0 && device.is_cuda()) {
+                    eprintln!("note: tensors travel by {}, by way of the host: {why}", self.backend);
+                }
+                return Ok(None);
+            }
+        };
         let made = agree(self, if self.rank == 0 { nccl.new_id() } else { Ok([0; ID_BYTES]) })?;
         let id = Tensor::from_slice(&made);
         self.broadcast(&id, 0)?;

@@ -1,20 +1,36 @@
 //! What values a config takes.
 
 use super::{Config, Hidden, Schedule, Scope, Stage};
-use codinet_dataloader::transform::Transform;
+use codinet_dataloader::transform::{Augment, Transform};
 
 /// What each key takes, in the order of checking, for the manual; a key may come more than once, and one whose type says it
 /// all does not come.
 pub fn takes() -> Vec<(String, String)> {
     let config = Config { stages: vec![Stage::default()], ..Config::default() };
-    let said = config.checks().into_iter().filter(|(.., wanted)| !wanted.is_empty());
+    let said = config.checks().into_iter();
     said.map(|(_, key, wanted)| (key.replace("stages.0.", "stages.N."), wanted)).collect()
 }
 
 impl Config {
-    /// Every value that is out of its range: its key and what it should be.
-    pub(super) fn out_of_range(&self) -> Vec<(String, String)> {
-        self.checks().into_iter().filter(|(fine, ..)| !fine).map(|(_, key, wanted)| (key, wanted)).collect()
+    /// Every value that is refused: its key, and what is wrong with it.
+    pub(super) fn refused(&self) -> Vec<(String, String)> {
+        let out_of_range = self.checks().into_iter().filter(|(fine, ..)| !fine);
+        let own = out_of_range.map(|(_, key, wanted)| (key, format!("is out of range; it takes {wanted}")));
+        own.chain(self.refused_by_loader()).collect()
+    }
+
+    /// What the loader would say of the settings that are its own.
+    fn refused_by_loader(&self) -> Vec<(String, String)> {
+        let data = &self.data;
+        let crop = Transform::Train { crop: data.crop.clone(), flip: 0.0, augment: Augment::default() };
+        let checks = [
+            ("data.crop", crop.check(data.image_size)),
+            ("data.augment", data.augment.check()),
+            ("data.mix", data.mix.check()),
+            ("data.eval_resize", self.evaluation().check(data.image_size)),
+        ];
+        let refused = checks.into_iter().filter_map(|(key, checked)| Some((key, checked.err()?)));
+        refused.map(|(key, error)| (key.to_owned(), format!("is refused: {error}"))).collect()
     }
 
     /// Whether each value is fine, its key, and what it takes.
@@ -62,10 +78,6 @@ impl Config {
             Hidden::Ratio(ratio) => ratio > 0.0 && ratio <= 16.0,
             Hidden::Units(units) => (1..=65_536).contains(&units),
         };
-        let refused =
-            |transform: &Transform| transform.check(data.image_size).err().map(|error| error.to_string());
-        let (crop, resize) = (refused(&self.augmentation()), refused(&self.evaluation()));
-        let mix = data.mix.check().err().map(|error| error.to_string());
         let any = "finite, at least 0";
         let shards = "a folder, glob or brace pattern of .tar shards";
         let few = "1 to 1024, or null";
@@ -92,9 +104,6 @@ impl Config {
             (data.mean.iter().all(|mean| mean.is_finite()), "data.mean", "finite"),
             ((1..=64).contains(&data.views), "data.views", "1 to 64"),
             ((0.0..=1.0).contains(&data.flip), "data.flip", "0 to 1"),
-            (mix.is_none(), "data.mix", mix.as_deref().unwrap_or_default()),
-            (crop.is_none(), "data.crop", crop.as_deref().unwrap_or_default()),
-            (resize.is_none(), "data.eval_resize", resize.as_deref().unwrap_or_default()),
             (data.train_samples != Some(0), "data.train_samples", "at least 1, or null"),
             (count(data.decode_threads), "data.decode_threads", few),
             (

@@ -29,11 +29,11 @@ pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
         tree = as_tree(&serde_json::from_value::<Config>(tree).map_err(complaint)?);
     }
     let config: Config = serde_json::from_value(tree).expect("a config's own tree");
-    match config.out_of_range().into_iter().next() {
+    match config.refused().into_iter().next() {
         None => Ok(config),
-        Some((key, wanted)) => {
+        Some((key, what)) => {
             let place = set_by(&key).map_or_else(|| name.to_owned(), |setting| format!("--set {setting}"));
-            Err(out_of_range(&place, &key, &wanted))
+            Err(wrong(format!("{place}: {key} {what}")))
         }
     }
 }
@@ -62,10 +62,10 @@ fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result
     }
     let merged: Config = serde_json::from_value(tree)
         .map_err(|error| wrong(format!("{name}: {}", plainly(&error.to_string()))))?;
-    // What this file itself sets out of range.
+    // What this file itself sets, and is refused.
     let here = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
-    match merged.out_of_range().into_iter().find(|(key, _)| here(key)) {
-        Some((key, wanted)) => Err(out_of_range(&format!("{name}:{}", line_of(&text, &key)), &key, &wanted)),
+    match merged.refused().into_iter().find(|(key, _)| here(key)) {
+        Some((key, what)) => Err(wrong(format!("{name}:{}: {key} {what}", line_of(&text, &key)))),
         None => Ok(as_tree(&merged)),
     }
 }
@@ -121,10 +121,6 @@ fn merge(tree: &mut Value, over: Value) {
 fn parse<T: serde::de::DeserializeOwned>(text: &str) -> std::result::Result<T, serde_saphyr::Error> {
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
     serde_saphyr::from_str_with_options(text, options)
-}
-
-fn out_of_range(place: &str, key: &str, wanted: &str) -> Error {
-    wrong(format!("{place}: {key} is out of range; it takes {wanted}"))
 }
 
 /// The name among `known` that `typed` comes nearest to, where one comes near.
@@ -322,6 +318,9 @@ mod tests {
         assert!(
             complaint(&FINE.replace("lr: 0.1", "lr: 0"), &[]).starts_with("FILE:8: stages.0.lr is out of")
         );
+        let said = complaint(FINE, &["data.augment={color_jitter: {hue: 2}}"]);
+        let wanted = "data.augment is refused: color_jitter.hue must be 0 to 0.5, not 2";
+        assert_eq!(said, format!("--set data.augment={{color_jitter: {{hue: 2}}}}: {wanted}"));
         let said = complaint(FINE, &["model.arch=resnet21"]);
         assert_eq!(said, "--set model.arch=resnet21: unknown variant `resnet21`; did you mean `resnet20`?");
         assert!(complaint("data: {train: a, val: b}\n", &[]).contains("stages is out of range"));

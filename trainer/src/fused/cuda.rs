@@ -1,10 +1,11 @@
 //! A GPU that runs `kernels.cu`: compiled for it by NVRTC when the program starts, launched through the driver on the stream
 //! that libtorch uses. Compiling is tested where there is an NVRTC; launching is not: no machine with a GPU has run it yet.
 //!
-//! Both libraries are opened here, for cudarc panics where it does not find them.
+//! NVRTC is opened here, for cudarc panics where it does not find it.
 #![expect(unsafe_code, reason = "NVRTC and the driver are C libraries")]
 
 use super::gpu::{self, Launch, THREADS, Task};
+use crate::driver::{Driver, Handle, function, open};
 use crate::native::stream_handle;
 use libloading::Library;
 use std::collections::HashMap;
@@ -13,8 +14,6 @@ use std::fmt;
 use std::ptr::{null, null_mut};
 
 const SOURCE: &str = include_str!("kernels.cu");
-
-type Handle = *mut c_void;
 
 /// The functions of NVRTC that are used here, by <https://docs.nvidia.com/cuda/nvrtc/>.
 struct Nvrtc {
@@ -42,49 +41,6 @@ struct Nvrtc {
 struct Bytes {
     size: unsafe extern "C" fn(Handle, *mut usize) -> c_int,
     get: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
-}
-
-/// The functions of the driver that are used here, by <https://docs.nvidia.com/cuda/cuda-driver-api/>.
-struct Driver {
-    init: unsafe extern "C" fn(c_uint) -> c_int,
-    get_device: unsafe extern "C" fn(*mut c_int, c_int) -> c_int,
-    get_attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int,
-    retain_primary: unsafe extern "C" fn(*mut Handle, c_int) -> c_int,
-    push_context: unsafe extern "C" fn(Handle) -> c_int,
-    pop_context: unsafe extern "C" fn(*mut Handle) -> c_int,
-    load_module: unsafe extern "C" fn(*mut Handle, *const c_void) -> c_int,
-    get_function: unsafe extern "C" fn(*mut Handle, Handle, *const c_char) -> c_int,
-    launch_kernel: unsafe extern "C" fn(
-        Handle,
-        c_uint,
-        c_uint,
-        c_uint,
-        c_uint,
-        c_uint,
-        c_uint,
-        c_uint,
-        Handle,
-        *mut *mut c_void,
-        *mut *mut c_void,
-    ) -> c_int,
-    error_string: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int,
-    _library: Library,
-}
-
-/// Opens the first of `names` that there is.
-fn open(names: &[&str]) -> Result<Library, String> {
-    // SAFETY: NVIDIA's libraries' constructors set up the libraries themselves and nothing else.
-    let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    found.ok_or_else(|| format!("found none of {} (LD_LIBRARY_PATH may lead to one)", names.join(", ")))
-}
-
-/// A function of `library`.
-///
-/// # Safety
-/// `F` is its signature, and it is called no longer than the library lives.
-unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
-    // SAFETY: the caller answers for it.
-    unsafe { library.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
 }
 
 impl Nvrtc {
@@ -174,42 +130,6 @@ impl Nvrtc {
     }
 }
 
-impl Driver {
-    fn open() -> Result<Self, String> {
-        let library = open(&["libcuda.so.1"])?;
-        let l = &library;
-        // SAFETY: the signatures of the driver's documentation; the library is kept beside them.
-        unsafe {
-            Ok(Self {
-                init: function(l, "cuInit")?,
-                get_device: function(l, "cuDeviceGet")?,
-                get_attribute: function(l, "cuDeviceGetAttribute")?,
-                retain_primary: function(l, "cuDevicePrimaryCtxRetain")?,
-                push_context: function(l, "cuCtxPushCurrent_v2")?,
-                pop_context: function(l, "cuCtxPopCurrent_v2")?,
-                load_module: function(l, "cuModuleLoadData")?,
-                get_function: function(l, "cuModuleGetFunction")?,
-                launch_kernel: function(l, "cuLaunchKernel")?,
-                error_string: function(l, "cuGetErrorString")?,
-                _library: library,
-            })
-        }
-    }
-
-    fn check(&self, code: c_int, call: &str) -> Result<(), String> {
-        if code == 0 {
-            return Ok(());
-        }
-        let mut text = null();
-        // SAFETY: room for an address, which stays null or becomes that of a string of the library's own.
-        let text = unsafe {
-            (self.error_string)(code, &mut text);
-            if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
-        };
-        Err(format!("{call} failed with code {code}: {text}"))
-    }
-}
-
 /// One GPU with the kernels loaded.
 pub struct Cuda {
     driver: Driver,
@@ -228,19 +148,16 @@ impl Cuda {
     /// Compiles the kernels for GPU `device`, by libtorch's number for it, and loads them there.
     pub fn new(device: usize) -> Result<Self, String> {
         let driver = Driver::open()?;
-        let (mut handle, mut capability) = (0, [0; 2]);
+        let (handle, mut capability) = (driver.device(device)?, [0; 2]);
         let mut context = null_mut();
-        // SAFETY: plain numbers; room for each number and handle that is written. The context is retained for good.
-        unsafe {
-            driver.check((driver.init)(0), "cuInit")?;
-            driver.check((driver.get_device)(&mut handle, device as c_int), "cuDeviceGet")?;
-            for (number, attribute) in capability.iter_mut().zip([75, 76]) {
-                // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-                driver.check((driver.get_attribute)(number, attribute, handle), "cuDeviceGetAttribute")?;
-            }
+        for (number, attribute) in capability.iter_mut().zip([75, 76]) {
+            // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            // SAFETY: a device's handle; room for the number that is written.
+            let asked = unsafe { (driver.get_attribute)(number, attribute, handle) };
+            driver.check(asked, "cuDeviceGetAttribute")?;
         }
         let code = Nvrtc::open()?.compile(SOURCE, 10 * capability[0] + capability[1])?;
-        // SAFETY: as above.
+        // SAFETY: as above; the context is retained for good.
         let retained = unsafe { (driver.retain_primary)(&mut context, handle) };
         driver.check(retained, "cuDevicePrimaryCtxRetain")?;
         let mut cuda = Self { driver, device, context, functions: HashMap::new() };

@@ -76,8 +76,11 @@ impl<'a> Parts<'a, f32> {
 }
 
 impl<'a, T: Element> Parts<'a, T> {
-    /// `x` is contiguous in whatever order of dimensions, with samples outermost, and of kind `T`, or empty.
+    /// `x` lies on the CPU, contiguous or with channels innermost, samples outermost, and is of kind `T`; or it is empty.
     pub fn of(x: &'a Tensor, samples: usize) -> Self {
+        assert!(!x.device().is_cuda(), "a tensor of a GPU");
+        let contiguous = || x.is_contiguous() || (x.dim() == 4 && x.permute([0, 2, 3, 1]).is_contiguous());
+        assert!(x.numel() == 0 || contiguous(), "{:?} with gaps or in another order", x.size());
         assert!(x.numel() == 0 || x.kind() == T::KIND, "{:?} as {:?}", x.kind(), T::KIND);
         assert_eq!(x.numel() % (samples * LANES), 0, "{:?} in {samples} parts", x.size());
         Self { first: x.data_ptr().cast(), each: x.numel() / samples / LANES, samples, tensor: PhantomData }

@@ -35,8 +35,11 @@ impl Source {
         threads: usize,
         device: Device,
     ) -> Result<Self> {
-        let val = [PathBuf::from(&config.data.val)];
+        let shards = |pattern: &str| Dataset::open_with(pattern, &config.dataset_options());
         let mut datasets = Vec::new();
+        if paths.is_empty() {
+            datasets.push((Arc::new(shards(&config.data.val)?), true));
+        }
         let mut loose: Vec<PathBuf> = Vec::new();
         let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
             if !loose.is_empty() {
@@ -44,11 +47,10 @@ impl Source {
             }
             Ok(())
         };
-        for path in if paths.is_empty() { &val[..] } else { paths } {
+        for path in paths {
             if holds_shards(path)? {
                 close(&mut loose, &mut datasets)?;
-                let shards = Dataset::open_with(&path.to_string_lossy(), &config.dataset_options())?;
-                datasets.push((Arc::new(shards), true));
+                datasets.push((Arc::new(shards(&path.to_string_lossy())?), true));
             } else {
                 loose.push(path.clone());
             }

@@ -19,6 +19,7 @@ use crate::metrics::Meter;
 use crate::model::Net;
 use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
+use crate::program::quoted;
 use crate::replicas;
 use crate::run::checkpoint::{self, State};
 use crate::run::{Console, Place, Records, Saver};
@@ -325,9 +326,9 @@ impl<'a> Trainer<'a> {
             "stopped on request after step {}; to go on: {} --resume {}",
             self.state.step,
             self.command,
-            self.place.dir.display()
+            quoted(&self.place.dir.display().to_string())
         );
         self.console.note(&message);
-        Error { exit: Exit::Interrupted, message, agreed: true }
+        Error::on_all_ranks(Exit::Interrupted, message)
     }
 }

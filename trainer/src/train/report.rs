@@ -8,6 +8,7 @@ use crate::evaluate::{Evaluation, sample_paths};
 use crate::loss;
 use crate::optim;
 use crate::paths::{self, Histogram};
+use crate::program::quoted;
 use crate::run::checkpoint::State;
 use crate::run::{Records, counted, projector, write_whole};
 use crate::upload::Uploads;
@@ -227,7 +228,8 @@ impl Trainer<'_> {
         self.console.say(&format!(
             "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
             table.join("\n"),
-            self.command
+            self.command,
+            dir = quoted(&dir.to_string())
         ));
         Ok(())
     }

@@ -36,8 +36,7 @@ impl<'a> Trial<'a> {
         let steps = trainer.input.steps(config);
         let lr = config.lr_at(stage, trainer.step_of_stage() as f64 / steps as f64);
         if trainer.next_step(&mut self.uploads, stage, lr)? {
-            let message = "stopped on request".into();
-            return Err(Error { exit: Exit::Interrupted, message, agreed: true });
+            return Err(Error::on_all_ranks(Exit::Interrupted, "stopped on request"));
         }
         if trainer.step_of_stage().is_multiple_of(steps) {
             trainer.state.sample = 0; // the loader goes on with another epoch, the learning rate from the start
