@@ -86,7 +86,10 @@ impl Error {
     pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
         Self::new(
             Exit::Disk,
-            format!("cannot {doing} {}: {error}; see to its space and permissions, or choose another folder", path.display()),
+            format!(
+                "cannot {doing} {}: {error}; see to its space and permissions, or choose another folder",
+                path.display()
+            ),
         )
     }
 }
