@@ -213,7 +213,12 @@ fn a_sheet_shows_samples_and_views_where_they_belong() {
     let corners = (1..=30).filter(|view| pixel(8 + view * 38, 28) == [0; 3]).count();
     assert!((1..30).contains(&corners), "{corners} of 30 corners are black");
 
-    assert!(program::data_error(&draw(&["--transform", "{}"])).contains("--transform"));
-    assert!(program::data_error(&draw(&["--image-size", "16000"])).contains("too large"));
+    for (option, value, what) in
+        [("--transform", "{}", "--transform"), ("--image-size", "16000", "too large")]
+    {
+        let refused = draw(&[option, value]);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(what), "{refused:?}");
+    }
     assert_eq!(codinet_data(&["inspect", "x", "--views", "3"]).status.code(), Some(2));
 }

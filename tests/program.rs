@@ -53,7 +53,7 @@ fn one_rank_and_two_train_alike_and_leave_a_whole_run() {
         let mut logs = fs::read_dir(run.join("tensorboard")).unwrap().flatten();
         let events = logs.find(|file| file.file_name().to_string_lossy().starts_with("events.")).unwrap();
         assert!(events.metadata().unwrap().len() > 1000);
-        // 12 steps an epoch: a line every third, an evaluation an epoch, three checkpoints kept.
+        // 12 steps per epoch: a line every third, an evaluation an epoch, three checkpoints kept.
         assert_eq!(lines(run, "train").len(), 16);
         assert_eq!(lines(run, "eval").len(), 4);
         // Two checkpoints an epoch, before its evaluation and after.
@@ -157,7 +157,7 @@ fn stopped_and_resumed(sets: &[&str]) -> (std::path::PathBuf, Bench) {
 }
 
 /// Four ranks' run, stopped after its first step, goes on with two ranks, then one: each step is what four would have made
-/// of it, the samples, their mixtures, batch norm's batches and the noise included. Each leaves the optimiser's state in a file a rank.
+/// of it, the samples, their mixtures, batch norm's batches and the noise included. Each leaves the optimiser's state in a file per rank.
 #[test]
 fn fewer_ranks_go_on_as_more_would_have() {
     let bench = Bench::new();
@@ -215,7 +215,7 @@ fn a_file_named_stop_ends_a_run_and_resume_goes_on() {
     assert_eq!(refused.status.code(), Some(2), "a run is not started over by accident");
     // The command that it gives to go on with works as it stands.
     let again = said.lines().find_map(|line| line.split_once("to go on: ")).unwrap().1;
-    assert!(again.contains("--set 'stages.0.epochs=2' --resume "), "{again}");
+    assert!(again.contains("--set stages.0.epochs=2 --resume "), "{again}");
     succeed(Command::new("sh").args(["-c", again]).current_dir(bench.folder.path()));
     assert_eq!(json(&run.join("summary.json"))["stages"][0]["epochs"], 2);
 }
@@ -260,7 +260,7 @@ fn a_dry_run_shows_the_plan_and_touches_nothing() {
         "gamma: 0.01",
         "layer3.2",
         "284966 parameters",
-        "12 steps an epoch of 8 samples",
+        "12 steps per epoch of 8 samples",
         "37 validation images",
     ] {
         assert_eq!(out.matches(part).count(), 1, "{part} in {out}");

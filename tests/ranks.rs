@@ -116,7 +116,7 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
 #[derive(Clone)]
 struct Sharing {
     routers: Routers,
-    /// Micro-batches a rank.
+    /// Micro-batches per rank.
     micros: i64,
     scope: Scope,
     collective: config::Collective,

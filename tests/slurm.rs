@@ -227,15 +227,28 @@ fn two_nodes_checkpoint_requeue_and_finish() {
         assert_eq!(summary(run)["stages"][0]["budget_gmacs"], budget);
     }
 
-    // A job that is long enough to be hurt. A rank that is killed ends it.
+    // A job that is long enough to be hurt. Where a rank is killed, it starts again; the fourth time it does not.
     fs::write(&config, text.replace("epochs: 1, lr: 0.05", "epochs: 500, lr: 0.05")).unwrap();
     let job = cluster.submit("train.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
-    let processes = cluster.processes(&job);
-    let ranks: Vec<u32> =
-        processes.iter().filter(|(_, name)| name == "codinet-train").map(|(pid, _)| *pid).collect();
-    assert_eq!(ranks.len(), 2, "{processes:?}");
-    assert!(Command::new("sh").args(["-c", &format!("kill -9 {}", ranks[1])]).status().unwrap().success());
+    let kill_one = |job: &str| {
+        let processes = cluster.processes(job);
+        let ranks: Vec<u32> =
+            processes.iter().filter(|(_, name)| name == "codinet-train").map(|(pid, _)| *pid).collect();
+        assert_eq!(ranks.len(), 2, "{processes:?}");
+        let killed = Command::new("sh").args(["-c", &format!("kill -9 {}", ranks[1])]).status();
+        assert!(killed.unwrap().success());
+    };
+    kill_one(&job);
+    cluster.wait(&job, "second start", || cluster.log(&job).contains("requeued 1 times"));
+    let failures = cluster.path(&format!("runs/codinet-{job}/failures"));
+    assert!(fs::read_to_string(&failures).unwrap().contains("exit code 137"));
+    cluster.says("scancel", &[&job]);
+
+    let job = cluster.submit("train.sbatch", &config, &[]);
+    cluster.wait_for_steps(&job, 3);
+    fs::write(cluster.path(&format!("runs/codinet-{job}/failures")), "one\ntwo\nthree\n").unwrap();
+    kill_one(&job);
     let took = cluster.wait(&job, "end", || cluster.state(&job) == "FAILED");
     assert!(took < Duration::from_secs(10), "{took:?}");
 

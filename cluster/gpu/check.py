@@ -45,7 +45,7 @@ CONFIGS = {"r20": "fashion_r20", "r50": "imagenet_r50", "r101": "imagenet_r101"}
 # left out shows in the loss.
 TOLERANCES = {"fp32": [(1e-5, 1e-3), (1e-4, 1e-2)], "bf16": [(1e-2, 1e-1), (2e-2, 2e-1)]}
 STEPS = 20
-# (network, images a step), the most important first; MACs tell the goals for gated ones.
+# (network, images per step), the most important first; MACs tell the goals for gated ones.
 SPEED = [("r50", 256), ("r101", 256), ("r50", 128), ("r50", 512), ("r50", 64), ("r101", 64)]
 
 

@@ -30,7 +30,7 @@ def table(result):
             cells = [row["failed"], ""]
         cells = [row["what"], row["precision"], *cells, "right" if row["right"] else "**wrong**"]
         out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| network | images a step | fed by | " + " | ".join(PROGRAMS) + " | to eager | to compile | waits for the loader | floor, FLOPs | floor, bytes |"]
+    out += ["", "| network | images per step | fed by | " + " | ".join(PROGRAMS) + " | to eager | to compile | waits for the loader | floor, FLOPs | floor, bytes |"]
     out.append("|---" * 11 + "|")
     for row in result["fast"]:
         speeds = [median(row["programs"].get(program)) for program in PROGRAMS]

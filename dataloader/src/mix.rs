@@ -294,7 +294,7 @@ mod tests {
                     union.0.extend(part.images);
                     union.1.extend(labels);
                 }
-                assert!(union.0 == whole.images, "pixels of step {step}, {local} samples a rank");
+                assert!(union.0 == whole.images, "pixels of step {step}, {local} samples per rank");
                 assert_eq!(union.1, expected.labels);
             }
             let patch = BOTH.draw(SIDE, 3, 4, step).unwrap().patch;

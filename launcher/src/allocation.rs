@@ -82,8 +82,8 @@ impl Allocation {
         if number(env::SLURM_STEP_NUM_TASKS).is_some_and(|tasks| tasks > 1)
             || get(env::OMPI_COMM_WORLD_SIZE).is_some()
         {
-            return Err("codinet-launch starts mpirun itself, once; under srun or mpirun start codinet-train, a rank a \
-                        process"
+            return Err("codinet-launch starts mpirun itself, once; under srun or mpirun start codinet-train, a rank \
+                        per process"
                 .into());
         }
         let (by, listed) = if let Some(list) = &asked.hosts {

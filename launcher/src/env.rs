@@ -23,11 +23,11 @@ variables! {
     SLURM_JOB_ID "SLURM_JOB_ID" "tells that this is a SLURM job"
     SLURM_NTASKS "SLURM_NTASKS" "ranks by default, in a SLURM job"
     SLURM_NNODES "SLURM_NNODES" "nodes of the SLURM job"
-    SLURM_GPUS_ON_NODE "SLURM_GPUS_ON_NODE" "ranks a node by default, where SLURM_NTASKS is not set"
+    SLURM_GPUS_ON_NODE "SLURM_GPUS_ON_NODE" "ranks per node by default, where SLURM_NTASKS is not set"
     SLURM_STEP_NUM_TASKS "SLURM_STEP_NUM_TASKS" "refused where srun starts several launchers"
     SLURM_RESTART_COUNT "SLURM_RESTART_COUNT" "told at the start of a requeued job"
     PBS_JOBID "PBS_JOBID" "tells that this is a PBS job"
-    PBS_NODEFILE "PBS_NODEFILE" "hosts of the PBS job, a line a rank"
+    PBS_NODEFILE "PBS_NODEFILE" "hosts of the PBS job, a line per rank"
     OMPI_COMM_WORLD_SIZE "OMPI_COMM_WORLD_SIZE" "refused where mpirun starts the launcher"
 }
 

@@ -1,4 +1,4 @@
-//! `codinet-launch`: starts `codinet-train`, a rank a process, under the MPI that this machine has.
+//! `codinet-launch`: starts `codinet-train`, a rank per process, under the MPI that this machine has.
 
 use clap::{CommandFactory, Parser, Subcommand};
 use codinet_launcher::{doctor, exit, plan, start};

@@ -14,7 +14,7 @@ Speed: every program runs once a round, one after the other, and rounds start wi
 whatever the machine does meanwhile meets all alike. Each rank has one thread, and mpirun binds it to one core, for
 both. Images/s are those of the steps after the warm-up: of codinet-train, as metrics.jsonl has them, which take in
 loading, the collectives and the update, not evaluation or checkpoints; of PyTorch, around the same. PyTorch's faster
-memory format is the one that counts. imagenet_r50 takes 8 images a rank and step: codinet-train decodes JPEGs from
+memory format is the one that counts. imagenet_r50 takes 8 images per rank and step: codinet-train decodes JPEGs from
 shards under --photos (train/ and val/), PyTorch has the same random tensor at each step, at no cost.
 """
 
@@ -35,7 +35,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 LAYOUTS = ["channels_last", "contiguous"]
-# Steps between two lines of metrics.jsonl, lines of warm-up, lines measured; samples a step, of one rank or of all.
+# Steps between two lines of metrics.jsonl, lines of warm-up, lines measured; samples per step, of one rank or of all.
 PLANS = {"fashion_r20": (5, 1, 4), "imagenet_r50": (2, 1, 2)}
 
 
@@ -287,7 +287,7 @@ def check_weights(options, case):
     print(f"run rates of the gates: {' '.join(f'{rate:.2f}' for rate in rates.values())}")
     near("validation cross entropy", summary["ce"], F.cross_entropy(logits, labels).item(), 1e-4)
     near("top-1", summary["top1"], (logits.argmax(1) == labels).float().mean().item(), 1e-3)
-    near("GMACs an image", summary["gmacs"], mean / 1e9, 1e-3)
+    near("GMACs per image", summary["gmacs"], mean / 1e9, 1e-3)
 
 
 # Bytes and time in collectives.

@@ -227,7 +227,7 @@ def main():
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
     parser.add_argument("--sgd", choices=["fused", "foreach"], default="fused")
-    parser.add_argument("--batch", type=int, default=64, help="samples a step over all ranks")
+    parser.add_argument("--batch", type=int, default=64, help="samples per step over all ranks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--warm-up", type=int, default=5, help="steps before those that are measured")
     parser.add_argument("--steps", type=int, default=20)

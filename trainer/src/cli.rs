@@ -28,7 +28,7 @@ use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 codinet-train my.yaml             a rank a process, a process a GPU
+  mpirun -n 8 codinet-train my.yaml             a rank per process, a process per GPU
   codinet-train fashion_quick.yaml --dry-run    what the run would be
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
   codinet-train my.yaml --resume auto           go on where its last run stopped
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "auto|never|PATH", default_value = "never")]
     pub resume: Resume,
 
-    /// Prints the resolved config, the model's table and the steps an epoch, and stops; `--dry-run=json` prints
+    /// Prints the resolved config, the model's table and the steps per epoch, and stops; `--dry-run=json` prints
     /// them for programs.
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub dry_run: Option<dry_run::Format>,
@@ -170,7 +170,7 @@ fn eval_only(config: &Config, world: &World, device: Device, input: &Input, path
     agree(world, checkpoint::load_model(path, &net.params))?;
     let evaluation = evaluate(world, config, &net, input, Decisions::Hard)?;
     let text = format!(
-        "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs an image (static {:.4}) · {} distinct paths",
+        "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",
         path.display(),
         100.0 * evaluation.top1,
         100.0 * evaluation.top5,

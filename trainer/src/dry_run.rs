@@ -21,7 +21,7 @@ pub enum Format {
     Json,
 }
 
-/// The resolved config, the model's figures and the steps an epoch.
+/// The resolved config, the model's figures and the steps per epoch.
 pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
     let net = Net::of(config, Device::Cpu);
     budget::check(config, &net.costs)?;
@@ -56,13 +56,13 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
     let _ = match input {
         Ok(input) => write!(
             text,
-            "\n{} training samples × {} views in {} an epoch of {batch} samples; {} validation images",
+            "\n{} training samples × {} views in {} per epoch of {batch} samples; {} validation images",
             input.samples,
             config.data.views,
             counted(input.steps(config) as usize, "step"),
             input.val.len()
         ),
-        Err(error) => write!(text, "\nsteps an epoch: unknown, {error}"),
+        Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),
     };
     text
 }

@@ -78,7 +78,7 @@ pub fn run(
     let samples = agree(world, Input::open(&smallest, world, device))?.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, most: samples / unit * unit };
     console.say(&format!(
-        "multiples of {unit} on {}, at most {} a rank, of which {:.0} % stay free",
+        "multiples of {unit} on {}, at most {} per rank, of which {:.0} % stay free",
         counted(world.ranks(), "rank"),
         gib(limit as u64),
         100.0 * RESERVE
@@ -96,7 +96,7 @@ pub fn run(
     let Some(best) = search.best(&tried) else {
         let least = tried.first().map_or(0, |one| one.peak);
         let message =
-            format!("a batch of {unit} takes {} a rank, more than there is; {}", gib(least), memory::MEND);
+            format!("a batch of {unit} takes {} per rank, more than there is; {}", gib(least), memory::MEND);
         return Err(Error::on_all_ranks(Exit::Memory, message));
     };
     console.say(&advice(config, &best, best.batch == search.most));
@@ -128,12 +128,12 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
 
 /// All ranks: a number of each.
 fn over_ranks(world: &World, own: f64) -> Result<Vec<f64>> {
-    Ok(Vec::try_from(&world.all_gather(&Tensor::from(own))?).expect("a number a rank"))
+    Ok(Vec::try_from(&world.all_gather(&Tensor::from(own))?).expect("a number per rank"))
 }
 
 /// Which sizes to try.
 struct Search {
-    /// Bytes a rank.
+    /// Bytes per rank.
     limit: f64,
     /// Sizes are multiples of it.
     unit: usize,
@@ -196,7 +196,7 @@ fn advice(config: &Config, best: &Tried, whole_set: bool) -> String {
     };
     let bound = if whole_set { "; the data set has no more samples" } else { "" };
     format!(
-        "\nlargest batch that fits: {batch} samples ({} a rank, {:.1} images/s){bound}\n  --set optim.batch_size={batch}{set}\n\
+        "\nlargest batch that fits: {batch} samples ({} per rank, {:.1} images/s){bound}\n  --set optim.batch_size={batch}{set}\n\
          learning rates, scaled in proportion from a batch of {from}: {rates}",
         gib(best.peak),
         best.images_per_second

@@ -184,7 +184,7 @@ pub fn run(
     let mut table = table(&anatomy, device, peak, &of_phases);
     let _ = write!(
         table,
-        "\n{speed:.1} images/s on {}; {:.4} TFLOP/s a rank",
+        "\n{speed:.1} images/s on {}; {:.4} TFLOP/s per rank",
         counted(world.ranks(), "rank"),
         flops / 1e12
     );
@@ -273,7 +273,7 @@ fn table(anatomy: &Anatomy, device: Device, peak: Peak, of_phases: &[(Phase, u64
     text
 }
 
-/// One line a rank: the slowest is not always rank 0, whose table stands above.
+/// One line per rank: the slowest is not always rank 0, whose table stands above.
 fn ranks(all: &[Value]) -> String {
     let mut text = format!(
         "\n{:<6}{:>10}{:>10}{:>10}{:>10}{:>14}\n",

@@ -48,7 +48,7 @@ pub fn compare(
     on_divergence: OnDivergence,
 ) -> Result<Vec<usize>> {
     let mine = Tensor::stack(&[checksum(params.flat()), checksum(&sgd.momentum)], 0);
-    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&mine)?).expect("two numbers a rank");
+    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&mine)?).expect("two numbers per rank");
     let differ: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
     match on_divergence {
         _ if differ.is_empty() => {}

@@ -49,7 +49,7 @@ pub struct Arguments {
     #[arg(long)]
     floats: bool,
 
-    /// Times the loader alone, and prints samples a second alone.
+    /// Times the loader alone, and prints samples per second alone.
     #[arg(long)]
     brief: bool,
 }

@@ -57,7 +57,7 @@ struct ImageNet {
     #[arg(long, value_enum, default_value = "both")]
     split: SplitName,
 
-    /// Labels of the validation images, instead of the devkit's: a line an image, in the order of their
+    /// Labels of the validation images, instead of the devkit's: a line per image, in the order of their
     /// names, of a WordNet id or a class number (0 to 999 in the order of WordNet ids), or of a name and one
     /// of these.
     #[arg(long, value_name = "FILE")]

@@ -1,4 +1,4 @@
-//! Folders of encoded images: one folder a class, as torchvision's `ImageFolder` reads them.
+//! Folders of encoded images: one folder per class, as torchvision's `ImageFolder` reads them.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub(super) fn from_classes(
     if classes.is_empty() {
         return Err(Error::malformed(
             source,
-            "no classes; give a folder that holds a folder of images a class",
+            "no classes; give a folder that holds a folder of images per class",
         ));
     }
     let (mut samples, mut places, mut ignored) = (Vec::new(), Vec::new(), 0);

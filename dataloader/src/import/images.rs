@@ -33,7 +33,7 @@ pub enum ImageSource {
         folder: PathBuf,
         /// Which splits to import.
         splits: Vec<ImageNetSplit>,
-        /// The labels of the validation images, where the devkit isn't to be asked: a line an image.
+        /// The labels of the validation images, where the devkit isn't to be asked: a line per image.
         val_labels: Option<PathBuf>,
     },
     /// Parquet files as Hugging Face distributes data sets of images, or folders or globs of such.

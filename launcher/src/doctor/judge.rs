@@ -152,7 +152,7 @@ fn gpus(probe: &Probe) -> Vec<Check> {
         (.., Some(rank)) => Check::red(
             "gpus",
             format!("{} ranks share {} GPUs on {}", rank.locals, rank.gpus, rank.host),
-            "start a rank a GPU: -n auto",
+            "start a rank per GPU: -n auto",
         ),
         (_, Some(_), _) => Check::green("gpus", "none; ranks compute on cores"),
         _ => Check::green(

@@ -63,7 +63,7 @@ pub struct Data {
 pub struct Optim {
     /// Samples a step, over all ranks.
     pub batch_size: u64,
-    /// Micro-batches a rank and step.
+    /// Micro-batches per rank and step.
     pub accumulate: u64,
 }
 

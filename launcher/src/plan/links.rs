@@ -85,10 +85,10 @@ impl Cluster {
 /// Clusters that have a name; docs/scaling.md says where the numbers are from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Links {
-    /// 8 GPUs a node on NVLink 4 (H100), a 400 Gbit/s InfiniBand card for each.
+    /// 8 GPUs per node on NVLink 4 (H100), a 400 Gbit/s InfiniBand card for each.
     #[value(name = "nvlink+ib")]
     NvlinkIb,
-    /// 4 GPUs a node on PCIe 3, one 25 Gbit/s Ethernet card for all, by TCP.
+    /// 4 GPUs per node on PCIe 3, one 25 Gbit/s Ethernet card for all, by TCP.
     #[value(name = "25gbe")]
     Ethernet25,
 }

@@ -3,7 +3,7 @@
 use super::links::{Cluster, Link};
 use super::step::{Step, Work};
 
-/// What was published: a network of so many parameters, images a second of one GPU, images a GPU and step.
+/// What was published: a network of so many parameters, images per second of one GPU, images per GPU and step.
 struct Published {
     parameters: f64,
     images_per_second: f64,
@@ -48,7 +48,7 @@ fn pytorch_ddp_on_v100() {
 
 #[test]
 fn horovod_on_512_pascal_gpus() {
-    // 4 GPUs a node on PCIe, one card of 25 Gbit/s by RoCE.
+    // 4 GPUs per node on PCIe, one card of 25 Gbit/s by RoCE.
     let cluster = Cluster { gpus_per_node: 4, intra: Link::new(5.7, 96.0), inter: Link::new(14.0, 24.0) };
     let resnet_101 =
         Published { parameters: RESNET_101, images_per_second: 1656.82 / 16.0, batch: 64.0, cluster };

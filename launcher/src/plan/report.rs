@@ -42,8 +42,8 @@ fn head(plan: &Plan, args: &Args) -> String {
     let link = |link: &Link| format!("{:.0} Gbit/s and {:.1} µs", link.gbps(), link.us());
     format!(
         "{}: {:.2} M parameters ({share:.1} % in routers), {} gates, {:.3} GMACs static, {} epochs\n\
-         measured: {:.0} images/s on {} GPU(s), {} samples × {} views a GPU and step; alone, a step takes {:.1} ms\n\
-         links: {} GPUs a node; {} from GPU to GPU, {} from node to node; jitter {} %\n",
+         measured: {:.0} images/s on {} GPU(s), {} samples × {} views per GPU and step; alone, a step takes {:.1} ms\n\
+         links: {} GPUs per node; {} from GPU to GPU, {} from node to node; jitter {} %\n",
         args.config,
         facts.parameters as f64 / 1e6,
         facts.gates,

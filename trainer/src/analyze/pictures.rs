@@ -235,7 +235,7 @@ fn dot(points: usize) -> f64 {
 pub struct Point {
     /// What it is called.
     pub name: String,
-    /// Mean MACs an image, in billions, and their standard deviation over seeds.
+    /// Mean MACs per image, in billions, and their standard deviation over seeds.
     pub gmacs: (f64, f64),
     /// Top-1 in per cent, likewise.
     pub top1: (f64, f64),

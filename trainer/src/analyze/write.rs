@@ -92,7 +92,7 @@ impl Writer<'_> {
         row("distinct paths", study.distinct_paths.to_string(), "276", "113", "Table 3");
         row("images", study.images.to_string(), "10000", "10000", "");
         row("MACs, of the static network's", of_static, "57 %", "59 %", "Table 5");
-        row("MACs an image, 10⁹", format!("{:.4}", study.gmacs), "", "", "");
+        row("MACs per image, 10⁹", format!("{:.4}", study.gmacs), "", "", "");
         row("entropy of the paths, bits", format!("{:.3}", study.path_entropy), "", "", "");
         let blocks = study.blocks.len();
         row(

@@ -148,7 +148,7 @@ pub fn abort(code: i32) -> ! {
 /// All ranks: every rank's list, in rank order; lengths may differ.
 pub fn all_gather_lists<T: Element + Copy + Default>(world: &World, own: &[T]) -> Result<Vec<Vec<T>>> {
     let lengths = world.all_gather(&Tensor::from(own.len() as i64))?;
-    let lengths = Vec::<i64>::try_from(&lengths).expect("a number a rank");
+    let lengths = Vec::<i64>::try_from(&lengths).expect("a number per rank");
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let mut padded = own.to_vec();
     padded.resize(longest as usize, T::default());

@@ -52,7 +52,7 @@ pub struct Data {
     pub mix: Mix,
     /// Use only the first so many samples of the training shards; null: all.
     pub train_samples: Option<usize>,
-    /// Decode threads a rank; null: as many as `run.threads`.
+    /// Decode threads per rank; null: as many as `run.threads`.
     pub decode_threads: Option<usize>,
     /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}`, for network file systems and
     /// object stores: C lanes, each of which reads whole shards one after another and shuffles N samples at a time.

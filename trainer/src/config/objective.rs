@@ -48,7 +48,7 @@ pub struct Cost {
     pub gamma: f64,
     /// What c_k is measured in, and so what γ is the price of.
     pub unit: CostUnit,
-    /// Mean MACs an image, in billions, that γ is moved to meet; null: γ stays as it is.
+    /// Mean MACs per image, in billions, that γ is moved to meet; null: γ stays as it is.
     pub budget_gmacs: Option<f64>,
     /// How far a step moves γ, as the price of the mean block, for each 100 % of the budget that the network's MACs are
     /// off it.

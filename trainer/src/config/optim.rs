@@ -19,7 +19,7 @@ pub struct Optim {
     pub decay_norm_and_bias: bool,
     /// Nesterov's momentum.
     pub nesterov: bool,
-    /// Micro-batches a rank and step: gradients of so many passes are averaged before the update. A run that is resumed
+    /// Micro-batches per rank and step: gradients of so many passes are averaged before the update. A run that is resumed
     /// by fewer ranks takes as many more of them, so that its steps stay what they were.
     pub accumulate: usize,
     /// ε of label smoothing in the cross entropy (arXiv 1512.00567).

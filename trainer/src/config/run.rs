@@ -19,7 +19,7 @@ pub struct Run {
     /// compiles at the start and which are used where they then agree with libtorch on every rank. Off until a GPU has run
     /// them: none has. On a CPU there is nothing to choose.
     pub cuda_kernels: bool,
-    /// Compute threads a rank; null: the cores that the launcher left this rank.
+    /// Compute threads per rank; null: the cores that the launcher left this rank.
     pub threads: Option<usize>,
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
     pub log_every: u64,

@@ -24,7 +24,7 @@ pub struct Args {
     #[command(flatten)]
     images: Images,
 
-    /// Mean GMACs an image, each a line of the table [default: eleven from the least to the most].
+    /// Mean GMACs per image, each a line of the table [default: eleven from the least to the most].
     #[arg(long, value_name = "GMACS", value_delimiter = ',')]
     budget_gmacs: Vec<f64>,
 

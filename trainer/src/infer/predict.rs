@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     logits: bool,
 
-    /// Mean MACs an image, in billions: a bias on all gates is set that meets them on the first 1,024 images.
+    /// Mean MACs per image, in billions: a bias on all gates is set that meets them on the first 1,024 images.
     #[arg(long, value_name = "GMACS")]
     budget_gmacs: Option<f64>,
 
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     out.flush().map_err(|error| Error::disk("write", &place, &error))?;
     let (gmacs, whole) = (macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
     let mut said = format!(
-        "{images} images · {gmacs:.4} GMACs an image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading included",
+        "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading included",
         100.0 * gmacs / whole,
         images as f64 / begun.elapsed().as_secs_f64()
     );

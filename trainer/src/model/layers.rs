@@ -291,7 +291,7 @@ impl Features {
     }
 }
 
-/// The mean of `x` over H and W, f32 `[N, C]`, whose gradient is a view of a number a channel. That of libtorch's own mean is
+/// The mean of `x` over H and W, f32 `[N, C]`, whose gradient is a view of a number per channel. That of libtorch's own mean is
 /// as large as `x`, with channels first.
 fn mean_over_area(x: &Tensor) -> Tensor {
     let mean = tch::no_grad(|| x.mean_dim([2, 3].as_slice(), false, Kind::Float));

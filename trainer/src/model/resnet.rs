@@ -301,7 +301,7 @@ impl Costs {
         self.stem + self.head + self.blocks.iter().map(|block| block.run).sum::<i64>()
     }
 
-    /// Mean MACs an image where gate k runs its block for a share `rates[k]` of the images:
+    /// Mean MACs per image where gate k runs its block for a share `rates[k]` of the images:
     /// stem + head + routers + Σ (u_k·F_k + (1 − u_k)·skip_k).
     pub fn mean_macs(&self, rates: &[f64]) -> f64 {
         let mut rates = rates.iter();
@@ -321,7 +321,7 @@ impl Costs {
         self.stem + self.head + self.blocks.iter().map(block).sum::<i64>()
     }
 
-    /// Mean GMACs an image where no gated block runs, and where all do: the least and the most of a budget.
+    /// Mean GMACs per image where no gated block runs, and where all do: the least and the most of a budget.
     pub fn gmacs_range(&self) -> (f64, f64) {
         let at = |rate: f64| self.mean_macs(&vec![rate; self.gated().count()]) / 1e9;
         (at(0.0), at(1.0))

@@ -82,7 +82,7 @@ impl Trainer<'_> {
             let off = 100.0 * (evaluation.gmacs - budget) / budget;
             let gamma = loss::gamma(stage, self.state.price.gamma);
             self.console.say(&format!(
-                "{}: {:.4} GMACs an image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
+                "{}: {:.4} GMACs per image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
                 stage.name, evaluation.gmacs
             ));
         }
@@ -202,7 +202,7 @@ impl Trainer<'_> {
             ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),
             ("top-5", format!("{:.2} %", 100.0 * evaluation.top5)),
             (
-                "MACs an image",
+                "MACs per image",
                 format!(
                     "{:.4} G, {:.0} % of the static network's {gmacs_static:.4} G",
                     evaluation.gmacs,
