@@ -14,7 +14,7 @@ use codinet_trainer::gradients::Gradients;
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{Measured, Meter};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
-use codinet_trainer::optim::Sgd;
+use codinet_trainer::optim::{Ema, Sgd};
 use codinet_trainer::replicas;
 use codinet_trainer::step::{MicroBatch, Step};
 use std::path::Path;
@@ -88,19 +88,23 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
     let out = on_ranks("a_rank_that_leaves_the_others_is_named_or_mended", 3, |world| {
         let net = Net::new(&Model::default(), 1, 16, 4, 5, Device::Cpu);
         let sgd = Sgd::new(&net.params, &Optim::default());
-        let compare = |on_divergence| replicas::compare(world, &net.params, &sgd, 7, on_divergence);
+        let ema = Ema::new(&net.params, 0.9);
+        let held = [net.params.flat(), &sgd.momentum, &ema.flat];
+        let compare = |on_divergence| replicas::compare(world, &held, 7, on_divergence);
         assert!(compare(OnDivergence::Stop).unwrap().is_empty());
-        for (rank, tensor) in [(1, net.params.flat()), (2, &sgd.momentum)] {
-            if world.rank() == rank {
+        for (tensor, ranks, named) in
+            [(held[0], &[1, 2][..], "rank 1, 2 "), (held[1], &[2], "rank 2 "), (held[2], &[1], "rank 1 ")]
+        {
+            if ranks.contains(&world.rank()) {
                 let bits = tensor.detach().view_dtype(Kind::Int).get(1234);
-                let _ = bits.shallow_clone().bitwise_xor_(1i64 << 3);
+                let _ = bits.shallow_clone().bitwise_xor_(1i64 << (2 + world.rank()));
             }
+            let error = compare(OnDivergence::Stop).unwrap_err();
+            assert!(error.agreed && error.exit == Exit::Communication);
+            assert!(error.message.contains("step 7") && error.message.contains(named), "{}", error.message);
+            assert_eq!(compare(OnDivergence::Repair).unwrap(), ranks);
+            assert!(compare(OnDivergence::Stop).unwrap().is_empty());
         }
-        let error = compare(OnDivergence::Stop).unwrap_err();
-        assert!(error.agreed && error.exit == Exit::Communication);
-        assert!(error.message.contains("step 7") && error.message.contains("rank 1, 2"), "{}", error.message);
-        assert_eq!(compare(OnDivergence::Repair).unwrap(), [1, 2]);
-        assert!(compare(OnDivergence::Stop).unwrap().is_empty());
 
         let data = if world.rank() == 2 { "train, 100 samples" } else { "train, 96 samples" };
         let facts = [("version", "0.1".to_owned()), ("data.train", data.to_owned())];

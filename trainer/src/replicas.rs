@@ -3,8 +3,6 @@
 use crate::collective::{World, all_gather_lists};
 use crate::config::OnDivergence;
 use crate::error::{Error, Exit, Result};
-use crate::model::Params;
-use crate::optim::Sgd;
 use tch::{Kind, Tensor};
 
 /// All ranks: an error, the same on all, where a rank has another value of any fact than rank 0.
@@ -38,23 +36,23 @@ pub fn checksum(tensor: &Tensor) -> Tensor {
     tensor.detach().view_dtype(Kind::Int).sum(Kind::Int64)
 }
 
-/// All ranks: compares weights and momenta over the ranks. Those of a rank that differs from rank 0 are an error, the
-/// same on all ranks, or are replaced by rank 0's; returns the ranks that were.
+/// All ranks: compares the tensors that every rank must hold alike: weights, momenta, the weights' running mean. A rank
+/// that differs from rank 0 is an error, the same on all ranks, or takes rank 0's; returns the ranks that did.
 pub fn compare(
     world: &World,
-    params: &Params,
-    sgd: &Sgd,
+    held: &[&Tensor],
     step: u64,
     on_divergence: OnDivergence,
 ) -> Result<Vec<usize>> {
-    let mine = Tensor::stack(&[checksum(params.flat()), checksum(&sgd.momentum)], 0);
-    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&mine)?).expect("two numbers per rank");
+    let mine = Tensor::stack(&held.iter().map(|tensor| checksum(tensor)).collect::<Vec<_>>(), 0);
+    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&mine)?).expect("a number per tensor and rank");
     let differ: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
     match on_divergence {
         _ if differ.is_empty() => {}
         OnDivergence::Repair => {
-            world.broadcast(params.flat(), 0)?;
-            world.broadcast(&sgd.momentum, 0)?;
+            for tensor in held {
+                world.broadcast(tensor, 0)?;
+            }
         }
         OnDivergence::Stop => {
             let ranks: Vec<String> = differ.iter().map(usize::to_string).collect();

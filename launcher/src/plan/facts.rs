@@ -44,6 +44,8 @@ pub struct Config {
 pub struct Collective {
     /// fp32 or bf16.
     pub wire: String,
+    /// Whether gradients leave while backward runs.
+    pub overlap: bool,
     /// Megabytes of fp32 gradients that travel together.
     pub bucket_mb: f64,
     /// The same for the first to leave.

@@ -171,6 +171,7 @@ impl Plan {
             parameters: facts.parameters as f64,
             first_bucket: facts.config.collective.first_bucket_mb * 1e6 / 4.0,
             bucket: facts.config.collective.bucket_mb * 1e6 / 4.0,
+            overlap: facts.config.collective.overlap,
             wire: if facts.config.collective.wire == "bf16" { 2.0 } else { 4.0 },
             gates: facts.gates as f64,
             samples: measured.samples as f64,

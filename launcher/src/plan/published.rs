@@ -19,6 +19,7 @@ impl Published {
             parameters: self.parameters,
             first_bucket: 1.0 * 262_144.0,
             bucket: 25.0 * 262_144.0,
+            overlap: true,
             wire: 4.0,
             gates: 0.0,
             samples: self.batch,

@@ -6,9 +6,9 @@ use serde::Serialize;
 /// Share of a step's computing that is backward: it has twice the multiplications of forward.
 const BACKWARD: f64 = 2.0 / 3.0;
 
-/// Bytes that L_div and its gradient move to or from memory for each pair of centres: what the trainer's `loss.rs` reads and
-/// writes of `[L, G]` numbers. The coordinates are read once, and do not count beside it.
-const DIVERSITY_BYTES: f64 = 124.0;
+/// Bytes that L_div and its gradient move to or from memory for each pair of centres: what the trainer's
+/// `loss/diversity.rs` reads and writes of `[L, G]` numbers. The coordinates are read once, and do not count beside it.
+const DIVERSITY_BYTES: f64 = 132.0;
 
 /// Bytes a second of a GPU's memory: an A100's 2 TB/s.
 const MEMORY: f64 = 2e12;
@@ -22,6 +22,8 @@ pub struct Work {
     pub first_bucket: f64,
     /// Numbers of every other bucket.
     pub bucket: f64,
+    /// Whether buckets leave while backward runs.
+    pub overlap: bool,
     /// Bytes of a number on the wire.
     pub wire: f64,
     /// n: gates, coordinates of a path's centre.
@@ -76,7 +78,8 @@ impl Step {
 }
 
 /// Seconds from backward's end to that of the last bucket's all-reduce. Gradients become ready evenly over the
-/// last micro-batch's backward; a bucket leaves when its last gradient is there and the bucket before has arrived.
+/// last micro-batch's backward; a bucket leaves when its last gradient is there (without overlap: all are) and the bucket
+/// before has arrived.
 fn exposed(work: &Work, cluster: &Cluster, gpus: u64) -> f64 {
     let backward = BACKWARD * work.compute / work.micro_batches;
     let (mut ready, mut arrived) = (0.0, 0.0_f64);
@@ -84,7 +87,8 @@ fn exposed(work: &Work, cluster: &Cluster, gpus: u64) -> f64 {
         let room = if ready == 0.0 { work.first_bucket } else { work.bucket };
         let bucket = room.min(work.parameters - ready);
         ready += bucket;
-        let leaves = arrived.max(backward * ready / work.parameters);
+        let ready_at = if work.overlap { backward * ready / work.parameters } else { backward };
+        let leaves = arrived.max(ready_at);
         arrived = leaves + cluster.all_reduce(bucket * work.wire, gpus);
     }
     arrived - backward
@@ -133,6 +137,7 @@ mod tests {
         parameters: 10e6,
         first_bucket: 1e6,
         bucket: 4e6,
+        overlap: true,
         wire: 4.0,
         gates: 16.0,
         samples: 64.0,
@@ -168,6 +173,8 @@ mod tests {
         close(exposed(&Work { wire: 2.0, ..WORK }, &at(0.16), 2), 0.0425);
         // Two micro-batches: backward is 0.1 s, ready at 0.01, 0.05, 0.09, 0.10; from 0.05 on never free: 0.275 s.
         close(exposed(&Work { micro_batches: 2.0, ..WORK }, &at(0.16), 2), 0.175);
+        // None before backward's end: 10 + 40 + 40 + 10 ms at 0.4 GB/s.
+        close(exposed(&Work { overlap: false, ..WORK }, &at(0.4), 2), 0.1);
     }
 
     #[test]

@@ -153,7 +153,7 @@ pub fn all_gather_lists<T: Element + Copy + Default>(world: &World, own: &[T]) -
     let mut padded = own.to_vec();
     padded.resize(longest as usize, T::default());
     let rows = world.all_gather(&Tensor::from_slice(&padded))?.view([world.ranks() as i64, longest]);
-    let mut lists = Vec::<Vec<T>>::try_from(&rows).expect("a row a rank");
+    let mut lists = Vec::<Vec<T>>::try_from(&rows).expect("a row per rank");
     lists.iter_mut().zip(lengths).for_each(|(list, length)| list.truncate(length as usize));
     Ok(lists)
 }

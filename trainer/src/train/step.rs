@@ -158,8 +158,9 @@ impl<'a> Trainer<'a> {
         if options.compare_every == 0 || !step.is_multiple_of(options.compare_every) {
             return Ok(());
         }
-        let params = &self.net.params;
-        let mended = replicas::compare(self.world, params, &self.sgd, step, options.on_divergence)?;
+        let mut held = vec![self.net.params.flat(), &self.sgd.momentum];
+        held.extend(self.ema.as_ref().map(|ema| &ema.flat));
+        let mended = replicas::compare(self.world, &held, step, options.on_divergence)?;
         if !mended.is_empty() {
             let what = format!(
                 "step {step}: ranks {mended:?} had left the others, and took rank 0's weights and momenta"
