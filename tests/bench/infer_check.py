@@ -3,9 +3,10 @@
     infer_check.py --run RUN --shards data/fashion-mnist/test [--bin target/release] [--images 10000] [--onnx 100]
 
 codinet-infer (batches of 64, blocks really skipped), examples/codinet.py (masked, and skipping) and, for the first images,
-onnxruntime and TorchScript must give each image the same class and path, and logits within 1e-4; the file for
-torchvision must leave no key of its resnet50 missing, and compute what the gated network does with every block run. Needs torch, safetensors, numpy, Pillow; onnxruntime and torchvision for
-what concerns them. An image where they differ is printed, with how near to 0 its nearest gate is: there, rounding decides.
+onnxruntime and TorchScript must give each image the same class and path, and logits within 1e-4; the file for torchvision must
+leave no key of its resnet50 missing, and compute what the gated network does with every block run. Needs torch, safetensors,
+numpy, Pillow; onnxruntime and torchvision for what concerns them. An image where they differ is printed, with how near to 0 its
+nearest gate is: there, rounding decides.
 """
 
 import argparse
