@@ -59,7 +59,7 @@ install:
 	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
 	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs
 	rm -rf $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia
-	@if [ -z "$$LIBTORCH" ]; then set -x; \
+	@if [ -z "$$LIBTORCH" ]; then set -ex; \
 	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia; \
 	    cp -R .libtorch/torch/lib $(PREFIX)/lib/codinet/torch; \
 	    for part in .libtorch/nvidia/*; do \

@@ -5,14 +5,15 @@ set -eu
 cd "$(dirname "$0")/.."
 torch=2.11.0 cudart=13.0.96 cupti=13.0.85
 # libtorch's CUDA half is fetched where the driver has a GPU, and with CUDA=1, as on a cluster's login node; never with CUDA=0.
-cuda=${CUDA:-$(ls /proc/driver/nvidia/gpus 2>/dev/null | grep -c . || true)}
+gpus=$(ls /proc/driver/nvidia/gpus 2>/dev/null | grep -c . || true)
+cuda=${CUDA:-$gpus}
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; elif [ -t 0 ]; then sudo "$@"; else sudo -n "$@"; fi; }
 
-# Whether .libtorch has what is wanted of it.
-has_libtorch() { [ -e .libtorch/complete-$torch-cuda ] || { [ "$cuda" = 0 ] && [ -e .libtorch/complete-$torch ]; }; }
+# Whether .libtorch has what is wanted of it: its CUDA half too only where that is asked for.
+has_libtorch() { [ -e .libtorch/complete-$torch-cuda ] || { [ "${CUDA:-0}" = 0 ] && [ -e .libtorch/complete-$torch ]; }; }
 
 libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return
@@ -31,7 +32,7 @@ need have c++ g++
 need have pkg-config pkg-config
 need have cmake cmake
 need have nasm nasm
-need have mpicc libopenmpi-dev
+need have "${MPICC:-mpicc}" libopenmpi-dev
 need have mpirun openmpi-bin
 need libclang - libclang-dev
 [ -n "${LIBTORCH:-}" ] || has_libtorch || {
@@ -65,13 +66,13 @@ fetch() {
         platforms="$platforms --platform manylinux_2_${n}_$(uname -m)"
     done
     python3 -m pip download -q --only-binary=:all: --python-version 3.11 --implementation cp $platforms \
-        --platform "manylinux2014_$(uname -m)" -d .libtorch/wheels "$@"
+        --platform "manylinux2014_$(uname -m)" -d .libtorch.new/wheels "$@"
 }
 if [ -n "${LIBTORCH:-}" ]; then
     say "using LIBTORCH=$LIBTORCH"
 elif ! has_libtorch; then
-    rm -rf .libtorch
-    mkdir -p .libtorch/wheels
+    rm -rf .libtorch.new
+    mkdir -p .libtorch.new/wheels
     if [ "$cuda" = 0 ]; then
         say "fetching libtorch $torch (545 MB)"
         fetch --no-deps torch==$torch nvidia-cuda-runtime==$cudart nvidia-cuda-cupti==$cupti
@@ -82,7 +83,7 @@ elif ! has_libtorch; then
         fetch torch==$torch
         libraries='torch/lib/*.so*' complete=complete-$torch-cuda
     fi
-    cd .libtorch
+    cd .libtorch.new
     set -f
     unzip -q -o 'wheels/torch-*.whl' 'torch/include/*' $libraries 'torch-*/licenses/*' -x 'torch/lib/libtorch_python.so'
     set +f
@@ -92,5 +93,8 @@ elif ! has_libtorch; then
     rm -rf wheels
     touch $complete
     cd ..
+    rm -rf .libtorch && mv .libtorch.new .libtorch
+elif [ "$gpus" != 0 ] && [ -z "${CUDA:-}" ] && [ ! -e .libtorch/complete-$torch-cuda ]; then
+    say "this machine has a GPU; CUDA=1 fetches libtorch's CUDA half (2.6 GB)"
 fi
 say "ready"

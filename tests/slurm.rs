@@ -241,13 +241,13 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     };
     kill_one(&job);
     cluster.wait(&job, "second start", || cluster.log(&job).contains("requeued 1 times"));
-    let failures = cluster.path(&format!("runs/codinet-{job}/failures"));
+    let failures = cluster.path(&format!("runs/codinet-{job}/failures-{job}"));
     assert!(fs::read_to_string(&failures).unwrap().contains("exit code 137"));
     cluster.says("scancel", &[&job]);
 
     let job = cluster.submit("train.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
-    fs::write(cluster.path(&format!("runs/codinet-{job}/failures")), "one\ntwo\nthree\n").unwrap();
+    fs::write(cluster.path(&format!("runs/codinet-{job}/failures-{job}")), "one\ntwo\nthree\n").unwrap();
     kill_one(&job);
     let took = cluster.wait(&job, "end", || cluster.state(&job) == "FAILED");
     assert!(took < Duration::from_secs(10), "{took:?}");

@@ -74,12 +74,13 @@ impl Told {
                     told.dir |= value.starts_with("run.dir=");
                     told.sets.push(value);
                 }
+                ("--profile" | "--memory", Some(_)) => {}
                 (option, _) if option.starts_with('-') => {
                     at += 1;
                     continue;
                 }
                 _ => {
-                    // The only word that stands alone; --profile and --memory are of no run that could be started again.
+                    // The only word that stands alone.
                     told.config.clone_from(&arguments[at]);
                     at += 1;
                     continue;
@@ -145,6 +146,7 @@ mod tests {
             ("my.yaml --set=run.dir=x --resume=never", "my.yaml --set=run.dir=x --resume auto"),
             ("--set run.dir=x my.yaml", "--set run.dir=x my.yaml --resume auto"),
             ("--resume=runs/a my.yaml", "my.yaml --set run.dir=runs/a --resume auto"),
+            ("my.yaml --memory 1GiB --set run.dir=x", "my.yaml --memory 1GiB --set run.dir=x --resume auto"),
             ("my.yaml --resume auto --set a=1", "my.yaml --set a=1 --resume auto"),
             ("my.yaml --resume runs/a", "my.yaml --set run.dir=runs/a --resume auto"),
             ("my.yaml --resume runs/a/checkpoints/step-1", "my.yaml --set run.dir=runs/a --resume auto"),

@@ -5,7 +5,7 @@
 
 use crate::collective::{World, all_gather_lists};
 use crate::config::{Config, DeviceChoice};
-use crate::driver::why;
+use crate::driver::{Driver, why};
 use crate::env;
 use crate::error::{Error, Exit, Result};
 use crate::fused;
@@ -84,7 +84,7 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
         );
     }
     tch::set_num_threads(threads.unwrap_or((cores / sharers).max(1)) as i32);
-    let device = choose(wanted, setting, world.local().0)?;
+    let device = choose(wanted, setting, number(world)?)?;
     if device.is_cuda() {
         use_device(device);
         settings();
@@ -92,7 +92,16 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
     Ok(device)
 }
 
-/// The device that `setting` wants, of the process with this number on its host.
+/// All ranks: this rank's number among those of its host that see the same GPUs: SLURM may show each socket's ranks its own.
+fn number(world: &World) -> Result<usize> {
+    let gpus = 0..tch::Cuda::device_count() as usize;
+    let seen = Driver::open().map(|driver| gpus.filter_map(|gpu| driver.uuid(gpu).ok()).collect::<String>());
+    let mine = env::host() + &seen.unwrap_or_default();
+    let all = all_gather_lists(world, mine.as_bytes())?;
+    Ok(all[..world.rank()].iter().filter(|theirs| **theirs == mine.as_bytes()).count())
+}
+
+/// The device that `setting` wants, of the process with this number among those that see the same GPUs.
 fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> {
     let refuse = |what: String| Err(Error::new(Exit::Config, what));
     match (wanted, tch::Cuda::device_count() as usize) {

@@ -132,6 +132,10 @@ impl std::error::Error for Error {}
 
 impl From<codinet_dataloader::Error> for Error {
     fn from(error: codinet_dataloader::Error) -> Self {
-        Self::new(Exit::Data, error.to_string())
+        let exit = match error {
+            codinet_dataloader::Error::InvalidArgument(_) => Exit::Config,
+            _ => Exit::Data,
+        };
+        Self::new(exit, error.to_string())
     }
 }

@@ -132,7 +132,9 @@ fn gpus(probe: &Probe) -> Vec<Check> {
     let device = probe.config.as_ref().map_or("auto", |config| config.device.as_str());
     let hidden = probe.ranks.iter().find(|rank| rank.gpus == 0 && rank.gpus_installed > 0);
     let without = probe.ranks.iter().find(|rank| rank.gpus == 0);
-    let shared = probe.ranks.iter().find(|rank| rank.gpus > 1 && rank.locals > rank.gpus);
+    // A rank may be shown its socket's GPUs alone.
+    let shared =
+        probe.ranks.iter().find(|rank| rank.gpus > 1 && rank.locals > rank.gpus.max(rank.gpus_installed));
     let mut checks = Vec::new();
     checks.push(match (hidden, without, shared) {
         _ if device == "cpu" => Check::green("gpus", "run.device is cpu"),

@@ -184,7 +184,7 @@ impl Drop for Comm {
         if !std::thread::panicking() {
             // SAFETY: the communicator is this one's own, and no collective is under way: each was waited for.
             let code = unsafe { (self.nccl.comm_destroy)(self.comm) };
-            if let Err(error) = self.check(code, "ncclCommDestroy") {
+            if let Err(error) = self.nccl.check(code, "ncclCommDestroy", std::ptr::null_mut()) {
                 eprintln!("note: {error}"); // training is over
             }
         }

@@ -17,6 +17,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
 
+/// Why a rank that computes on the CPU cannot use NCCL.
+const NO_GPU: &str = "it has no GPU";
+
 type Backend = Box<dyn Collective>;
 type Job = Box<dyn FnOnce(&mut Backend) + Send>;
 
@@ -156,7 +159,7 @@ impl World {
                 let gpu = Driver::open()?.uuid(index)?;
                 Ok((nccl, gpu))
             }),
-            _ => Err("it has no GPU".to_owned()),
+            _ => Err(NO_GPU.to_owned()),
         };
         // A GPU that two ranks share is no rank's own.
         let gpus = all_gather_lists(self, mine.as_ref().map_or("", |(_, gpu)| gpu).as_bytes())?;
@@ -175,7 +178,8 @@ impl World {
                 return Err(Error::on_all_ranks(Exit::Config, what));
             }
             (_, why) => {
-                if let Some(why) = why.filter(|_| self.rank == 0 && device.is_cuda()) {
+                let any_gpu = reasons.iter().any(|why| why != NO_GPU.as_bytes());
+                if let Some(why) = why.filter(|_| self.rank == 0 && any_gpu) {
                     eprintln!("note: tensors travel by {}, by way of the host: {why}", self.backend);
                 }
                 return Ok(None);

@@ -163,7 +163,7 @@ impl<'a> Trainer<'a> {
         let mended = replicas::compare(self.world, &held, step, options.on_divergence)?;
         if !mended.is_empty() {
             let what = format!(
-                "step {step}: ranks {mended:?} had left the others, and took rank 0's weights and momenta"
+                "step {step}: ranks {mended:?} had left the others, and took rank 0's weights, momenta and running mean"
             );
             self.console.say(&what);
             if let Some(records) = &mut self.records {
