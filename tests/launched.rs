@@ -69,14 +69,16 @@ fn three_kills_of_random_ranks_are_survived() {
     let said = || fs::read_to_string(&log).unwrap();
     for kill in 0..3 {
         let start = Instant::now();
-        // Each time a few steps after it has started, or gone on: the lines of steps that were said since.
+        // Each time a few steps after it has started, or gone on: the lines of steps that were said since; the first time not
+        // before there is a checkpoint to go on from.
         let wait = 3 + random(12);
         let steps = || {
             let said = said();
             let now = said.rsplit("mpirun ").next().unwrap_or_default().to_owned();
             (said.matches("mpirun -n").count(), now.matches("] step ").count())
         };
-        while steps().0 <= kill || steps().1 < wait {
+        let latest = killed.join("checkpoints/latest");
+        while steps().0 <= kill || steps().1 < wait || !latest.exists() {
             assert!(launched.try_wait().unwrap().is_none(), "it ended before kill {kill}: {}", said());
             assert!(start.elapsed() < Duration::from_secs(120), "{}", said());
             std::thread::sleep(Duration::from_millis(10));
