@@ -63,6 +63,29 @@ fn a_label_lies_outside_the_classes() {
 }
 
 #[test]
+fn classes_are_numbered_differently() {
+    let bench = Bench::new();
+    for (set, names) in [("train", ["ant", "bee", "cat", "dog"]), ("val", ["ant", "cat", "dog", "elk"])] {
+        let path = bench.path(set).join("dataset.json");
+        let mut info: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        info["class_names"] = serde_json::json!(names);
+        fs::write(path, info.to_string()).unwrap();
+    }
+    refused(&mut bench.train(2, &[]), 3, &["class 1 is 'bee' in data.train and 'cat' in data.val"]);
+}
+
+#[test]
+fn fewer_shards_than_lanes() {
+    let bench = Bench::new();
+    let lanes = "data.lanes={count: 4, window: 8}";
+    refused(
+        &mut bench.train(2, &["--set", lanes]),
+        2,
+        &["data.lanes.count is 4", "3 shards", "--shard-size"],
+    );
+}
+
+#[test]
 fn fewer_samples_than_a_batch() {
     let bench = Bench::new();
     refused(

@@ -127,7 +127,7 @@ fn check(case: &Case) {
     let out = tch::no_grad(|| net.forward(&images, decisions, statistics));
     for (what, found, expected) in [
         ("logits", &out.logits, &case.logits),
-        ("gates", &out.gates, &case.gates),
+        ("gates", &out.gate_logits, &case.gates),
         ("path", &out.path, &case.path),
     ] {
         assert!(off(found, expected) < 1e-4, "{name}: {what} are off by {}", off(found, expected));

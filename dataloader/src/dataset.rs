@@ -65,7 +65,7 @@ pub struct ShardInfo<'a> {
     pub samples: usize,
     /// Bytes of the tar; 0 of a folder of images.
     pub bytes: u64,
-    /// How its index was come by.
+    /// Where its index came from.
     pub index: IndexState,
 }
 

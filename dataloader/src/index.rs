@@ -69,7 +69,7 @@ impl<'a> IndexedSample<'a> {
     }
 }
 
-/// How an index was come by.
+/// Where an index came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexState {
     /// Read from the `.idx` file.

@@ -40,7 +40,7 @@ struct OpenShard {
     samples: u32,
 }
 
-/// A file that goes away with its writer, but where it has got another name by then.
+/// A temporary file, deleted on drop unless it was renamed.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {

@@ -81,7 +81,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
         for batch in batches.iter().filter(|batch| !batch.samples.is_empty()) {
             let (images, _) = input.tensors(batch);
             let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
-            let ran = hard(&out.gates).sum_dim_intlist([0].as_slice(), false, Kind::Double);
+            let ran = hard(&out.gate_logits).sum_dim_intlist([0].as_slice(), false, Kind::Double);
             let count = Tensor::full([1], images.size()[0] as f64, (Kind::Double, ran.device()));
             sums += Tensor::cat(&[count, ran], 0).to_device(tch::Device::Cpu);
         }

@@ -1,5 +1,5 @@
-//! NVIDIA's driver: the functions of `libcuda.so.1` that are used here. Untested but for its absence: no machine with a GPU
-//! has run it yet.
+//! NVIDIA's driver: the functions of `libcuda.so.1` that are used here. Only the case of no driver has been tested: no machine
+//! with a GPU has run it yet.
 //!
 //! The library is opened when it is needed, for the program runs where there is none too, and cudarc panics there.
 #![expect(unsafe_code, reason = "the driver is a C library")]

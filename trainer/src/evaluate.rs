@@ -1,5 +1,5 @@
-//! Evaluation, with hard decisions (Eq. 13) but where the gap to relaxed ones is asked for; every validation sample
-//! counts exactly once.
+//! Evaluation, with hard decisions (Eq. 13) except when the gap to relaxed ones is measured; every validation sample counts
+//! exactly once.
 
 use crate::collective::{self, World};
 use crate::config::Config;
@@ -69,7 +69,7 @@ pub fn evaluate(
         }
         let (images, labels) = input.tensors(&batch);
         let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
-        let path = hard(&out.gates);
+        let path = hard(&out.gate_logits);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
         let own = labels.shallow_clone().into();
@@ -139,7 +139,7 @@ pub fn sample_paths(
                 let (images, _) = input.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
                 labels.extend(&batch.labels);
-                logits.extend(Vec::<f32>::try_from(out.gates.view(-1)).expect("numbers"));
+                logits.extend(Vec::<f32>::try_from(out.gate_logits.view(-1)).expect("numbers"));
             }
         }
         Ok(())

@@ -47,6 +47,8 @@ impl Input {
         let data = &config.data;
         let open = |shards: &str| Dataset::open_with(shards, &config.dataset_options()).map(Arc::new);
         let (train, val) = (open(&data.train)?, open(&data.val)?);
+        check_classes(&train, &val)?;
+        check_lanes(config, &train)?;
         for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
             dataset.check_labels(data.classes as usize)?;
             // The first image of each, as the run will see it: settings that do not suit the images end it here.
@@ -222,6 +224,36 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::new(Exit::Config, what))
+}
+
+/// Refuses sets that number their classes differently, as folders do of which one set lacks one.
+fn check_classes(train: &Dataset, val: &Dataset) -> Result<()> {
+    let names = |set: &Dataset| set.info().and_then(|info| info.class_names.clone());
+    let (Some(train), Some(val)) = (names(train), names(val)) else { return Ok(()) };
+    let differs = (0..train.len().max(val.len())).find(|&class| train.get(class) != val.get(class));
+    let Some(class) = differs else { return Ok(()) };
+    let name = |names: &[String]| names.get(class).map_or("missing".to_owned(), |name| format!("'{name}'"));
+    let what = format!(
+        "class {class} is {} in data.train and {} in data.val; give both the same classes",
+        name(&train),
+        name(&val)
+    );
+    Err(Error::new(Exit::Data, what))
+}
+
+/// Refuses more lanes than there are shards for them: some would have nothing to read, or always the same.
+fn check_lanes(config: &Config, train: &Dataset) -> Result<()> {
+    let shards = train.shards().len();
+    match config.data.lanes {
+        Some(lanes) if shards < lanes.count => Err(Error::new(
+            Exit::Config,
+            format!(
+                "data.lanes.count is {}, but {} has {shards} shards; lower it, or import to more (--shard-size)",
+                lanes.count, config.data.train
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// This rank's share of `samples`, as evaluation sees images.

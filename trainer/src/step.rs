@@ -98,7 +98,7 @@ impl Step<'_> {
             let (keys, first, sharers) = match &global_keys {
                 Some(keys) => (keys.shallow_clone(), (rank * batch.len() as i64 + a as i64) * own, micros),
                 None => {
-                    let (keys, all) = self.tell(&centres, &out.gates, stop)?;
+                    let (keys, all) = self.tell(&centres, &out.gate_logits, stop)?;
                     told.push(all);
                     (keys, rank * own, 1.0)
                 }
@@ -125,7 +125,7 @@ impl Step<'_> {
             let backward = range(Phase::Backward);
             (total / (micros * self.world.ranks() as f64)).backward();
             drop(backward);
-            let path = hard(&out.gates).detach();
+            let path = hard(&out.gate_logits).detach();
             rows.push(self.measure(&parts, &out, &micro.labels.own, &path));
             paths.push(path);
         }
@@ -167,7 +167,7 @@ impl Step<'_> {
         for micro in batch {
             let out = tch::no_grad(|| self.net.forward(&micro.images, micro.decisions, self.statistics(1)));
             centres.push(loss::centres(&out.path, self.views));
-            gates.push(out.gates);
+            gates.push(out.gate_logits);
         }
         self.tell(&Tensor::cat(&centres, 0), &Tensor::cat(&gates, 0), stop)
     }

@@ -100,7 +100,7 @@ struct Parquet {
 struct Images {
     /// Folder for the shards (ImageNet: for folders train and val of shards). An import that was killed goes
     /// on where it was when it is given the same settings again; with other settings it is refused.
-    #[arg(long, short, alias = "out", value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
 
     /// Samples in each shard; 1000 of ImageNet are about 110 MB.
@@ -140,7 +140,7 @@ struct Pixels {
     src: PathBuf,
 
     /// Folder for the shards: train/ and test/ are made in it. What is complete there already is kept.
-    #[arg(long, short, alias = "out", value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
 
     /// How images are stored: jpeg (of quality 98) or png (lossless) [default: jpeg for fashion-mnist, else

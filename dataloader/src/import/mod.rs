@@ -3,7 +3,7 @@
 //! What an importer writes is one folder a split, with a `dataset.json` that is written last. Small sets of
 //! raw pixels ([`Import`]) are encoded; an import that was killed leaves no `dataset.json`, and its shards
 //! are overwritten by the next. Large sets of encoded images ([`ImageImport`]) are kept as they are; an
-//! import that was killed is gone on with.
+//! import that was killed is resumed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};

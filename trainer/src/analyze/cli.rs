@@ -45,7 +45,7 @@ pub struct Args {
     pub data: Option<String>,
 
     /// Where everything is written [default: RUN/analysis].
-    #[arg(long, short, alias = "out", value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
     /// Features to compare paths with, a row an image, in place of the network's own: a .npy or .safetensors file, or
@@ -104,7 +104,7 @@ pub enum Command {
         #[arg(value_name = "RUN", required = true)]
         runs: Vec<PathBuf>,
         /// Where the comparison is written.
-        #[arg(long, short, alias = "out", value_name = "DIR", default_value = "comparison")]
+        #[arg(long, short, value_name = "DIR", default_value = "comparison")]
         output: PathBuf,
     },
 }

@@ -239,7 +239,7 @@ impl Subject<'_> {
     }
 
     fn relaxed(&self, out: &Output) -> Vec<f32> {
-        host(&relaxed(&out.gates, self.config.model.router.temperature))
+        host(&relaxed(&out.gate_logits, self.config.model.router.temperature))
     }
 }
 
@@ -248,7 +248,8 @@ impl Augmented {
     fn extend(&mut self, own: &Output, changed: &Output, temperature: f64) {
         self.predictions.extend(first(changed));
         self.paths.extend(path_bits(changed));
-        let path_kl = divergence::of_paths(&(&own.gates / temperature), &(&changed.gates / temperature));
+        let path_kl =
+            divergence::of_paths(&(&own.gate_logits / temperature), &(&changed.gate_logits / temperature));
         let prediction_kl = divergence::of_predictions(&own.logits, &changed.logits);
         self.path_kl.extend(Vec::<f64>::try_from(path_kl).expect("numbers"));
         self.prediction_kl.extend(Vec::<f64>::try_from(prediction_kl).expect("numbers"));
@@ -270,7 +271,7 @@ fn first(out: &Output) -> Vec<i64> {
 }
 
 fn path_bits(out: &Output) -> Vec<u8> {
-    Vec::try_from(hard(&out.gates).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1)).expect("bits")
+    Vec::try_from(hard(&out.gate_logits).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1)).expect("bits")
 }
 
 fn host(tensor: &Tensor) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! What values a config takes.
 
-use super::{Config, Hidden, Schedule, Scope, Stage};
+use super::{Config, Hidden, Schedule, Stage};
 use codinet_dataloader::transform::{Augment, Transform};
 
 /// What each key takes, in the order of checking, for the manual; a key may come more than once, and one whose type says it
@@ -122,11 +122,6 @@ impl Config {
             (not_negative(self.consistency.margin), "consistency.margin", any),
             (not_negative(self.diversity.weight), "diversity.weight", any),
             (not_negative(self.diversity.margin), "diversity.margin", any),
-            (
-                self.diversity.scope == Scope::MicroBatch || optim.accumulate > 1,
-                "diversity.scope",
-                "micro_batch, where optim.accumulate is 1",
-            ),
             (not_negative(cost.gamma), "cost.gamma", any),
             (cost.budget_gmacs.is_none_or(positive), "cost.budget_gmacs", "above 0, or null"),
             (positive(cost.gamma_step), "cost.gamma_step", "above 0"),

@@ -25,7 +25,8 @@ pub struct Diversity {
     pub weight: f64,
     /// m_d: how far apart two samples' centres have to lie.
     pub margin: f64,
-    /// Which samples are told apart where gradients are accumulated.
+    /// Which samples are told apart where gradients are accumulated, and which `target_rate` takes its rates over; with
+    /// `optim.accumulate` 1 both are the same.
     pub scope: Scope,
 }
 

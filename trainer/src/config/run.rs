@@ -37,8 +37,8 @@ pub struct Run {
     pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     pub evaluate_every: u64,
-    /// Epochs of a stage between two evaluations at which 1,000 validation images' relaxed paths are written for
-    /// TensorBoard's embedding projector; the run's end is always one; 0: never.
+    /// Epochs of a stage between two writes of 1,000 validation images' relaxed paths for TensorBoard's embedding
+    /// projector: only epochs that are evaluated count, and the run's end is always one; 0: never.
     pub projector_every: u64,
 }
 

@@ -1,7 +1,7 @@
 //! `codinet-infer curve`: what one checkpoint's accuracy becomes as a bias on its gates moves its cost.
 
 use super::cli::{Images, Network, output};
-use super::source::Source;
+use super::source::{ImageBatch, Source};
 use super::{Engine, Paths};
 use crate::analyze::pictures::{self, Point};
 use crate::analyze::svg;
@@ -70,27 +70,19 @@ pub fn run(args: &Args) -> Result<()> {
     let mut engine = Engine::new(&trained.net);
     engine.need_gates()?;
     let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
-    let (mut held, mut tried, mut seen) = (Vec::new(), Vec::<(Tensor, Vec<i64>)>::new(), 0);
-    for batch in source.batches(usize::MAX) {
+    let most = match args.found_on {
+        0 => source.len(),
+        some => some,
+    };
+    let mut held = Vec::new();
+    for batch in source.batches(most) {
         let batch = batch?;
-        let Some(labels) = batch.labels.into_iter().collect::<Option<Vec<i64>>>() else {
-            let what = "the accuracy is asked for, but files have no labels; name shards, or leave IMAGES out for the run's data.val";
-            return Err(Error::new(Exit::Config, what));
-        };
-        let images = labels.len();
-        if seen < args.found_on {
-            held.push(batch.x);
-        } else {
-            tried.push((batch.x, labels));
-        }
-        seen += images;
+        labels(&batch)?;
+        held.push(batch.x);
     }
-    if tried.is_empty() {
+    if source.len() <= args.found_on {
         let what = format!("--found-on {} leaves none of {} images to try", args.found_on, source.len());
         return Err(Error::new(Exit::Config, what));
-    }
-    if held.is_empty() {
-        held = tried.iter().map(|(x, _)| x.shallow_clone()).collect();
     }
     let (least, most) = engine.costs.gmacs_range();
     let mut budgets = args.budget_gmacs.clone();
@@ -103,28 +95,32 @@ pub fn run(args: &Args) -> Result<()> {
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];
     let mut drawn = Vec::new();
     // First as it was trained.
-    for budget in std::iter::once(None).chain(budgets.into_iter().map(Some)) {
-        engine.bias = 0.0;
-        if let Some(budget) = budget {
-            engine.meet(budget, &held)?;
+    let mut rows = vec![Row::default()];
+    for budget in budgets {
+        engine.meet(budget, &held)?;
+        rows.push(Row { budget: Some(budget), bias: engine.bias, ..Row::default() });
+    }
+    drop(held);
+    // One pass over the others, each batch at every bias: so many images need not be in memory at once.
+    let mut seen = 0;
+    for batch in source.batches(usize::MAX) {
+        let batch = batch?;
+        let labels = labels(&batch)?;
+        seen += labels.len();
+        let from = labels.len() - (seen.saturating_sub(args.found_on)).min(labels.len());
+        if from == labels.len() {
+            continue;
         }
-        let (mut images, mut right, mut macs, mut paths) = (0, 0, 0.0, HashSet::new());
-        for (x, labels) in &tried {
-            let passed = engine.forward(x, Paths::Routed);
-            let best = Vec::<i64>::try_from(&passed.logits.argmax(1, false)).expect("numbers");
-            images += labels.len();
-            right += best.iter().zip(labels).filter(|(best, label)| best == label).count();
-            for path in passed.path.chunks(engine.gates().max(1)) {
-                macs += engine.macs(path);
-                paths.insert(path.to_vec());
-            }
-        }
-        let gmacs = macs / images as f64 / 1e9;
+        let x = batch.x.narrow(0, from as i64, (labels.len() - from) as i64);
+        rows.iter_mut().for_each(|row| row.add(&mut engine, &x, &labels[from..]));
+    }
+    for row in &rows {
+        let (gmacs, top1) = (row.macs / row.images as f64 / 1e9, row.right as f64 / row.images as f64);
         let share = gmacs * 1e9 / engine.costs.static_macs() as f64;
-        let (bias, top1) = (engine.bias, right as f64 / images as f64);
         drawn.push((gmacs, 100.0 * top1));
-        let budget = budget.map_or_else(|| "as trained".to_owned(), |budget| format!("{budget:.6}"));
-        lines.push(format!("{budget},{bias:.4},{gmacs:.6},{share:.4},{top1:.4},{},{images}", paths.len()));
+        let budget = row.budget.map_or_else(|| "as trained".to_owned(), |budget| format!("{budget:.6}"));
+        let (bias, paths, images) = (row.bias, row.paths.len(), row.images);
+        lines.push(format!("{budget},{bias:.4},{gmacs:.6},{share:.4},{top1:.4},{paths},{images}"));
     }
     lines
         .iter()
@@ -137,4 +133,38 @@ pub fn run(args: &Args) -> Result<()> {
     drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
     std::fs::write(path, bytes(pictures::accuracy(&[trained], &drawn))?)
         .map_err(|error| Error::disk("write", path, &error))
+}
+
+/// A line of the table, as far as images have been seen.
+#[derive(Default)]
+struct Row {
+    /// None: as it was trained.
+    budget: Option<f64>,
+    bias: f64,
+    images: usize,
+    right: usize,
+    macs: f64,
+    paths: HashSet<Vec<bool>>,
+}
+
+impl Row {
+    fn add(&mut self, engine: &mut Engine, x: &Tensor, labels: &[i64]) {
+        engine.bias = self.bias;
+        let passed = engine.forward(x, Paths::Routed);
+        let best = Vec::<i64>::try_from(&passed.logits.argmax(1, false)).expect("numbers");
+        self.images += labels.len();
+        self.right += best.iter().zip(labels).filter(|(best, label)| best == label).count();
+        for path in passed.path.chunks(engine.gates().max(1)) {
+            self.macs += engine.macs(path);
+            self.paths.insert(path.to_vec());
+        }
+    }
+}
+
+/// Every image's class.
+fn labels(batch: &ImageBatch) -> Result<Vec<i64>> {
+    batch.labels.iter().copied().collect::<Option<Vec<i64>>>().ok_or_else(|| {
+        let what = "the accuracy is asked for, but files have no labels; name shards, or leave IMAGES out for the run's data.val";
+        Error::new(Exit::Config, what)
+    })
 }

@@ -109,11 +109,11 @@ impl<'a> Objective<'a> {
         Self { config, weights: TERMS.iter().map(|term| (term.weight)(config, stage, gamma)).collect() }
     }
 
-    /// The terms over a micro-batch on one of `world` ranks.
+    /// The terms over a micro-batch on one of `ranks` ranks.
     ///
     /// Where a rank's micro-batches share the keys, their mean is what is taken in the end: so each one's share of pairs
     /// counts that many times.
-    pub fn parts(&self, outcome: &Outcome, world: usize) -> Parts {
+    pub fn parts(&self, outcome: &Outcome, ranks: usize) -> Parts {
         let mut parts = Parts { losses: Vec::new(), beside: Vec::new() };
         for term in TERMS {
             let Found { loss, beside } = (term.find)(self.config, outcome);
@@ -122,7 +122,7 @@ impl<'a> Objective<'a> {
                 Over::Pairs => value * outcome.sharers,
             };
             parts.losses.push(share(loss));
-            parts.beside.extend(beside.map(|value| term.over.told(&share(value), world)));
+            parts.beside.extend(beside.map(|value| term.over.told(&share(value), ranks)));
         }
         parts
     }
@@ -131,18 +131,18 @@ impl<'a> Objective<'a> {
     ///
     /// Averaged over the W ranks, its gradient is that of Eq. 12 over the whole global batch: the means are
     /// exact as they are, and 2·W turns the mean of the shares' gradients into L_div's.
-    pub fn total(&self, parts: &Parts, world: usize) -> Tensor {
+    pub fn total(&self, parts: &Parts, ranks: usize) -> Tensor {
         self.sum(parts, |over| match over {
             Over::Mean => 1.0,
-            Over::Pairs => 2.0 * world as f64,
+            Over::Pairs => 2.0 * ranks as f64,
         })
     }
 
     /// The objective's value on this rank: its mean over ranks is Eq. 12 over the global batch.
-    pub fn value(&self, parts: &Parts, world: usize) -> Tensor {
+    pub fn value(&self, parts: &Parts, ranks: usize) -> Tensor {
         self.sum(parts, |over| match over {
             Over::Mean => 1.0,
-            Over::Pairs => world as f64,
+            Over::Pairs => ranks as f64,
         })
     }
 
@@ -156,18 +156,18 @@ impl<'a> Objective<'a> {
 }
 
 impl Parts {
-    /// Each term in a form whose mean over `world` ranks is the global batch's, `[]` each.
-    pub fn told(&self, world: usize) -> impl Iterator<Item = Tensor> {
-        TERMS.iter().zip(&self.losses).map(move |(term, loss)| term.over.told(loss, world))
+    /// Each term in a form whose mean over `ranks` ranks is the global batch's, `[]` each.
+    pub fn told(&self, ranks: usize) -> impl Iterator<Item = Tensor> {
+        TERMS.iter().zip(&self.losses).map(move |(term, loss)| term.over.told(loss, ranks))
     }
 }
 
 impl Over {
     /// A rank's value in a form whose mean over ranks is the global batch's.
-    fn told(self, value: &Tensor, world: usize) -> Tensor {
+    fn told(self, value: &Tensor, ranks: usize) -> Tensor {
         match self {
             Self::Mean => value.shallow_clone(),
-            Self::Pairs => value * world as f64,
+            Self::Pairs => value * ranks as f64,
         }
     }
 }

@@ -37,7 +37,7 @@ pub struct Output {
     /// What the classifier sees: the mean over pixels of the last block's output, `[N, C]`.
     pub features: Tensor,
     /// U[1] − U[0] of every gate, `[N, n]`.
-    pub gates: Tensor,
+    pub gate_logits: Tensor,
     /// The decisions that the blocks were blended by, v or u: the routing path, `[N, n]`.
     pub path: Tensor,
 }
@@ -197,7 +197,7 @@ impl Net {
             true => Tensor::zeros([batch, 0], (Kind::Float, device)),
             false => Tensor::stack(&columns, 1),
         };
-        Output { logits, features, gates: stack(gates), path: stack(path) }
+        Output { logits, features, gate_logits: stack(gates), path: stack(path) }
     }
 
     /// Adds `by` to every gate's logit: above 0, more blocks run.
@@ -429,7 +429,7 @@ mod tests {
         let x = Tensor::randn([8, 3, 32, 32], (Kind::Float, Device::Cpu));
         let run = |x: &Tensor| net.forward(x, Decisions::Hard, Statistics::BATCH);
         let (exact, near) = (run(&x), run(&x.to_kind(Kind::BFloat16)));
-        assert_eq!((near.logits.kind(), near.gates.kind()), (Kind::Float, Kind::Float));
+        assert_eq!((near.logits.kind(), near.gate_logits.kind()), (Kind::Float, Kind::Float));
         let off = f64::try_from((&near.logits - &exact.logits).norm() / exact.logits.norm()).unwrap();
         assert!(off > 1e-5 && off < 0.05, "off by {off}");
         near.logits.sum(Kind::Float).backward();
@@ -459,9 +459,9 @@ mod tests {
             let noise = Tensor::full([4, 9], 1e9, (Kind::Float, Device::Cpu)); // all run, before and after
             let relaxation = config::Relaxation::Gumbel;
             let open = Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation };
-            let before = net.forward(&x, open, Statistics::Running).gates;
+            let before = net.forward(&x, open, Statistics::Running).gate_logits;
             net.shift_gates(-0.75);
-            let after = net.forward(&x, open, Statistics::Running).gates;
+            let after = net.forward(&x, open, Statistics::Running).gate_logits;
             assert!((before - after).allclose(&Tensor::from(0.75f32), 0.0, 1e-5, false), "{kind:?}");
         }
     }

@@ -68,6 +68,8 @@ pub struct Trainer<'a> {
 /// What speed is measured by: since the last log line.
 struct Pace {
     since: Instant,
+    /// Seconds that are counted as training already.
+    counted: f64,
     steps: u64,
     loader: Duration,
     traffic: Traffic,
@@ -75,11 +77,23 @@ struct Pace {
 
 impl Pace {
     fn start(uploads: &Uploads, world: &World) -> Self {
-        Self { since: Instant::now(), steps: 0, loader: uploads.wait(), traffic: world.traffic() }
+        Self {
+            since: Instant::now(),
+            counted: 0.0,
+            steps: 0,
+            loader: uploads.wait(),
+            traffic: world.traffic(),
+        }
     }
 
     fn seconds(&self) -> f64 {
         self.since.elapsed().as_secs_f64()
+    }
+
+    /// Seconds since this was last asked.
+    fn lap(&mut self) -> f64 {
+        let now = self.seconds();
+        now - std::mem::replace(&mut self.counted, now)
     }
 }
 
@@ -215,7 +229,7 @@ impl<'a> Trainer<'a> {
                     self.read_meter()?;
                     let paths = self.last_paths()?;
                     self.log_step(stage, gamma, lr, &pace, &uploads, &paths)?;
-                    self.state.training_seconds += pace.seconds();
+                    self.state.training_seconds += pace.lap();
                     pace = Pace::start(&uploads, self.world);
                 } else {
                     self.console.step(self.step_of_stage(), None);
@@ -225,13 +239,14 @@ impl<'a> Trainer<'a> {
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
                 if stop || due || self.state.sample == steps * batch_size {
+                    self.state.training_seconds += pace.lap();
                     self.checkpoint()?;
                 }
                 if stop {
                     return Err(self.interrupted());
                 }
             }
-            self.state.training_seconds += pace.seconds();
+            self.state.training_seconds += pace.lap();
             let evaluation = self.end_epoch(stage)?;
             if let Some(evaluation) = evaluation.filter(|_| self.state.epoch == 0) {
                 self.console.end_bar();
