@@ -177,7 +177,8 @@ fn predictions_are_a_line_each_and_the_networks_own() {
     }
     // The training program's own evaluation finds as many right.
     let right = together.iter().filter(|line| line["class"] == line["label"]).count() as f64;
-    let said = succeed(&mut RUN.train(1, &["--eval-only", "--resume", "run"]));
+    let gone = ["--set", "data.train=no/longer/there"];
+    let said = succeed(RUN.train(1, &["--eval-only", "--resume", "run"]).args(gone));
     assert!(said.contains(&format!("top-1 {:.2} %", 100.0 * right / 37.0)), "{right} right, but {said}");
     // One by one, from files, and by the names of checkpoints: the same.
     let files = loose(&RUN.path("files"), 37);
@@ -300,11 +301,39 @@ fn an_image_that_is_none() {
     let try_it = |images: &[&str], code: i32, parts: &[&str]| {
         refused(infer(&["--checkpoint", "run"]).args(images), code, parts);
     };
-    try_it(&["odd/words.png"], 3, &["odd/words.png"]);
+    try_it(&["odd/words.png"], 3, &["1 of 1 images"]);
     try_it(&["odd/notes.txt"], 3, &["odd/notes.txt", ".png"]);
     try_it(&["odd/empty"], 3, &["odd/empty", "holds no"]);
     try_it(&["odd/lost.jpg"], 3, &["odd/lost.jpg"]);
     try_it(&[], 2, &["no images"]);
+    // The others get their lines all the same.
+    let good = loose(&RUN.path("good"), 2);
+    let output = finish(&mut infer(&["--checkpoint", "run", "odd/words.png", good.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(3));
+    let found = lines(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!((found.len(), &found[0]["image"]), (3, &Value::from("odd/words.png")));
+    assert!(found[0]["error"].is_string() && found[1..].iter().all(|line| line["class"].is_u64()));
+}
+
+/// Classes' names are the run's; a folder of folders that are called so has labels.
+#[test]
+fn a_folder_of_the_runs_classes() {
+    let classes = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap().classes().unwrap();
+    let names: Vec<String> = (0..classes).map(|class| format!("kind{class}")).collect();
+    let run = RUN.path("named");
+    fs::create_dir_all(&run).unwrap();
+    let weights = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().file;
+    fs::copy(&weights, run.join("model.safetensors")).unwrap();
+    fs::copy(RUN.path("run/config.yaml"), run.join("config.yaml")).unwrap();
+    fs::write(run.join("class_names.json"), serde_json::to_vec(&names).unwrap()).unwrap();
+    for name in &names {
+        let _ = loose(&RUN.path("photos").join(name), 2);
+    }
+    let found = lines(&succeed(&mut infer(&["--checkpoint", "named/model.safetensors", "photos"])));
+    let labels: Vec<_> = found.iter().map(|line| line["label"].as_u64().unwrap()).collect();
+    assert_eq!(labels, (0..classes as u64).flat_map(|class| [class; 2]).collect::<Vec<_>>());
+    assert!(found[0]["image"].as_str().unwrap().starts_with("photos/kind0/"), "{}", found[0]);
+    assert!(found.iter().all(|line| line["name"] == format!("kind{}", line["class"])));
     let unwritable =
         infer(&["--checkpoint", "run", "val", "--output", "odd/none/preds.jsonl"]).output().unwrap();
     assert_eq!(unwritable.status.code(), Some(6));

@@ -121,6 +121,15 @@ impl Dataset {
         Ok(Dataset { shards, len, info: None })
     }
 
+    /// Whether [`open`](Self::open) would take `pattern` for shards, rather than for a folder of images or an image: a tar,
+    /// a list of shards, a range or glob, anything in a store, a folder with tars in it.
+    ///
+    /// # Errors
+    /// A folder that can't be listed.
+    pub fn names_shards(pattern: &str) -> Result<bool> {
+        pattern::names_shards(pattern)
+    }
+
     /// Number of samples; at least 1, at most `u32::MAX`.
     #[expect(clippy::len_without_is_empty, reason = "a dataset without samples doesn't open")]
     pub fn len(&self) -> usize {

@@ -66,6 +66,17 @@ fn nothing(pattern: &str) -> Error {
     Error::Empty { what: "no shards", pattern: pattern.to_owned() }
 }
 
+/// Whether `pattern` can only name shards: a tar, a list of them, a pattern, a store's, a folder with tars in it.
+pub(crate) fn names_shards(pattern: &str) -> Result<bool> {
+    let path = Path::new(pattern);
+    if path.is_dir() {
+        return Ok(!tars_in(path)?.is_empty());
+    }
+    let tar = path.extension().is_some_and(|extension| extension == "tar");
+    let spelled = is_url(pattern) || is_glob(pattern) || pattern.contains('{');
+    Ok(tar || as_list(pattern).is_some() || (spelled && !path.exists()))
+}
+
 /// Another tool's list of shards in `folder`.
 pub(crate) fn list_in(folder: &str, storage: &Storage) -> Result<Option<ShardList>> {
     for name in shard_list::FILES {

@@ -8,46 +8,45 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What is known to be bad, by this rank and by those that wrote to the file before it was opened.
-#[derive(Debug, Default)]
+/// What is known to be bad in a data set: by this rank, and by all that write to the same file.
+#[derive(Debug)]
 pub struct BadSamples {
-    /// Data set, shard and key.
-    known: HashSet<[String; 3]>,
+    /// `train` or `val`.
+    data: &'static str,
+    samples: usize,
+    most: f64,
+    /// Shard and key.
+    known: HashSet<[String; 2]>,
     file: Option<PathBuf>,
 }
 
 impl BadSamples {
-    /// From here on they are recorded in `dir`, where a run that is resumed has recorded others.
-    pub fn record_in(&mut self, dir: &Path) {
-        let file = dir.join("bad_samples.jsonl");
-        let before = fs::read_to_string(&file).unwrap_or_default();
-        let lines = before.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        self.known.extend(lines.map(|line| {
-            ["data", "shard", "key"].map(|field| line[field].as_str().unwrap_or_default().to_owned())
-        }));
-        self.file = Some(file);
+    /// Of the `samples` samples of `data`, `train` or `val`, a share of `most` may be bad.
+    pub fn new(data: &'static str, samples: usize, most: f64) -> Self {
+        Self { data, samples, most, known: HashSet::new(), file: None }
     }
 
-    /// This rank: records what it has met in `data`, `train` or `val`, of `samples` samples. More than a share of `most` is an
-    /// error.
-    pub fn note(&mut self, data: &str, samples: usize, most: f64, bad: &[BadSample]) -> Result<()> {
+    /// From here on they are recorded in `dir`, where other ranks record theirs, and a run that is resumed has.
+    pub fn record_in(&mut self, dir: &Path) {
+        self.file = Some(dir.join("bad_samples.jsonl"));
+    }
+
+    /// This rank: records what it has met. More than the share that may be bad is an error.
+    pub fn note(&mut self, bad: &[BadSample]) -> Result<()> {
         for BadSample { sample, shard, key, reason } in bad {
-            let shard = shard.display().to_string();
-            if !self.known.insert([data.to_owned(), shard.clone(), key.clone()]) {
+            let (data, shard) = (self.data, shard.display().to_string());
+            let name = [shard.clone(), key.clone()];
+            if self.known.contains(&name) {
                 continue;
             }
-            eprintln!("note: left out of {data}: {shard}, key '{key}': {reason}");
-            if let Some(file) = &self.file {
-                let line =
-                    json!({"data": data, "sample": sample, "shard": shard, "key": key, "reason": reason});
-                // A whole line in one write: ranks share the file. Where a rank has no such folder, its terminal has it.
-                let _ = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(file)
-                    .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+            self.read_file(); // another rank may have met it
+            if self.known.insert(name) {
+                eprintln!("note: left out of {data}: {shard}, key '{key}': {reason}");
+                self.write(
+                    &json!({"data": data, "sample": sample, "shard": shard, "key": key, "reason": reason}),
+                );
             }
-            let count = self.known.iter().filter(|[known, ..]| known == data).count();
+            let (count, samples, most) = (self.known.len(), self.samples, self.most);
             if count as f64 > most * samples as f64 {
                 return Err(Error::new(
                     Exit::Data,
@@ -59,6 +58,24 @@ impl BadSamples {
             }
         }
         Ok(())
+    }
+
+    /// Takes in what the file has; where hosts do not share the folder, each has one of its own.
+    fn read_file(&mut self) {
+        let text = self.file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        self.known.extend(
+            lines.filter(|line| line["data"] == self.data).map(|line| {
+                ["shard", "key"].map(|field| line[field].as_str().unwrap_or_default().to_owned())
+            }),
+        );
+    }
+
+    /// A whole line in one write: ranks share the file. Where a rank has no such folder, its terminal has it.
+    fn write(&self, line: &Value) {
+        let Some(file) = &self.file else { return };
+        let file = OpenOptions::new().create(true).append(true).open(file);
+        let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
     }
 }
 
@@ -75,17 +92,16 @@ mod tests {
             key: format!("k{sample}"),
             reason: "broken".into(),
         };
-        let open = || {
-            let mut samples = BadSamples::default();
+        let open = |data| {
+            let mut samples = BadSamples::new(data, 100, 0.02);
             samples.record_in(dir.path());
             samples
         };
-        let mut samples = open();
-        samples.note("train", 100, 0.02, &[bad(3), bad(4), bad(3)]).unwrap();
-        samples.note("val", 100, 0.02, &[bad(3)]).unwrap();
-        let mut samples = open(); // a resumed run
-        samples.note("train", 100, 0.02, &[bad(4)]).unwrap();
-        let error = samples.note("train", 100, 0.02, &[bad(5)]).unwrap_err().to_string();
+        let (mut one, mut other) = (open("train"), open("train")); // two ranks
+        one.note(&[bad(3), bad(4), bad(3)]).unwrap();
+        open("val").note(&[bad(3)]).unwrap();
+        other.note(&[bad(4)]).unwrap();
+        let error = other.note(&[bad(5)]).unwrap_err().to_string();
         assert!(
             error.contains("3 of 100 samples of data.train") && error.contains("x-0.tar, key 'k5'"),
             "{error}"

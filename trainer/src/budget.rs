@@ -71,7 +71,7 @@ pub fn calibrate(world: &World, config: &Config, net: &Net, input: &Input, budge
     world.broadcast(net.params.flat_buffers(), 0)?;
     let read = input.held_out(config, world).and_then(|batches| batches.collect::<Result<Vec<_>>>());
     let read = read.and_then(|batches| {
-        batches.iter().try_for_each(|batch| input.note_bad_training(&batch.bad))?;
+        batches.iter().try_for_each(|batch| input.note_bad(&batch.bad))?;
         Ok(batches)
     });
     let batches = collective::agree(world, read)?;

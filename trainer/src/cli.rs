@@ -1,13 +1,13 @@
 //! `codinet-train`'s command line, and what it does with it.
 
-use crate::collective::{self, World, agree};
+use crate::collective::{World, agree, rank_zeros};
 use crate::config::{self, Config};
 use crate::device;
 use crate::dry_run;
 use crate::error::{Error, Exit, OF_TRAINING, Result};
 use crate::evaluate::evaluate;
 use crate::find_batch;
-use crate::input::Input;
+use crate::input::{Input, Validation};
 use crate::model::{Decisions, Net};
 use crate::probe;
 use crate::profile;
@@ -19,7 +19,7 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -125,12 +125,10 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     if let Some(steps) = args.profile {
         return profile::run(world, &config, device, stop, steps, &stem);
     }
-    let input = agree(world, Input::open(&config, world, device))?;
     if args.eval_only {
-        let weights = || Ok(choose_weights(&stem, &config, &args.resume)?.to_string_lossy().into_owned());
-        let path = rank_zeros(world, weights)?;
-        return eval_only(&config, world, device, &input, Path::new(&path));
+        return eval_only(&config, world, device, || choose_weights(&stem, &config, &args.resume));
     }
+    let input = agree(world, Input::open(&config, world, device))?;
     let dir_and_step = || {
         let Place { dir, checkpoint } = choose(&stem, &config, &args.resume)?;
         Ok(format!("{}\n{}", dir.display(), checkpoint.unwrap_or_default().display()))
@@ -165,13 +163,24 @@ fn again(args: &Args, ranks: usize) -> String {
 }
 
 /// All ranks: `--eval-only`.
-fn eval_only(config: &Config, world: &World, device: Device, input: &Input, path: &Path) -> Result<()> {
+fn eval_only(
+    config: &Config,
+    world: &World,
+    device: Device,
+    choose: impl FnOnce() -> Result<PathBuf>,
+) -> Result<()> {
     let net = Net::of(config, device);
-    agree(world, checkpoint::load_model(path, &net.params))?;
-    let evaluation = evaluate(world, config, &net, input, Decisions::Hard)?;
+    let path = rank_zeros(world, || {
+        let path = choose()?;
+        checkpoint::load_model(&path, &net.params)?;
+        Ok(path.display().to_string())
+    })?;
+    replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
+    let val = agree(world, Validation::open(config, device))?;
+    let evaluation = evaluate(world, config, &net, &val, Decisions::Hard)?;
     let text = format!(
         "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",
-        path.display(),
+        path,
         100.0 * evaluation.top1,
         100.0 * evaluation.top5,
         evaluation.images,
@@ -181,12 +190,6 @@ fn eval_only(config: &Config, world: &World, device: Device, input: &Input, path
     );
     Console::new(world.rank()).say(&text);
     Ok(())
-}
-
-/// All ranks: what rank 0, and no other, decides.
-fn rank_zeros(world: &World, decide: impl FnOnce() -> Result<String>) -> Result<String> {
-    let mine = agree(world, if world.rank() == 0 { decide() } else { Ok(String::new()) })?;
-    collective::broadcast_text(world, &mine)
 }
 
 /// The first SIGUSR2, SIGTERM or SIGINT asks for a checkpoint and an end; another one, a second or more later, ends at once.

@@ -60,7 +60,7 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
             input.samples,
             config.data.views,
             counted(input.steps(config) as usize, "step"),
-            input.val.len()
+            input.val.set.len()
         ),
         Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),
     };

@@ -4,7 +4,7 @@
 use crate::collective::{self, World};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::input::Input;
+use crate::input::Validation;
 use crate::loss;
 use crate::model::{Decisions, Net, Statistics, hard, relaxed};
 use crate::paths::Histogram;
@@ -31,8 +31,6 @@ pub struct Evaluation {
     pub path_entropy: f64,
     /// Share of images that ran each gated block, `[n]`.
     pub rates: Vec<f64>,
-    /// Mean training loss over the epoch before; NaN where there was none.
-    pub train_loss: f64,
     /// The same for the running mean of weights, where there is one.
     pub ema: Option<Box<Evaluation>>,
 }
@@ -42,12 +40,12 @@ pub fn evaluate(
     world: &World,
     config: &Config,
     net: &Net,
-    input: &Input,
+    val: &Validation,
     decisions: Decisions,
 ) -> Result<Evaluation> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let gates = net.costs.gated().count();
-    let mut loader = input.validation(config, world)?;
+    let mut loader = val.all(config, world)?;
     // Images, first-place hits, first-five hits, cross entropy, and how often each block ran.
     let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
     let mut paths = Histogram::default();
@@ -60,14 +58,14 @@ pub fn evaluate(
                 break;
             }
         };
-        if let Err(error) = input.note_bad_validation(&batch) {
+        if let Err(error) = val.note_bad(&batch) {
             failed = Err(error);
             break;
         }
         if batch.samples.is_empty() {
             continue;
         }
-        let (images, labels) = input.tensors(&batch);
+        let (images, labels) = val.tensors(&batch);
         let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
         let path = hard(&out.gate_logits);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
@@ -86,7 +84,7 @@ pub fn evaluate(
     world.all_reduce_sum(&sums)?;
     let paths = paths.over_ranks(world, gates)?;
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
-    let bad_images = input.val.len() as u64 - sums[0] as u64; // each of the others counts once
+    let bad_images = val.set.len() as u64 - sums[0] as u64; // each of the others counts once
     if sums[0] == 0.0 {
         let what = "no validation image can be used; codinet-data verify says why";
         return Err(Error::on_all_ranks(Exit::Data, what));
@@ -103,7 +101,6 @@ pub fn evaluate(
         distinct_paths: paths.distinct(),
         path_entropy: paths.entropy(),
         rates,
-        train_loss: f64::NAN,
         ema: None,
     })
 }
@@ -126,17 +123,17 @@ pub fn sample_paths(
     world: &World,
     config: &Config,
     net: &Net,
-    input: &Input,
+    val: &Validation,
     most: usize,
 ) -> Result<SomePaths> {
     let gates = net.costs.gated().count();
     let (mut labels, mut logits) = (Vec::new(), Vec::new());
     let mut read = || -> Result<()> {
-        for batch in input.some_validation(config, world, most)? {
+        for batch in val.some(config, world, most)? {
             let batch = batch?;
-            input.note_bad_validation(&batch)?;
+            val.note_bad(&batch)?;
             if !batch.samples.is_empty() {
-                let (images, _) = input.tensors(&batch);
+                let (images, _) = val.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
                 labels.extend(&batch.labels);
                 logits.extend(Vec::<f32>::try_from(out.gate_logits.view(-1)).expect("numbers"));

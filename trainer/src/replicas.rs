@@ -49,11 +49,7 @@ pub fn compare(
     let differ: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
     match on_divergence {
         _ if differ.is_empty() => {}
-        OnDivergence::Repair => {
-            for tensor in held {
-                world.broadcast(tensor, 0)?;
-            }
-        }
+        OnDivergence::Repair => take_rank_zeros(world, held)?,
         OnDivergence::Stop => {
             let ranks: Vec<String> = differ.iter().map(usize::to_string).collect();
             let what = format!(
@@ -65,6 +61,11 @@ pub fn compare(
         }
     }
     Ok(differ)
+}
+
+/// All ranks: afterwards `held` are on every rank what they are on rank 0.
+pub fn take_rank_zeros(world: &World, held: &[&Tensor]) -> Result<()> {
+    held.iter().try_for_each(|tensor| world.broadcast(tensor, 0))
 }
 
 #[cfg(test)]

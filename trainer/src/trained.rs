@@ -4,7 +4,7 @@
 use crate::config::{self, Config};
 use crate::error::{Error, Exit, Result};
 use crate::model::Net;
-use crate::run::checkpoint;
+use crate::run::{checkpoint, class_names_of};
 use codinet_dataloader::DatasetInfo;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -20,7 +20,8 @@ pub struct Trained {
     pub config: Config,
     /// The network. A bias that calibration set on the gates is part of its weights.
     pub net: Net,
-    /// The classes' names in the order of their numbers, where the run's data are there and know them.
+    /// The classes' names in the order of their numbers: those of the run, or where it has none or there is none, what the
+    /// config's data are known to have.
     pub class_names: Option<Vec<String>>,
 }
 
@@ -45,8 +46,11 @@ impl Trained {
         };
         let net = Net::of(&config, device);
         checkpoint::load_model(&file, &net.params)?;
-        let class_names =
-            [&config.data.val, &config.data.train].into_iter().find_map(|data| names_beside(data));
+        let data = [&config.data.val, &config.data.train];
+        let class_names = run
+            .as_deref()
+            .and_then(class_names_of)
+            .or_else(|| data.into_iter().find_map(|data| names_beside(data)));
         Ok(Self { file, run, config, net, class_names })
     }
 }

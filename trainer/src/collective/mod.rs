@@ -165,6 +165,12 @@ pub fn broadcast_text(world: &World, text: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&all[0]).into_owned())
 }
 
+/// All ranks: what rank 0, and no other, decides, or why it could not.
+pub fn rank_zeros(world: &World, decide: impl FnOnce() -> Result<String>) -> Result<String> {
+    let mine = agree(world, if world.rank() == 0 { decide() } else { Ok(String::new()) })?;
+    broadcast_text(world, &mine)
+}
+
 /// All ranks: turns "some rank failed" into "every rank failed, of the same cause" (the lowest failing
 /// rank's), so that all of them leave in order and one line is printed.
 pub fn agree<T>(world: &World, result: Result<T>) -> Result<T> {

@@ -23,7 +23,8 @@ pub struct Model {
     pub sync_batch_norm: bool,
     /// What routers are made of, and how their decisions are trained.
     pub router: Router,
-    /// Weights to start from: a .safetensors file with torchvision's names; null: drawn anew.
+    /// Weights to start from: a .safetensors file with torchvision's names, a run directory or a step folder; null: drawn
+    /// anew.
     pub init_from: Option<String>,
 }
 

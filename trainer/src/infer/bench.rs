@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
         let engine = Engine::new(&trained.net);
         engine.need_gates()?;
         for batch in args.batch.iter().map(|&batch| batch as usize) {
-            let inputs = shown(&trained.config, batch, threads, device)?;
+            let inputs = shown(&trained, batch, threads, device)?;
             table(&trained.config, &engine, batch, vec![("routed".to_owned(), None)], inputs, args.rounds);
         }
         return Ok(());
@@ -105,10 +105,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Inputs of `batch` images each, of the validation data; at least [`ONES`] images.
-fn shown(config: &Config, batch: usize, threads: usize, device: Device) -> Result<Vec<Tensor>> {
+fn shown(trained: &Trained, batch: usize, threads: usize, device: Device) -> Result<Vec<Tensor>> {
     let images = if batch == 1 { ONES } else { batch };
-    let source = Source::open(&[], config, batch, threads, device)?;
-    source.batches(images).map(|batch| Ok(batch?.x)).collect()
+    Source::open(&[], trained, batch, threads, device)?.inputs(images)
 }
 
 /// For each of `batch` images, a path that runs `share` % of `gates` blocks, drawn at random, always the same.

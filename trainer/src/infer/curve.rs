@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
     engine.need_gates()?;
-    let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
+    let source = Source::open(&args.images.images, &trained, args.batch as usize, threads, device)?;
     let most = match args.found_on {
         0 => source.len(),
         some => some,
@@ -106,6 +106,9 @@ pub fn run(args: &Args) -> Result<()> {
     for batch in source.batches(usize::MAX) {
         let batch = batch?;
         let labels = labels(&batch)?;
+        if labels.is_empty() {
+            continue; // all left out
+        }
         seen += labels.len();
         let from = labels.len() - (seen.saturating_sub(args.found_on)).min(labels.len());
         if from == labels.len() {

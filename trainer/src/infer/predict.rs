@@ -6,7 +6,7 @@ use super::{Engine, Passed, Paths};
 use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
 use crate::trained::Trained;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -51,21 +51,35 @@ pub fn run(args: &Args) -> Result<()> {
     if args.images.images.is_empty() {
         return Err(Error::new(Exit::Config, "no images were named: add files, folders or shards"));
     }
-    let source = Source::open(&args.images.images, &trained.config, args.batch as usize, threads, device)?;
+    let source = Source::open(&args.images.images, &trained, args.batch as usize, threads, device)?;
+    let source = source.leaving_out_bad(); // they get a line each
     if let Some(budget) = args.budget_gmacs {
         engine.need_gates()?;
         refuse_unmet(engine.costs, "--budget-gmacs", budget)?;
-        let first: Vec<Tensor> =
-            source.batches(BIASED_ON).map(|batch| Ok(batch?.x)).collect::<Result<_>>()?;
+        let first: Vec<Tensor> = source.inputs(BIASED_ON)?;
         let found = engine.meet(budget, &first)?;
         eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
     }
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
+    // Whether anybody still reads.
+    let mut write = |line: &Value| match writeln!(out, "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).map_err(|error| Error::disk("write", &place, &error)),
+    };
     let begun = Instant::now();
-    let (mut images, mut macs, mut labelled, mut right) = (0usize, 0.0, 0usize, 0usize);
+    let mut all = Sums::default();
     for batch in source.batches(usize::MAX) {
-        let ImageBatch { x, names, labels } = batch?;
+        let ImageBatch { x, names, labels, bad: unread } = batch?;
+        all.bad += unread.len();
+        for (name, reason) in unread {
+            if !write(&json!({"image": name, "error": reason}))? {
+                return Ok(());
+            }
+        }
+        if names.is_empty() {
+            continue;
+        }
         let Passed { logits, path } = engine.forward(&x, Paths::Routed);
         let found = Found::of(&logits, args.topk.into());
         for (n, name) in names.iter().enumerate() {
@@ -79,30 +93,54 @@ pub fn run(args: &Args) -> Result<()> {
             }
             if let Some(label) = labels[n] {
                 line["label"] = label.into();
-                labelled += 1;
-                right += usize::from(label == found.classes[n][0]);
+                all.labelled += 1;
+                all.right += usize::from(label == found.classes[n][0]);
             }
-            macs += engine.macs(path);
-            images += 1;
-            match writeln!(out, "{line}") {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|error| Error::disk("write", &place, &error))?,
+            all.macs += engine.macs(path);
+            all.images += 1;
+            if !write(&line)? {
+                return Ok(());
             }
         }
     }
     out.flush().map_err(|error| Error::disk("write", &place, &error))?;
-    let (gmacs, whole) = (macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
-    let mut said = format!(
-        "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading included",
-        100.0 * gmacs / whole,
-        images as f64 / begun.elapsed().as_secs_f64()
-    );
-    if labelled > 0 {
-        said +=
-            &format!(" · top-1 {:.2} % of {labelled} with a label", 100.0 * right as f64 / labelled as f64);
+    let Sums { images, bad, .. } = all;
+    if images > 0 {
+        eprintln!("{}", all.said(&engine, begun.elapsed().as_secs_f64()));
     }
-    eprintln!("{said}");
+    if bad > 0 {
+        let what = format!("{bad} of {} images can't be used; their lines say why", images + bad);
+        return Err(Error::new(Exit::Data, what));
+    }
     Ok(())
+}
+
+/// Over all images.
+#[derive(Default)]
+struct Sums {
+    images: usize,
+    bad: usize,
+    macs: f64,
+    labelled: usize,
+    right: usize,
+}
+
+impl Sums {
+    fn said(&self, engine: &Engine, seconds: f64) -> String {
+        let &Self { images, labelled, .. } = self;
+        let (gmacs, whole) = (self.macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
+        let mut said = format!(
+            "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading \
+             included",
+            100.0 * gmacs / whole,
+            images as f64 / seconds
+        );
+        if labelled > 0 {
+            let top1 = 100.0 * self.right as f64 / labelled as f64;
+            said += &format!(" · top-1 {top1:.2} % of {labelled} with a label");
+        }
+        said
+    }
 }
 
 /// The likeliest classes of a batch, the first first.
@@ -119,7 +157,7 @@ impl Found {
         Self { classes, probabilities: Vec::try_from(&probabilities).expect("rows of f32") }
     }
 
-    fn line(&self, n: usize, trained: &Trained) -> serde_json::Value {
+    fn line(&self, n: usize, trained: &Trained) -> Value {
         let name = |class: i64| trained.class_names.as_ref()?.get(class as usize);
         let one = |class: i64, probability: f32| match name(class) {
             Some(name) => json!({"class": class, "name": name, "probability": probability}),

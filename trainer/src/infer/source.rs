@@ -1,9 +1,10 @@
-//! The images that a command is given: files, folders of them, shards.
+//! The images that a command is given: files, folders of them, data sets.
 
-use crate::config::{Config, Precision};
-use crate::error::{Error, Exit, Result};
+use crate::config::Precision;
+use crate::error::Result;
 use crate::input::{self, Normalise};
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
+use crate::trained::Trained;
+use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -24,21 +25,25 @@ pub struct ImageBatch {
     pub names: Vec<String>,
     /// Its class, where it is known.
     pub labels: Vec<Option<i64>>,
+    /// What each is that could not be read or decoded, and why.
+    pub bad: Vec<(String, String)>,
 }
 
 impl Source {
-    /// Opens what `paths` name; nothing named: the run's `data.val`.
+    /// Opens what `paths` name; nothing named: the run's `data.val`. A folder whose subfolders are called as the classes
+    /// of `trained` is a data set; other folders are of images without labels.
     pub fn open(
         paths: &[PathBuf],
-        config: &Config,
+        trained: &Trained,
         batch: usize,
         threads: usize,
         device: Device,
     ) -> Result<Self> {
-        let shards = |pattern: &str| Dataset::open_with(pattern, &config.dataset_options());
+        let config = &trained.config;
+        let open = |pattern: &str| Dataset::open_with(pattern, &config.dataset_options());
         let mut datasets = Vec::new();
         if paths.is_empty() {
-            datasets.push((Arc::new(shards(&config.data.val)?), true));
+            datasets.push((Arc::new(open(&config.data.val)?), true));
         }
         let mut loose: Vec<PathBuf> = Vec::new();
         let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
@@ -48,18 +53,25 @@ impl Source {
             Ok(())
         };
         for path in paths {
-            if holds_shards(path)? {
+            let name = path.to_string_lossy();
+            if Dataset::names_shards(&name)? || is_by_class(path, trained) {
                 close(&mut loose, &mut datasets)?;
-                datasets.push((Arc::new(shards(&path.to_string_lossy())?), true));
+                datasets.push((Arc::new(open(&name)?), true));
             } else {
                 loose.push(path.clone());
             }
         }
         close(&mut loose, &mut datasets)?;
         let spec = input::spec(config, config.evaluation(), 1);
-        let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
+        let spec = LoaderSpec { threads, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })
+    }
+
+    /// The same, where images that can't be read or decoded are left out, whatever the config says.
+    pub fn leaving_out_bad(mut self) -> Self {
+        self.spec.on_bad = OnBadSample::Replace;
+        self
     }
 
     /// How many images there are.
@@ -85,26 +97,39 @@ impl Source {
         })
     }
 
+    /// As the network takes them, the first `most`, but for those that are left out.
+    pub fn inputs(&self, most: usize) -> Result<Vec<Tensor>> {
+        let inputs = self.batches(most).map(|batch| Ok(batch?.x));
+        inputs.filter(|x: &Result<Tensor>| x.as_ref().map_or(true, |x| x.size()[0] > 0)).collect()
+    }
+
     fn image_batch(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> ImageBatch {
         let (x, _) = self.normalise.tensors(batch);
-        let named = |&sample: &u32| {
+        let named = |sample: u32| {
             let place = dataset.meta(sample as usize).expect("a sample that was read");
-            if labelled { format!("{}:{}", place.shard.display(), place.key) } else { place.name.to_owned() }
+            let of_folder = place.shard.as_os_str().is_empty() || place.shard.is_dir();
+            match of_folder {
+                true => place.shard.join(place.name).display().to_string(),
+                false => format!("{}:{}", place.shard.display(), place.key),
+            }
         };
-        let names = batch.samples.iter().map(named).collect();
+        let names = batch.samples.iter().map(|&sample| named(sample)).collect();
         let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
-        ImageBatch { x, names, labels }
+        let of_bad = |bad: &BadSample| {
+            let name = named(bad.sample);
+            eprintln!("note: left out: {name}: {}", bad.reason);
+            (name, bad.reason.clone())
+        };
+        ImageBatch { x, names, labels, bad: batch.bad.iter().map(of_bad).collect() }
     }
 }
 
-/// Whether `path` is to be opened as shards: a tar, a pattern, a store's, or a folder with one of these in it.
-fn holds_shards(path: &Path) -> Result<bool> {
-    let text = path.to_string_lossy();
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path)
-            .map_err(|error| Error::new(Exit::Data, format!("cannot list {}: {error}", path.display())))?;
-        let mut names = entries.flatten().map(|entry| entry.path());
-        return Ok(names.any(|name| name.extension().is_some_and(|extension| extension == "tar")));
-    }
-    Ok(text.ends_with(".tar") || text.contains(['*', '{']) || text.contains("://") || text.ends_with(".json"))
+/// Whether the folders in `path` are called as the classes that `trained` tells apart.
+fn is_by_class(path: &Path, trained: &Trained) -> bool {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders = entries.filter(|path| path.is_dir());
+    let mut found: Vec<String> =
+        folders.filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned())).collect();
+    found.sort();
+    trained.class_names.as_ref().is_some_and(|names| *names == found)
 }

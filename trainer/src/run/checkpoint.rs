@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 pub(super) const MODEL: &str = "model.safetensors";
 pub(super) const EMA: &str = "ema.safetensors";
 
@@ -30,7 +30,7 @@ pub struct State {
     /// Epochs of that stage that are done.
     pub epoch: u64,
     /// Samples of the current epoch that are done, over all ranks.
-    pub sample: u64,
+    pub epoch_samples: u64,
     /// Samples seen since the start of the run.
     pub samples: u64,
     /// Seconds spent so far.
@@ -47,14 +47,72 @@ pub struct State {
     pub best: Option<Best>,
     /// What the steps since the last log line measured.
     pub tally: Tally,
-    /// Sum and number of the current epoch's finite losses, so that its mean does not forget what came before a stop.
-    pub epoch_loss: (f64, u64),
-    /// Results of the stages that are done, as `summary.json` has them.
-    pub stages: Vec<serde_json::Value>,
-    /// What the order of samples depends on: the seed, how many samples are used, and the data's fingerprint.
-    pub order: (u64, u64, String),
+    /// The current epoch's finite losses, so that their mean does not forget what came before a stop.
+    pub epoch_loss: Mean,
+    /// Mean training loss of the last epoch that is done; none where none is, or where no loss of it was finite.
+    pub train_loss: Option<f64>,
+    /// Results of the stages that are done.
+    pub stages: Vec<StageResult>,
+    /// What the order of samples depends on.
+    pub order: Order,
     /// SHA-256 of each file.
     pub files: BTreeMap<String, String>,
+}
+
+/// A mean that grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Mean {
+    /// Takes in one more.
+    pub fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    /// The mean of those taken in; of none, none.
+    pub fn get(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+/// What the order of samples depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// `run.seed`.
+    pub seed: u64,
+    /// How many samples are trained on.
+    pub samples: u64,
+    /// The training set's fingerprint.
+    pub data: String,
+}
+
+/// What a stage came to, as `summary.json` has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageResult {
+    /// Its name.
+    pub name: String,
+    /// Its epochs.
+    pub epochs: u64,
+    /// Share of validation images whose class came first.
+    pub top1: f64,
+    /// Share of validation images whose class came among the first five.
+    pub top5: f64,
+    /// Top-1 by the decisions that it trained with, without noise.
+    pub top1_as_trained: f64,
+    /// What hard decisions lack to those (Section 3.4).
+    pub training_inference_gap: f64,
+    /// Mean GMACs per validation image.
+    pub gmacs: f64,
+    /// `cost.budget_gmacs`.
+    pub budget_gmacs: Option<f64>,
+    /// How many different routing paths the validation images took.
+    pub distinct_paths: usize,
+    /// Mean training loss of its last epoch.
+    pub train_loss: Option<f64>,
 }
 
 /// The best evaluation of a run.
@@ -217,13 +275,14 @@ pub fn load(
     Ok(())
 }
 
-/// Fills what a file of weights (`model.init_from`) and the network both have, in name and shape; says what either has
-/// that the other has not.
+/// Fills what the weights that `path` (`model.init_from`) holds or names, as [`weights`] has it, and the network both have,
+/// in name and shape; says what either has that the other has not.
 pub fn start_from(path: &Path, params: &Params) -> Result<String> {
     let refuse =
         |what: String| Error::new(Exit::Checkpoint, format!("model.init_from {}: {what}", path.display()));
-    let mut read =
-        read(path).map_err(|error| Error { message: format!("model.init_from {error}"), ..error })?;
+    let found = weights(path).and_then(|path| Ok((read(&path)?, path)));
+    let (mut read, path) =
+        found.map_err(|error| Error { message: format!("model.init_from {error}"), ..error })?;
     read.retain(|name, _| !name.ends_with("num_batches_tracked"));
     let (mut filled, mut missing, mut reshaped) = (0, Vec::new(), Vec::new());
     for (name, tensor) in params.named() {

@@ -66,16 +66,16 @@ impl Console {
         }
     }
 
-    /// Moves the bar; `status` is what changed since the last line.
-    pub fn step(&mut self, step: u64, status: Option<&str>) {
+    /// Moves the bar to `done` steps; `status` is a step of the run, and what changed since the last line.
+    pub fn step(&mut self, done: u64, status: Option<(u64, &str)>) {
         match (&self.bar, status) {
-            (Some(bar), Some(status)) => {
+            (Some(bar), Some((step, status))) => {
                 bar.set_message(status.to_owned());
-                bar.set_position(step);
+                bar.set_position(done);
                 self.note(&format!("step {step}  {status}"));
             }
-            (Some(bar), None) => bar.set_position(step),
-            (None, Some(status)) => self.say(&format!("step {step}  {status}")),
+            (Some(bar), None) => bar.set_position(done),
+            (None, Some((step, status))) => self.say(&format!("step {step}  {status}")),
             (None, None) => {}
         }
     }

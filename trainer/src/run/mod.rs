@@ -1,7 +1,7 @@
 //! The run directory: what a run leaves behind, and the interface between the tools.
 //!
 //! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`,
-//! `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what
+//! `class_names.json` where classes have names, `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what
 //! could not be written ends the run with one line.
 
 pub mod checkpoint;
@@ -25,6 +25,18 @@ pub use tensorboard::EventFile;
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::path::Path;
+
+const CLASS_NAMES: &str = "class_names.json";
+
+/// Notes in the run directory `run` what the classes are called, in the order of their numbers.
+pub fn keep_class_names(run: &Path, names: &[String]) -> Result<()> {
+    write_whole(&run.join(CLASS_NAMES), &serde_json::to_vec(names).expect("a list is JSON"))
+}
+
+/// What the run in the directory `run` calls its classes, where it knows.
+pub fn class_names_of(run: &Path) -> Option<Vec<String>> {
+    serde_json::from_slice(&fs::read(run.join(CLASS_NAMES)).ok()?).ok()
+}
 
 /// Writes `bytes` so that `path` holds either what it held or all of them, whenever the machine stops.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -9,14 +9,6 @@ use crate::model::Decisions;
 use crate::run::checkpoint::Best;
 
 impl Trainer<'_> {
-    /// All ranks: evaluates a run that has no step left to take.
-    pub(super) fn evaluate_again(&mut self) -> Result<Evaluation> {
-        let mut evaluation = self.evaluate_both()?;
-        let last = self.state.stages.last();
-        evaluation.train_loss = last.and_then(|stage| stage["train_loss"].as_f64()).unwrap_or(f64::NAN);
-        Ok(evaluation)
-    }
-
     /// All ranks: sets the bias on all gates, of the weights and of their running mean, where the config asks for it.
     pub(super) fn calibrate(&mut self, stage: &Stage) -> Result<()> {
         let (world, config) = (self.world, self.config);
@@ -34,15 +26,15 @@ impl Trainer<'_> {
 
     /// All ranks: evaluation of the network as it stands.
     fn evaluate(&self, decisions: Decisions) -> Result<Evaluation> {
-        evaluate(self.world, self.config, &self.net, &self.input, decisions)
+        evaluate(self.world, self.config, &self.net, &self.input.val, decisions)
     }
 
     /// All ranks: evaluation with hard decisions, of the weights and of their running mean.
-    fn evaluate_both(&mut self) -> Result<Evaluation> {
+    pub(super) fn evaluate_both(&mut self) -> Result<Evaluation> {
         let mut evaluation = self.evaluate(Decisions::Hard)?;
         if let Some(ema) = &mut self.ema {
             ema.exchange(&self.net.params);
-            let of_mean = evaluate(self.world, self.config, &self.net, &self.input, Decisions::Hard);
+            let of_mean = evaluate(self.world, self.config, &self.net, &self.input.val, Decisions::Hard);
             ema.exchange(&self.net.params);
             evaluation.ema = Some(Box::new(of_mean?));
         }
@@ -50,9 +42,8 @@ impl Trainer<'_> {
     }
 
     /// All ranks: evaluation at an epoch's end; rank 0 records it.
-    pub(super) fn evaluate_epoch(&mut self, stage: &Stage, train_loss: f64) -> Result<Evaluation> {
-        let mut evaluation = self.evaluate_both()?;
-        evaluation.train_loss = train_loss;
+    pub(super) fn evaluate_epoch(&mut self, stage: &Stage) -> Result<Evaluation> {
+        let evaluation = self.evaluate_both()?;
         if !evaluation.ce.is_finite() {
             return Err(Error::diverged(
                 self.state.step,

@@ -21,7 +21,7 @@ use crate::native::RankMean;
 use crate::optim::{Ema, Sgd};
 use crate::program::quoted;
 use crate::replicas;
-use crate::run::checkpoint::{self, State};
+use crate::run::checkpoint::{self, Order, State};
 use crate::run::{Console, Place, Records, Saver};
 use crate::upload::{Turn, Uploads};
 use serde_json::json;
@@ -112,7 +112,10 @@ impl<'a> Trainer<'a> {
         collective::agree(world, budget::check(config, &net.costs))?;
         let started_from = match (&config.model.init_from, &place.checkpoint) {
             (Some(path), None) => {
-                Some(collective::agree(world, checkpoint::start_from(Path::new(path), &net.params))?)
+                let said =
+                    collective::rank_zeros(world, || checkpoint::start_from(Path::new(path), &net.params))?;
+                replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
+                Some(said)
             }
             _ => None,
         };
@@ -121,18 +124,14 @@ impl<'a> Trainer<'a> {
         let sgd = Sgd::new(&net.params, &config.optim);
         let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
         let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
-        let order = (config.run.seed, input.samples as u64, input.train.fingerprint());
+        let data = input.train.fingerprint();
+        let order = Order { seed: config.run.seed, samples: input.samples as u64, data: data.clone() };
         let price = Price::new(config.cost.gamma);
         let micro_batches = world.ranks() * config.optim.accumulate;
         let mut state = State { order: order.clone(), price, micro_batches, ..State::default() };
         let mut note = None;
         if let Some(folder) = &place.checkpoint {
-            let resumed = checkpoint::read_state(folder).and_then(|state| {
-                checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
-                resume::check(&state, folder, &order, config)?;
-                Ok(state)
-            });
-            state = collective::agree(world, resumed)?;
+            state = resume::load(world, folder, &order, config, &net.params, &sgd.momentum, ema.as_mut())?;
             state.forget_lost_best(&place.dir);
             note = resume::share_out(&mut state, world.ranks(), config);
             if config.budget().is_none() {
@@ -140,9 +139,8 @@ impl<'a> Trainer<'a> {
             }
         }
         let facts = [
-            ("data.train", input.train.fingerprint()),
-            ("data.val", input.val.fingerprint()),
-            ("place to go on from", format!("{} {}", state.step, state.samples)),
+            ("data.train", data),
+            ("data.val", input.val.set.fingerprint()),
             (
                 "set of first weights",
                 i64::try_from(replicas::checksum(net.params.flat())).expect("one").to_string(),
@@ -188,7 +186,7 @@ impl<'a> Trainer<'a> {
         }
         let evaluation = match last {
             Some(evaluation) => evaluation,
-            None => self.evaluate_again()?, // resumed after its end
+            None => self.evaluate_both()?, // resumed after its end
         };
         self.saver.wait()?;
         self.finish(&evaluation)?;
@@ -198,7 +196,7 @@ impl<'a> Trainer<'a> {
     /// All ranks: opens the run directory.
     fn open(&mut self) -> Result<()> {
         let opened = match self.world.rank() {
-            0 => resume::open(&self.place, self.config, &self.state).map(Some),
+            0 => resume::open(&self.place, self.config, &self.state, &self.input.val).map(Some),
             _ => Ok(None),
         };
         self.records = collective::agree(self.world, opened)?;
@@ -214,12 +212,12 @@ impl<'a> Trainer<'a> {
         let batch_size = config.optim.batch_size as u64;
         let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
         let (from, to) = (before + self.state.epoch, before + stage.epochs);
-        let first = Turn { of_epoch: self.state.sample / batch_size, of_run: self.state.step };
+        let first = Turn { of_epoch: self.state.epoch_samples / batch_size, of_run: self.state.step };
         let mut uploads = self.uploads(from, first, to)?;
         let mut pace = Pace::start(&uploads, self.world);
         self.console.start_bar(stage.epochs * steps, self.step_of_stage());
         loop {
-            while self.state.sample < steps * batch_size {
+            while self.state.epoch_samples < steps * batch_size {
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
                 let gamma = self.state.price.gamma;
                 let stop = self.next_step(&mut uploads, stage, lr)?;
@@ -238,7 +236,7 @@ impl<'a> Trainer<'a> {
                 // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
-                if stop || due || self.state.sample == steps * batch_size {
+                if stop || due || self.state.epoch_samples == steps * batch_size {
                     self.state.training_seconds += pace.lap();
                     self.checkpoint()?;
                 }
@@ -259,10 +257,9 @@ impl<'a> Trainer<'a> {
     /// All ranks: what follows an epoch's last step: evaluation, once in a while, and then a checkpoint, which
     /// stands at the start of what comes next.
     fn end_epoch(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
-        let (sum, count) = self.state.epoch_loss;
-        let train_loss = sum / count as f64;
+        self.state.train_loss = std::mem::take(&mut self.state.epoch_loss).get();
         self.state.epoch += 1;
-        (self.state.sample, self.state.epoch_loss) = (0, (0.0, 0));
+        self.state.epoch_samples = 0;
         let stage_ends = self.state.epoch == stage.epochs;
         let run_ends = stage_ends && self.state.stage + 1 == self.config.stages.len();
         if run_ends {
@@ -270,7 +267,7 @@ impl<'a> Trainer<'a> {
         }
         let mut evaluation = None;
         if stage_ends || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
-            evaluation = Some(self.evaluate_epoch(stage, train_loss)?);
+            evaluation = Some(self.evaluate_epoch(stage)?);
             let every = self.config.run.projector_every;
             if every > 0 && self.config.gated() && (run_ends || self.state.epoch.is_multiple_of(every)) {
                 self.write_projector()?;
@@ -279,7 +276,9 @@ impl<'a> Trainer<'a> {
         if let Some(evaluation) = evaluation.as_ref().filter(|_| stage_ends) {
             let relaxed = self.evaluate_relaxed(stage)?;
             self.report_budget(stage, evaluation);
-            self.state.stages.push(report::stage_summary(stage, evaluation, relaxed, self.config));
+            let train_loss = self.state.train_loss;
+            let result = report::stage_result(stage, evaluation, relaxed, train_loss, self.config);
+            self.state.stages.push(result);
             if !run_ends {
                 self.calibrate(stage)?; // the next stage trains at the budget
             }
@@ -297,7 +296,7 @@ impl<'a> Trainer<'a> {
     /// Steps of the current stage that are done.
     fn step_of_stage(&self) -> u64 {
         self.state.epoch * self.input.steps(self.config)
-            + self.state.sample / self.config.optim.batch_size as u64
+            + self.state.epoch_samples / self.config.optim.batch_size as u64
     }
 
     /// Images a step, over all ranks: every view counts.

@@ -9,7 +9,7 @@ use crate::loss;
 use crate::optim;
 use crate::paths::{self, Histogram};
 use crate::program::quoted;
-use crate::run::checkpoint::State;
+use crate::run::checkpoint::{StageResult, State};
 use crate::run::{Records, counted, projector, write_whole};
 use crate::upload::Uploads;
 use serde_json::json;
@@ -21,13 +21,13 @@ const PROJECTED: usize = 1000;
 impl Trainer<'_> {
     /// Rank 0 writes: what an evaluation found.
     pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
-        let State { step, samples, epoch, .. } = self.state;
+        let State { step, samples, epoch, train_loss, .. } = self.state;
         if let Some(records) = &mut self.records {
             let mut fields = json!({
                 "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
                 "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
                 "distinct_paths": evaluation.distinct_paths, "path_entropy": evaluation.path_entropy,
-                "train_loss": evaluation.train_loss, "rates": evaluation.rates, "bad_images": evaluation.bad_images,
+                "train_loss": train_loss, "rates": evaluation.rates, "bad_images": evaluation.bad_images,
             });
             if let Some(ema) = &evaluation.ema {
                 fields["ema_top1"] = ema.top1.into();
@@ -49,7 +49,7 @@ impl Trainer<'_> {
             "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{mean}  top-5 {:.2} %  {:.4} GMACs  {} paths",
             stage.name,
             stage.epochs,
-            evaluation.train_loss,
+            train_loss.unwrap_or(f64::NAN),
             100.0 * evaluation.top1,
             100.0 * evaluation.top5,
             evaluation.gmacs,
@@ -60,7 +60,7 @@ impl Trainer<'_> {
 
     /// All ranks: rank 0 writes the relaxed paths of some validation images for TensorBoard's embedding projector.
     pub(super) fn write_projector(&mut self) -> Result<()> {
-        let some = sample_paths(self.world, self.config, &self.net, &self.input, PROJECTED)?;
+        let some = sample_paths(self.world, self.config, &self.net, &self.input.val, PROJECTED)?;
         if self.records.is_some() {
             let row = |(label, path): (&i64, &[u8])| {
                 let blocks: u8 = path.iter().sum();
@@ -112,7 +112,7 @@ impl Trainer<'_> {
                 "gmacs": gmacs, "lr": lr, "images_per_second": images, "loader_wait": loader_wait,
                 "collective_wait": share(traffic.waited - before.waited),
                 "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
-                "rates": mean.rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
+                "rates": mean.hard_rates, "rates_as_trained": mean.rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
                 "spread_margin": self.config.consistency.margin,
                 "centre_distance_margin": self.config.diversity.margin,
             });
@@ -133,7 +133,7 @@ impl Trainer<'_> {
             mean.get("cost"),
             optim::shown(lr),
         );
-        self.console.step(self.step_of_stage(), Some(&status));
+        self.console.step(self.step_of_stage(), Some((step, &status)));
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl Trainer<'_> {
             self.input.samples,
             self.input.train.len(),
             data.views,
-            self.input.val.len(),
+            self.input.val.set.len(),
             if world == 1 { "" } else { "s" },
             tch::get_num_threads(),
             self.device,
@@ -174,7 +174,7 @@ impl Trainer<'_> {
     /// Rank 0 writes: `summary.json`, and the table that ends a run.
     pub(super) fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
         let Some(_) = &self.records else { return Ok(()) };
-        let State { samples, training_seconds, seconds, .. } = self.state;
+        let State { samples, training_seconds, seconds, train_loss, .. } = self.state;
         let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
         let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
         let mut summary = json!({
@@ -182,7 +182,7 @@ impl Trainer<'_> {
             "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
             "path_entropy": evaluation.path_entropy,
             "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
-            "world_size": self.world.ranks(), "seconds": seconds, "train_loss": evaluation.train_loss,
+            "world_size": self.world.ranks(), "seconds": seconds, "train_loss": train_loss,
             "parameters": self.net.params.count(), "stages": self.state.stages,
         });
         if let Some(ema) = &evaluation.ema {
@@ -235,19 +235,27 @@ impl Trainer<'_> {
     }
 }
 
-/// What `summary.json` says of a stage. `relaxed` is top-1 by the decisions that it trained with; what hard decisions
-/// lack to it is the gap between training and inference (Section 3.4).
-pub(super) fn stage_summary(
+/// What a stage came to. `relaxed` is top-1 by the decisions that it trained with; what hard decisions lack to it is the gap
+/// between training and inference (Section 3.4).
+pub(super) fn stage_result(
     stage: &Stage,
     evaluation: &Evaluation,
     relaxed: Option<f64>,
+    train_loss: Option<f64>,
     config: &Config,
-) -> serde_json::Value {
-    let relaxed = relaxed.unwrap_or(evaluation.top1);
-    json!({
-        "name": stage.name, "epochs": stage.epochs, "top1": evaluation.top1, "top5": evaluation.top5,
-        "top1_as_trained": relaxed, "training_inference_gap": relaxed - evaluation.top1,
-        "gmacs": evaluation.gmacs, "budget_gmacs": config.budget(),
-        "distinct_paths": evaluation.distinct_paths, "train_loss": evaluation.train_loss,
-    })
+) -> StageResult {
+    let &Evaluation { top1, top5, gmacs, distinct_paths, .. } = evaluation;
+    let top1_as_trained = relaxed.unwrap_or(top1);
+    StageResult {
+        name: stage.name.clone(),
+        epochs: stage.epochs,
+        top1,
+        top5,
+        top1_as_trained,
+        training_inference_gap: top1_as_trained - top1,
+        gmacs,
+        budget_gmacs: config.budget(),
+        distinct_paths,
+        train_loss,
+    }
 }

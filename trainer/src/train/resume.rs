@@ -1,21 +1,51 @@
 //! Whether and how a run goes on from a checkpoint, and the directory that it writes to.
 
+use crate::collective::{World, rank_zeros};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::run::checkpoint::{self, State};
-use crate::run::{Place, Records, write_whole};
+use crate::input::Validation;
+use crate::model::Params;
+use crate::optim::Ema;
+use crate::replicas;
+use crate::run::checkpoint::{self, Order, State};
+use crate::run::{Place, Records, keep_class_names, write_whole};
 use std::path::Path;
+use tch::Tensor;
 
 /// Rank 0: makes the run directory what it must be before the first step.
-pub(super) fn open(place: &Place, config: &Config, state: &State) -> Result<Records> {
+pub(super) fn open(place: &Place, config: &Config, state: &State, val: &Validation) -> Result<Records> {
     let dir = &place.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let mut records = Records::open(dir, state.step, state.sample == 0)?;
+    let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
     records.settings(config);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
+    val.class_names().map_or(Ok(()), |names| keep_class_names(dir, names))?;
     checkpoint::remove_partial(dir);
     Ok(records)
+}
+
+/// All ranks: what the checkpoint in `folder` holds, as [`checkpoint::load`] has it, and where it stands. Rank 0 alone reads
+/// it: a file system that ranks share is not asked for it by each of them.
+pub(super) fn load(
+    world: &World,
+    folder: &Path,
+    order: &Order,
+    config: &Config,
+    params: &Params,
+    momentum: &Tensor,
+    mut ema: Option<&mut Ema>,
+) -> Result<State> {
+    let state = rank_zeros(world, || {
+        let state = checkpoint::read_state(folder)?;
+        checkpoint::load(folder, &state, params, momentum, ema.as_deref_mut())?;
+        check(&state, folder, order, config)?;
+        Ok(serde_json::to_string(&state).expect("a state is JSON"))
+    })?;
+    let mut held = vec![params.flat(), params.flat_buffers(), momentum];
+    held.extend(ema.iter().flat_map(|ema| [&ema.flat, &ema.buffers]));
+    replicas::take_rank_zeros(world, &held)?;
+    Ok(serde_json::from_str(&state).expect("rank 0 wrote it"))
 }
 
 /// Another number of ranks than before takes the same micro-batches, where they can be shared out: each step is then what
@@ -40,21 +70,21 @@ pub(super) fn share_out(state: &mut State, ranks: usize, config: &Config) -> Opt
 }
 
 /// Refuses to go on from a checkpoint that this config cannot continue.
-pub(super) fn check(state: &State, folder: &Path, order: &(u64, u64, String), config: &Config) -> Result<()> {
+fn check(state: &State, folder: &Path, order: &Order, config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", folder.display())));
-    let (seed, samples, data) = &state.order;
-    if *data != order.2 {
+    let Order { seed, samples, data } = &state.order;
+    if *data != order.data {
         return refuse("was trained on other samples than data.train holds now".into());
     }
-    if (*seed, *samples) != (order.0, order.1) {
+    if (*seed, *samples) != (order.seed, order.samples) {
         return refuse(format!(
             "belongs to a run of run.seed {seed} on {samples} samples; here they are {} and {}",
-            order.0, order.1
+            order.seed, order.samples
         ));
     }
     let batch = config.optim.batch_size as u64;
-    if !state.sample.is_multiple_of(batch) {
-        let sample = state.sample;
+    let sample = state.epoch_samples;
+    if !sample.is_multiple_of(batch) {
         return refuse(format!(
             "stands at sample {sample} of its epoch, no multiple of optim.batch_size {batch}"
         ));

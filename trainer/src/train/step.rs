@@ -25,14 +25,14 @@ impl<'a> Trainer<'a> {
     pub(super) fn next_step(&mut self, uploads: &mut Uploads, stage: &Stage, lr: f64) -> Result<bool> {
         let _range = range(Phase::Step);
         let upload = uploads.next().expect("as many batches as steps")?;
-        self.input.note_bad_training(&upload.bad)?;
+        self.input.note_bad(&upload.bad)?;
         let told = self.step(&upload, stage, lr)?;
         uploads.send_ahead();
         let (stop, hard_rates) = told.read();
         self.steer(stage, &hard_rates);
         let batch_size = self.config.optim.batch_size as u64;
         self.state.step += 1;
-        self.state.sample += batch_size;
+        self.state.epoch_samples += batch_size;
         self.state.samples += batch_size;
         Ok(stop)
     }
@@ -131,8 +131,7 @@ impl<'a> Trainer<'a> {
             self.state.tally.add(&measured);
             let loss = measured.get("loss");
             if loss.is_finite() {
-                self.state.epoch_loss.0 += loss;
-                self.state.epoch_loss.1 += 1;
+                self.state.epoch_loss.add(loss);
             }
             let Some(what) = blame else { continue };
             if self.config.optim.on_nonfinite == OnNonfinite::Stop {

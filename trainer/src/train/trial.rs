@@ -39,7 +39,7 @@ impl<'a> Trial<'a> {
             return Err(Error::on_all_ranks(Exit::Interrupted, "stopped on request"));
         }
         if trainer.step_of_stage().is_multiple_of(steps) {
-            trainer.state.sample = 0; // the loader goes on with another epoch, the learning rate from the start
+            trainer.state.epoch_samples = 0; // the loader goes on with another epoch, the learning rate from the start
         }
         Ok(())
     }

@@ -1,61 +1,47 @@
 //! The way in: data sets, and a batch of bytes made a normalised tensor.
 
+mod normalise;
+mod validation;
+
+pub use normalise::Normalise;
+pub use validation::Validation;
+
 use crate::bad_samples::BadSamples;
 use crate::collective::World;
-use crate::config::{Config, Data, Precision};
+use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::fused;
-use crate::upload::on_device;
 use codinet_dataloader::{
     BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Spares, Transform,
 };
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// The data of a run, as this rank sees it.
 #[derive(Debug)]
 pub struct Input {
     /// Training samples.
     pub train: Arc<Dataset>,
-    /// Validation samples.
-    pub val: Arc<Dataset>,
+    /// Validation images.
+    pub val: Validation,
     /// Training samples that are trained on.
     pub samples: usize,
     /// Of the samples in use, which are held out from training.
     held_out: HeldOut,
-    /// Samples that could not be read or decoded.
+    /// Training samples that could not be read or decoded.
     bad: RefCell<BadSamples>,
-    most_bad: f64,
     normalise: Normalise,
-}
-
-/// Makes pixels what the network takes.
-#[derive(Debug)]
-pub struct Normalise {
-    size: i64,
-    mean: Tensor,
-    std: Tensor,
-    kind: Kind,
-    device: Device,
 }
 
 impl Input {
     /// Opens both datasets and checks that they suit the config and the world.
     pub fn open(config: &Config, world: &World, device: Device) -> Result<Self> {
         let data = &config.data;
-        let open = |shards: &str| Dataset::open_with(shards, &config.dataset_options()).map(Arc::new);
-        let (train, val) = (open(&data.train)?, open(&data.val)?);
+        let val = Validation::open(config, device)?;
+        let train = open(&data.train, config, config.augmentation())?;
         check_classes(&train, &val)?;
         check_lanes(config, &train)?;
-        for (dataset, transform) in [(&train, config.augmentation()), (&val, config.evaluation())] {
-            dataset.check_labels(data.classes as usize)?;
-            // The first image of each, as the run will see it: settings that do not suit the images end it here.
-            let first = std::iter::once(BatchPlan::new(0, vec![0]));
-            let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..spec(config, transform, 1) };
-            Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
-        }
         let used = train.len().min(data.train_samples.unwrap_or(usize::MAX));
         let held_out =
             HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
@@ -70,8 +56,8 @@ impl Input {
             return Err(Error::new(Exit::Data, what));
         }
         let normalise = Normalise::new(data, config.run.precision, device);
-        let (bad, most_bad) = (RefCell::default(), data.max_bad_fraction);
-        Ok(Self { train, val, samples, held_out, bad, most_bad, normalise })
+        let bad = RefCell::new(BadSamples::new("train", train.len(), data.max_bad_fraction));
+        Ok(Self { train, val, samples, held_out, bad, normalise })
     }
 
     /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
@@ -115,36 +101,21 @@ impl Input {
         ends.map(|end| std::iter::from_fn(|| places.next_if(|&place| place < end)).collect()).collect()
     }
 
-    /// This rank's share of the validation samples: over all ranks, each sample once.
-    pub fn validation(&self, config: &Config, world: &World) -> Result<Loader> {
-        evaluated(&self.val, (0..self.val.len() as u32).collect(), config, world)
-    }
-
-    /// This rank's share of at most `most` validation samples, evenly spaced.
-    pub fn some_validation(&self, config: &Config, world: &World, most: usize) -> Result<Loader> {
-        let stride = self.val.len().div_ceil(most.max(1)).max(1);
-        evaluated(&self.val, (0..self.val.len() as u32).step_by(stride).collect(), config, world)
-    }
-
     /// This rank's share of the training samples that are held out, as evaluation sees images.
     pub fn held_out(&self, config: &Config, world: &World) -> Result<impl Iterator<Item = Result<Batch>>> {
         let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
-        Ok(evaluated(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
+        Ok(validation::share(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
     }
 
     /// From here on bad samples are recorded in a run's folder.
     pub fn record_in(&self, dir: &Path) {
         self.bad.borrow_mut().record_in(dir);
+        self.val.bad.borrow_mut().record_in(dir);
     }
 
     /// This rank: notes the bad samples of a batch of training samples, those held out among them.
-    pub fn note_bad_training(&self, bad: &[BadSample]) -> Result<()> {
-        self.bad.borrow_mut().note("train", self.train.len(), self.most_bad, bad)
-    }
-
-    /// This rank: notes the bad samples of a batch of validation samples.
-    pub fn note_bad_validation(&self, batch: &Batch) -> Result<()> {
-        self.bad.borrow_mut().note("val", self.val.len(), self.most_bad, &batch.bad)
+    pub fn note_bad(&self, bad: &[BadSample]) -> Result<()> {
+        self.bad.borrow_mut().note(bad)
     }
 
     /// As [`Normalise::pixels`].
@@ -155,41 +126,6 @@ impl Input {
     /// As [`Normalise::tensors`].
     pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
         self.normalise.tensors(batch)
-    }
-}
-
-impl Normalise {
-    /// For images of `data`'s size, mean and deviation; gives tensors of `precision` on `device`.
-    pub fn new(data: &Data, precision: Precision, device: Device) -> Self {
-        let per_channel = |values: &[f64]| {
-            let values: Vec<f32> =
-                (0..data.channels as usize).map(|c| values[c % values.len()] as f32).collect();
-            Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
-        };
-        let kind = match precision {
-            Precision::Fp32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
-        let size = data.image_size.into();
-        Self { size, mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
-    }
-
-    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the precision asked for, channels last, and the labels
-    /// `[L]`, both on the device.
-    pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
-        let images = (batch.samples.len() * batch.views) as i64;
-        let shape = [images, self.size, self.size, self.mean.size()[1]];
-        let bytes = on_device(&batch.images, self.device).view(shape);
-        (self.pixels(&bytes), on_device(&batch.labels, self.device))
-    }
-
-    /// The same of the pixels alone, u8 `[L·M, H, W, C]` on the device.
-    pub fn pixels(&self, bytes: &Tensor) -> Tensor {
-        if let Some(images) = fused::pixels(bytes, &self.mean, &self.std, self.kind) {
-            return images;
-        }
-        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
-        ((pixels - &self.mean) / &self.std).to_kind(self.kind)
     }
 }
 
@@ -227,16 +163,16 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
 }
 
 /// Refuses sets that number their classes differently, as folders do of which one set lacks one.
-fn check_classes(train: &Dataset, val: &Dataset) -> Result<()> {
-    let names = |set: &Dataset| set.info().and_then(|info| info.class_names.clone());
-    let (Some(train), Some(val)) = (names(train), names(val)) else { return Ok(()) };
+fn check_classes(train: &Dataset, val: &Validation) -> Result<()> {
+    let train = train.info().and_then(|info| info.class_names.as_deref());
+    let (Some(train), Some(val)) = (train, val.class_names()) else { return Ok(()) };
     let differs = (0..train.len().max(val.len())).find(|&class| train.get(class) != val.get(class));
     let Some(class) = differs else { return Ok(()) };
     let name = |names: &[String]| names.get(class).map_or("missing".to_owned(), |name| format!("'{name}'"));
     let what = format!(
         "class {class} is {} in data.train and {} in data.val; give both the same classes",
-        name(&train),
-        name(&val)
+        name(train),
+        name(val)
     );
     Err(Error::new(Exit::Data, what))
 }
@@ -254,16 +190,6 @@ fn check_lanes(config: &Config, train: &Dataset) -> Result<()> {
         )),
         _ => Ok(()),
     }
-}
-
-/// This rank's share of `samples`, as evaluation sees images.
-fn evaluated(dataset: &Arc<Dataset>, samples: Vec<u32>, config: &Config, world: &World) -> Result<Loader> {
-    let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
-    let mine = codinet_dataloader::eval_samples(samples.len(), world.rank(), world.ranks());
-    let mine = samples[mine.start as usize..mine.end as usize].to_vec();
-    let plans: Vec<BatchPlan> =
-        mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-    Ok(Loader::new(dataset.clone(), spec(config, config.evaluation(), 1), plans.into_iter())?)
 }
 
 /// Which of the training samples are not trained on: the last of each of the first `count` stretches of `stride`.
@@ -297,6 +223,17 @@ impl HeldOut {
         let between = self.stride as u32 - 1;
         i + i.checked_div(between).unwrap_or(0).min(self.count as u32)
     }
+}
+
+/// Opens a data set, and checks it and its first image, as the run will see it: settings that do not suit the images end the
+/// run here.
+fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
+    let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
+    dataset.check_labels(config.data.classes as usize)?;
+    let first = std::iter::once(BatchPlan::new(0, vec![0]));
+    let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..spec(config, transform, 1) };
+    Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
+    Ok(dataset)
 }
 
 /// How a loader makes views of the config's kind.
