@@ -46,9 +46,9 @@ fn differs(name: &str, base: &str) -> Vec<String> {
 fn ablations_differ_in_what_they_are_named_for() {
     for base in ["cifar10_r110", "fashion_r20"] {
         let name = |variant: &str| format!("{base}_{variant}");
-        assert_eq!(differs(&name("con"), base), ["diversity.enabled"]);
-        assert_eq!(differs(&name("div"), base), ["consistency.enabled"]);
-        assert_eq!(differs(&name("vanilla"), &name("con")), ["consistency.enabled"]);
+        assert_eq!(differs(&name("con"), base), ["diversity.weight"]);
+        assert_eq!(differs(&name("div"), base), ["consistency.weight"]);
+        assert_eq!(differs(&name("vanilla"), &name("con")), ["consistency.weight"]);
         assert_eq!(differs(&name("static"), base), ["model.gates"]);
     }
     for (name, base, key) in [

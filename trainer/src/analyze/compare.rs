@@ -156,9 +156,9 @@ fn table(groups: &[Vec<Row>]) -> (Vec<String>, Vec<Vec<String>>) {
             model.arch.to_string(),
             dash(gated, name_of(&model.router.kind)),
             dash(gated, name_of(&model.router.relaxation)),
-            dash(gated && consistency.enabled && consistency.weight > 0.0, consistency.weight.to_string()),
-            dash(gated && diversity.enabled && diversity.weight > 0.0, diversity.weight.to_string()),
-            dash(gated && diversity.enabled && diversity.weight > 0.0, diversity.margin.to_string()),
+            dash(gated && consistency.weight > 0.0, consistency.weight.to_string()),
+            dash(gated && diversity.weight > 0.0, diversity.weight.to_string()),
+            dash(gated && diversity.weight > 0.0, diversity.margin.to_string()),
             dash(gated, cost),
         ]
     };

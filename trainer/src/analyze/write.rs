@@ -119,8 +119,8 @@ impl Writer<'_> {
                 if on { format!(" ({name} {margin})") } else { String::new() }
             };
             let (consistency, diversity) = (&config.consistency, &config.diversity);
-            let near = of(consistency.enabled && consistency.weight > 0.0, "m_c", consistency.margin);
-            let far = of(diversity.enabled && diversity.weight > 0.0, "m_d", diversity.margin);
+            let near = of(consistency.weight > 0.0, "m_c", consistency.margin);
+            let far = of(diversity.weight > 0.0, "m_d", diversity.margin);
             row(&format!("mean ‖r − r̄‖ of augmentations{near}"), format!("{spread:.3}"), "", "", "");
             row(&format!("mean distance of images' centres{far}"), format!("{apart:.3}"), "", "", "");
         }

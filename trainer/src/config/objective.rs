@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Consistency {
-    /// Whether it is minimised; it is reported always.
-    pub enabled: bool,
-    /// α of Eq. 12.
+    /// α of Eq. 12; 0: not minimised, but reported all the same.
     pub weight: f64,
     /// m_c: how far a view's path may lie from its sample's centre at no loss.
     pub margin: f64,
@@ -19,9 +17,7 @@ pub struct Consistency {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Diversity {
-    /// Whether it is minimised; it is reported always.
-    pub enabled: bool,
-    /// β of Eq. 12.
+    /// β of Eq. 12; 0: not minimised, but reported all the same.
     pub weight: f64,
     /// m_d: how far apart two samples' centres have to lie.
     pub margin: f64,
@@ -93,13 +89,13 @@ pub struct RunRate {
 
 impl Default for Consistency {
     fn default() -> Self {
-        Self { enabled: true, weight: 0.2, margin: 0.2 }
+        Self { weight: 0.2, margin: 0.2 }
     }
 }
 
 impl Default for Diversity {
     fn default() -> Self {
-        Self { enabled: true, weight: 0.2, margin: 0.5, scope: Scope::MicroBatch }
+        Self { weight: 0.2, margin: 0.5, scope: Scope::MicroBatch }
     }
 }
 

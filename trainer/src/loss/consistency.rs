@@ -7,10 +7,7 @@ pub(super) const TERM: Term = Term {
     name: "con",
     beside: Some("spread"),
     over: Over::Mean,
-    weight: |config, stage, _| match config.consistency.enabled {
-        true => stage.alpha.unwrap_or(while_routers_train(stage, config.consistency.weight)),
-        false => 0.0,
-    },
+    weight: |config, stage, _| stage.alpha.unwrap_or(while_routers_train(stage, config.consistency.weight)),
     find: |config, outcome| {
         let Outcome { paths, centres, views, .. } = *outcome;
         let spread = spread(paths, centres, views);

@@ -7,10 +7,7 @@ pub(super) const TERM: Term = Term {
     name: "div",
     beside: Some("centre_distance"),
     over: Over::Pairs,
-    weight: |config, stage, _| match config.diversity.enabled {
-        true => stage.beta.unwrap_or(while_routers_train(stage, config.diversity.weight)),
-        false => 0.0,
-    },
+    weight: |config, stage, _| stage.beta.unwrap_or(while_routers_train(stage, config.diversity.weight)),
     find: |config, outcome| {
         let Outcome { centres, keys, first, .. } = *outcome;
         let (loss, apart) = separation(centres, keys, first, config.diversity.margin);
