@@ -85,6 +85,9 @@ impl Cluster {
             .map(|line| match line.split_once('=') {
                 Some(("CONFIG", _)) => format!("CONFIG={}", config.display()),
                 Some(("PROGRAMS", _)) => format!("PROGRAMS={}", programs.display()),
+                Some(("SET", _)) => "SET=fashion-mnist".to_owned(),
+                Some(("SRC", _)) => format!("SRC={FASHION_MNIST}"),
+                Some(("OUTPUT", _)) => "OUTPUT=data".to_owned(),
                 Some(("RUN", "runs/codinet-1234")) => "RUN=whole".to_owned(),
                 Some(("BUDGETS", _)) => "BUDGETS=(0.025 0.02)".to_owned(),
                 _ => line.to_owned(),
@@ -169,11 +172,9 @@ fn two_nodes_checkpoint_requeue_and_finish() {
         return;
     }
     let cluster = Cluster::start();
-    let data = Path::new(env!("CARGO_BIN_EXE_codinet-train")).with_file_name("codinet-data");
-    let mut import = Command::new(data);
-    import.args(["import", "fashion-mnist", "--src", FASHION_MNIST, "--output"]).arg(cluster.path("data"));
-    common::succeed(&mut import);
     let config = cluster.path("fashion.yaml");
+    let import = cluster.submit("import.sbatch", &config, &[]);
+    cluster.wait(&import, "end", || cluster.state(&import) == "COMPLETED");
     let text = format!(
         "extends: fashion_quick.yaml\ndata: {{train: '{data}/train', val: '{data}/test/test-000001.tar', train_samples: 320}}\n\
          run: {{log_every: 1, threads: 1, checkpoint_every: 4}}\nstages:\n  - {{name: relaxed, epochs: 1, lr: 0.05}}\n  \

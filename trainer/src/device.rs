@@ -17,7 +17,7 @@ use tch::Device;
 
 /// Where a network runs that is used, not trained.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Place {
+pub struct Hardware {
     /// Where tensors live.
     #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto", value_parser = choice)]
     pub device: DeviceChoice,
@@ -31,7 +31,7 @@ fn choice(text: &str) -> Result<DeviceChoice, String> {
     serde_json::from_value(text.into()).map_err(|_| "expected auto, cpu or cuda".to_owned())
 }
 
-impl Place {
+impl Hardware {
     /// For a program that runs alone: sets the number of threads; returns it, and the device.
     pub fn prepare(&self) -> Result<(usize, Device)> {
         let threads = self.threads.map_or_else(cores, usize::from);

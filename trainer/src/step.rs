@@ -177,7 +177,7 @@ impl Step<'_> {
     fn measure(&self, parts: &Parts, out: &Output, labels: &Tensor, path: &Tensor) -> Tensor {
         let (labels, world) = (loss::by_view(labels, self.views), self.world.ranks());
         let top1 = out.logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Float).mean(None);
-        let mut scalars: Vec<Tensor> = parts.told(world).collect();
+        let mut scalars: Vec<Tensor> = parts.reported(world).collect();
         scalars.extend([self.objective.value(parts, world), top1]);
         scalars.extend(parts.beside.iter().map(Tensor::shallow_clone));
         let mean = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);

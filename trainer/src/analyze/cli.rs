@@ -1,6 +1,6 @@
 //! `codinet-analyze`'s command line.
 
-use crate::device::Place;
+use crate::device::Hardware;
 use crate::error::{Exit, OF_TRAINED};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -87,7 +87,7 @@ pub struct Args {
 
     /// Where the network runs.
     #[command(flatten)]
-    pub place: Place,
+    pub hardware: Hardware,
 
     /// Prints a completion script for a shell, and stops.
     #[arg(long, value_name = "SHELL")]

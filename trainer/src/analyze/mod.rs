@@ -39,8 +39,8 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
         return agree(world, compared);
     }
     device::register();
-    let threads = args.place.threads.map(usize::from);
-    let device = agree(world, device::prepare(world, args.place.device, "--device", threads))?;
+    let threads = args.hardware.threads.map(usize::from);
+    let device = agree(world, device::prepare(world, args.hardware.device, "--device", threads))?;
     let run = args.run.as_ref().expect("clap asks for it");
     let weights = args.checkpoint.as_ref().unwrap_or(run);
     let mut trained = agree(world, Trained::open(weights, args.config.as_deref(), device))?;

@@ -3,7 +3,7 @@
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::config::{self, Config};
-use crate::device::Place;
+use crate::device::Hardware;
 use crate::error::{Error, Exit, Result};
 use crate::model::Net;
 use crate::run::say;
@@ -49,7 +49,7 @@ pub struct Args {
     rounds: u32,
 
     #[command(flatten)]
-    place: Place,
+    hardware: Hardware,
 }
 
 /// What takes turns: inputs, and the paths through them.
@@ -64,7 +64,7 @@ struct Case {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (threads, device) = args.place.prepare()?;
+    let (threads, device) = args.hardware.prepare()?;
     say(&format!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds));
     say(&format!(
         "{:<12} {:>5} {:>9}  {:>10} {:>9} {:>10}  {:>8} {:>8} {:>10}",

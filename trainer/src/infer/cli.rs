@@ -1,7 +1,7 @@
 //! `codinet-infer`'s command line.
 
 use super::{bench, curve, predict};
-use crate::device::{self, Place};
+use crate::device::{self, Hardware};
 use crate::error::{Error, Exit, OF_TRAINED, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
@@ -59,7 +59,7 @@ pub struct Network {
 
     /// Where it runs.
     #[command(flatten)]
-    pub place: Place,
+    pub hardware: Hardware,
 }
 
 /// What images become predictions.

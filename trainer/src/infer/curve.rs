@@ -65,7 +65,7 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let drawing = args.drawing()?;
-    let (threads, device) = args.network.place.prepare()?;
+    let (threads, device) = args.network.hardware.prepare()?;
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
     engine.need_gates()?;

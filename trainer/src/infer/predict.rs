@@ -45,7 +45,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (threads, device) = args.network.place.prepare()?;
+    let (threads, device) = args.network.hardware.prepare()?;
     let trained = args.network.open(device)?;
     let mut engine = Engine::new(&trained.net);
     if args.images.images.is_empty() {

@@ -122,7 +122,7 @@ impl<'a> Objective<'a> {
                 Over::Pairs => value * outcome.sharers,
             };
             parts.losses.push(share(loss));
-            parts.beside.extend(beside.map(|value| term.over.told(&share(value), ranks)));
+            parts.beside.extend(beside.map(|value| term.over.reported(&share(value), ranks)));
         }
         parts
     }
@@ -157,14 +157,14 @@ impl<'a> Objective<'a> {
 
 impl Parts {
     /// Each term in a form whose mean over `ranks` ranks is the global batch's, `[]` each.
-    pub fn told(&self, ranks: usize) -> impl Iterator<Item = Tensor> {
-        TERMS.iter().zip(&self.losses).map(move |(term, loss)| term.over.told(loss, ranks))
+    pub fn reported(&self, ranks: usize) -> impl Iterator<Item = Tensor> {
+        TERMS.iter().zip(&self.losses).map(move |(term, loss)| term.over.reported(loss, ranks))
     }
 }
 
 impl Over {
     /// A rank's value in a form whose mean over ranks is the global batch's.
-    fn told(self, value: &Tensor, ranks: usize) -> Tensor {
+    fn reported(self, value: &Tensor, ranks: usize) -> Tensor {
         match self {
             Self::Mean => value.shallow_clone(),
             Self::Pairs => value * ranks as f64,
