@@ -112,7 +112,8 @@ impl Trainer<'_> {
                 "gmacs": gmacs, "lr": lr, "images_per_second": images, "loader_wait": loader_wait,
                 "collective_wait": share(traffic.waited - before.waited),
                 "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
-                "rates": mean.hard_rates, "rates_as_trained": mean.rates, "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
+                "rates": mean.hard_rates, "rates_as_trained": mean.rates,
+                "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
                 "spread_margin": self.config.consistency.margin,
                 "centre_distance_margin": self.config.diversity.margin,
             });
