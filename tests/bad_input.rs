@@ -72,6 +72,38 @@ fn classes_are_numbered_differently() {
         fs::write(path, info.to_string()).unwrap();
     }
     refused(&mut bench.train(2, &[]), 3, &["class 1 is 'bee' in data.train and 'cat' in data.val"]);
+    // Where one set knows them alone, the run keeps what that one says.
+    let path = bench.path("val").join("dataset.json");
+    let mut info: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    info["class_names"] = serde_json::Value::Null;
+    fs::write(path, info.to_string()).unwrap();
+    let run = bench.path("named");
+    succeed(&mut bench.train(1, &["--set", &format!("run.dir={}", run.display())]));
+    assert_eq!(fs::read_to_string(run.join("class_names.json")).unwrap(), r#"["ant","bee","cat","dog"]"#);
+}
+
+/// Going on must not start anew in the same directory, where old checkpoints would outlive the new ones.
+#[test]
+fn checkpoints_are_of_another_format() {
+    let bench = Bench::new();
+    let run = bench.path("old");
+    let dir = format!("run.dir={}", run.display());
+    succeed(&mut bench.train(1, &["--set", &dir]));
+    for entry in fs::read_dir(run.join("checkpoints")).unwrap() {
+        let path = entry.unwrap().path().join("state.json");
+        if let Ok(text) = fs::read_to_string(&path) {
+            let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+            state.as_object_mut().unwrap().remove("epoch_samples");
+            state["version"] = 3.into();
+            fs::write(path, state.to_string()).unwrap();
+        }
+    }
+    let metrics = fs::read(run.join("metrics.jsonl")).unwrap();
+    let mut again = bench.train(2, &["--resume", "auto", "--set", &dir]);
+    let said = String::from_utf8_lossy(&again.output().unwrap().stderr).into_owned();
+    assert!(said.contains("has format 3; this program reads"), "{said}");
+    refused(&mut again, 4, &["none of its checkpoints can be read"]);
+    assert!(fs::read(run.join("metrics.jsonl")).unwrap() == metrics, "nothing is taken back");
 }
 
 #[test]

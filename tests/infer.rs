@@ -308,11 +308,19 @@ fn an_image_that_is_none() {
     try_it(&[], 2, &["no images"]);
     // The others get their lines all the same.
     let good = loose(&RUN.path("good"), 2);
-    let output = finish(&mut infer(&["--checkpoint", "run", "odd/words.png", good.to_str().unwrap()]));
-    assert_eq!(output.status.code(), Some(3));
-    let found = lines(&String::from_utf8_lossy(&output.stdout));
-    assert_eq!((found.len(), &found[0]["image"]), (3, &Value::from("odd/words.png")));
-    assert!(found[0]["error"].is_string() && found[1..].iter().all(|line| line["class"].is_u64()));
+    let good = good.to_str().unwrap();
+    for batch in ["1", "64"] {
+        let images = ["--batch", batch, good, "odd/words.png", good];
+        let output = finish(infer(&["--checkpoint", "run"]).args(images));
+        assert_eq!(output.status.code(), Some(3));
+        let found = lines(&String::from_utf8_lossy(&output.stdout));
+        let unread: Vec<bool> = found.iter().map(|line| line["error"].is_string()).collect();
+        assert_eq!(unread, [false, false, true, false, false], "in the order of the images");
+        assert_eq!(found[2]["image"], "odd/words.png");
+    }
+    let nothing_to_find_on =
+        infer(&["--checkpoint", "run", "odd/words.png", "--budget-gmacs", "0.01"]).output().unwrap();
+    assert_eq!(nothing_to_find_on.status.code(), Some(3));
 }
 
 /// Classes' names are the run's; a folder of folders that are called so has labels.
@@ -334,6 +342,30 @@ fn a_folder_of_the_runs_classes() {
     assert_eq!(labels, (0..classes as u64).flat_map(|class| [class; 2]).collect::<Vec<_>>());
     assert!(found[0]["image"].as_str().unwrap().starts_with("photos/kind0/"), "{}", found[0]);
     assert!(found.iter().all(|line| line["name"] == format!("kind{}", line["class"])));
+}
+
+/// What training logs of the blocks' rates is what inference would do, and its cost that of these rates.
+#[test]
+fn logged_rates_are_those_of_inference() {
+    let costs = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().net.costs;
+    let text = fs::read_to_string(RUN.path("run/metrics.jsonl")).unwrap();
+    let train: Vec<Value> = lines(&text).into_iter().filter(|line| line["kind"] == "train").collect();
+    let rates = |line: &Value, name: &str| -> Vec<f64> {
+        line[name].as_array().unwrap().iter().map(|rate| rate.as_f64().unwrap()).collect()
+    };
+    for line in &train {
+        let gmacs = costs.mean_macs(&rates(line, "rates")) / 1e9;
+        assert!((gmacs - line["gmacs"].as_f64().unwrap()).abs() < 1e-9, "{line}");
+    }
+    assert_ne!(
+        rates(&train[0], "rates"),
+        rates(&train[0], "rates_as_trained"),
+        "routers train, by relaxed decisions"
+    );
+}
+
+#[test]
+fn where_lines_cannot_go() {
     let unwritable =
         infer(&["--checkpoint", "run", "val", "--output", "odd/none/preds.jsonl"]).output().unwrap();
     assert_eq!(unwritable.status.code(), Some(6));

@@ -4,8 +4,8 @@ use crate::error::{Error, Exit, Result};
 use codinet_dataloader::BadSample;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// What is known to be bad in a data set: by this rank, and by all that write to the same file.
@@ -15,15 +15,17 @@ pub struct BadSamples {
     data: &'static str,
     samples: usize,
     most: f64,
-    /// Shard and key.
+    /// The shard's file name, for shards may be elsewhere when a run goes on, and the key.
     known: HashSet<[String; 2]>,
     file: Option<PathBuf>,
+    /// How much of the file has been read.
+    read: u64,
 }
 
 impl BadSamples {
     /// Of the `samples` samples of `data`, `train` or `val`, a share of `most` may be bad.
     pub fn new(data: &'static str, samples: usize, most: f64) -> Self {
-        Self { data, samples, most, known: HashSet::new(), file: None }
+        Self { data, samples, most, known: HashSet::new(), file: None, read: 0 }
     }
 
     /// From here on they are recorded in `dir`, where other ranks record theirs, and a run that is resumed has.
@@ -35,7 +37,7 @@ impl BadSamples {
     pub fn note(&mut self, bad: &[BadSample]) -> Result<()> {
         for BadSample { sample, shard, key, reason } in bad {
             let (data, shard) = (self.data, shard.display().to_string());
-            let name = [shard.clone(), key.clone()];
+            let name = [file_name(&shard), key.clone()];
             if self.known.contains(&name) {
                 continue;
             }
@@ -60,15 +62,23 @@ impl BadSamples {
         Ok(())
     }
 
-    /// Takes in what the file has; where hosts do not share the folder, each has one of its own.
+    /// Takes in what is new in the file; where hosts do not share the folder, each has one of its own.
     fn read_file(&mut self) {
-        let text = self.file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        self.known.extend(
-            lines.filter(|line| line["data"] == self.data).map(|line| {
-                ["shard", "key"].map(|field| line[field].as_str().unwrap_or_default().to_owned())
-            }),
-        );
+        let mut text = String::new();
+        let file = self.file.as_ref().and_then(|file| File::open(file).ok());
+        let read = file.map(|mut file| {
+            file.seek(SeekFrom::Start(self.read)).and_then(|_| file.read_to_string(&mut text))
+        });
+        if !matches!(read, Some(Ok(_))) {
+            return;
+        }
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        self.read += whole as u64;
+        let lines = text[..whole].lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        self.known.extend(lines.filter(|line| line["data"] == self.data).map(|line| {
+            let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+            [file_name(&field("shard")), field("key")]
+        }));
     }
 
     /// A whole line in one write: ranks share the file. Where a rank has no such folder, its terminal has it.
@@ -79,19 +89,25 @@ impl BadSamples {
     }
 }
 
+fn file_name(shard: &str) -> String {
+    Path::new(shard).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn each_is_recorded_once_and_too_many_are_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let bad = |sample: u32| BadSample {
+        let in_folder = |folder: &str, sample: u32| BadSample {
             sample,
-            shard: "x-0.tar".into(),
+            shard: format!("{folder}/x-0.tar").into(),
             key: format!("k{sample}"),
             reason: "broken".into(),
         };
+        let bad = |sample| in_folder("there", sample);
         let open = |data| {
             let mut samples = BadSamples::new(data, 100, 0.02);
             samples.record_in(dir.path());
@@ -100,7 +116,7 @@ mod tests {
         let (mut one, mut other) = (open("train"), open("train")); // two ranks
         one.note(&[bad(3), bad(4), bad(3)]).unwrap();
         open("val").note(&[bad(3)]).unwrap();
-        other.note(&[bad(4)]).unwrap();
+        other.note(&[in_folder("elsewhere", 4)]).unwrap();
         let error = other.note(&[bad(5)]).unwrap_err().to_string();
         assert!(
             error.contains("3 of 100 samples of data.train") && error.contains("x-0.tar, key 'k5'"),

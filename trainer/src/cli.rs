@@ -176,7 +176,11 @@ fn eval_only(
         Ok(path.display().to_string())
     })?;
     replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
-    let val = agree(world, Validation::open(config, device))?;
+    let val = Validation::open(config, device).and_then(|val| {
+        val.set.check_labels(config.data.classes as usize)?;
+        Ok(val)
+    });
+    let val = agree(world, val)?;
     let evaluation = evaluate(world, config, &net, &val, Decisions::Hard)?;
     let text = format!(
         "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",

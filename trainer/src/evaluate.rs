@@ -85,6 +85,15 @@ pub fn evaluate(
     let paths = paths.over_ranks(world, gates)?;
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
     let bad_images = val.set.len() as u64 - sums[0] as u64; // each of the others counts once
+    let most = config.data.max_bad_fraction;
+    if bad_images as f64 > most * val.set.len() as f64 {
+        let what = format!(
+            "{bad_images} of {} samples of data.val can't be used, and data.max_bad_fraction is {most}; codinet-data verify \
+             says why",
+            val.set.len()
+        );
+        return Err(Error::on_all_ranks(Exit::Data, what));
+    }
     if sums[0] == 0.0 {
         let what = "no validation image can be used; codinet-data verify says why";
         return Err(Error::on_all_ranks(Exit::Data, what));

@@ -20,8 +20,8 @@ pub struct Trained {
     pub config: Config,
     /// The network. A bias that calibration set on the gates is part of its weights.
     pub net: Net,
-    /// The classes' names in the order of their numbers: those of the run, or where it has none or there is none, what the
-    /// config's data are known to have.
+    /// The classes' names in the order of their numbers: from the run's `class_names.json`, else from the `dataset.json` beside
+    /// the config's data.
     pub class_names: Option<Vec<String>>,
 }
 

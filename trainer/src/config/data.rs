@@ -50,8 +50,8 @@ pub struct Data {
     /// Batches of mixtures of two samples. α is that of Beta(α, α), from which a sample's share in its mixture is drawn; with
     /// both kinds, a coin decides for each batch.
     pub mix: Mix,
-    /// Use only the first so many samples of the training set, of which a folder of images has one class after another; null:
-    /// all.
+    /// Use only the first so many samples of the training set; null: all. In a folder of class folders the first are the
+    /// first classes'.
     pub train_samples: Option<usize>,
     /// Decode threads per rank; null: as many as `run.threads`.
     pub decode_threads: Option<usize>,
@@ -62,7 +62,8 @@ pub struct Data {
     pub prefetch: usize,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
     pub on_bad_sample: OnBadSample,
-    /// Share of a data set that may be bad under `replace`, by all ranks' count; more than that ends the run.
+    /// Share of a data set that may be bad under `replace`, of training samples as far as ranks share the run directory; more
+    /// than that ends the run.
     pub max_bad_fraction: f64,
 }
 

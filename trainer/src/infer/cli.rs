@@ -65,7 +65,7 @@ pub struct Network {
 /// What images become predictions.
 #[derive(Debug, clap::Args)]
 pub struct Images {
-    /// JPEG and PNG files, folders of them, tar shards or folders of shards, as `data.val` takes them.
+    /// JPEG and PNG files, folders of them, shards as `data.val` takes them, or a folder of the run's class folders.
     #[arg(value_name = "IMAGES")]
     pub images: Vec<PathBuf>,
 }

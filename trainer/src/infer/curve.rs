@@ -106,9 +106,6 @@ pub fn run(args: &Args) -> Result<()> {
     for batch in source.batches(usize::MAX) {
         let batch = batch?;
         let labels = labels(&batch)?;
-        if labels.is_empty() {
-            continue; // all left out
-        }
         seen += labels.len();
         let from = labels.len() - (seen.saturating_sub(args.found_on)).min(labels.len());
         if from == labels.len() {
@@ -167,7 +164,7 @@ impl Row {
 /// Every image's class.
 fn labels(batch: &ImageBatch) -> Result<Vec<i64>> {
     batch.labels.iter().copied().collect::<Option<Vec<i64>>>().ok_or_else(|| {
-        let what = "the accuracy is asked for, but files have no labels; name shards, or leave IMAGES out for the run's data.val";
+        let what = "the accuracy is asked for, but files have no labels; name a data set, or leave IMAGES out for the run's data.val";
         Error::new(Exit::Config, what)
     })
 }

@@ -1,7 +1,7 @@
 //! `codinet-infer --checkpoint … IMAGES`: a line of JSON for each image.
 
 use super::cli::{Images, Network, output};
-use super::source::{ImageBatch, Source};
+use super::source::{ImageBatch, Source, Unread};
 use super::{Engine, Passed, Paths};
 use crate::budget::refuse_unmet;
 use crate::error::{Error, Exit, Result};
@@ -52,54 +52,57 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new(Exit::Config, "no images were named: add files, folders or shards"));
     }
     let source = Source::open(&args.images.images, &trained, args.batch as usize, threads, device)?;
-    let source = source.leaving_out_bad(); // they get a line each
+    let source = source.passing_over_bad(); // they get a line each
     if let Some(budget) = args.budget_gmacs {
         engine.need_gates()?;
         refuse_unmet(engine.costs, "--budget-gmacs", budget)?;
-        let first: Vec<Tensor> = source.inputs(BIASED_ON)?;
+        let first = source.inputs(BIASED_ON)?;
+        if first.is_empty() {
+            let what =
+                format!("none of the first {BIASED_ON} images can be read, on which the bias would be found");
+            return Err(Error::new(Exit::Data, what));
+        }
         let found = engine.meet(budget, &first)?;
         eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
     }
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
-    // Whether anybody still reads.
-    let mut write = |line: &Value| match writeln!(out, "{line}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        written => written.map(|()| true).map_err(|error| Error::disk("write", &place, &error)),
-    };
     let begun = Instant::now();
     let mut all = Sums::default();
     for batch in source.batches(usize::MAX) {
-        let ImageBatch { x, names, labels, bad: unread } = batch?;
-        all.bad += unread.len();
-        for (name, reason) in unread {
-            if !write(&json!({"image": name, "error": reason}))? {
-                return Ok(());
+        let ImageBatch { x, names, labels, bad } = batch?;
+        let mut lines = Vec::new();
+        if !names.is_empty() {
+            let Passed { logits, path } = engine.forward(&x, Paths::Routed);
+            let found = Found::of(&logits, args.topk.into());
+            for (n, name) in names.iter().enumerate() {
+                let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
+                let mut line = found.line(n, &trained);
+                line["image"] = name.as_str().into();
+                line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
+                line["macs"] = (engine.macs(path) as i64).into();
+                if args.logits {
+                    line["logits"] = json!(Vec::<f32>::try_from(&logits.get(n as i64)).expect("f32"));
+                }
+                if let Some(label) = labels[n] {
+                    line["label"] = label.into();
+                    all.labelled += 1;
+                    all.right += usize::from(label == found.classes[n][0]);
+                }
+                all.macs += engine.macs(path);
+                all.images += 1;
+                lines.push(line);
             }
         }
-        if names.is_empty() {
-            continue;
+        all.bad += bad.len();
+        bad.iter().for_each(|bad| eprintln!("note: passed over: {}: {}", bad.name, bad.reason));
+        for Unread { after, name, reason } in bad.into_iter().rev() {
+            lines.insert(after, json!({"image": name, "error": reason}));
         }
-        let Passed { logits, path } = engine.forward(&x, Paths::Routed);
-        let found = Found::of(&logits, args.topk.into());
-        for (n, name) in names.iter().enumerate() {
-            let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
-            let mut line = found.line(n, &trained);
-            line["image"] = name.as_str().into();
-            line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
-            line["macs"] = (engine.macs(path) as i64).into();
-            if args.logits {
-                line["logits"] = json!(Vec::<f32>::try_from(&logits.get(n as i64)).expect("f32"));
-            }
-            if let Some(label) = labels[n] {
-                line["label"] = label.into();
-                all.labelled += 1;
-                all.right += usize::from(label == found.classes[n][0]);
-            }
-            all.macs += engine.macs(path);
-            all.images += 1;
-            if !write(&line)? {
-                return Ok(());
+        for line in &lines {
+            match writeln!(out, "{line}") {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.map_err(|error| Error::disk("write", &place, &error))?,
             }
         }
     }

@@ -25,13 +25,24 @@ pub struct ImageBatch {
     pub names: Vec<String>,
     /// Its class, where it is known.
     pub labels: Vec<Option<i64>>,
-    /// What each is that could not be read or decoded, and why.
-    pub bad: Vec<(String, String)>,
+    /// Those that could not be read or decoded.
+    pub bad: Vec<Unread>,
+}
+
+/// An image that could not be read or decoded.
+pub struct Unread {
+    /// How many images of its batch come before it that could.
+    pub after: usize,
+    /// What it is, as [`ImageBatch::names`] has it.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl Source {
-    /// Opens what `paths` name; nothing named: the run's `data.val`. A folder whose subfolders are called as the classes
-    /// of `trained` is a data set; other folders are of images without labels.
+    /// Opens what `paths` name; nothing named: the run's `data.val`. A folder whose subfolders, in the order of their names,
+    /// are the classes of `trained` is a data set; other folders are of images without labels. An image that can't be read
+    /// or decoded is an error.
     pub fn open(
         paths: &[PathBuf],
         trained: &Trained,
@@ -63,13 +74,13 @@ impl Source {
         }
         close(&mut loose, &mut datasets)?;
         let spec = input::spec(config, config.evaluation(), 1);
-        let spec = LoaderSpec { threads, ..spec };
+        let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })
     }
 
-    /// The same, where images that can't be read or decoded are left out, whatever the config says.
-    pub fn leaving_out_bad(mut self) -> Self {
+    /// The same, where images that can't be read or decoded are passed over.
+    pub fn passing_over_bad(mut self) -> Self {
         self.spec.on_bad = OnBadSample::Replace;
         self
     }
@@ -97,7 +108,7 @@ impl Source {
         })
     }
 
-    /// As the network takes them, the first `most`, but for those that are left out.
+    /// As the network takes them, the first `most`, but for those that are passed over.
     pub fn inputs(&self, most: usize) -> Result<Vec<Tensor>> {
         let inputs = self.batches(most).map(|batch| Ok(batch?.x));
         inputs.filter(|x: &Result<Tensor>| x.as_ref().map_or(true, |x| x.size()[0] > 0)).collect()
@@ -107,24 +118,25 @@ impl Source {
         let (x, _) = self.normalise.tensors(batch);
         let named = |sample: u32| {
             let place = dataset.meta(sample as usize).expect("a sample that was read");
-            let of_folder = place.shard.as_os_str().is_empty() || place.shard.is_dir();
-            match of_folder {
-                true => place.shard.join(place.name).display().to_string(),
-                false => format!("{}:{}", place.shard.display(), place.key),
+            match place.length {
+                0 => place.shard.join(place.name).display().to_string(), // a file
+                _ => format!("{}:{}", place.shard.display(), place.key),
             }
         };
         let names = batch.samples.iter().map(|&sample| named(sample)).collect();
         let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
-        let of_bad = |bad: &BadSample| {
-            let name = named(bad.sample);
-            eprintln!("note: left out: {name}: {}", bad.reason);
-            (name, bad.reason.clone())
+        let unread = |bad: &BadSample| Unread {
+            after: batch.samples.partition_point(|&good| good < bad.sample),
+            name: named(bad.sample),
+            reason: bad.reason.clone(),
         };
-        ImageBatch { x, names, labels, bad: batch.bad.iter().map(of_bad).collect() }
+        let mut bad: Vec<&BadSample> = batch.bad.iter().collect();
+        bad.sort_by_key(|bad| bad.sample);
+        ImageBatch { x, names, labels, bad: bad.into_iter().map(unread).collect() }
     }
 }
 
-/// Whether the folders in `path` are called as the classes that `trained` tells apart.
+/// Whether the folders in `path`, in the order of their names, are the classes that `trained` tells apart.
 fn is_by_class(path: &Path, trained: &Trained) -> bool {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let folders = entries.filter(|path| path.is_dir());

@@ -41,6 +41,8 @@ impl Input {
         let val = Validation::open(config, device)?;
         let train = open(&data.train, config, config.augmentation())?;
         check_classes(&train, &val)?;
+        train.check_labels(data.classes as usize)?;
+        val.set.check_labels(data.classes as usize)?;
         check_lanes(config, &train)?;
         let used = train.len().min(data.train_samples.unwrap_or(usize::MAX));
         let held_out =
@@ -107,6 +109,11 @@ impl Input {
         Ok(validation::share(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
     }
 
+    /// What the classes are called, in the order of their numbers, where one of the sets knows.
+    pub fn class_names(&self) -> Option<&[String]> {
+        class_names(&self.val.set).or_else(|| class_names(&self.train))
+    }
+
     /// From here on bad samples are recorded in a run's folder.
     pub fn record_in(&self, dir: &Path) {
         self.bad.borrow_mut().record_in(dir);
@@ -162,10 +169,14 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
     Err(Error::new(Exit::Config, what))
 }
 
+/// What the classes are called, in the order of their numbers, where the set knows.
+fn class_names(set: &Dataset) -> Option<&[String]> {
+    set.info()?.class_names.as_deref()
+}
+
 /// Refuses sets that number their classes differently, as folders do of which one set lacks one.
 fn check_classes(train: &Dataset, val: &Validation) -> Result<()> {
-    let train = train.info().and_then(|info| info.class_names.as_deref());
-    let (Some(train), Some(val)) = (train, val.class_names()) else { return Ok(()) };
+    let (Some(train), Some(val)) = (class_names(train), class_names(&val.set)) else { return Ok(()) };
     let differs = (0..train.len().max(val.len())).find(|&class| train.get(class) != val.get(class));
     let Some(class) = differs else { return Ok(()) };
     let name = |names: &[String]| names.get(class).map_or("missing".to_owned(), |name| format!("'{name}'"));
@@ -225,11 +236,9 @@ impl HeldOut {
     }
 }
 
-/// Opens a data set, and checks it and its first image, as the run will see it: settings that do not suit the images end the
-/// run here.
+/// Opens a data set, and makes its first image what the run will see: settings that do not suit the images end the run here.
 fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
     let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
-    dataset.check_labels(config.data.classes as usize)?;
     let first = std::iter::once(BatchPlan::new(0, vec![0]));
     let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..spec(config, transform, 1) };
     Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;

@@ -21,7 +21,7 @@ pub struct Validation {
 }
 
 impl Validation {
-    /// Opens `data.val` and checks that it suits the config.
+    /// Opens `data.val`; its labels are not checked yet.
     pub fn open(config: &Config, device: Device) -> Result<Self> {
         let set = open(&config.data.val, config, config.evaluation())?;
         let bad = RefCell::new(BadSamples::new("val", set.len(), config.data.max_bad_fraction));
@@ -37,11 +37,6 @@ impl Validation {
     pub fn some(&self, config: &Config, world: &World, most: usize) -> Result<Loader> {
         let stride = self.set.len().div_ceil(most.max(1)).max(1);
         share(&self.set, (0..self.set.len() as u32).step_by(stride).collect(), config, world)
-    }
-
-    /// What the classes are called, in the order of their numbers, where the set knows.
-    pub fn class_names(&self) -> Option<&[String]> {
-        self.set.info()?.class_names.as_deref()
     }
 
     /// This rank: notes the bad samples of a batch.

@@ -171,16 +171,23 @@ pub fn is_complete(checkpoint: &Path) -> bool {
     checkpoint.join("COMPLETE").exists() && checkpoint.join("state.json").exists()
 }
 
+/// What a `state.json` of any format has.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
+}
+
 /// Reads where training stood, and checks every file against its checksum.
 pub fn read_state(checkpoint: &Path) -> Result<State> {
     let path = checkpoint.join("state.json");
     let broken = |what: String| Error::new(Exit::Checkpoint, format!("{}: {what}", checkpoint.display()));
     let text = fs::read(&path).map_err(|error| broken(format!("cannot read state.json: {error}")))?;
-    let state: State =
-        serde_json::from_slice(&text).map_err(|error| broken(format!("state.json is damaged: {error}")))?;
-    if state.version != VERSION {
-        return Err(broken(format!("has format {}; this program reads {VERSION}", state.version)));
+    let damaged = |error: serde_json::Error| broken(format!("state.json is damaged: {error}"));
+    let Format { version } = serde_json::from_slice(&text).map_err(damaged)?;
+    if version != VERSION {
+        return Err(broken(format!("has format {version}; this program reads {VERSION}")));
     }
+    let state: State = serde_json::from_slice(&text).map_err(damaged)?;
     for (name, expected) in &state.files {
         let bytes = fs::read(checkpoint.join(name))
             .map_err(|error| broken(format!("cannot read {name}: {error}")))?;

@@ -52,7 +52,7 @@ pub fn choose(name: &str, config: &Config, resume: &Resume) -> Result<Place> {
             None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
         },
         Resume::Auto => match set.or_else(|| newest(name, config)) {
-            Some(dir) => Ok(Place { checkpoint: checkpoint::newest(&dir), dir }),
+            Some(dir) => Ok(Place { checkpoint: newest_readable(&dir)?, dir }),
             None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
         },
         Resume::From(path) => from(path, set),
@@ -101,6 +101,17 @@ fn from(path: &Path, set: Option<PathBuf>) -> Result<Place> {
         }
         None => Ok(Place { dir: own, checkpoint: Some(checkpoint) }),
     }
+}
+
+/// The run's newest checkpoint, where it has any; that none of those it has can be read is no reason to start anew.
+fn newest_readable(run: &Path) -> Result<Option<PathBuf>> {
+    let newest = checkpoint::newest(run);
+    if newest.is_none() && !checkpoint::steps(&run.join("checkpoints")).is_empty() {
+        let what =
+            "none of its checkpoints can be read, as said above; set run.dir to a new folder to start anew";
+        return Err(Error::new(Exit::Checkpoint, format!("{}: {what}", run.display())));
+    }
+    Ok(newest)
 }
 
 fn occupied(dir: &Path) -> Error {

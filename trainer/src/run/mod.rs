@@ -1,8 +1,8 @@
 //! The run directory: what a run leaves behind, and the interface between the tools.
 //!
 //! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`,
-//! `class_names.json` where classes have names, `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's state and lines on bad samples; what
-//! could not be written ends the run with one line.
+//! `class_names.json` where classes have names, `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's
+//! state and lines on bad samples; what could not be written ends the run with one line.
 
 pub mod checkpoint;
 mod choose;

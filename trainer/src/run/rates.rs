@@ -1,4 +1,4 @@
-//! How often each gated block ran, over the run so far, as one picture: blocks that always run or never do, which is how
+//! How often each gated block would run in inference, over the run so far, as one picture: blocks that always run or never do, which is how
 //! routers collapse, are rows that turn all light or all dark.
 
 use crate::colour;
@@ -10,7 +10,7 @@ use serde_json::Value;
 const COLUMNS: usize = 640;
 
 /// From the text of `metrics.jsonl`: a row a block, the first on top, a column a log line; dark blue where none of the views
-/// ran the block, yellow where all did. A PNG file with its width and height; nothing where there are no gates or no lines.
+/// would run the block, yellow where all did. A PNG file with its width and height; nothing where there are no gates or no lines.
 pub fn picture(metrics: &str) -> Option<(Vec<u8>, (u32, u32))> {
     let lines = metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let rates: Vec<Vec<f64>> = lines

@@ -59,7 +59,7 @@ impl Records {
         hparams::end(&mut self.events);
     }
 
-    /// Shows TensorBoard how often each gated block ran so far, as one picture: a row a block, a column a log line.
+    /// Shows TensorBoard how often each gated block would have run so far, as one picture: a row a block, a column a log line.
     pub fn picture_rates(&mut self, step: u64) {
         let text = fs::read_to_string(&self.path).unwrap_or_default();
         if let Some((png, size)) = rates::picture(&text) {

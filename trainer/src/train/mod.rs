@@ -130,9 +130,9 @@ impl<'a> Trainer<'a> {
         let micro_batches = world.ranks() * config.optim.accumulate;
         let mut state = State { order: order.clone(), price, micro_batches, ..State::default() };
         let mut note = None;
-        if let Some(folder) = &place.checkpoint {
-            state = resume::load(world, folder, &order, config, &net.params, &sgd.momentum, ema.as_mut())?;
-            state.forget_lost_best(&place.dir);
+        let before = resume::load(world, &place, &order, config, &net.params, &sgd.momentum, ema.as_mut())?;
+        if let Some(before) = before {
+            state = before;
             note = resume::share_out(&mut state, world.ranks(), config);
             if config.budget().is_none() {
                 state.price = price;
@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
     /// All ranks: opens the run directory.
     fn open(&mut self) -> Result<()> {
         let opened = match self.world.rank() {
-            0 => resume::open(&self.place, self.config, &self.state, &self.input.val).map(Some),
+            0 => resume::open(&self.place, self.config, &self.state, &self.input).map(Some),
             _ => Ok(None),
         };
         self.records = collective::agree(self.world, opened)?;

@@ -3,7 +3,7 @@
 use crate::collective::{World, rank_zeros};
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::input::Validation;
+use crate::input::Input;
 use crate::model::Params;
 use crate::optim::Ema;
 use crate::replicas;
@@ -13,39 +13,41 @@ use std::path::Path;
 use tch::Tensor;
 
 /// Rank 0: makes the run directory what it must be before the first step.
-pub(super) fn open(place: &Place, config: &Config, state: &State, val: &Validation) -> Result<Records> {
+pub(super) fn open(place: &Place, config: &Config, state: &State, input: &Input) -> Result<Records> {
     let dir = &place.dir;
     std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
     let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
     records.settings(config);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
-    val.class_names().map_or(Ok(()), |names| keep_class_names(dir, names))?;
+    input.class_names().map_or(Ok(()), |names| keep_class_names(dir, names))?;
     checkpoint::remove_partial(dir);
     Ok(records)
 }
 
-/// All ranks: what the checkpoint in `folder` holds, as [`checkpoint::load`] has it, and where it stands. Rank 0 alone reads
-/// it: a file system that ranks share is not asked for it by each of them.
+/// All ranks: fills the tensors from the place's checkpoint, and returns its state; where there is none, neither. Rank 0 alone
+/// reads: a file system that ranks share is not asked by each of them.
 pub(super) fn load(
     world: &World,
-    folder: &Path,
+    place: &Place,
     order: &Order,
     config: &Config,
     params: &Params,
     momentum: &Tensor,
     mut ema: Option<&mut Ema>,
-) -> Result<State> {
+) -> Result<Option<State>> {
+    let Some(folder) = &place.checkpoint else { return Ok(None) };
     let state = rank_zeros(world, || {
-        let state = checkpoint::read_state(folder)?;
+        let mut state = checkpoint::read_state(folder)?;
         checkpoint::load(folder, &state, params, momentum, ema.as_deref_mut())?;
         check(&state, folder, order, config)?;
+        state.forget_lost_best(&place.dir);
         Ok(serde_json::to_string(&state).expect("a state is JSON"))
     })?;
     let mut held = vec![params.flat(), params.flat_buffers(), momentum];
     held.extend(ema.iter().flat_map(|ema| [&ema.flat, &ema.buffers]));
     replicas::take_rank_zeros(world, &held)?;
-    Ok(serde_json::from_str(&state).expect("rank 0 wrote it"))
+    Ok(Some(serde_json::from_str(&state).expect("rank 0 wrote it")))
 }
 
 /// Another number of ranks than before takes the same micro-batches, where they can be shared out: each step is then what
