@@ -1,4 +1,4 @@
-"""What torchvision makes of small images, for tests/dataloader_transforms.rs.
+"""What torchvision makes of small images, for tests/dataloader/transforms.rs.
 
     python transforms.py           writes transforms.json beside this file (needs torchvision 0.26 and Pillow)
 

@@ -1,7 +1,7 @@
 //! Operations on a finished view, u8 [S, S, C], in place.
 //!
 //! Each is torchvision's function of that name on a *PIL* image, which is what its reference recipes use, to the
-//! last bit (`tests/dataloader_transforms.rs`). On tensors torchvision rounds otherwise: values differ by up to 1
+//! last bit (`tests/dataloader/transforms.rs`). On tensors torchvision rounds otherwise: values differ by up to 1
 //! after contrast, sharpness and auto-contrast, 3 after saturation and 15 after hue; a rotation takes some pixels from
 //! the neighbour of their origin (measured by `tests/golden/transforms.py`, on its images).
 

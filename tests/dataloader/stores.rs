@@ -10,15 +10,9 @@ use std::time::{Duration, Instant};
 use codinet_dataloader::index::IndexState;
 use codinet_dataloader::{Cache, Dataset, Options, ShardWriter};
 
-#[path = "dataloader_data.rs"]
-mod data;
-#[path = "dataloader_program.rs"]
-mod program;
-#[path = "dataloader_server.rs"]
-mod server;
-use data::{flat, open, write_flat, write_images};
-use program::{codinet_data, data_error, stdout};
-use server::{Behaviour, Server, files, s3};
+use crate::data::{flat, open, write_flat, write_images};
+use crate::program::{codinet_data, data_error, stdout};
+use crate::server::{Behaviour, Server, files, s3};
 
 const RANGE: &str = "x-{000000..000002}.tar";
 

@@ -36,7 +36,7 @@ type Which = (String, u32, usize);
 type PolicyOp = (String, u32, String, f64, String);
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("golden/transforms.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/transforms.json")).unwrap()
 }
 
 /// The same formulas as in `transforms.py`.

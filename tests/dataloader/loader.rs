@@ -10,9 +10,7 @@ use codinet_dataloader::{
     ShardWriter, Transform, eval_samples,
 };
 
-#[path = "dataloader_data.rs"]
-mod data;
-use data::{SIZE, flat, open, png, write_flat, write_images};
+use crate::data::{SIZE, flat, open, png, write_flat, write_images};
 
 const PLAIN: Transform = Transform::Train { crop: Crop::None, flip: 0.0, augment: Augment::NONE };
 

@@ -7,9 +7,7 @@ use std::process::Output;
 
 use codinet_dataloader::{Channels, Dataset, Decoder};
 
-#[path = "dataloader_program.rs"]
-mod program;
-use program::{codinet_data, data_error, stdout};
+use crate::program::{codinet_data, data_error, stdout};
 
 fn import(source: &Path, out: &Path, more: &[&str]) -> Output {
     let paths = ["--src", source.to_str().unwrap(), "--output", out.to_str().unwrap()];

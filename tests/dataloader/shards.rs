@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use codinet_dataloader::index::IndexState;
 use codinet_dataloader::{Dataset, Error};
 
-#[path = "dataloader_data.rs"]
-mod data;
-use data::{flat, open, write_flat, write_images};
+use crate::data::{flat, open, write_flat, write_images};
 
 /// Name and contents of a tar's members.
 type Members<'a> = &'a [(&'a str, &'a [u8])];

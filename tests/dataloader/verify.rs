@@ -7,9 +7,7 @@ use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, DatasetInfo, Decoder, ShardWriter};
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
-#[path = "dataloader_program.rs"]
-mod program;
-use program::{codinet_data, stdout};
+use crate::program::{codinet_data, data_error, stdout};
 
 /// A JPEG with detail, `side` pixels wide and high; each number makes another one.
 fn jpeg(number: usize, side: usize, adjust: impl Fn(&mut Compressor)) -> Vec<u8> {
@@ -153,7 +151,7 @@ fn verify_names_every_bad_sample() {
     let shard = folder.path().join("x-000000.tar");
     let whole = fs::read(&shard).unwrap();
     fs::write(&shard, &whole[..whole.len() - 2000]).unwrap();
-    let error = program::data_error(&codinet_data(&["verify", path]));
+    let error = data_error(&codinet_data(&["verify", path]));
     assert!(error.contains("x-000000.tar: ") && error.contains("the shard again"), "{error}");
 }
 

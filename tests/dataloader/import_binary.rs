@@ -7,12 +7,8 @@ use codinet_dataloader::{Channels, Dataset, DatasetInfo, Decoder};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-#[path = "dataloader_program.rs"]
-mod program;
-#[path = "dataloader_published.rs"]
-mod published;
-use program::{data_error, stdout};
-use published::{compressed, element, import, mat};
+use crate::program::{data_error, stdout};
+use crate::published::{compressed, element, import, mat};
 
 /// One value of image `n` of the small files; rows, columns and channels can't be mistaken for one another.
 fn value(n: usize, row: usize, column: usize, channel: usize) -> u8 {
@@ -175,7 +171,7 @@ const DOUBLE_IN_BYTES: (u8, u32) = (6, 2);
 
 /// An array: its name, its class and the type its data are stored as, its dimensions, its data.
 fn array(name: &str, (class, stored): (u8, u32), dimensions: &[u32], data: &[u8]) -> Vec<u8> {
-    published::array(name, class, dimensions, &[element(stored, data)])
+    crate::published::array(name, class, dimensions, &[element(stored, data)])
 }
 
 /// `X`, of images from `first` on.
@@ -231,7 +227,7 @@ fn svhn_from_mat_files_compressed_and_not() {
 fn svhn_from_files_that_scipy_wrote() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for name in ["train_32x32.mat", "test_32x32.mat"] {
-        fs::write(source.path().join(name), include_bytes!("golden/svhn_scipy.mat")).unwrap();
+        fs::write(source.path().join(name), include_bytes!("../golden/svhn_scipy.mat")).unwrap();
     }
     stdout(&import("svhn", source.path(), out.path(), &[]));
     check(&out.path().join("train"), 0, &[0, 1, 9, 2]);

@@ -6,8 +6,8 @@ use std::process::Output;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::published::{array, compressed, element, mat};
 use super::*;
+use crate::published::{array, compressed, element, mat};
 
 /// In the devkit's order, in which class 1 of the devkit is class 3 by sorted ids, and so on.
 const WNIDS: [&str; 5] = ["n03000003", "n01000001", "n05000005", "n02000002", "n04000004"];

@@ -8,12 +8,8 @@ use std::path::Path;
 use codinet_dataloader::index::{IndexState, ShardIndex};
 use codinet_dataloader::{Dataset, Error, ShardWriter};
 
-#[path = "dataloader_data.rs"]
-mod data;
-#[path = "dataloader_program.rs"]
-mod program;
-use data::{flat, open, write_flat, write_images};
-use program::{codinet_data, data_error, stdout};
+use crate::data::{flat, open, write_flat, write_images};
+use crate::program::{codinet_data, data_error, stdout};
 
 fn open_error(pattern: &Path) -> String {
     let message = open(pattern).unwrap_err().to_string();

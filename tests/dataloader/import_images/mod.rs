@@ -7,19 +7,13 @@ use std::path::Path;
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, Dataset};
 
-#[path = "dataloader_large_import/image_folder.rs"]
 mod image_folder;
-#[path = "dataloader_large_import/imagenet.rs"]
 mod imagenet;
 #[cfg(feature = "parquet")]
-#[path = "dataloader_large_import/parquet.rs"]
 mod parquet_files;
-#[path = "dataloader_program.rs"]
-mod program;
-#[path = "dataloader_published.rs"]
-mod published;
-use program::{data_error, stdout};
-use published::import;
+
+use crate::program::{data_error, stdout};
+use crate::published::import;
 
 /// A small JPEG; each number makes another one.
 fn photograph(number: usize) -> Vec<u8> {
