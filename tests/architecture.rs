@@ -92,7 +92,8 @@ fn crates_know_those_below_them() {
         let own = rest.split("\n[").next().unwrap().lines().filter(|line| line.starts_with("codinet-"));
         own.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(dependencies("trainer"), ["codinet-dataloader"]);
+    assert_eq!(dependencies("trainer"), ["codinet-config", "codinet-dataloader"]);
+    assert_eq!(dependencies("configs"), ["codinet-dataloader"]);
     assert!(dependencies("dataloader").is_empty() && dependencies("launcher").is_empty());
     for path in sources(&Path::new(ROOT).join("dataloader/src")) {
         let code = fs::read_to_string(&path).unwrap();
@@ -111,7 +112,7 @@ fn what_the_page_names_is_there() {
             name.ends_with('/') || [".rs", ".cpp", ".c", ".json"].iter().any(|end| name.ends_with(end))
         })
         .collect();
-    let all: Vec<String> = ["trainer", "dataloader", "launcher", "tests"]
+    let all: Vec<String> = ["trainer", "dataloader", "launcher", "configs", "tests"]
         .iter()
         .flat_map(|folder| files(&Path::new(ROOT).join(folder)))
         .map(|path| path.to_string_lossy().into_owned())

@@ -1,7 +1,7 @@
 //! The documentation is held to the programs: links and anchors lead somewhere, commands are taken by the programs that they
 //! name, settings by the loader of configs, and files that are named are there.
 
-use codinet_trainer::config::{BUILT_IN, load};
+use codinet_trainer::config::{built_in, load};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -196,7 +196,7 @@ fn trains(words: &[String]) -> Result<(), String> {
 /// Whether the loader takes the settings over a config.
 fn set(config: &str, sets: &[String]) -> Result<(), String> {
     let config = if stand_in(config) { STAND_IN } else { config };
-    if BUILT_IN.get_file(config).is_none() {
+    if built_in(config).is_none() {
         return Err(format!("{config} is not shipped"));
     }
     load(config, sets).map(drop).map_err(|error| error.to_string())
@@ -254,7 +254,7 @@ fn check_command(words: &[String]) -> Result<(), String> {
                 Some(at) => (&words[1..at], &words[at + 1..]),
                 None => (&words[1..], &[][..]),
             };
-            let shipped = |word: &String| BUILT_IN.get_file(format!("{word}.yaml")).is_some();
+            let shipped = |word: &String| built_in(&format!("{word}.yaml")).is_some();
             let names = own.iter().filter(|word| word.contains('_') && !word.contains('/'));
             if let Some(name) = names.clone().find(|name| !shipped(name)) {
                 return Err(format!("{name} is not shipped"));

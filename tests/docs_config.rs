@@ -12,7 +12,7 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 const HEAD: &str = "# Every key of a config
 
-<!-- Made from the types in trainer/src/config/ and dataloader/ by tests/docs_config.rs: edit the comments there. -->
+<!-- Made from the types in configs/src/ and dataloader/ by tests/docs_config.rs: edit the comments there. -->
 
 A config is a YAML file of these keys; what it leaves out has the default shown here. `codinet-train my.yaml --dry-run`
 prints all keys with the values that a run would have, and `--set KEY=VALUE` replaces one of them, with the names used here

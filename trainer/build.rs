@@ -25,6 +25,5 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=native");
-    println!("cargo::rerun-if-changed=configs"); // built into the program
     println!("cargo::rerun-if-env-changed=LIBTORCH");
 }

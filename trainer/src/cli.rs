@@ -101,7 +101,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
     }
     let name = args.config.as_deref().unwrap_or_default();
-    let config = agree(world, config::load(name, &args.set))?;
+    let config = agree(world, config::load(name, &args.set).map_err(Error::from))?;
     let facts = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("config", serde_json::to_string(&config).expect("a config is JSON")),

@@ -15,11 +15,9 @@ pub mod collective;
 mod colour;
 #[cfg(test)]
 mod compiled;
-pub mod config;
 mod device;
 mod driver;
 mod dry_run;
-pub mod env;
 pub mod error;
 mod evaluate;
 pub mod export;
@@ -47,3 +45,5 @@ pub mod step;
 mod train;
 pub mod trained;
 mod upload;
+
+pub use codinet_config::{self as config, env};

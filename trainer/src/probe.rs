@@ -5,7 +5,7 @@ use crate::collective::{Nccl, World, agree, all_gather_lists};
 use crate::config::{self, Config, DeviceChoice};
 use crate::device;
 use crate::env;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Net;
 use crate::run::Console;
 use codinet_dataloader::Dataset;
@@ -25,7 +25,7 @@ const WRITTEN: usize = 64 << 20;
 /// All ranks: measures, and rank 0 prints. A first line tells everything but whether SIGUSR2 comes through; after it a
 /// second one tells that.
 pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool) -> Result<()> {
-    let config = name.map(|name| agree(world, config::load(name, sets))).transpose()?;
+    let config = name.map(|name| agree(world, config::load(name, sets).map_err(Error::from))).transpose()?;
     let mine = of_rank(config.as_ref(), world)?;
     let ranks = all_gather_lists(world, mine.to_string().as_bytes())?;
     let ranks: Vec<Value> =

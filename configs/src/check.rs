@@ -1,6 +1,6 @@
 //! What values a config takes.
 
-use super::{Config, Hidden, Schedule, Stage};
+use crate::{Config, Hidden, Schedule, Stage};
 use codinet_dataloader::transform::{Augment, Transform};
 
 /// What each key takes, in the order of checking, for the manual; a key may come more than once, and one whose type says it
@@ -13,7 +13,7 @@ pub fn takes() -> Vec<(String, String)> {
 
 impl Config {
     /// Every value that is refused: its key, and what is wrong with it.
-    pub(super) fn refused(&self) -> Vec<(String, String)> {
+    pub(crate) fn refused(&self) -> Vec<(String, String)> {
         let out_of_range = self.checks().into_iter().filter(|(fine, ..)| !fine);
         let own = out_of_range.map(|(_, key, wanted)| (key, format!("is out of range; it takes {wanted}")));
         own.chain(self.refused_by_loader()).collect()

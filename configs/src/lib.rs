@@ -2,9 +2,12 @@
 //! the `Default` of its section; [`load`] reads and checks a file. docs/config.md and its JSON schema are made from these
 //! types (tests/docs_config.rs).
 
+mod built_in;
 mod check;
 mod collective;
 mod data;
+pub mod env;
+pub mod exit;
 mod load;
 mod model;
 mod objective;
@@ -12,10 +15,11 @@ mod optim;
 mod run;
 mod stage;
 
+pub use built_in::{BUILT_IN, built_in};
 pub use check::takes;
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
-pub use load::{BUILT_IN, load};
+pub use load::load;
 pub use model::{Arch, Gates, Hidden, Model, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
 pub use objective::{Consistency, Cost, CostUnit, Diversity, RunRate, Scope, TargetRate};
 pub use optim::{OnNonfinite, Optim};

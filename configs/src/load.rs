@@ -1,14 +1,10 @@
 //! Reading a config: the file (or a shipped one), `--set`, and the one line that says what is wrong.
 
-use super::Config;
-use crate::error::{Error, Exit, Result};
-use include_dir::{Dir, include_dir};
+use crate::exit::{Error, Exit, Result};
+use crate::{BUILT_IN, Config, built_in};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// The shipped configs, so that their bare names work from any folder.
-pub static BUILT_IN: Dir = include_dir!("$CARGO_MANIFEST_DIR/configs");
 
 /// Reads `name` (a path, or the bare name of a shipped config) over what it extends, applies `--set` overrides in
 /// order, and checks every value.
@@ -143,10 +139,10 @@ fn read(name: &str, from: Option<&str>) -> Result<(String, String)> {
             .map_err(|error| wrong(format!("cannot read {}: {error}", beside.display())))?;
         return Ok((beside.display().to_string(), text));
     }
-    if let Some(file) = BUILT_IN.get_file(name) {
-        return Ok((name.to_owned(), String::from_utf8_lossy(file.contents()).into_owned()));
+    if let Some(text) = built_in(name) {
+        return Ok((name.to_owned(), text.to_owned()));
     }
-    let shipped: Vec<&str> = BUILT_IN.files().filter_map(|file| file.path().to_str()).collect();
+    let shipped: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
     let hint = match nearest(name, &shipped) {
         Some(near) => format!("did you mean {near}?"),
         None => {
@@ -282,7 +278,7 @@ mod tests {
             ["consistency.weight=0.5", "stages.0.schedule=cosine", "run.dir=/tmp/a b"].map(String::from);
         let config = load(&name, &set).unwrap();
         assert_eq!((config.cost.gamma, config.consistency.weight, config.diversity.weight), (0.02, 0.5, 0.2));
-        assert_eq!(config.stages[0].schedule, super::super::Schedule::Cosine);
+        assert_eq!(config.stages[0].schedule, crate::Schedule::Cosine);
         assert_eq!(config.run.dir.as_deref(), Some("/tmp/a b"));
         assert_eq!(config.optim.momentum, 0.9);
     }
@@ -347,7 +343,7 @@ mod tests {
         let top = write("mid/top.yaml", &format!("extends: mid.yaml\ncost: {{unit: gmacs}}\n{crop}\n"));
         let config = load(&top, &["cost={gamma: 3}".to_owned()]).unwrap();
         assert_eq!((config.data.views, config.data.train.as_str(), config.run.seed), (3, "a", 4));
-        assert_eq!((config.cost.gamma, config.cost.unit), (3.0, super::super::CostUnit::Gmacs));
+        assert_eq!((config.cost.gamma, config.cost.unit), (3.0, crate::CostUnit::Gmacs));
         assert!(matches!(config.data.crop, codinet_dataloader::Crop::RandomResized { .. }));
         assert_eq!((config.stages.len(), config.extends), (2, None));
 
@@ -376,7 +372,7 @@ mod tests {
 
     #[test]
     fn schedules_follow_their_formulas() {
-        use super::super::{Config, Schedule::*, Stage};
+        use crate::{Config, Schedule::*, Stage};
         let mut config = Config::default();
         let stage = |schedule, warmup_epochs| Stage {
             epochs: 10,
