@@ -109,7 +109,7 @@ def sentences(markdown):
         text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
         for abbreviation in ABBREVIATIONS:
             text = text.replace(abbreviation, abbreviation.replace(".", ""))
-        for sentence in re.split(r"(?<=[.!?])[)\"*”]* +(?=[\"“*(\[]*[A-Z0-9γλτ]|\*\*)", text):
+        for sentence in re.split(r"(?<=[.!?])[)\"*”]* +", text):
             words = [word for word in sentence.split() if re.search(r"\w", word)]
             if words:
                 yield number, len(words), sentence
