@@ -1,16 +1,16 @@
 //! The network, the losses and their gradients against an independent PyTorch version: `golden/reference.py`
 //! wrote the numbers, from weights, inputs and noise that are sines of their indices here and there.
 
-use codinet_trainer::collective;
 use codinet_trainer::config::{
     self, Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
     SkipBranch, StrideIn,
 };
-use codinet_trainer::gradients::Gradients;
+use codinet_trainer::dist;
+use codinet_trainer::dist::Gradients;
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::Meter;
 use codinet_trainer::model::{Decisions, Net, Statistics};
-use codinet_trainer::step::{MicroBatch, Step};
+use codinet_trainer::train::gradient::{MicroBatch, Step};
 use serde::Deserialize;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
@@ -143,7 +143,7 @@ fn check(case: &Case) {
         loss::classification(&out.logits, &labels.shallow_clone().into(), case.views, case.label_smoothing);
     close("ce", one(ce), case.ce);
 
-    let world = collective::join().unwrap();
+    let world = dist::join().unwrap();
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
     let set = [
         "consistency={weight: 0.7, margin: 0.1}".into(),

@@ -5,18 +5,18 @@
 
 mod common;
 
-use codinet_trainer::collective::{self, World};
 use codinet_trainer::config::{
     self, Config, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
 };
-use codinet_trainer::error::{Error, Exit};
-use codinet_trainer::gradients::Gradients;
+use codinet_trainer::dist::Gradients;
+use codinet_trainer::dist::replicas;
+use codinet_trainer::dist::{self, World};
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{Measured, Meter};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
 use codinet_trainer::optim::{Ema, Sgd};
-use codinet_trainer::replicas;
-use codinet_trainer::step::{MicroBatch, Step};
+use codinet_trainer::sys::error::{Error, Exit};
+use codinet_trainer::train::gradient::{MicroBatch, Step};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&World) -> Vec<u8>) -> Option<Vec<u8>> {
     if let Ok(out) = std::env::var("CODINET_TEST_OUT") {
         tch::set_num_threads(1);
-        let world = collective::join().unwrap();
+        let world = dist::join().unwrap();
         let bytes = rank(&world);
         if world.rank() == 0 {
             std::fs::write(out, bytes).unwrap();
@@ -65,14 +65,14 @@ fn collectives_do_what_they_say() {
         assert_eq!(all.size(), [3, 2]);
         assert_eq!(Vec::<f32>::try_from(all.flatten(0, 1)).unwrap(), [0.0, -1.0, 1.0, -1.0, 2.0, -1.0]);
 
-        let texts = collective::all_gather_lists(world, &b"abc"[..rank]).unwrap();
+        let texts = dist::all_gather_lists(world, &b"abc"[..rank]).unwrap();
         assert_eq!(texts, [b"".to_vec(), b"a".to_vec(), b"ab".to_vec()]);
-        let text = collective::broadcast_text(world, &format!("from {rank}")).unwrap();
+        let text = dist::broadcast_text(world, &format!("from {rank}")).unwrap();
         assert_eq!(text, "from 0");
 
         let mine =
             if rank == 0 { Ok(()) } else { Err(Error::new(Exit::Data, format!("shard {rank} is missing"))) };
-        let error = collective::agree(world, mine).unwrap_err();
+        let error = dist::agree(world, mine).unwrap_err();
         assert_eq!(
             (error.exit, error.agreed, error.message.as_str()),
             (Exit::Data, true, "shard 1 is missing")
@@ -202,7 +202,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     numbers.extend(Vec::<f64>::try_from(gradient.to_kind(Kind::Double)).unwrap());
     // Every rank must hold the same bits.
     let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-    let all = collective::all_gather_lists(world, &bytes).unwrap();
+    let all = dist::all_gather_lists(world, &bytes).unwrap();
     assert!(all.iter().all(|theirs| *theirs == bytes));
     bytes
 }
@@ -219,7 +219,7 @@ fn numbers(bytes: &[u8]) -> Vec<f64> {
 fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
     let one = || {
         tch::set_num_threads(1);
-        numbers(&one_step(&collective::join().unwrap(), Sharing { micros: 1, ..sharing(1) }))
+        numbers(&one_step(&dist::join().unwrap(), Sharing { micros: 1, ..sharing(1) }))
     };
     for world in [1, 2, 4] {
         let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.ranks()))) else {

@@ -1,7 +1,8 @@
 //! `codinet-train`.
 
+use codinet_trainer::cli::program::Program;
 use codinet_trainer::cli::{self, Args};
-use codinet_trainer::{memory, program::Program};
+use codinet_trainer::sys::memory;
 
 fn main() {
     let shell = |args: &Args| args.completions;

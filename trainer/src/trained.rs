@@ -2,9 +2,9 @@
 //! they are the weights of in the run's `config.yaml`.
 
 use crate::config::{self, Config};
-use crate::error::{Error, Exit, Result};
 use crate::model::Net;
 use crate::run::{checkpoint, class_names_of};
+use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::DatasetInfo;
 use std::path::{Path, PathBuf};
 use tch::Device;

@@ -1,7 +1,7 @@
 //! `codinet-analyze`'s command line.
 
-use crate::device::Hardware;
-use crate::error::{Exit, OF_TRAINED};
+use crate::dist::device::Hardware;
+use crate::sys::error::{Exit, OF_TRAINED};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 

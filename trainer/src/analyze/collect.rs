@@ -3,11 +3,11 @@
 
 use super::augment::{self, Augmentation};
 use super::divergence;
-use crate::collective::{World, agree, all_gather_lists};
 use crate::config::Config;
-use crate::error::{Error, Exit, Result};
-use crate::input::{self, Normalise};
+use crate::data::{self, Normalise};
+use crate::dist::{World, agree, all_gather_lists};
 use crate::model::{Decisions, Net, Output, Statistics, hard, relaxed};
+use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, eval_samples};
 use std::sync::Arc;
 use tch::kind::Element;
@@ -211,7 +211,7 @@ impl Subject<'_> {
         seed: u64,
         plan: Vec<BatchPlan>,
     ) -> Result<Loader> {
-        let spec = input::spec(self.config, transform, views);
+        let spec = data::spec(self.config, transform, views);
         let spec = codinet_dataloader::LoaderSpec { seed, on_bad: OnBadSample::Replace, ..spec };
         Ok(Loader::new(self.data.clone(), spec, plan.into_iter())?)
     }

@@ -1,7 +1,7 @@
 //! How far the network's view of an image is from its view of the same image augmented: Kullback–Leibler divergences, in
 //! nats. The paper's Figure 9 is captioned as that of predictions, its text speaks of paths; both are here.
 
-use crate::paths::Histogram;
+use crate::metrics::routing::Histogram;
 use tch::{Kind, Tensor};
 
 /// KL(own ‖ changed) of paths: Σ_k KL(B(v_k) ‖ B(v'_k)), blocks taken as independent coins of probability v = σ(logit).

@@ -1,6 +1,6 @@
 //! Features of another network, such as MoCo's, from a file: a row for each image of the validation set, in its order.
 
-use crate::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
 use tch::{Kind, Tensor};
 

@@ -1,8 +1,8 @@
 //! What an analysis leaves in its folder: pictures as SVG and PNG, tables as CSV, and the same for TensorBoard.
 
 use super::svg;
-use crate::error::{Error, Result};
 use crate::run::{EventFile, write_whole};
+use crate::sys::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// The folder of an analysis.

@@ -4,7 +4,7 @@
 use super::augment::Augmentation;
 use super::collect::{Augmented, Seen};
 use super::divergence;
-use crate::paths::Histogram;
+use crate::metrics::routing::Histogram;
 use serde::Serialize;
 
 /// Share of images that ran each gated block, `[n]`.

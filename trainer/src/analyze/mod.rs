@@ -22,10 +22,10 @@ mod write;
 
 pub use cli::{Args, Command, What};
 
-use crate::collective::{World, agree};
-use crate::error::{Error, Exit, Result};
+use crate::dist::{World, agree};
+use crate::dist::{device, replicas};
+use crate::sys::error::{Error, Exit, Result};
 use crate::trained::Trained;
-use crate::{device, replicas};
 use codinet_dataloader::Dataset;
 use collect::{Subject, Wanted};
 use std::path::PathBuf;

@@ -3,8 +3,8 @@
 use super::measures::Consistency;
 use super::similarity::{CELLS, Correlation};
 use super::svg::{Axis, Plot, Rgb};
-use crate::colour::{CATEGORIES, scale};
-use crate::paths::Histogram;
+use crate::metrics::routing::Histogram;
+use crate::run::colour::{CATEGORIES, scale};
 
 const GREY: Rgb = [0xbb, 0xbb, 0xbb];
 const BLACK: Rgb = [0, 0, 0];

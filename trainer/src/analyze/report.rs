@@ -2,8 +2,8 @@
 
 use super::files::Picture;
 use super::svg::escaped;
-use crate::error::Result;
 use crate::run::write_whole;
+use crate::sys::error::Result;
 use base64::Engine;
 use std::fmt::Write;
 use std::path::Path;

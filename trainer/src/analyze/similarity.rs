@@ -1,8 +1,8 @@
 //! Whether images that look alike take like paths: the Pearson correlation between the cosine similarities of features and
 //! those of paths, over all pairs of images (the paper's Section 4.4.4, Table 9 and Figure 12).
 
-use crate::collective::World;
-use crate::error::Result;
+use crate::dist::World;
+use crate::sys::error::Result;
 use codinet_dataloader::eval_samples;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -81,11 +81,11 @@ fn directions(rows: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collective;
+    use crate::dist;
 
     #[test]
     fn correlation_worked_by_hand() {
-        let world = collective::join().unwrap();
+        let world = dist::join().unwrap();
         let rows = |values: &[f64]| Tensor::from_slice(values).view([-1, 2]);
         // Features at 0°, 60° and 90°: similarities ½ (1,2), 0 (1,3), √¾ (2,3). Paths: the first two the same, the third
         // across: 1, 0, 0.

@@ -5,10 +5,10 @@ use super::collect::{Seen, VIEWS};
 use super::features;
 use super::measures::{self, Consistency};
 use super::similarity::{Correlation, correlate};
-use crate::collective::{World, agree};
-use crate::error::Result;
+use crate::dist::{World, agree};
+use crate::metrics::routing::Histogram;
 use crate::model::Costs;
-use crate::paths::Histogram;
+use crate::sys::error::Result;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 

@@ -1,6 +1,6 @@
 //! Pictures as SVG: a plane with axes to draw on, and the PNG of it.
 
-use crate::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Result};
 use resvg::{tiny_skia, usvg};
 use std::fmt::Write;
 use std::sync::{Arc, LazyLock};

@@ -10,11 +10,11 @@ use super::pictures;
 use super::report::Report;
 use super::similarity::CELLS;
 use super::study::Study;
-use crate::colour::CATEGORIES;
-use crate::error::{Error, Result};
-use crate::input;
-use crate::paths::{Histogram, text};
+use crate::data;
+use crate::metrics::routing::{Histogram, text};
+use crate::run::colour::CATEGORIES;
 use crate::run::{projector, say, write_whole};
+use crate::sys::error::{Error, Result};
 use crate::trained::Trained;
 use codinet_dataloader::sheet::Sheet;
 use std::path::Path;
@@ -411,7 +411,7 @@ impl Writer<'_> {
             (format!("{}  {count} images", text(path)), takers.into_iter().step_by(stride).collect())
         };
         let rows: Vec<(String, Vec<u32>)> = histogram.by_frequency().iter().take(paths).map(row).collect();
-        let spec = input::spec(subject.config, subject.config.evaluation(), 1);
+        let spec = data::spec(subject.config, subject.config.evaluation(), 1);
         let draw = || {
             let sheet = Sheet::rows(subject.data, &spec, &rows)?;
             Ok((sheet.png()?, (sheet.width, sheet.height)))

@@ -1,7 +1,7 @@
 //! `codinet-analyze`.
 
 use codinet_trainer::analyze::{self, Args};
-use codinet_trainer::program::Program;
+use codinet_trainer::cli::program::Program;
 
 fn main() {
     let mend = "let more ranks share the images, or lower --similarity-images and --tsne-images";

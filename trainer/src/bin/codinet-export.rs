@@ -1,7 +1,7 @@
 //! `codinet-export`.
 
+use codinet_trainer::cli::program::Program;
 use codinet_trainer::export::cli::{self, Args};
-use codinet_trainer::program::Program;
 
 fn main() {
     let shell = |args: &Args| args.completions;

@@ -1,7 +1,7 @@
 //! `codinet-infer`.
 
+use codinet_trainer::cli::program::Program;
 use codinet_trainer::infer::cli::{self, Args};
-use codinet_trainer::program::Program;
 
 fn main() {
     let shell = |args: &Args| args.completions;

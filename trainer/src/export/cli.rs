@@ -1,8 +1,8 @@
 //! `codinet-export`'s command line.
 
 use super::weights;
-use crate::error::{Error, Exit, OF_TRAINED, Result};
 use crate::run::{say, write_whole};
+use crate::sys::error::{Error, Exit, OF_TRAINED, Result};
 use crate::trained::Trained;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! `.safetensors` files with torchvision's names: the whole network with what it takes to build it, or the backbone alone.
 
 use crate::config::{Arch, Config, Gates, StrideIn};
-use crate::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

@@ -3,10 +3,10 @@
 use super::source::Source;
 use super::{Engine, Paths};
 use crate::config::{self, Config};
-use crate::device::Hardware;
-use crate::error::{Error, Exit, Result};
+use crate::dist::device::Hardware;
 use crate::model::Net;
 use crate::run::say;
+use crate::sys::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use codinet_dataloader::random::{self, Domain};
 use rand::seq::SliceRandom;

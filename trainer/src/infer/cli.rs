@@ -1,8 +1,8 @@
 //! `codinet-infer`'s command line.
 
 use super::{bench, curve, predict};
-use crate::device::{self, Hardware};
-use crate::error::{Error, Exit, OF_TRAINED, Result};
+use crate::dist::device::{self, Hardware};
+use crate::sys::error::{Error, Exit, OF_TRAINED, Result};
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! A folded convolution with what follows it: one operation of oneDNN's on a CPU, libtorch's own elsewhere.
 
 use crate::model::layers::Conv;
-use crate::native::Convolution;
+use crate::sys::native::Convolution;
 use std::cell::OnceCell;
 use tch::{Device, Tensor};
 

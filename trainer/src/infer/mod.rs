@@ -13,11 +13,11 @@ mod rows;
 mod source;
 mod state;
 
-use crate::budget::nearest_bias;
-use crate::error::{Error, Exit, Result};
 use crate::model::router::Memory;
 use crate::model::{Costs, Folded, FoldedBlock, FoldedGate, Net, Way};
-use crate::native::channels_last;
+use crate::optim::budget::nearest_bias;
+use crate::sys::error::{Error, Exit, Result};
+use crate::sys::native::channels_last;
 use layer::Layer;
 use router::Decider;
 use state::State;

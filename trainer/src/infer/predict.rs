@@ -3,8 +3,8 @@
 use super::cli::{Images, Network, output};
 use super::source::{ImageBatch, Source, Unread};
 use super::{Engine, Passed, Paths};
-use crate::budget::refuse_unmet;
-use crate::error::{Error, Exit, Result};
+use crate::optim::budget::refuse_unmet;
+use crate::sys::error::{Error, Exit, Result};
 use crate::trained::Trained;
 use serde_json::{Value, json};
 use std::io::Write;

@@ -2,7 +2,7 @@
 //! operations take longer than some blocks.
 
 use super::state::State;
-use crate::fused::parts::LANES;
+use crate::model::kernels::parts::LANES;
 use crate::model::layers::{Features, Linear};
 use crate::model::router::{Memory, Router};
 use pulp::{Arch, Simd, WithSimd};

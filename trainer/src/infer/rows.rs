@@ -2,8 +2,8 @@
 //! channels-last activations by way of a conversion, and for one image at the price of a whole block.
 #![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
-use crate::fused::parts::{LANES, Lanes, Parts};
-use crate::native::{channels_last, parallel};
+use crate::model::kernels::parts::{LANES, Lanes, Parts};
+use crate::sys::native::{channels_last, parallel};
 use pulp::{Arch, Simd, WithSimd};
 use tch::{Device, Kind, Tensor};
 

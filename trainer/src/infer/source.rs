@@ -1,8 +1,8 @@
 //! The images that a command is given: files, folders of them, data sets.
 
 use crate::config::Precision;
-use crate::error::Result;
-use crate::input::{self, Normalise};
+use crate::data::{self, Normalise};
+use crate::sys::error::Result;
 use crate::trained::Trained;
 use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl Source {
             }
         }
         close(&mut loose, &mut datasets)?;
-        let spec = input::spec(config, config.evaluation(), 1);
+        let spec = data::spec(config, config.evaluation(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })

@@ -4,7 +4,7 @@
 use super::layers::{BatchNorm, Builder, Conv, Shape, Statistics};
 use super::router::{Router, RouterBuilder};
 use crate::config::{Relaxation, SkipBranch};
-use crate::fused::Then;
+use crate::model::kernels::Then;
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng as _;
 use tch::{Kind, Tensor};

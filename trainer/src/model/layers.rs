@@ -2,8 +2,8 @@
 //! and counts their multiply-accumulates.
 
 use super::params::{Params, Role};
-use crate::fused::{self, Then};
-use crate::native::{self, RankMean};
+use crate::model::kernels::{self, Then};
+use crate::sys::native::{self, RankMean};
 use codinet_dataloader::random::{self, Domain};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
@@ -229,12 +229,12 @@ impl BatchNorm {
     /// Normalises `h` and goes on as `then` says: in one operation where there is a kernel for it.
     pub fn forward_then(&self, h: &Tensor, statistics: Statistics, then: Then) -> Features {
         if let Statistics::Batch { seen, over: None } = statistics
-            && fused::has_kernel(h)
+            && kernels::has_kernel(h)
         {
             let running = seen.then_some((&self.mean, &self.var));
             let (weight, bias) = (&self.weight, &self.bias);
-            let norm = fused::Norm { weight, bias, running, momentum: MOMENTUM, epsilon: EPSILON };
-            let (x, mean) = fused::norm_then(h, &norm, then);
+            let norm = kernels::Norm { weight, bias, running, momentum: MOMENTUM, epsilon: EPSILON };
+            let (x, mean) = kernels::norm_then(h, &norm, then);
             return Features { x, mean: Some(mean) };
         }
         let mut y = self.forward(h, statistics);

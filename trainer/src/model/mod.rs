@@ -1,6 +1,7 @@
 //! The network: a ResNet whose blocks a router may skip.
 
 pub mod gate;
+pub(crate) mod kernels;
 pub mod layers;
 pub mod params;
 mod resnet;

@@ -10,7 +10,7 @@ use super::layers::{BatchNorm, Builder, Conv, Linear, Shape, Statistics};
 use super::params::Params;
 use super::router::{Memory, RouterBuilder};
 use crate::config::{self, Arch, CostUnit, Gates};
-use crate::fused::Then;
+use crate::model::kernels::Then;
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet, gated or static.

@@ -2,11 +2,11 @@
 //! `optimizer-0000.safetensors` and so on), `ema.safetensors` where there is a mean of weights, `state.json` and an empty
 //! `COMPLETE`; then `checkpoints/latest`. Here they are read; [`super::saver`] writes them.
 
-use crate::budget::Price;
-use crate::error::{Error, Exit, Result};
 use crate::metrics::Tally;
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::optim::budget::Price;
+use crate::sys::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

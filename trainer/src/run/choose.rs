@@ -2,7 +2,7 @@
 
 use super::checkpoint;
 use crate::config::{Config, Run};
-use crate::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Result};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 mod choose;
+pub(crate) mod colour;
 mod console;
 mod copied;
 mod hparams;
@@ -17,12 +18,12 @@ mod tensorboard;
 mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
-pub use console::{Console, counted, say};
+pub use console::{Console, counted, quoted, say};
 pub use records::Records;
 pub use saver::Saver;
 pub use tensorboard::EventFile;
 
-use crate::error::{Error, Result};
+use crate::sys::error::{Error, Result};
 use std::fs::{self, File};
 use std::path::Path;
 

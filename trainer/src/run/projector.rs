@@ -2,7 +2,7 @@
 //! that it looks for at the top of a log folder.
 
 use super::write_whole;
-use crate::error::{Error, Result};
+use crate::sys::error::{Error, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! How often each gated block would run in inference, over the run so far, as one picture: blocks that always run or never do, which is how
 //! routers collapse, are rows that turn all light or all dark.
 
-use crate::colour;
+use crate::run::colour;
 use codinet_dataloader::Channels;
 use codinet_dataloader::encode::{Encoder, Encoding};
 use serde_json::Value;

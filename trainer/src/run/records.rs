@@ -3,7 +3,7 @@
 use super::tensorboard::EventFile;
 use super::{hparams, rates};
 use crate::config::Config;
-use crate::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Result};
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;

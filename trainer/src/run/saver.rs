@@ -3,11 +3,11 @@
 
 use super::checkpoint::State;
 use super::writer::Writer;
-use crate::collective::{self, World};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::dist::{self, World};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::sys::error::{Error, Result};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -30,7 +30,7 @@ impl Saver {
     /// All ranks: for the run in the directory `run`.
     pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
         let now = jiff::Timestamp::now().as_millisecond().to_string();
-        let start = collective::broadcast_text(world, &now)?;
+        let start = dist::broadcast_text(world, &now)?;
         let (checkpoints, rank) = (run.join("checkpoints"), world.rank());
         let sharers = if config.run.shard_optimizer { world.ranks() } else { 1 };
         // Half of it: that a share is missing is said before the watchdog finds rank 0 late.

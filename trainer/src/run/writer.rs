@@ -9,9 +9,9 @@ use super::checkpoint::{EMA, MODEL, State, VERSION, checksum, optimizer_file, st
 use super::copied::{Copied, Shape};
 use super::{sync_folder, write_whole};
 use crate::config::{Config, Run};
-use crate::error::{Error, Result};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::sys::error::{Error, Result};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,12 +1,12 @@
 //! When a run is evaluated, and its gates are calibrated: at the ends of epochs and stages.
 
 use super::Trainer;
-use crate::budget;
 use crate::config::{Routers, Stage};
-use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, evaluate};
 use crate::model::Decisions;
+use crate::optim::budget;
 use crate::run::checkpoint::Best;
+use crate::sys::error::{Error, Result};
+use crate::train::evaluate::{Evaluation, evaluate};
 
 impl Trainer<'_> {
     /// All ranks: sets the bias on all gates, of the weights and of their running mean, where the config asks for it.

@@ -1,6 +1,8 @@
 //! The training loop.
 
+pub mod evaluate;
 mod evaluation;
+pub mod gradient;
 mod report;
 mod resume;
 mod step;
@@ -8,22 +10,22 @@ mod trial;
 
 pub use trial::Trial;
 
-use crate::budget::{self, Price};
-use crate::collective::{self, Traffic, World};
 use crate::config::{Config, Stage};
-use crate::error::{Error, Exit, Result};
-use crate::evaluate::Evaluation;
-use crate::gradients::Gradients;
-use crate::input::Input;
+use crate::data::Input;
+use crate::data::prefetch::{Turn, Uploads};
+use crate::dist::Gradients;
+use crate::dist::replicas;
+use crate::dist::{self, Traffic, World};
 use crate::metrics::Meter;
 use crate::model::Net;
-use crate::native::RankMean;
+use crate::optim::budget::{self, Price};
 use crate::optim::{Ema, Sgd};
-use crate::program::quoted;
-use crate::replicas;
 use crate::run::checkpoint::{self, Order, State};
+use crate::run::quoted;
 use crate::run::{Console, Place, Records, Saver};
-use crate::upload::{Turn, Uploads};
+use crate::sys::error::{Error, Exit, Result};
+use crate::sys::native::RankMean;
+use crate::train::evaluate::Evaluation;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -109,11 +111,10 @@ impl<'a> Trainer<'a> {
         command: String,
     ) -> Result<Self> {
         let net = Net::of(config, device);
-        collective::agree(world, budget::check(config, &net.costs))?;
+        dist::agree(world, budget::check(config, &net.costs))?;
         let started_from = match (&config.model.init_from, &place.checkpoint) {
             (Some(path), None) => {
-                let said =
-                    collective::rank_zeros(world, || checkpoint::start_from(Path::new(path), &net.params))?;
+                let said = dist::rank_zeros(world, || checkpoint::start_from(Path::new(path), &net.params))?;
                 replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
                 Some(said)
             }
@@ -199,7 +200,7 @@ impl<'a> Trainer<'a> {
             0 => resume::open(&self.place, self.config, &self.state, &self.input).map(Some),
             _ => Ok(None),
         };
-        self.records = collective::agree(self.world, opened)?;
+        self.records = dist::agree(self.world, opened)?;
         self.input.record_in(&self.place.dir);
         self.console.keep_log(&self.place.dir);
         std::mem::take(&mut self.notes).iter().for_each(|said| self.console.say(said));
@@ -313,7 +314,7 @@ impl<'a> Trainer<'a> {
             true => Ok(()),
             false => Err(Error::diverged(self.state.step, "a weight is not finite")),
         };
-        collective::agree(self.world, finite)?; // it may be one rank's alone
+        dist::agree(self.world, finite)?; // it may be one rank's alone
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         self.saver.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())?;

@@ -2,16 +2,16 @@
 
 use super::{Pace, Trainer};
 use crate::config::{Config, Gates, Stage};
+use crate::data::prefetch::Uploads;
 use crate::env;
-use crate::error::Result;
-use crate::evaluate::{Evaluation, sample_paths};
 use crate::loss;
+use crate::metrics::routing::{self, Histogram};
 use crate::optim;
-use crate::paths::{self, Histogram};
-use crate::program::quoted;
 use crate::run::checkpoint::{StageResult, State};
+use crate::run::quoted;
 use crate::run::{Records, counted, projector, write_whole};
-use crate::upload::Uploads;
+use crate::sys::error::Result;
+use crate::train::evaluate::{Evaluation, sample_paths};
 use serde_json::json;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ impl Trainer<'_> {
         if self.records.is_some() {
             let row = |(label, path): (&i64, &[u8])| {
                 let blocks: u8 = path.iter().sum();
-                vec![label.to_string(), paths::text(path), blocks.to_string()]
+                vec![label.to_string(), routing::text(path), blocks.to_string()]
             };
             let labels: Vec<Vec<String>> =
                 some.labels.iter().zip(some.paths.chunks(some.gates)).map(row).collect();

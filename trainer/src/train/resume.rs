@@ -1,14 +1,14 @@
 //! Whether and how a run goes on from a checkpoint, and the directory that it writes to.
 
-use crate::collective::{World, rank_zeros};
 use crate::config::Config;
-use crate::error::{Error, Exit, Result};
-use crate::input::Input;
+use crate::data::Input;
+use crate::dist::replicas;
+use crate::dist::{World, rank_zeros};
 use crate::model::Params;
 use crate::optim::Ema;
-use crate::replicas;
 use crate::run::checkpoint::{self, Order, State};
 use crate::run::{Place, Records, keep_class_names, write_whole};
+use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
 use tch::Tensor;
 

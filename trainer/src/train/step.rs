@@ -2,14 +2,14 @@
 
 use super::Trainer;
 use crate::config::{self, OnNonfinite, Routers, Scope, Stage};
-use crate::error::{Error, Result};
+use crate::data::prefetch::{Turn, Upload, Uploads};
+use crate::dist::replicas;
 use crate::loss::{Labels, Objective};
+use crate::metrics::routing::Histogram;
 use crate::model::{Decisions, Statistics};
-use crate::paths::Histogram;
-use crate::ranges::{Phase, range};
-use crate::replicas;
-use crate::step::{MicroBatch, Step, Told};
-use crate::upload::{Turn, Upload, Uploads};
+use crate::sys::error::{Error, Result};
+use crate::sys::span::{Phase, range};
+use crate::train::gradient::{MicroBatch, Step, Told};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 

@@ -1,13 +1,13 @@
 //! Steps for what they cost, not for what they teach: a profile's, and those of a batch size that is tried.
 
 use super::Trainer;
-use crate::collective::{World, agree};
 use crate::config::Config;
-use crate::error::{Error, Exit, Result};
-use crate::input::Input;
+use crate::data::Input;
+use crate::data::prefetch::{Turn, Uploads};
+use crate::dist::{World, agree};
 use crate::model::Costs;
 use crate::run::Place;
-use crate::upload::{Turn, Uploads};
+use crate::sys::error::{Error, Exit, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -1,0 +1,99 @@
+//! `--dry-run`: what a run would be, without one.
+
+use crate::config::Config;
+use crate::data::Input;
+use crate::dist::World;
+use crate::model::Net;
+use crate::optim::budget;
+use crate::run::counted;
+use crate::sys::error::Result;
+use clap::ValueEnum;
+use serde_json::json;
+use std::fmt::Write;
+use tch::Device;
+
+/// How it is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For a person.
+    Text,
+    /// For a program, such as `codinet-launch plan`.
+    Json,
+}
+
+/// The resolved config, the model's figures and the steps per epoch.
+pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
+    let net = Net::of(config, Device::Cpu);
+    budget::check(config, &net.costs)?;
+    let input = Input::open(config, world, Device::Cpu);
+    Ok(match format {
+        Format::Text => text(config, &net, input),
+        Format::Json => json(config, &net, input),
+    })
+}
+
+/// One line: an object with the config and what follows from it. `samples`, those of an epoch, is null where the
+/// shards cannot be read, and `samples_error` says why.
+fn json(config: &Config, net: &Net, input: Result<Input>) -> String {
+    let of_routers = net.params.groups().into_iter().filter(|group| group.role.router);
+    let facts = json!({
+        "config": config,
+        "parameters": net.params.count(),
+        "router_parameters": of_routers.map(|group| group.len).sum::<i64>(),
+        "gates": net.costs.gated().count(),
+        "static_macs": net.costs.static_macs(),
+        "epochs": config.stages.iter().map(|stage| stage.epochs).sum::<u64>(),
+        "samples": input.as_ref().ok().map(|input| input.samples),
+        "samples_error": input.err().map(|error| error.message),
+    });
+    facts.to_string()
+}
+
+fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
+    let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
+    text += &table(net);
+    let batch = config.optim.batch_size;
+    let _ = match input {
+        Ok(input) => write!(
+            text,
+            "\n{} training samples × {} views in {} per epoch of {batch} samples; {} validation images",
+            input.samples,
+            config.data.views,
+            counted(input.steps(config) as usize, "step"),
+            input.val.set.len()
+        ),
+        Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),
+    };
+    text
+}
+
+fn table(net: &Net) -> String {
+    let costs = &net.costs;
+    let mut text =
+        format!("\n{:<12}{:>16}{:>14}{:>12}{:>10}\n", "block", "output", "parameters", "MMACs", "router");
+    let mut row = |name: &str, shape: String, params: i64, macs: i64, router: Option<i64>| {
+        let share =
+            router.map_or("–".into(), |router| format!("{:.2} %", 100.0 * router as f64 / macs as f64));
+        let _ = writeln!(text, "{name:<12}{shape:>16}{params:>14}{:>12.3}{share:>10}", macs as f64 / 1e6);
+    };
+    let params = |prefixes: &[&str]| -> i64 {
+        let ours =
+            net.params.trained.iter().filter(|p| prefixes.iter().any(|prefix| p.name.starts_with(prefix)));
+        ours.map(|p| p.tensor.numel() as i64).sum()
+    };
+    row("stem", String::new(), params(&["conv1.", "bn1."]), costs.stem, None);
+    for block in &costs.blocks {
+        let shape = format!("{}×{}×{}", block.shape.c, block.shape.h, block.shape.w);
+        row(&block.name, shape, block.params, block.run, block.router);
+    }
+    row("fc", String::new(), params(&["fc."]), costs.head, None);
+    let (none, all) = costs.gmacs_range();
+    let _ = writeln!(
+        text,
+        "\n{} parameters · {:.6} GMACs static · {all:.6} with every block run, {none:.6} with none ({} gates)",
+        net.params.count(),
+        costs.static_macs() as f64 / 1e9,
+        costs.gated().count()
+    );
+    text
+}

@@ -1,0 +1,52 @@
+//! A batch of bytes made a normalised tensor.
+
+use crate::config::{Data, Precision};
+use crate::data::prefetch::on_device;
+use crate::model::kernels;
+use codinet_dataloader::Batch;
+use tch::{Device, Kind, Tensor};
+
+/// Makes pixels what the network takes.
+#[derive(Debug)]
+pub struct Normalise {
+    size: i64,
+    mean: Tensor,
+    std: Tensor,
+    kind: Kind,
+    device: Device,
+}
+
+impl Normalise {
+    /// For images of `data`'s size, mean and deviation; gives tensors of `precision` on `device`.
+    pub fn new(data: &Data, precision: Precision, device: Device) -> Self {
+        let per_channel = |values: &[f64]| {
+            let values: Vec<f32> =
+                (0..data.channels as usize).map(|c| values[c % values.len()] as f32).collect();
+            Tensor::from_slice(&values).view([1, -1, 1, 1]).to_device(device)
+        };
+        let kind = match precision {
+            Precision::Fp32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        let size = data.image_size.into();
+        Self { size, mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
+    }
+
+    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the precision asked for, channels last, and the labels
+    /// `[L]`, both on the device.
+    pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
+        let images = (batch.samples.len() * batch.views) as i64;
+        let shape = [images, self.size, self.size, self.mean.size()[1]];
+        let bytes = on_device(&batch.images, self.device).view(shape);
+        (self.pixels(&bytes), on_device(&batch.labels, self.device))
+    }
+
+    /// The same of the pixels alone, u8 `[L·M, H, W, C]` on the device.
+    pub fn pixels(&self, bytes: &Tensor) -> Tensor {
+        if let Some(images) = kernels::pixels(bytes, &self.mean, &self.std, self.kind) {
+            return images;
+        }
+        let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
+        ((pixels - &self.mean) / &self.std).to_kind(self.kind)
+    }
+}

@@ -1,0 +1,267 @@
+//! A GPU that runs `kernels.cu`: compiled for it by NVRTC when the program starts, launched through the driver on the stream
+//! that libtorch uses. Compiling is tested where there is an NVRTC; launching is not: no machine with a GPU has run it yet.
+//!
+//! NVRTC is opened here, for cudarc panics where it does not find it.
+#![expect(unsafe_code, reason = "NVRTC and the driver are C libraries")]
+
+use super::gpu::{self, Launch, THREADS, Task};
+use crate::sys::driver::{Driver, Handle, function, open};
+use crate::sys::native::stream_handle;
+use libloading::Library;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::ptr::{null, null_mut};
+
+const SOURCE: &str = include_str!("kernels.cu");
+
+/// The functions of NVRTC that are used here, by <https://docs.nvidia.com/cuda/nvrtc/>.
+struct Nvrtc {
+    create_program: unsafe extern "C" fn(
+        *mut Handle,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    compile_program: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> c_int,
+    destroy_program: unsafe extern "C" fn(*mut Handle) -> c_int,
+    log: Bytes,
+    cubin: Bytes,
+    ptx: Bytes,
+    count_archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    _library: Library,
+}
+
+/// How bytes are asked of a program: first how many, then they.
+#[derive(Clone, Copy)]
+struct Bytes {
+    size: unsafe extern "C" fn(Handle, *mut usize) -> c_int,
+    get: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
+}
+
+impl Nvrtc {
+    /// libtorch's own first: libcaffe2_nvrtc.so brings the NVRTC that it is linked with.
+    fn open() -> Result<Self, String> {
+        let library = open(&["libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])?;
+        let l = &library;
+        // SAFETY: the signatures of NVRTC's documentation; the library is kept beside them.
+        unsafe {
+            let bytes = |of: &str| {
+                let (size, get) = (format!("nvrtcGet{of}Size"), format!("nvrtcGet{of}"));
+                Ok::<_, String>(Bytes { size: function(l, &size)?, get: function(l, &get)? })
+            };
+            Ok(Self {
+                create_program: function(l, "nvrtcCreateProgram")?,
+                compile_program: function(l, "nvrtcCompileProgram")?,
+                destroy_program: function(l, "nvrtcDestroyProgram")?,
+                log: bytes("ProgramLog")?,
+                cubin: bytes("CUBIN")?,
+                ptx: bytes("PTX")?,
+                count_archs: function(l, "nvrtcGetNumSupportedArchs")?,
+                archs: function(l, "nvrtcGetSupportedArchs")?,
+                error_string: function(l, "nvrtcGetErrorString")?,
+                _library: library,
+            })
+        }
+    }
+
+    fn check(&self, code: c_int, call: &str) -> Result<(), String> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: any number is allowed; the result is a string of the library's own.
+        let text = unsafe { CStr::from_ptr((self.error_string)(code)) }.to_string_lossy();
+        Err(format!("{call} failed with code {code}: {text}"))
+    }
+
+    /// What a GPU of compute capability `capability`, such as 90, loads: its machine code; from an NVRTC older than the GPU,
+    /// the newest PTX that it knows, which the driver compiles.
+    fn compile(&self, source: &str, capability: c_int) -> Result<Vec<u8>, String> {
+        let mut count = 0;
+        // SAFETY: room for the number that is written.
+        self.check(unsafe { (self.count_archs)(&mut count) }, "nvrtcGetNumSupportedArchs")?;
+        let mut archs = vec![0; count as usize];
+        // SAFETY: room for as many numbers as there are.
+        self.check(unsafe { (self.archs)(archs.as_mut_ptr()) }, "nvrtcGetSupportedArchs")?;
+        let nearest = archs.into_iter().filter(|&arch| arch <= capability).max();
+        let nearest =
+            nearest.ok_or_else(|| format!("NVRTC knows no GPU as old as compute capability {capability}"))?;
+        let (arch, code) = if nearest == capability { ("sm", self.cubin) } else { ("compute", self.ptx) };
+
+        let source = CString::new(source).expect("no NUL in the source");
+        let mut program = null_mut();
+        // SAFETY: NUL-terminated strings that outlive the call, and no headers.
+        let created = unsafe {
+            let name = c"kernels.cu".as_ptr();
+            (self.create_program)(&mut program, source.as_ptr(), name, 0, null(), null())
+        };
+        self.check(created, "nvrtcCreateProgram")?;
+        let options = [format!("--gpu-architecture={arch}_{nearest}"), "--std=c++17".into()];
+        let options = options.map(|option| CString::new(option).expect("no NUL"));
+        let pointers = options.each_ref().map(|option| option.as_ptr());
+        // SAFETY: a living program; as many NUL-terminated strings as are said to be.
+        let compiled = unsafe { (self.compile_program)(program, pointers.len() as c_int, pointers.as_ptr()) };
+        let result = match self.check(compiled, "nvrtcCompileProgram") {
+            Ok(()) => self.bytes(code, program),
+            Err(error) => {
+                let log = self.bytes(self.log, program).unwrap_or_default();
+                let log = String::from_utf8_lossy(&log);
+                Err(format!("{error}: {}", log.trim_end_matches('\0').trim()))
+            }
+        };
+        // SAFETY: destroyed once, and not used again.
+        let destroyed = unsafe { (self.destroy_program)(&mut program) };
+        self.check(destroyed, "nvrtcDestroyProgram")?;
+        result
+    }
+
+    fn bytes(&self, of: Bytes, program: Handle) -> Result<Vec<u8>, String> {
+        let mut size = 0;
+        // SAFETY: a living program, and room for the number that is written.
+        self.check(unsafe { (of.size)(program, &mut size) }, "asking NVRTC for a size")?;
+        let mut bytes = vec![0_u8; size];
+        // SAFETY: room for as many bytes as NVRTC has said.
+        self.check(unsafe { (of.get)(program, bytes.as_mut_ptr().cast()) }, "asking NVRTC for its result")?;
+        Ok(bytes)
+    }
+}
+
+/// One GPU with the kernels loaded.
+pub struct Cuda {
+    driver: Driver,
+    device: usize,
+    /// The device's primary one, which libtorch uses too.
+    context: Handle,
+    functions: HashMap<String, Handle>,
+}
+
+// SAFETY: contexts and functions may be used from any thread, by several at a time; nothing here changes.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+impl Cuda {
+    /// Compiles the kernels for GPU `device`, by libtorch's number for it, and loads them there.
+    pub fn new(device: usize) -> Result<Self, String> {
+        let driver = Driver::open()?;
+        let (handle, mut capability) = (driver.device(device)?, [0; 2]);
+        let mut context = null_mut();
+        for (number, attribute) in capability.iter_mut().zip([75, 76]) {
+            // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            // SAFETY: a device's handle; room for the number that is written.
+            let asked = unsafe { (driver.get_attribute)(number, attribute, handle) };
+            driver.check(asked, "cuDeviceGetAttribute")?;
+        }
+        let code = Nvrtc::open()?.compile(SOURCE, 10 * capability[0] + capability[1])?;
+        // SAFETY: as above; the context is retained for good.
+        let retained = unsafe { (driver.retain_primary)(&mut context, handle) };
+        driver.check(retained, "cuDevicePrimaryCtxRetain")?;
+        let mut cuda = Self { driver, device, context, functions: HashMap::new() };
+        cuda.functions = cuda.within(|driver| {
+            let mut module = null_mut();
+            // SAFETY: machine code, or PTX with its NUL, as NVRTC gave it; the module is never unloaded.
+            let loaded = unsafe { (driver.load_module)(&mut module, code.as_ptr().cast()) };
+            driver.check(loaded, "cuModuleLoadData")?;
+            let find = |name: String| {
+                let (mut function, text) = (null_mut(), CString::new(&*name).expect("no NUL"));
+                // SAFETY: a loaded module and a NUL-terminated string.
+                let found = unsafe { (driver.get_function)(&mut function, module, text.as_ptr()) };
+                driver.check(found, &format!("cuModuleGetFunction of {name}")).map(|()| (name, function))
+            };
+            gpu::names().into_iter().map(find).collect()
+        })?;
+        Ok(cuda)
+    }
+
+    /// libtorch's number for the GPU.
+    pub fn device(&self) -> usize {
+        self.device
+    }
+
+    /// With the GPU's context as this thread's current one; then with what was before: a thread that libtorch has served
+    /// from its cache alone may have none.
+    fn within<R>(&self, act: impl FnOnce(&Driver) -> Result<R, String>) -> Result<R, String> {
+        // SAFETY: a retained context.
+        self.driver.check(unsafe { (self.driver.push_context)(self.context) }, "cuCtxPushCurrent")?;
+        let result = act(&self.driver);
+        let mut popped = null_mut();
+        // SAFETY: room for the handle that is written.
+        self.driver.check(unsafe { (self.driver.pop_context)(&mut popped) }, "cuCtxPopCurrent")?;
+        result
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Cuda").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl Launch for Cuda {
+    /// On the stream that this thread uses; on a thread of autograd's, that is the forward pass's.
+    unsafe fn launch(&self, kernel: &str, blocks: i64, task: &Task) {
+        let blocks = c_uint::try_from(blocks).expect("fewer blocks than 2³¹");
+        let (function, stream) = (self.functions[kernel], stream_handle(self.device));
+        let mut parameters = [std::ptr::from_ref(task).cast_mut().cast::<c_void>()];
+        let launched = self.within(|driver| {
+            // SAFETY: one parameter, a Task, which the call copies; no shared memory but the kernel's own. The caller answers
+            // for the memory that the task names.
+            let returned = unsafe {
+                let (parameters, threads) = (parameters.as_mut_ptr(), THREADS as c_uint);
+                (driver.launch_kernel)(
+                    function,
+                    blocks,
+                    1,
+                    1,
+                    threads,
+                    1,
+                    1,
+                    0,
+                    stream,
+                    parameters,
+                    null_mut(),
+                )
+            };
+            driver.check(returned, "cuLaunchKernel")
+        });
+        launched.unwrap_or_else(|error| panic!("{kernel}: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine without a GPU is told what it lacks.
+    #[test]
+    fn without_a_driver_there_are_none() {
+        match Driver::open() {
+            Ok(_) => println!("skipped: there is a driver"),
+            Err(_) => assert!(Cuda::new(0).unwrap_err().contains("libcuda.so.1")),
+        }
+    }
+
+    /// Machine code for three generations, PTX for one that is not there yet; and an error is told with its line.
+    #[test]
+    fn nvrtc_compiles_the_kernels() {
+        let nvrtc = match Nvrtc::open() {
+            Ok(nvrtc) => nvrtc,
+            Err(reason) => return println!("skipped: {reason}"),
+        };
+        for capability in [80, 90, 100, 9999] {
+            let code = nvrtc.compile(SOURCE, capability).unwrap();
+            let text = String::from_utf8_lossy(&code);
+            assert_eq!(code.starts_with(b"\x7fELF"), capability != 9999, "{capability}");
+            for name in gpu::names() {
+                assert!(text.contains(&name), "{name} for {capability}");
+            }
+            println!("compute capability {capability}: {} bytes", code.len());
+        }
+        let error = nvrtc.compile("\nint x = y;", 90).unwrap_err();
+        assert!(error.contains("kernels.cu(2)"), "{error}");
+    }
+}

@@ -1,0 +1,4 @@
+//! What only tests compile.
+
+pub mod cpp_library;
+mod layouts;
