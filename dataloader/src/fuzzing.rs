@@ -5,13 +5,11 @@
 use std::fs;
 use std::path::Path;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, DatasetInfo, ShardList};
 use crate::decode::{Channels, Decoder};
-use crate::index;
-use crate::info::DatasetInfo;
 use crate::jpeg::tile;
 use crate::region::Region;
-use crate::shard_list::ShardList;
+use crate::shard::parse_index;
 
 /// Opens `tar` as a shard in `folder`, and reads all its samples: what a scan has found must be there.
 pub fn shard(folder: &Path, tar: &[u8]) {
@@ -27,7 +25,7 @@ pub fn shard(folder: &Path, tar: &[u8]) {
 
 /// Parses `text` as the index of a tar of 1 MB; what is taken must say the same when it is written again.
 pub fn index(text: &[u8]) {
-    let parse = |text: &str| index::parse(text, 1_000_000);
+    let parse = |text: &str| parse_index(text, 1_000_000);
     let Some(index) = std::str::from_utf8(text).ok().and_then(parse) else { return };
     assert_eq!(parse(&index.to_text()), Some(index));
 }
@@ -146,7 +144,7 @@ mod tests {
         assert_eq!(opened.len(), 3, "the seed itself is good");
         let idx = fs::read(folder.path().join("fuzzed.idx")).unwrap();
         let idx = String::from_utf8(idx).unwrap().replacen(&format!(" {} ", tar.len()), " 1000000 ", 1);
-        assert!(index::parse(&idx, 1_000_000).is_some());
+        assert!(parse_index(&idx, 1_000_000).is_some());
         let lists = [
             r#"{"splits": {"train": {"filenames": ["x.tar"], "shard_lengths": [3], "num_samples": 3}}}"#,
             r#"{"wids_version": 1, "shardlist": [{"url": "x.tar", "nsamples": 3}], "datasets": [{"base": "b", "shardlist": []}]}"#,

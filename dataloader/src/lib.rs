@@ -10,12 +10,11 @@
 //! of ranks and timing have no part in it. *Honesty*: whatever is wrong with the data is an [`Error`] that
 //! names the shard and the key; nothing is skipped or padded in silence.
 
+pub mod contact_sheet;
 pub mod encode;
 pub mod import;
-pub mod index;
 pub mod jpeg;
 pub mod random;
-pub mod sheet;
 pub mod transform;
 pub mod verify;
 
@@ -27,30 +26,21 @@ mod dataset;
 mod decode;
 mod error;
 mod files;
-mod folder;
-mod info;
 mod loader;
-mod member;
-mod mix;
-mod options;
-mod order;
 mod parallel;
-mod pattern;
-mod pool;
 mod region;
 mod resize;
 mod shard;
-mod shard_list;
 mod source;
 
-pub use dataset::{Dataset, SampleInfo, ShardInfo};
+pub use dataset::{Dataset, DatasetInfo, SampleInfo, ShardInfo};
 pub use decode::{Channels, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
-pub use info::DatasetInfo;
-pub use loader::{BadSample, Batch, Loader, LoaderSpec, OnBadSample};
-pub use mix::{Mix, Mixed};
-pub use options::{Cache, Options};
-pub use order::{BatchPlan, EpochOrder, Lanes, Spares, eval_samples};
+pub use loader::{
+    BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderSpec, Mix, Mixed, OnBadSample, Spares,
+    eval_samples,
+};
 pub use region::Region;
-pub use shard::ShardWriter;
+pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};
+pub use source::{Cache, Options};
 pub use transform::{Augment, Crop, Transform};

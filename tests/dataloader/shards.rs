@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use codinet_dataloader::index::IndexState;
-use codinet_dataloader::{Dataset, Error};
+use codinet_dataloader::{Dataset, Error, IndexState};
 
 use crate::data::{flat, open, write_flat, write_images};
 

@@ -5,8 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use codinet_dataloader::index::{IndexState, ShardIndex};
-use codinet_dataloader::{Dataset, Error, ShardWriter};
+use codinet_dataloader::{Dataset, Error, IndexState, ShardIndex, ShardWriter};
 
 use crate::data::{flat, open, write_flat, write_images};
 use crate::program::{codinet_data, data_error, stdout};

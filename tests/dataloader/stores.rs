@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use codinet_dataloader::index::IndexState;
-use codinet_dataloader::{Cache, Dataset, Options, ShardWriter};
+use codinet_dataloader::{Cache, Dataset, IndexState, Options, ShardWriter};
 
 use crate::data::{flat, open, write_flat, write_images};
 use crate::program::{codinet_data, data_error, stdout};

@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use codinet_dataloader::index::IndexState;
-use codinet_dataloader::{Dataset, Options, Result};
+use codinet_dataloader::{Dataset, IndexState, Options, Result};
 
 use super::{Shards, print};
 

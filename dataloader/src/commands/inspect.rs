@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use codinet_dataloader::index::IndexState;
-use codinet_dataloader::sheet::Sheet;
+use codinet_dataloader::contact_sheet::Sheet;
 use codinet_dataloader::{
-    Channels, Dataset, Decoder, EpochOrder, Error, LoaderSpec, OnBadSample, Result, Transform,
+    Channels, Dataset, Decoder, EpochOrder, Error, IndexState, LoaderSpec, OnBadSample, Result, Transform,
 };
 
 use super::{Shards, cores, print};

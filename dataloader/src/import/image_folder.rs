@@ -6,7 +6,7 @@ use std::path::Path;
 use super::images::{ImageSet, split_name};
 use super::places::{Found, check_folder, folders};
 use crate::error::{Error, Result};
-use crate::member::is_image;
+use crate::shard::is_image;
 
 pub(super) fn find(folder: &Path, out: &Path) -> Result<ImageSet> {
     check_folder(folder)?;

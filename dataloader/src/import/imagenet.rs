@@ -13,7 +13,7 @@ use super::image_folder::{Keys, from_classes, is_named_image};
 use super::images::{ImageNetSplit, ImageSet};
 use super::places::{Found, Place, check_folder, first_existing, folders};
 use crate::error::{Error, IoContext, Result};
-use crate::member::key_and_extension;
+use crate::shard::key_and_extension;
 
 /// Where unpacked images may be, the last being how Kaggle has them.
 const TRAIN: [&str; 4] =

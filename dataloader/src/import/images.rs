@@ -14,11 +14,10 @@ use super::places::Place;
 use super::plan::Plan;
 use super::prepare::Preparer;
 use super::{Outcome, Split, image_folder, imagenet, lock};
+use crate::dataset::DatasetInfo;
 use crate::error::{BadImage, Error, Result};
-use crate::index::ShardIndex;
-use crate::info::DatasetInfo;
 use crate::random::{self, Domain};
-use crate::shard::{ShardWriter, shard_name};
+use crate::shard::{ShardIndex, ShardWriter, shard_name};
 use crate::{files, parallel};
 
 /// Where encoded images are imported from.
@@ -100,7 +99,7 @@ pub(super) struct ImageSet {
 /// Encoded images by number, read from many threads.
 pub(super) trait Images: Send + Sync {
     /// Replaces the contents of `bytes` by image `sample`; of those of over
-    /// [`MOST_IMAGE_BYTES`](crate::index::MOST_IMAGE_BYTES), so many and one more.
+    /// [`MOST_IMAGE_BYTES`](crate::shard::MOST_IMAGE_BYTES), so many and one more.
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// The file that holds the image.

@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, DatasetInfo};
 use crate::decode::Channels;
 use crate::encode::{Encoder, Encoding};
 use crate::error::{Error, IoContext, Result};
-use crate::info::DatasetInfo;
 use crate::shard::ShardWriter;
 
 mod cifar;

@@ -22,10 +22,10 @@ use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReade
 use super::broken;
 use super::image_folder::Keys;
 use super::images::{ImageSet, Images, split_name};
+use crate::dataset::globbed;
 use crate::error::{Error, IoContext, Result};
-use crate::index::MOST_IMAGE_BYTES;
-use crate::pattern::globbed;
 use crate::random::{self, Domain};
+use crate::shard::MOST_IMAGE_BYTES;
 
 /// Row groups of so many bytes together are shuffled.
 const BLOCK_BYTES: i64 = 1 << 30;

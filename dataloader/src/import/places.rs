@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::broken;
 use crate::error::{Error, IoContext, Result};
-use crate::index::MOST_IMAGE_BYTES;
+use crate::shard::MOST_IMAGE_BYTES;
 
 /// The most bytes of headers in a row, the long names in them included, that a tar may have.
 const MOST_HEADER_BYTES: u64 = 1 << 24;

@@ -7,7 +7,7 @@ use turbojpeg::{Colorspace, Subsamp};
 use crate::decode::{Channels, Decoder, Format, Header};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Result};
-use crate::index::MOST_IMAGE_BYTES;
+use crate::shard::MOST_IMAGE_BYTES;
 use crate::{jpeg::tile, resize};
 
 /// The quality of JPEGs that were made smaller.

@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
+use super::options::Cache;
 use crate::error::{IoContext, Result};
-use crate::options::Cache;
 
 /// The folder, and how much it may hold.
 #[derive(Debug)]

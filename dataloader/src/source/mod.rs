@@ -12,11 +12,13 @@ use crate::error::{Error, IoContext, Result};
 #[cfg(feature = "remote")]
 mod cache;
 mod local;
+mod options;
 #[cfg(feature = "remote")]
 mod remote;
 mod scan;
 
 pub(crate) use local::LocalFile;
+pub use options::{Cache, Options};
 pub(crate) use scan::ScanReader;
 
 /// The bytes of one shard.
@@ -111,7 +113,7 @@ pub(crate) fn is_url(location: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Storage {
     #[cfg(feature = "remote")]
-    options: crate::options::Options,
+    options: Options,
     #[cfg(feature = "remote")]
     remote: std::sync::OnceLock<std::sync::Arc<remote::Remote>>,
 }
@@ -136,12 +138,12 @@ impl Location {
 
 impl Storage {
     #[cfg(feature = "remote")]
-    pub(crate) fn new(options: &crate::options::Options) -> Storage {
+    pub(crate) fn new(options: &Options) -> Storage {
         Storage { options: options.clone(), remote: std::sync::OnceLock::new() }
     }
 
     #[cfg(not(feature = "remote"))]
-    pub(crate) fn new(_: &crate::options::Options) -> Storage {
+    pub(crate) fn new(_: &Options) -> Storage {
         Storage {}
     }
 

@@ -23,9 +23,9 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use super::cache::SharedFolder;
+use super::options::Options;
 use super::{Location, is_url, local};
 use crate::error::{Error, IoContext, Result};
-use crate::options::Options;
 
 /// What one request asks for where much is wanted: of a scan, and of a shard that is fetched whole.
 const PART: u64 = 8 << 20;

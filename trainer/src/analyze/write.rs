@@ -16,7 +16,7 @@ use crate::run::colour::CATEGORIES;
 use crate::run::{projector, say, write_whole};
 use crate::sys::error::{Error, Result};
 use crate::trained::Trained;
-use codinet_dataloader::sheet::Sheet;
+use codinet_dataloader::contact_sheet::Sheet;
 use std::path::Path;
 
 /// Images in TensorBoard's embedding projector.

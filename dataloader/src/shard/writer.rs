@@ -1,18 +1,13 @@
-//! The shard format, and how shards are written.
-//!
-//! A shard is a tar archive by the convention of WebDataset: a sample is an image member `KEY.jpg`, `KEY.jpeg`
-//! or `KEY.png` and, right before or after it, a label member `KEY.cls` that holds the class number in ASCII
-//! decimal. The key is the member's path up to the first dot of its file name, so it may contain folders.
-//! Members with other extensions are ignored. An [index](crate::index) lies beside each shard.
+//! How shards are written.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::index::ShardIndex;
+use super::tar_names::{is_image, key_and_extension};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
-use crate::index::ShardIndex;
-use crate::member::{is_image, key_and_extension};
 
 /// The file name of shard `number`.
 pub(crate) fn shard_name(name: &str, number: u32) -> String {

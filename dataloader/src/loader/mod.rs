@@ -11,11 +11,18 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder};
 use crate::error::{BadImage, Error, Result};
-use crate::order::{BatchPlan, Spares};
-use crate::pool::{Fill, Pending, Pool};
 use crate::random::{self, Domain};
 use crate::region::Region;
 use crate::transform::{Augmenter, Renderer, Transform, View};
+
+mod mix;
+mod order;
+mod pool;
+
+pub use mix::{Mix, Mixed};
+pub use order::{BatchPlan, EpochOrder, Lanes, Spares, eval_samples};
+
+use pool::{Fill, Pending, Pool};
 
 /// What a [`Loader`] makes of each sample, and with how many hands.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,8 +9,7 @@ use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder, MOST_PIXELS};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Error, Result};
-use crate::loader::{Batch, Loader, LoaderSpec};
-use crate::order::BatchPlan;
+use crate::loader::{Batch, BatchPlan, Loader, LoaderSpec};
 use crate::resize;
 
 /// Pixels between images, and around them.

@@ -9,13 +9,23 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, IoContext, Result};
-use crate::index::{HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc};
-use crate::info::DatasetInfo;
-use crate::options::Options;
-use crate::pattern::Named;
-use crate::shard_list::ShardList;
-use crate::source::{Source, Storage, folder_of, is_url, join};
-use crate::{files, folder, parallel, pattern};
+use crate::shard::{
+    HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc, key_and_extension,
+};
+use crate::source::{Options, Source, Storage, folder_of, is_url, join};
+use crate::{files, parallel};
+
+mod class_folders;
+mod info;
+mod pattern;
+mod shard_list;
+
+pub use info::DatasetInfo;
+#[cfg(feature = "parquet")]
+pub(crate) use pattern::globbed;
+pub(crate) use shard_list::ShardList;
+
+use pattern::Named;
 
 /// Shards opened for reading. Every method takes `&self` and may be called from many threads.
 #[derive(Debug)]
@@ -92,11 +102,12 @@ impl Dataset {
 
     /// As [`open`](Self::open), with a cache, another time-out, or indices made anew.
     pub fn open_with(pattern: &str, options: &Options) -> Result<Dataset> {
-        let (shards, info) = if Path::new(pattern).is_dir() && folder::is_image_folder(Path::new(pattern))? {
-            open_folder(Path::new(pattern))?
-        } else {
-            open_shards(pattern, options)?
-        };
+        let (shards, info) =
+            if Path::new(pattern).is_dir() && class_folders::is_image_folder(Path::new(pattern))? {
+                open_folder(Path::new(pattern))?
+            } else {
+                open_shards(pattern, options)?
+            };
         let len = shards.iter().map(|shard| shard.index.len()).sum();
         if len == 0 {
             return Err(Error::Empty { what: "no samples in the shards", pattern: pattern.to_owned() });
@@ -115,7 +126,7 @@ impl Dataset {
     /// # Errors
     /// A path that isn't there, a file that by its name is no JPEG or PNG, a folder without any.
     pub fn of_images(paths: &[PathBuf]) -> Result<Dataset> {
-        let index = folder::list_images(paths)?;
+        let index = class_folders::list_images(paths)?;
         let (len, contents) = (index.len(), Contents::Folder(PathBuf::new()));
         let shards = vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }];
         Ok(Dataset { shards, len, info: None })
@@ -228,7 +239,7 @@ impl Dataset {
 }
 
 fn open_folder(path: &Path) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
-    let (index, listed) = folder::list(path)?;
+    let (index, listed) = class_folders::list(path)?;
     let info = DatasetInfo::load(path)?.unwrap_or(listed);
     let contents = Contents::Folder(path.to_owned());
     Ok((vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }], Some(info)))
@@ -308,7 +319,7 @@ impl Shard {
     /// only behind the first dot.
     fn key<'a>(&self, name: &'a str) -> &'a str {
         match self.contents {
-            Contents::Tar(_) => crate::member::key_and_extension(name).0,
+            Contents::Tar(_) => key_and_extension(name).0,
             Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // it is a path
             Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
         }

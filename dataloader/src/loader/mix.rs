@@ -11,9 +11,9 @@
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::Batch;
 use crate::decode::Channels;
 use crate::error::{Error, Result};
-use crate::loader::Batch;
 use crate::random::{self, Domain, below, unit};
 use crate::region::Region;
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::shard_list::{self, ShardList};
 use crate::error::{Error, IoContext, Result};
-use crate::shard_list::{self, ShardList};
 use crate::source::{Location, Storage, is_url, join};
 
 /// More shards than this in one range is taken for a slip of the keyboard.

@@ -7,10 +7,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::info::DatasetInfo;
 use crate::error::{Error, IoContext, Result};
-use crate::index::{IndexedSample, ShardIndex};
-use crate::info::DatasetInfo;
-use crate::member::is_image;
+use crate::shard::{IndexedSample, ShardIndex, is_image};
 use crate::{files, parallel};
 
 /// Folders nest no deeper than this, unless a link leads round in a circle.

@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::order::BatchPlan;
 use crate::error::{Error, Result};
-use crate::order::BatchPlan;
 
 /// What one thread does: fills the piece of a slot of a batch, and says what it holds.
 pub(crate) trait Fill: Send + 'static {

@@ -14,9 +14,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::tar_names::{is_image, is_label, key_and_extension};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
-use crate::member::{is_image, is_label, key_and_extension};
 use crate::source::{LocalFile, ScanReader, Source};
 
 const FORMAT: &str = "codinet-index 2";
@@ -177,13 +177,13 @@ impl ShardIndex {
     fn load(tar: &Path, source: &Source) -> Option<ShardIndex> {
         let mut text = String::new();
         File::open(index_path(tar)).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
-        parse(&text, source.size()).filter(|index| index.version == source.version())
+        parse_index(&text, source.size()).filter(|index| index.version == source.version())
     }
 
     /// As [`load`](Self::load), of an index that was copied beside an object, so that it holds the time of the
     /// file that it was made of.
     fn of_copy(text: &[u8], source: &Source) -> Option<ShardIndex> {
-        let mut index = parse(std::str::from_utf8(text).ok()?, source.size())?;
+        let mut index = parse_index(std::str::from_utf8(text).ok()?, source.size())?;
         index.version = source.version().to_owned();
         index.fits(source).then_some(index)
     }
@@ -384,7 +384,7 @@ fn most_index_bytes(source: &Source) -> u64 {
 }
 
 /// The index in `text`, if it is whole and made for a tar of `size` bytes.
-pub(crate) fn parse(text: &str, size: u64) -> Option<ShardIndex> {
+pub(crate) fn parse_index(text: &str, size: u64) -> Option<ShardIndex> {
     let (header, lines) = text.split_once('\n')?;
     let mut fields = header.strip_prefix(FORMAT)?.strip_prefix(' ')?.split(' ');
     let same_size = fields.next()?.parse::<u64>().ok()? == size;
