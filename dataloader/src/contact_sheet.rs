@@ -21,7 +21,7 @@ const LEAST_WIDTH: usize = 400;
 
 /// A picture: u8 [height, width, 3].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sheet {
+pub struct ContactSheet {
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
@@ -30,7 +30,7 @@ pub struct Sheet {
     pub pixels: Vec<u8>,
 }
 
-impl Sheet {
+impl ContactSheet {
     /// Draws a row for each of `samples`: a line with the name of its class and its key, and below it the
     /// image as decoded, scaled to fit, then the views that a [`Loader`] of this `spec` makes of it in epoch
     /// 0.
@@ -38,12 +38,12 @@ impl Sheet {
     /// # Errors
     /// A sample that can't be used, settings that can't be right, more than the most pixels an image may
     /// have.
-    pub fn draw(dataset: &Arc<Dataset>, spec: &LoaderSpec, samples: &[u32]) -> Result<Sheet> {
+    pub fn draw_samples(dataset: &Arc<Dataset>, spec: &LoaderSpec, samples: &[u32]) -> Result<ContactSheet> {
         let channels = Channels::new(spec.channels)?;
         let side = spec.image_size as usize;
         let (row, column) = (LETTER + GAP / 2 + side + GAP, side + GAP);
         let width = spec.views.saturating_add(1).saturating_mul(column).saturating_add(GAP).max(LEAST_WIDTH);
-        let mut sheet = Sheet::white(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
+        let mut sheet = ContactSheet::white(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
         let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan::new(0, vec![sample])).collect();
         let mut decoder = Decoder::new();
         for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
@@ -74,7 +74,11 @@ impl Sheet {
     /// # Errors
     /// A sample that can't be used, settings that can't be right, more than the most pixels an image may
     /// have.
-    pub fn rows(dataset: &Arc<Dataset>, spec: &LoaderSpec, rows: &[(String, Vec<u32>)]) -> Result<Sheet> {
+    pub fn draw_rows(
+        dataset: &Arc<Dataset>,
+        spec: &LoaderSpec,
+        rows: &[(String, Vec<u32>)],
+    ) -> Result<ContactSheet> {
         let channels = Channels::new(spec.channels)?;
         let side = spec.image_size as usize;
         let factor = 56usize.div_ceil(side);
@@ -83,7 +87,7 @@ impl Sheet {
         let longest = rows.iter().map(|(_, samples)| samples.len()).max().unwrap_or(0);
         let text = rows.iter().map(|(text, _)| text.chars().count() * LETTER).max().unwrap_or(0);
         let width = (longest * column).max(text) + 2 * GAP;
-        let mut sheet = Sheet::white(width, rows.len() * row + GAP)?;
+        let mut sheet = ContactSheet::white(width, rows.len() * row + GAP)?;
         let plan: Vec<_> = rows.iter().map(|(_, samples)| BatchPlan::new(0, samples.clone())).collect();
         let spec = LoaderSpec { views: 1, ..spec.clone() };
         for (number, batch) in Loader::new(dataset.clone(), spec, plan.into_iter())?.enumerate() {
@@ -107,13 +111,13 @@ impl Sheet {
         Encoder::new(Encoding::Png)?.encode(&self.pixels, self.width, self.height, Channels::Rgb)
     }
 
-    fn white(width: usize, height: usize) -> Result<Sheet> {
+    fn white(width: usize, height: usize) -> Result<ContactSheet> {
         if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
             return Err(Error::InvalidArgument(format!(
                 "a sheet of {width}x{height} pixels is too large; ask for fewer images or smaller ones"
             )));
         }
-        Ok(Sheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] })
+        Ok(ContactSheet { width: width as u32, height: height as u32, pixels: vec![255; width * height * 3] })
     }
 
     /// Writes the class and the key of a batch of one sample.
@@ -121,7 +125,7 @@ impl Sheet {
         let label = batch.labels[0];
         let names = dataset.info().and_then(|info| info.class_names.as_deref()).unwrap_or_default();
         let name = usize::try_from(label).ok().and_then(|label| names.get(label));
-        let key = dataset.meta(batch.samples[0] as usize).map_or("", |info| info.key);
+        let key = dataset.sample_info(batch.samples[0] as usize).map_or("", |info| info.key);
         let class = name.map_or_else(|| format!("class {label}"), |name| format!("{label} {name}"));
         self.write(&format!("{class}  {key}"), GAP, top);
     }

@@ -37,8 +37,8 @@ pub use dataset::{Dataset, DatasetInfo, SampleInfo, ShardInfo};
 pub use decode::{Channels, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
 pub use loader::{
-    BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderSpec, Mix, Mixed, OnBadSample, Spares,
-    eval_samples,
+    BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderSpec, Mix, MixTargets, OnBadSample,
+    Replacements, eval_samples,
 };
 pub use region::Region;
 pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};

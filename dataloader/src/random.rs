@@ -41,19 +41,19 @@ pub fn stream(domain: Domain, seed: u64, a: u64, b: u64, c: u64) -> ChaCha8Rng {
     rng
 }
 
-/// A number in [0, 1), a multiple of 2⁻⁵³. Written here, like [`below`], so that a new release of a random
+/// A number in [0, 1), a multiple of 2⁻⁵³. Written here, like [`draw_below`], so that a new release of a random
 /// number library can't change it.
-pub fn unit(rng: &mut impl Rng) -> f64 {
+pub fn draw_unit(rng: &mut impl Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// A number in [low, high); `low` where the two are equal.
-pub fn uniform(rng: &mut impl Rng, low: f64, high: f64) -> f64 {
-    low + (high - low) * unit(rng)
+pub fn draw_uniform(rng: &mut impl Rng, low: f64, high: f64) -> f64 {
+    low + (high - low) * draw_unit(rng)
 }
 
 /// A whole number in 0..n, each equally likely (Lemire's method). 0 where n is 0.
-pub fn below(rng: &mut impl Rng, n: u32) -> u32 {
+pub fn draw_below(rng: &mut impl Rng, n: u32) -> u32 {
     let mut product = u64::from(rng.next_u32()) * u64::from(n);
     if (product as u32) < n {
         let biased = n.wrapping_neg() % n; // 2³² mod n: so many low parts would make some results likelier
@@ -71,7 +71,7 @@ pub fn below(rng: &mut impl Rng, n: u32) -> u32 {
 pub fn shuffle<T>(rng: &mut impl Rng, items: &mut [T]) {
     assert!(u32::try_from(items.len()).is_ok(), "{} items to shuffle", items.len());
     for last in (1..items.len()).rev() {
-        items.swap(last, below(rng, last as u32 + 1) as usize);
+        items.swap(last, draw_below(rng, last as u32 + 1) as usize);
     }
 }
 
@@ -95,10 +95,10 @@ mod tests {
         );
         let mut view = stream(Domain::View, 0, 0, 0, 0);
         assert_eq!(
-            [below(&mut view, 10), below(&mut view, 1000), below(&mut view, u32::MAX)],
+            [draw_below(&mut view, 10), draw_below(&mut view, 1000), draw_below(&mut view, u32::MAX)],
             [2, 974, 615_128_444]
         );
-        assert_eq!(unit(&mut view), 0.762_101_961_676_216_2);
+        assert_eq!(draw_unit(&mut view), 0.762_101_961_676_216_2);
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
         let mut rng = stream(Domain::Order, 0, 0, 0, 0);
         let mut counts = [0_u32; 6];
         for _ in 0..60_000 {
-            counts[below(&mut rng, 6) as usize] += 1;
+            counts[draw_below(&mut rng, 6) as usize] += 1;
         }
         assert!(counts.iter().all(|&count| (9_600..10_400).contains(&count)), "{counts:?}");
     }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn unit_fills_the_interval() {
         let mut rng = stream(Domain::Order, 0, 0, 0, 0);
-        let draws: Vec<f64> = (0..10_000).map(|_| unit(&mut rng)).collect();
+        let draws: Vec<f64> = (0..10_000).map(|_| draw_unit(&mut rng)).collect();
         assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         assert!((0.49..0.51).contains(&mean), "{mean}");

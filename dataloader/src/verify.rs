@@ -256,7 +256,7 @@ fn report(dataset: &Dataset, mut seen: Seen) -> Report {
     seen.turned.sort_unstable();
     seen.bad.sort();
     seen.checksums.sort_unstable();
-    let label = |sample: u32| dataset.meta(sample as usize).map_or(0, |info| info.label);
+    let label = |sample: u32| dataset.sample_info(sample as usize).map_or(0, |info| info.label);
     let mut report = Report {
         samples: dataset.len() as u64,
         shards: dataset.shards().len() as u64,
@@ -291,7 +291,7 @@ fn report(dataset: &Dataset, mut seen: Seen) -> Report {
 }
 
 fn place(dataset: &Dataset, sample: u32) -> Place {
-    let info = dataset.meta(sample as usize);
+    let info = dataset.sample_info(sample as usize);
     Place {
         shard: info.map_or(PathBuf::new(), |info| info.shard.to_owned()),
         key: info.map_or(String::new(), |info| info.key.to_owned()),
@@ -316,7 +316,7 @@ fn sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
 fn classes(dataset: &Dataset) -> Vec<Class> {
     let known = dataset.classes().unwrap_or(0).min(MOST_EMPTY_CLASSES) as u32;
     let mut counts: BTreeMap<u32, u64> = (0..known).map(|label| (label, 0)).collect();
-    for info in (0..dataset.len()).filter_map(|sample| dataset.meta(sample)) {
+    for info in (0..dataset.len()).filter_map(|sample| dataset.sample_info(sample)) {
         *counts.entry(info.label).or_default() += 1;
     }
     let names = dataset.info().and_then(|info| info.class_names.as_deref()).unwrap_or_default();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::jpeg::tile;
 use codinet_dataloader::{
-    Batch, BatchPlan, Channels, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample, ShardWriter,
-    Spares, Transform,
+    Batch, BatchPlan, Channels, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample, Replacements,
+    ShardWriter, Transform,
 };
 
 const SIZE: u32 = 32;
@@ -110,7 +110,7 @@ fn bad_images_are_replaced_by_the_slots_next_samples() {
         let plans = (0..2).map(|step| BatchPlan {
             epoch: 2,
             samples: order.rank_samples(step, 8, rank, world).to_vec(),
-            spares: Some(Spares {
+            replacements: Some(Replacements {
                 order: order.clone(),
                 first: 8 * step + rank * 8 / world,
                 global_batch: 8,
@@ -183,7 +183,7 @@ fn nothing_but_bad_data_ends_with_an_error() {
     let plan = BatchPlan {
         epoch: 0,
         samples: order.rank_samples(0, 4, 0, 1).to_vec(),
-        spares: Some(Spares { order, first: 0, global_batch: 4 }),
+        replacements: Some(Replacements { order, first: 0, global_batch: 4 }),
     };
     let error = serve(&dataset, OnBadSample::Replace, vec![plan]).unwrap_err().to_string();
     assert!(error.contains("64 samples one after another can't be used"), "{error}");

@@ -130,7 +130,7 @@ fn cifar100_has_its_fine_labels() {
     // JPEG where it is asked for.
     stdout(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
     let dataset = Dataset::open(train.to_str().unwrap()).unwrap();
-    assert_eq!(dataset.meta(0).unwrap().name, "00000000.jpg");
+    assert_eq!(dataset.sample_info(0).unwrap().name, "00000000.jpg");
 }
 
 #[test]

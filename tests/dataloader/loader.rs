@@ -245,7 +245,7 @@ fn recycled_memory_is_used_again() {
         decoys.push(vec![0_u8; 8 * 288]); // so that memory given back to the allocator doesn't return
     }
     assert!(addresses.len() <= 5, "{} buffers for 3 batches in flight", addresses.len());
-    assert!(loader.wait() > Duration::ZERO);
+    assert!(loader.stall_time() > Duration::ZERO);
 }
 
 #[test]

@@ -26,10 +26,10 @@ fn what_is_written_is_read() {
         assert_eq!(encoded, flat(sample as u32));
         assert_eq!((info.key, info.label), (format!("k{sample:03}").as_str(), sample as u32));
         assert_eq!(info.shard, folder.path().join(format!("x-00000{}.tar", sample / 4)));
-        assert_eq!(dataset.meta(sample), Some(info));
+        assert_eq!(dataset.sample_info(sample), Some(info));
     }
     assert!(matches!(dataset.read(10, &mut encoded), Err(Error::InvalidArgument(_))));
-    assert_eq!(dataset.meta(10), None);
+    assert_eq!(dataset.sample_info(10), None);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn folders_globs_ranges_and_files_name_shards() {
     assert_eq!(whole, at("*.tar").unwrap().fingerprint());
     assert_eq!(whole, at("x-{000000..000002}.tar").unwrap().fingerprint());
     let part = at("x-{000001..000002}.tar").unwrap();
-    assert_eq!((part.len(), part.meta(0).unwrap().key), (6, "k004"));
+    assert_eq!((part.len(), part.sample_info(0).unwrap().key), (6, "k004"));
     assert_ne!(whole, part.fingerprint());
     assert_eq!(at("x-000002.tar").unwrap().len(), 2);
     // A glob that finds fewer than dataset.json counts is a missing shard; a range that names one is, too.
@@ -116,8 +116,9 @@ fn shards_of_other_tools_open() {
     ];
     write_tar(folder.path(), &members);
     let dataset = open(folder.path()).unwrap();
-    let labels: Vec<_> =
-        (0..2).map(|sample| dataset.meta(sample).map(|info| (info.key, info.label)).unwrap()).collect();
+    let labels: Vec<_> = (0..2)
+        .map(|sample| dataset.sample_info(sample).map(|info| (info.key, info.label)).unwrap())
+        .collect();
     assert_eq!(labels, [("a", 4), (long.strip_suffix(".JPEG").unwrap(), 5)]);
     let mut encoded = Vec::new();
     dataset.read(1, &mut encoded).unwrap();
@@ -198,6 +199,6 @@ fn stale_and_damaged_indices_are_rebuilt() {
     fs::copy(elsewhere.path().join("x-000000.tar"), &tar).unwrap();
     assert_eq!(fs::metadata(&tar).unwrap().len(), size);
     let dataset = open(folder.path()).unwrap();
-    assert_eq!(dataset.meta(1).unwrap().key, "c");
+    assert_eq!(dataset.sample_info(1).unwrap().key, "c");
     assert_eq!(dataset.shards().next().unwrap().index, IndexState::Rebuilt);
 }

@@ -50,7 +50,7 @@ fn lists_of_other_tools_name_shards_and_count_them() {
         "val": {"name": "val", "filenames": ["x-000002.tar"], "shard_lengths": [2], "num_samples": 2}}}"#;
     fs::write(at("_info.json"), timm).unwrap();
     let train = open(&at("_info.json#train")).unwrap();
-    assert_eq!((train.len(), train.meta(0).unwrap().key), (8, "k004"), "in the list's order");
+    assert_eq!((train.len(), train.sample_info(0).unwrap().key), (8, "k004"), "in the list's order");
     for pattern in [folder.path().to_owned(), at("_info.json")] {
         let message = open_error(&pattern);
         assert!(message.contains("_info.json#train") && message.contains("_info.json#val"), "{message}");
@@ -144,7 +144,7 @@ fn an_index_of_another_shard_is_noticed() {
     replace(last.path());
     let dataset = open(first.path()).unwrap();
     assert_eq!(
-        (dataset.meta(2).unwrap().key, dataset.shards().next().unwrap().index),
+        (dataset.sample_info(2).unwrap().key, dataset.shards().next().unwrap().index),
         ("z", IndexState::Rebuilt)
     );
 
@@ -211,7 +211,7 @@ fn names_that_lead_outside_are_only_names() {
         ],
     );
     let dataset = open(&inside).unwrap();
-    let keys: Vec<_> = (0..dataset.len()).map(|sample| dataset.meta(sample).unwrap().key).collect();
+    let keys: Vec<_> = (0..dataset.len()).map(|sample| dataset.sample_info(sample).unwrap().key).collect();
     assert_eq!(keys, [up, &absolute]);
     let mut encoded = Vec::new();
     dataset.read(0, &mut encoded).unwrap();

@@ -77,7 +77,7 @@ fn a_web_servers_shards_are_the_files() {
     assert_same(&remote, &local);
     assert_eq!(remote.classes(), Some(10), "by dataset.json");
     assert!(remote.shards().all(|shard| shard.index == IndexState::Read), "the .idx files beside them");
-    let shard = remote.meta(9).unwrap().shard.to_str().unwrap().to_owned();
+    let shard = remote.sample_info(9).unwrap().shard.to_str().unwrap().to_owned();
     assert_eq!(shard, url(&server, "x-000002.tar"));
 
     // Without indices: one request scans a small shard. An index of another shard isn't taken.
@@ -93,7 +93,7 @@ fn a_web_servers_shards_are_the_files() {
     assert!(text.starts_with("scanned, for no index can be written there: 1 shard, 2 samples, "), "{text}");
     let list = r#"{"wids_version": 1, "shardlist": [{"url": "x-000001.tar", "nsamples": 4}]}"#;
     fs::write(folder.path().join("list.json"), list).unwrap();
-    assert_eq!(Dataset::open(&url(&server, "list.json")).unwrap().meta(0).unwrap().key, "k004");
+    assert_eq!(Dataset::open(&url(&server, "list.json")).unwrap().sample_info(0).unwrap().key, "k004");
 
     for pattern in ["", "x-*.tar"] {
         let message = open_error(&url(&server, pattern), &impatient());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use codinet_dataloader::contact_sheet::Sheet;
+use codinet_dataloader::contact_sheet::ContactSheet;
 use codinet_dataloader::{
     Channels, Dataset, Decoder, EpochOrder, Error, IndexState, LoaderSpec, OnBadSample, Result, Transform,
 };
@@ -101,7 +101,7 @@ fn draw(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()>
     };
     let order = EpochOrder::new(arguments.seed, 0, dataset.len());
     let samples = &order.samples()[..dataset.len().min(arguments.samples as usize)];
-    let sheet = Sheet::draw(&Arc::new(dataset), &spec, samples)?;
+    let sheet = ContactSheet::draw_samples(&Arc::new(dataset), &spec, samples)?;
     fs::write(path, sheet.png()?).map_err(|cause| Error::Io {
         action: "write",
         path: path.to_owned(),
@@ -132,7 +132,9 @@ fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
 
 fn describe_classes(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
     let mut counts = BTreeMap::<u32, usize>::new();
-    for label in (0..dataset.len()).filter_map(|sample| dataset.meta(sample)).map(|sample| sample.label) {
+    for label in
+        (0..dataset.len()).filter_map(|sample| dataset.sample_info(sample)).map(|sample| sample.label)
+    {
         *counts.entry(label).or_default() += 1;
     }
     writeln!(text, "labels   {} different", counts.len())?;

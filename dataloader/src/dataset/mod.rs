@@ -125,7 +125,7 @@ impl Dataset {
     ///
     /// # Errors
     /// A path that isn't there, a file that by its name is no JPEG or PNG, a folder without any.
-    pub fn of_images(paths: &[PathBuf]) -> Result<Dataset> {
+    pub fn from_images(paths: &[PathBuf]) -> Result<Dataset> {
         let index = class_folders::list_images(paths)?;
         let (len, contents) = (index.len(), Contents::Folder(PathBuf::new()));
         let shards = vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }];
@@ -168,7 +168,7 @@ impl Dataset {
     }
 
     /// Where sample `sample` comes from, and its label; `None` from [`len`](Self::len) on.
-    pub fn meta(&self, sample: usize) -> Option<SampleInfo<'_>> {
+    pub fn sample_info(&self, sample: usize) -> Option<SampleInfo<'_>> {
         self.locate(sample).map(|(shard, found)| shard.meta(found))
     }
 

@@ -208,7 +208,8 @@ fn count(split: &SourceSplit) -> Result<u64> {
 fn is_complete(folder: &Path, expected: &DatasetInfo, encoding: Encoding) -> bool {
     // Anything wrong with what is there, down to a missing shard, is mended by writing it again.
     let Some(dataset) = folder.to_str().and_then(|pattern| Dataset::open(pattern).ok()) else { return false };
-    let same_format = dataset.meta(0).is_some_and(|sample| sample.name.ends_with(encoding.extension()));
+    let same_format =
+        dataset.sample_info(0).is_some_and(|sample| sample.name.ends_with(encoding.extension()));
     dataset.info() == Some(expected) && same_format
 }
 

@@ -8,7 +8,7 @@ use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 use super::tile::{self, Tiles};
 use super::turbo::{self, Pixel};
 use crate::decode::{Channels, Decoder};
-use crate::random::{Domain, below, stream};
+use crate::random::{Domain, draw_below, stream};
 use crate::region::Region;
 
 /// A picture with detail in every colour.
@@ -141,8 +141,8 @@ fn crops_of_large_images_are_the_whole_ones() {
                 assert_eq!(header.is_tiled(), std::ptr::eq(file, &tiled));
                 for k in 0..400 {
                     let mut part = |side: usize, at_edge: bool| {
-                        let size = 1 + below(&mut rng, side as u32);
-                        let from = below(&mut rng, side as u32 - size + 1);
+                        let size = 1 + draw_below(&mut rng, side as u32);
+                        let from = draw_below(&mut rng, side as u32 - size + 1);
                         if at_edge { (side as u32 - size, size) } else { (from, size) }
                     };
                     let ((left, width_), (top, height_)) =
@@ -217,12 +217,12 @@ fn hostile_bytes_do_no_harm() {
     let (mut decoder, mut pixels, mut survived) = (Decoder::new(), Vec::new(), 0);
     for _ in 0..5_000 {
         let mut bytes = tiled.clone();
-        for _ in 0..1 + below(&mut rng, 3) {
+        for _ in 0..1 + draw_below(&mut rng, 3) {
             // Mostly in the header, where structure is.
-            let most = if below(&mut rng, 4) > 0 { 640.min(bytes.len()) } else { bytes.len() };
-            let at = below(&mut rng, most as u32) as usize;
-            match below(&mut rng, 4) {
-                0 => drop(bytes.drain(at..(at + 1 + below(&mut rng, 8) as usize).min(bytes.len()))),
+            let most = if draw_below(&mut rng, 4) > 0 { 640.min(bytes.len()) } else { bytes.len() };
+            let at = draw_below(&mut rng, most as u32) as usize;
+            match draw_below(&mut rng, 4) {
+                0 => drop(bytes.drain(at..(at + 1 + draw_below(&mut rng, 8) as usize).min(bytes.len()))),
                 1 => bytes.insert(at, rng.next_u32() as u8),
                 _ => bytes[at] = rng.next_u32() as u8,
             }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Batch;
 use crate::decode::Channels;
 use crate::error::{Error, Result};
-use crate::random::{self, Domain, below, unit};
+use crate::random::{self, Domain, draw_below, draw_unit};
 use crate::region::Region;
 
 /// How batches are mixed; the default is not at all. With both, a coin decides for each global batch.
@@ -31,7 +31,7 @@ pub struct Mix {
 /// What became of a batch of L samples. The loss of sample l is λ CE(z_l, y_l) + (1 - λ) CE(z_l, y'_l), with y its
 /// own label and y' its partner's.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mixed {
+pub struct MixTargets {
     /// y', `[L]`.
     pub labels: Vec<i64>,
     /// λ, the same for all; 1 where nothing was mixed.
@@ -62,10 +62,10 @@ impl Mix {
     ///
     /// # Errors
     /// A batch of an odd number of samples, or of views of another size.
-    pub fn apply(&self, batch: &mut Batch, image_size: u32, seed: u64, step: u64) -> Result<Mixed> {
+    pub fn apply(&self, batch: &mut Batch, image_size: u32, seed: u64, step: u64) -> Result<MixTargets> {
         let mut labels = batch.labels.clone();
         let Some(drawn) = self.draw(image_size, seed, batch.epoch, step) else {
-            return Ok(Mixed { labels, lambda: 1.0 });
+            return Ok(MixTargets { labels, lambda: 1.0 });
         };
         let (samples, side) = (labels.len(), image_size as usize);
         if !samples.is_multiple_of(2) {
@@ -97,7 +97,7 @@ impl Mix {
                 }
             }
         }
-        Ok(Mixed { labels, lambda: drawn.lambda })
+        Ok(MixTargets { labels, lambda: drawn.lambda })
     }
 
     /// Which way is drawn first (where there is a choice), then λ, then the rectangle.
@@ -105,7 +105,7 @@ impl Mix {
         let mut rng = random::stream(Domain::Mix, seed, epoch, step, 0);
         let cutmix = match (self.mixup_alpha > 0.0, self.cutmix_alpha > 0.0) {
             (false, false) => return None,
-            (true, true) => below(&mut rng, 2) == 1,
+            (true, true) => draw_below(&mut rng, 2) == 1,
             (_, cutmix) => cutmix,
         };
         Some(if cutmix {
@@ -130,7 +130,7 @@ struct Drawn {
 fn patch(image_size: u32, lambda: f64, rng: &mut impl Rng) -> Region {
     let half = (0.5 * (1.0 - lambda).sqrt() * f64::from(image_size)) as u32;
     let mut range = || {
-        let middle = below(rng, image_size);
+        let middle = draw_below(rng, image_size);
         let (start, end) = (middle.saturating_sub(half), (middle + half).min(image_size));
         (start, end - start)
     };
@@ -141,8 +141,8 @@ fn patch(image_size: u32, lambda: f64, rng: &mut impl Rng) -> Region {
 /// A number with distribution Beta(α, α), by Student's t with 2α degrees of freedom, which polar
 /// coordinates give (Bailey 1994).
 fn beta(rng: &mut impl Rng, alpha: f64) -> f64 {
-    let radius = unit(rng).powf(-1.0 / alpha) - 1.0; // may be infinite
-    let direction = (std::f64::consts::TAU * unit(rng)).cos();
+    let radius = draw_unit(rng).powf(-1.0 / alpha) - 1.0; // may be infinite
+    let direction = (std::f64::consts::TAU * draw_unit(rng)).cos();
     let distance = (1.0 / (1.0 + 1.0 / (radius * direction * direction))).sqrt();
     0.5 + 0.5 * distance.copysign(direction)
 }
@@ -233,7 +233,7 @@ mod tests {
         let black_and_white = [vec![0; sample_bytes()], vec![255; sample_bytes()]].concat();
         for step in 0..200 {
             let mut batch = batch(&[5, 9], &black_and_white);
-            let Mixed { labels, lambda } = MIXUP.apply(&mut batch, SIDE, 1, step).unwrap();
+            let MixTargets { labels, lambda } = MIXUP.apply(&mut batch, SIDE, 1, step).unwrap();
             assert_eq!((labels, &batch.labels[..]), (vec![109, 105], &[105, 109][..]));
             let came = (255.0 * (1.0 - lambda)).round() as u8;
             let stayed = (255.0 * lambda).round() as u8;
@@ -289,7 +289,7 @@ mod tests {
                 let mut union = (Vec::new(), Vec::new());
                 for (samples, images) in samples.chunks(local).zip(images.chunks(local * sample_bytes())) {
                     let mut part = batch(samples, images);
-                    let Mixed { labels, lambda } = BOTH.apply(&mut part, SIDE, 3, step).unwrap();
+                    let MixTargets { labels, lambda } = BOTH.apply(&mut part, SIDE, 3, step).unwrap();
                     assert_eq!(lambda, expected.lambda);
                     union.0.extend(part.images);
                     union.1.extend(labels);

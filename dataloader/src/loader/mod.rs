@@ -19,8 +19,8 @@ mod mix;
 mod order;
 mod pool;
 
-pub use mix::{Mix, Mixed};
-pub use order::{BatchPlan, EpochOrder, Lanes, Spares, eval_samples};
+pub use mix::{Mix, MixTargets};
+pub use order::{BatchPlan, EpochOrder, Lanes, Replacements, eval_samples};
 
 use pool::{Fill, Pending, Pool};
 
@@ -148,7 +148,7 @@ impl Loader {
 
     /// How long [`next`](Iterator::next) has waited for batches, in total: time in which the consumer was
     /// starved of data.
-    pub fn wait(&self) -> Duration {
+    pub fn stall_time(&self) -> Duration {
         self.waited
     }
 
@@ -307,13 +307,15 @@ impl Fill for Worker {
                 Err(Error::Undecodable { reason, .. }) => reason,
                 Err(error) => error.to_string(),
             };
-            let place = self.dataset.meta(sample as usize);
+            let place = self.dataset.sample_info(sample as usize);
             let (shard, key) =
                 place.map_or_else(Default::default, |place| (place.shard.to_owned(), place.key.to_owned()));
             bad.push(BadSample { sample, shard, key, reason });
-            sample = match &plan.spares {
+            sample = match &plan.replacements {
                 None => return Ok(Served { sample: None, bad }),
-                Some(spares) if bad.len() < Spares::MOST => spares.sample(slot, bad.len()),
+                Some(replacements) if bad.len() < Replacements::MAX_TRIES => {
+                    replacements.sample(slot, bad.len())
+                }
                 Some(_) => {
                     let count = bad.len();
                     let BadSample { shard, key, reason, .. } = bad.swap_remove(count - 1);

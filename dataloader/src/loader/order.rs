@@ -26,11 +26,11 @@ impl EpochOrder {
     /// Where `len` exceeds `u32::MAX`, which the length of a [`Dataset`](crate::Dataset) never does.
     pub fn new(seed: u64, epoch: u64, len: usize) -> EpochOrder {
         assert!(u32::try_from(len).is_ok(), "an order is of at most 2³² - 1 samples, not {len}");
-        EpochOrder::of((0..len as u32).collect(), seed, epoch)
+        EpochOrder::shuffle((0..len as u32).collect(), seed, epoch)
     }
 
     /// Shuffles `samples` for this seed and epoch.
-    pub fn of(mut samples: Vec<u32>, seed: u64, epoch: u64) -> EpochOrder {
+    pub fn shuffle(mut samples: Vec<u32>, seed: u64, epoch: u64) -> EpochOrder {
         let mut rng = random::stream(Domain::Order, seed, epoch, 0, 0);
         random::shuffle(&mut rng, &mut samples);
         EpochOrder { samples }
@@ -62,7 +62,7 @@ impl EpochOrder {
             let mut open: Vec<u32> = waiting.by_ref().take(window).collect();
             let mut samples = Vec::with_capacity(each);
             while !open.is_empty() {
-                let drawn = random::below(&mut rng, open.len() as u32) as usize;
+                let drawn = random::draw_below(&mut rng, open.len() as u32) as usize;
                 samples.push(match waiting.next() {
                     Some(next) => std::mem::replace(&mut open[drawn], next),
                     None => open.swap_remove(drawn),
@@ -125,20 +125,20 @@ pub struct BatchPlan {
     /// Dataset indices.
     pub samples: Vec<u32>,
     /// What bad samples are replaced by; none: nothing.
-    pub spares: Option<Spares>,
+    pub replacements: Option<Replacements>,
 }
 
 impl BatchPlan {
     /// A batch whose bad samples nothing replaces.
     pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch, samples, spares: None }
+        BatchPlan { epoch, samples, replacements: None }
     }
 }
 
 /// What bad samples of a batch are replaced by: the sample that the same slot has in the next global batch, or in the one
 /// after that. It is the same whichever rank meets the bad one.
 #[derive(Debug, Clone)]
-pub struct Spares {
+pub struct Replacements {
     /// The epoch's order.
     pub order: Arc<EpochOrder>,
     /// Place in the order of the batch's first slot.
@@ -147,9 +147,9 @@ pub struct Spares {
     pub global_batch: usize,
 }
 
-impl Spares {
+impl Replacements {
     /// Tries before a batch is given up.
-    pub const MOST: usize = 64;
+    pub const MAX_TRIES: usize = 64;
 
     /// What the `attempt`-th replacement of `slot` is, counted from 1.
     pub fn sample(&self, slot: usize, attempt: usize) -> u32 {
@@ -249,8 +249,8 @@ mod tests {
         // Slot 3 of global batch 1 of 4, as a world of one has it and as the second of two ranks has.
         let (whole, half) = (4, 4 + 2);
         for (first, slot) in [(whole, 3), (half, 1)] {
-            let spares = Spares { order: order.clone(), first, global_batch: 4 };
-            assert_eq!([1, 2, 3].map(|attempt| spares.sample(slot, attempt)), [at(11), at(15), at(19)]);
+            let replacements = Replacements { order: order.clone(), first, global_batch: 4 };
+            assert_eq!([1, 2, 3].map(|attempt| replacements.sample(slot, attempt)), [at(11), at(15), at(19)]);
         }
     }
 

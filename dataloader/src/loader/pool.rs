@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn plan(samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch: 0, samples, spares: None }
+        BatchPlan { epoch: 0, samples, replacements: None }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Op;
 use crate::error::{Error, Result};
-use crate::random::{below, shuffle, uniform, unit};
+use crate::random::{draw_below, draw_uniform, draw_unit, shuffle};
 use crate::region::Region;
 
 /// Changes to a view's pixels; the default is none.
@@ -168,7 +168,7 @@ impl Augment {
     /// Draws what becomes of one view of `image_size`² pixels.
     pub(super) fn draw(&self, image_size: u32, rng: &mut impl Rng) -> Vec<Op> {
         let mut ops = Vec::new(); // allocates nothing unless there is something to do
-        if self.vertical_flip > 0.0 && unit(rng) < self.vertical_flip {
+        if self.vertical_flip > 0.0 && draw_unit(rng) < self.vertical_flip {
             ops.push(Op::FlipVertical);
         }
         if let Some(jitter) = &self.color_jitter {
@@ -190,12 +190,12 @@ impl ColorJitter {
         let mut order = [0, 1, 2, 3];
         shuffle(rng, &mut order);
         let mut factor = |strength: f64| {
-            (strength > 0.0).then(|| uniform(rng, (1.0 - strength).max(0.0), 1.0 + strength) as f32)
+            (strength > 0.0).then(|| draw_uniform(rng, (1.0 - strength).max(0.0), 1.0 + strength) as f32)
         };
         let brightness = factor(self.brightness).map(Op::Brightness);
         let contrast = factor(self.contrast).map(Op::Contrast);
         let saturation = factor(self.saturation).map(Op::Saturation);
-        let hue = (self.hue > 0.0).then(|| Op::Hue(uniform(rng, -self.hue, self.hue)));
+        let hue = (self.hue > 0.0).then(|| Op::Hue(draw_uniform(rng, -self.hue, self.hue)));
         let adjustments = [brightness, contrast, saturation, hue];
         ops.extend(order.into_iter().filter_map(|index| adjustments[index]));
     }
@@ -214,15 +214,15 @@ impl Policy {
                     posterize: 4.0,
                 };
                 for _ in 0..num_ops {
-                    let kind = below(rng, KINDS);
+                    let kind = draw_below(rng, KINDS);
                     ops.extend(full.op(kind, magnitude, num_magnitude_bins, rng));
                 }
             }
             Policy::TrivialAugmentWide { num_magnitude_bins } => {
                 let full =
                     Strengths { shear: 0.99, translate: 32.0, rotate: 135.0, adjust: 0.99, posterize: 6.0 };
-                let kind = below(rng, KINDS);
-                let magnitude = below(rng, num_magnitude_bins);
+                let kind = draw_below(rng, KINDS);
+                let magnitude = draw_below(rng, num_magnitude_bins);
                 ops.extend(full.op(kind, magnitude, num_magnitude_bins, rng));
             }
         }
@@ -253,7 +253,7 @@ impl Strengths {
     /// pixels may come out as the next smaller one there.
     fn op(&self, kind: u32, magnitude: u32, bins: u32, rng: &mut impl Rng) -> Option<Op> {
         let share = f64::from(magnitude) / f64::from(bins - 1);
-        let sign = if below(rng, 2) == 1 { -1.0 } else { 1.0 };
+        let sign = if draw_below(rng, 2) == 1 { -1.0 } else { 1.0 };
         let factor = (1.0 + sign * self.adjust * share) as f32;
         Some(match kind {
             0 => return None,
@@ -277,18 +277,18 @@ impl Strengths {
 impl Erase {
     /// torchvision's `RandomErasing.get_params`.
     fn draw(&self, image_size: u32, rng: &mut impl Rng) -> Option<Op> {
-        if unit(rng) >= self.probability {
+        if draw_unit(rng) >= self.probability {
             return None;
         }
         let area = f64::from(image_size) * f64::from(image_size);
         for _ in 0..10 {
-            let target = area * uniform(rng, self.scale.0, self.scale.1);
-            let aspect = uniform(rng, self.ratio.0.ln(), self.ratio.1.ln()).exp();
+            let target = area * draw_uniform(rng, self.scale.0, self.scale.1);
+            let aspect = draw_uniform(rng, self.ratio.0.ln(), self.ratio.1.ln()).exp();
             let height = (target * aspect).sqrt().round_ties_even() as u32;
             let width = (target / aspect).sqrt().round_ties_even() as u32;
             if height < image_size && width < image_size {
-                let top = below(rng, image_size - height + 1);
-                let left = below(rng, image_size - width + 1);
+                let top = draw_below(rng, image_size - height + 1);
+                let left = draw_below(rng, image_size - width + 1);
                 let region = Region { left, top, width, height };
                 return Some(Op::Erase {
                     region,

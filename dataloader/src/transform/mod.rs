@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decode::MOST_PIXELS;
 use crate::error::{BadImage, Error, Result};
-use crate::random::{below, uniform, unit};
+use crate::random::{draw_below, draw_uniform, draw_unit};
 use crate::region::Region;
 
 mod augment;
@@ -160,7 +160,7 @@ impl Transform {
             }
         };
         let (flip, ops) = match self {
-            Transform::Train { flip, augment, .. } => (unit(rng) < *flip, augment.draw(image_size, rng)),
+            Transform::Train { flip, augment, .. } => (draw_unit(rng) < *flip, augment.draw(image_size, rng)),
             Transform::Eval { .. } => (false, Vec::new()),
         };
         Ok(View { region, scaled, corner, flip, ops })
@@ -203,7 +203,7 @@ fn shorter_side_to(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), 
 /// equally likely. `None` where the padded side is shorter than the square.
 fn padded_offset(side: u32, pad: u32, image_size: u32, rng: &mut impl Rng) -> Option<i64> {
     let room = (u64::from(side) + 2 * u64::from(pad)).checked_sub(image_size.into())?;
-    Some(i64::from(below(rng, room as u32 + 1)) - i64::from(pad))
+    Some(i64::from(draw_below(rng, room as u32 + 1)) - i64::from(pad))
 }
 
 /// torchvision's `RandomResizedCrop.get_params`: ten tries at a rectangle that fits, then the largest one in
@@ -211,13 +211,13 @@ fn padded_offset(side: u32, pad: u32, image_size: u32, rng: &mut impl Rng) -> Op
 fn resized_crop(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut impl Rng) -> Region {
     let area = f64::from(width) * f64::from(height);
     for _ in 0..10 {
-        let target = area * uniform(rng, scale.0, scale.1);
-        let aspect = uniform(rng, ratio.0.ln(), ratio.1.ln()).exp();
+        let target = area * draw_uniform(rng, scale.0, scale.1);
+        let aspect = draw_uniform(rng, ratio.0.ln(), ratio.1.ln()).exp();
         let w = (target * aspect).sqrt().round_ties_even() as u32;
         let h = (target / aspect).sqrt().round_ties_even() as u32;
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
-            let top = below(rng, height - h + 1);
-            let left = below(rng, width - w + 1);
+            let top = draw_below(rng, height - h + 1);
+            let left = draw_below(rng, width - w + 1);
             return Region { left, top, width: w, height: h };
         }
     }

@@ -122,7 +122,7 @@ fn odd_images_are_kept_and_bad_ones_named() {
     assert_eq!(found["cat/cmyk"], (2, cmyk));
     assert_eq!(found["cat/trailing"], (2, trailing));
     let dataset = Dataset::open(out.to_str().unwrap()).unwrap();
-    let names: BTreeSet<&str> = (0..13).map(|sample| dataset.meta(sample).unwrap().name).collect();
+    let names: BTreeSet<&str> = (0..13).map(|sample| dataset.sample_info(sample).unwrap().name).collect();
     assert!(names.contains("cat/a_png_v2.png") && names.contains("cat/trailing.jpg"), "{names:?}");
 
     fs::write(cat.join("empty.jpg"), b"").unwrap();

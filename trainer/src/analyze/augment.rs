@@ -63,13 +63,13 @@ pub fn rotate(images: &Tensor, black: &Tensor, degrees: &[f64]) -> Tensor {
 /// The angle of an image's `view`-th augmentation: evenly distributed in −`most` to `most` degrees.
 pub fn angle(seed: u64, sample: u32, view: u64, most: f64) -> f64 {
     let mut rng = random::stream(Domain::Analysis, seed, 0, sample.into(), view);
-    random::uniform(&mut rng, -most, most)
+    random::draw_uniform(&mut rng, -most, most)
 }
 
 /// Whether the image's `view`-th augmentation is mirrored, horizontally and vertically: each with probability ½.
 pub fn flips(seed: u64, sample: u32, view: u64) -> (bool, bool) {
     let mut rng = random::stream(Domain::Analysis, seed, 1, sample.into(), view);
-    (random::unit(&mut rng) < 0.5, random::unit(&mut rng) < 0.5)
+    (random::draw_unit(&mut rng) < 0.5, random::draw_unit(&mut rng) < 0.5)
 }
 
 /// Black after normalisation, `[1, C, 1, 1]`, fp32.

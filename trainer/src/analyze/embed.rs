@@ -23,7 +23,7 @@ pub fn tsne(points: &[f32], n: usize, settings: Settings) -> Vec<[f64; 2]> {
     let rows: Vec<&[f32]> = points.chunks(n.max(1)).collect();
     let mut rng = random::stream(Domain::Analysis, settings.seed, 2, 0, 0);
     let start: Vec<f32> =
-        (0..2 * rows.len()).map(|_| random::uniform(&mut rng, -START, START) as f32).collect();
+        (0..2 * rows.len()).map(|_| random::draw_uniform(&mut rng, -START, START) as f32).collect();
     let pairs = |flat: &[f32]| flat.chunks(2).map(|at| [f64::from(at[0]), f64::from(at[1])]).collect();
     // Each point asks for three times the perplexity of neighbours.
     let perplexity = settings.perplexity.min((rows.len().saturating_sub(1)) as f64 / 3.0) as f32;

@@ -16,7 +16,7 @@ use crate::run::colour::CATEGORIES;
 use crate::run::{projector, say, write_whole};
 use crate::sys::error::{Error, Result};
 use crate::trained::Trained;
-use codinet_dataloader::contact_sheet::Sheet;
+use codinet_dataloader::contact_sheet::ContactSheet;
 use std::path::Path;
 
 /// Images in TensorBoard's embedding projector.
@@ -164,7 +164,7 @@ impl Writer<'_> {
         let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
         let bits = |paths: &[u8], at: usize| text(&paths[at * seen.gates..(at + 1) * seen.gates]);
         let image = |at: usize| {
-            let place = self.subject.data.meta(seen.samples[at] as usize);
+            let place = self.subject.data.sample_info(seen.samples[at] as usize);
             let (shard, key) = place.map_or_else(Default::default, |place| {
                 (place.shard.display().to_string(), place.key.to_owned())
             });
@@ -413,7 +413,7 @@ impl Writer<'_> {
         let rows: Vec<(String, Vec<u32>)> = histogram.by_frequency().iter().take(paths).map(row).collect();
         let spec = data::spec(subject.config, subject.config.evaluation(), 1);
         let draw = || {
-            let sheet = Sheet::rows(subject.data, &spec, &rows)?;
+            let sheet = ContactSheet::draw_rows(subject.data, &spec, &rows)?;
             Ok((sheet.png()?, (sheet.width, sheet.height)))
         };
         let (png, size) = draw().map_err(|error: codinet_dataloader::Error| Error::from(error))?;

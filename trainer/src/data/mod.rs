@@ -13,7 +13,8 @@ use crate::data::bad_samples::BadSamples;
 use crate::dist::World;
 use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::{
-    BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Spares, Transform,
+    BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Replacements,
+    Transform,
 };
 use std::cell::RefCell;
 use std::path::Path;
@@ -82,14 +83,14 @@ impl Input {
         let plan = (from..to).flat_map(move |epoch| {
             let order = Arc::new(match &lanes {
                 Some((lanes, shards)) => EpochOrder::in_lanes(shards, *lanes, batch, seed, epoch),
-                None => EpochOrder::of(trained().collect(), seed, epoch),
+                None => EpochOrder::shuffle(trained().collect(), seed, epoch),
             });
             let start = if epoch == from { first } else { 0 };
             (start..steps).map(move |step| {
                 let samples = order.rank_samples(step as usize, batch, rank, ranks).to_vec();
                 let first = step as usize * batch + rank * (batch / ranks);
-                let spares = Spares { order: order.clone(), first, global_batch: batch };
-                BatchPlan { epoch, samples, spares: Some(spares) }
+                let replacements = Replacements { order: order.clone(), first, global_batch: batch };
+                BatchPlan { epoch, samples, replacements: Some(replacements) }
             })
         });
         Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)

@@ -15,7 +15,7 @@ use crate::model::gumbel_noise;
 use crate::sys::error::Result;
 use crate::sys::native::{Event, Stream, pinned, pinned_tensor, used_here};
 use crate::sys::span::{Phase, range};
-use codinet_dataloader::{BadSample, Loader, Mixed};
+use codinet_dataloader::{BadSample, Loader, MixTargets};
 use std::time::Duration;
 use tch::kind::Element;
 use tch::{Device, Tensor};
@@ -93,7 +93,7 @@ impl<'a> Uploads<'a> {
 
     /// How long the loader has been waited for, in total.
     pub fn wait(&self) -> Duration {
-        self.loader.wait()
+        self.loader.stall_time()
     }
 
     fn upload(&mut self) -> Option<Result<Upload>> {
@@ -107,7 +107,7 @@ impl<'a> Uploads<'a> {
         let (config, device, turn) = (self.config, self.device, self.next);
         self.next = Turn { of_epoch: (turn.of_epoch + 1) % self.steps, of_run: turn.of_run + 1 };
         let (size, seed) = (config.data.image_size, config.run.seed);
-        let Mixed { labels: partners, lambda } =
+        let MixTargets { labels: partners, lambda } =
             match config.data.mix.apply(&mut batch, size, seed, turn.of_epoch) {
                 Ok(mixed) => mixed,
                 Err(error) => return Some(Err(error.into())),

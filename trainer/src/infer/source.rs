@@ -59,7 +59,7 @@ impl Source {
         let mut loose: Vec<PathBuf> = Vec::new();
         let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
             if !loose.is_empty() {
-                datasets.push((Arc::new(Dataset::of_images(&std::mem::take(loose))?), false));
+                datasets.push((Arc::new(Dataset::from_images(&std::mem::take(loose))?), false));
             }
             Ok(())
         };
@@ -117,7 +117,7 @@ impl Source {
     fn image_batch(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> ImageBatch {
         let (x, _) = self.normalise.tensors(batch);
         let named = |sample: u32| {
-            let place = dataset.meta(sample as usize).expect("a sample that was read");
+            let place = dataset.sample_info(sample as usize).expect("a sample that was read");
             match place.length {
                 0 => place.shard.join(place.name).display().to_string(), // a file
                 _ => format!("{}:{}", place.shard.display(), place.key),
