@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""Whether codinet-train is right on this machine's GPU, and how fast, in under 10 minutes.
+"""Checks codinet-train on this machine's GPU in under 10 minutes: its numerics against the CPU, its speed against PyTorch.
 
     cluster/gpu/check.sh                        # on one GPU
     cluster/gpu/check.sh --photos FOLDER        # with real photographs: a folder of class folders, or shards
-    cluster/gpu/check.sh --device cpu --quick   # the same code, small, where there is no GPU
+    cluster/gpu/check.sh --device cpu --quick   # the same code, small, without a GPU
 
-Needs codinet-train (in target/release, on the PATH or by --codinet-train), libtorch with its CUDA half (--libraries; by default the
-one of this Python's torch, where codinet-train finds no other) and Python with torch 2.11; for JPEGs of its own making
-Pillow and numpy. Prints a table, and writes it with all numbers as gpu-check.md and gpu-check.json into --output.
+Needs codinet-train (in target/release, on the PATH or by --codinet-train), libtorch's CUDA libraries (--libraries; by default
+those of this Python's torch) and Python with torch 2.11. To make its own JPEGs it needs Pillow and numpy. Prints a table, and
+writes it with all numbers as gpu-check.md and gpu-check.json into --output.
 
-Right: 20 steps each with one seed, on the GPU and on the CPU, in fp32 without TF32: losses and gradient norms step by step,
-within TOLERANCES; then bf16 beside fp32. An exit code of 1 says that something is off.
+Numerics: 20 steps with one seed, on the GPU and on the CPU, in fp32 without TF32. Losses and gradient norms must agree step by
+step within TOLERANCES. Then bf16 against fp32. Exit code 1 means that a comparison failed.
 
-Fast: images/s of training in bf16, the median over stretches of steps after a warm-up; programs take turns, a process each,
-and as many rounds as there is time for. codinet-train's are those of metrics.jsonl, which take in loading, the way to the GPU, the
-update and the log; PyTorch's are of twin.py, which does not load. "Synthetic" feeds codinet-train from PNGs of 32x32 pixels that
-are resized to the network's size, so that its loader has next to nothing to do: what it waits for the loader all the same is told.
-The floors are the least time that the device needs for the step's arithmetic, and for its bytes (twin.py: `work`), at the peaks
-of NVIDIA's data sheets or, for other devices, of a product of matrices and a copy.
+Speed: images/s of training in bf16, the median over blocks of steps after a warm-up. Programs alternate, one process each, for as
+many rounds as time allows. codinet-train's figures are those of metrics.jsonl, which include loading, the copy to the GPU, the
+update and the log. PyTorch's are from twin.py, which does not load. "Synthetic" feeds codinet-train from PNGs of 32x32 pixels
+resized to the network's size, so that its loader has little to do; the remaining wait for the loader is reported.
+The floors are the least time that the device needs for the step's arithmetic, and for its bytes (twin.py: `count_work`). They
+use the peaks of NVIDIA's data sheets or, for other devices, those measured for a matrix product and a copy.
 
-What there is no time for is left out, the least important first, and named.
+Measurements that do not fit into the time are skipped, the least important first, and listed.
 """
 
 import argparse
@@ -34,55 +34,57 @@ import sys
 import tempfile
 import time
 
-from images import fed_from, shards
+from images import loader_source, shards
 from report import PROGRAMS, floors, goals, median, table
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIGS = {"r20": "fashion_r20", "r50": "imagenet_r50", "r101": "imagenet_r101"}
-# Largest relative difference of a loss and of a gradient's norm: at the first step, and at any of the 20. The rate is so low that
-# rounding does not grow on the way (two numbers of threads, on a CPU: 1e-7 and 7e-4), and high enough that an update which is
-# left out shows in the loss.
+# Largest relative difference of a loss and of a gradient norm: at the first step, and at any of the 20. The learning rate is low
+# enough that rounding does not grow (1e-7 and 7e-4 between two thread counts on a CPU), and high enough that a missing update
+# changes the loss.
 TOLERANCES = {"fp32": [(1e-5, 1e-3), (1e-4, 1e-2)], "bf16": [(1e-2, 1e-1), (2e-2, 2e-1)]}
 STEPS = 20
-# (network, images per step), the most important first; MACs tell the goals for gated ones.
+# (network, images per step), the most important first.
 SPEED = [("r50", 256), ("r101", 256), ("r50", 128), ("r50", 512), ("r50", 64), ("r101", 64)]
 
 
-def stop(message):
+def fail(message):
     sys.exit(f"check.py: {message}")
 
 
-def say(*words):
+def log(*words):
     print(*words, file=sys.stderr, flush=True)
 
 
 class Clock:
-    """How much time is left, and how much a kind of measurement took last."""
+    """The remaining time, and the duration of the last measurement of each kind."""
 
     def __init__(self, minutes):
-        self.end, self.took, self.left_out = time.monotonic() + 60 * minutes, {}, []
+        self.end = time.monotonic() + 60 * minutes
+        self.durations = {}
+        self.left_out = []
 
-    def left(self):
+    def remaining(self):
         return self.end - time.monotonic()
 
-    def run(self, what, kind, guess, work):
-        """What `work` gives; None where there is no time for it."""
-        if self.left() < self.took.get(kind, guess):
+    def run(self, what, kind, guess, measure):
+        """Returns the result of `measure`, or None if the remaining time is too short for it."""
+        if self.remaining() < self.durations.get(kind, guess):
             self.left_out.append(what)
-            say(f"{what}: left out, {self.left():.0f} s are left")
+            log(f"{what}: skipped, {self.remaining():.0f} s remain")
             return None
         start = time.monotonic()
-        found = work()
-        self.took[kind] = 1.2 * (time.monotonic() - start)
-        return found
+        result = measure()
+        self.durations[kind] = 1.2 * (time.monotonic() - start)
+        return result
 
 
-# One run of each program.
+# Run one program.
 
 
 def environment(options, tf32):
-    """codinet-train's: where its libraries are, and whether NVIDIA's may use TF32."""
+    """The environment of codinet-train: where its libraries are, and whether NVIDIA's libraries may use TF32."""
     env = dict(os.environ)
     if options.libraries:
         env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(options.libraries), env.get("LD_LIBRARY_PATH")]))
@@ -92,48 +94,52 @@ def environment(options, tf32):
 
 
 def train(options, net, gated, settings, lines, tf32=True, limit=300):
-    """The first `lines` lines of training in metrics.jsonl of a run that is ended then; a string says what went wrong."""
+    """Runs codinet-train until metrics.jsonl has `lines` training lines, and kills it. Returns them, or a string with the error."""
     with tempfile.TemporaryDirectory() as folder:
-        run, config = pathlib.Path(folder) / "run", CONFIGS[net] + ("" if gated else "_static")
+        run = pathlib.Path(folder) / "run"
+        config = CONFIGS[net] + ("" if gated else "_static")
         settings = [f"run.dir={run}", "run.seed=7", *settings]
-        command = [options.codinet_train, f"{config}.yaml", *(part for one in settings for part in ("--set", one))]
+        command = [options.codinet_train, f"{config}.yaml", *(part for setting in settings for part in ("--set", setting))]
         process = subprocess.Popen(
             command, env=environment(options, tf32), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        metrics, end, found = run / "metrics.jsonl", time.monotonic() + limit, []
-        while len(found) < lines and time.monotonic() < end:
-            ended = process.poll() is not None
+        metrics = run / "metrics.jsonl"
+        end = time.monotonic() + limit
+        train_lines = []
+        while len(train_lines) < lines and time.monotonic() < end:
+            exited = process.poll() is not None
             text = metrics.read_text() if metrics.exists() else ""
-            whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            found = [line for line in whole if line["kind"] == "train"]
-            if ended:
+            complete = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            train_lines = [line for line in complete if line["kind"] == "train"]
+            if exited:
                 break
             time.sleep(0.05)
         process.kill()
         error = process.communicate()[1].strip()
-    if len(found) >= lines:
-        return found[:lines]
-    return error.splitlines()[-1] if error else f"{len(found)} of {lines} lines in {limit} s"
+    if len(train_lines) >= lines:
+        return train_lines[:lines]
+    return error.splitlines()[-1] if error else f"{len(train_lines)} of {lines} lines in {limit} s"
 
 
-def twin(what, plan, limit=300):
+def run_twin(what, plan, limit=300):
+    """Runs twin.py in its own process. Returns its JSON, or a string with the error."""
     command = [sys.executable, HERE / "twin.py", what, json.dumps(plan)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return f"not done in {limit:.0f} s"
+        return f"timed out after {limit:.0f} s"
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return (done.stderr.strip().splitlines() or ["no error output"])[-1]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# Right?
+# Numerics.
 
 
-def trained(options, data, net, gated, device, precision, threads):
+def train_steps(options, data, net, gated, device, precision, threads):
     """(loss, gradient norm) of each step."""
-    size, channels = (28, 1) if net == "r20" else (64, 3)
-    folder = data / ("grey" if channels == 1 else "coloured")
+    size = 28 if net == "r20" else 64
+    folder = data / ("grey" if net == "r20" else "coloured")
     settings = [
         f"run={{device: {device}, precision: {precision}, log_every: 1, threads: {threads}}}",
         f"data={{train: {folder}, val: {folder}, image_size: {size}}}",
@@ -141,51 +147,53 @@ def trained(options, data, net, gated, device, precision, threads):
         "optim={batch_size: 8, lr_batch_size: 8}",
         "stages=[{name: check, epochs: 1000, lr: 0.00001}]",
     ]
-    found = train(options, net, gated, settings, STEPS, tf32=False)
-    if isinstance(found, str):
-        return found
-    return [(line["loss"], line["grad_norm"]) for line in found]
+    lines = train(options, net, gated, settings, STEPS, tf32=False)
+    if isinstance(lines, str):
+        return lines
+    return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
-def differences(one, other):
-    """The largest relative ones, of losses and of norms, at the first step and at any."""
-    off = [[abs(a - b) / max(abs(b), 1e-12) for a, b in zip(*pair)] for pair in zip(one, other)]
+def relative_differences(steps, reference):
+    """The relative differences of (loss, norm) at the first step, and the largest at any step."""
+    off = [[abs(a - b) / max(abs(b), 1e-12) for a, b in zip(*pair)] for pair in zip(steps, reference)]
     return [tuple(off[0]), tuple(max(column) for column in zip(*off))]
 
 
-def right(options, data, clock):
-    """The rows of the table of differences; the reference is the CPU's fp32."""
+def check_numerics(options, data, clock):
+    """The rows of the table of differences; the reference is fp32 on the CPU."""
     rows = []
     for net, gated in [("r20", True)] if options.quick else [("r20", True), ("r50", True), ("r50", False)]:
         name = f"ResNet-{net[1:]}, {'gated' if gated else 'static'}"
 
-        def of(device, precision, threads, name=name, net=net, gated=gated):
+        def run(device, precision, threads, name=name, net=net, gated=gated):
             what = f"{name}, {precision}, {device}"
-            return clock.run(what, "right", 20, lambda: trained(options, data, net, gated, device, precision, threads))
+            measure = lambda: train_steps(options, data, net, gated, device, precision, threads)  # noqa: E731
+            return clock.run(what, "numerics", 20, measure)
 
-        # Without a GPU, another number of threads is what differs.
-        reference = of("cpu", "fp32", 1 if options.device == "cpu" else options.threads)
+        # Without a GPU, the two runs differ only in their number of threads.
+        reference = run("cpu", "fp32", 1 if options.device == "cpu" else options.threads)
         for precision in ("fp32", "bf16"):
-            found = of(options.device, precision, options.threads)
-            if reference is None or found is None:
+            steps = run(options.device, precision, options.threads)
+            if reference is None or steps is None:
                 continue
             row = {"what": name, "precision": precision}
-            broken = next((one for one in (reference, found) if isinstance(one, str)), None)
-            if broken:
-                row.update(failed=broken, right=False)
+            error = next((result for result in (reference, steps) if isinstance(result, str)), None)
+            if error:
+                row.update(failed=error, right=False)
             else:
-                row["off"] = differences(found, reference)
+                row["off"] = relative_differences(steps, reference)
                 limits = TOLERANCES[precision]
                 row["right"] = all(o <= l for off, limit in zip(row["off"], limits) for o, l in zip(off, limit))
             rows.append(row)
-            say(f"{name}, {precision}:", "right" if row["right"] else "WRONG", row.get("off", broken))
+            log(f"{name}, {precision}:", "right" if row["right"] else "WRONG", row.get("off", error))
     return rows
 
 
-# Fast?
+# Speed.
 
 
-def ours(options, data, case, lines, log_every, limit):
+def time_codinet_train(options, data, case, lines, log_every, limit):
+    """Images/s and loader wait of codinet-train; `lines` counts log lines of the warm-up and of the measurement."""
     net, gated, images, source = case
     side = 28 if net == "r20" else 224
     settings = [
@@ -196,70 +204,73 @@ def ours(options, data, case, lines, log_every, limit):
         "stages=[{name: check, epochs: 1000, lr: 0.001}]",
         "run.evaluate_every=1000",
     ]
-    found = train(options, net, gated, settings, lines[0] + lines[1], limit=limit)
-    if isinstance(found, str):
-        return {"failed": "out of memory" if "out of memory" in found.lower() else found}
-    measured = found[lines[0] :]
-    of = lambda key: [line[key] for line in measured]  # noqa: E731
-    return {"images_per_second": of("images_per_second"), "loader_wait": statistics.median(of("loader_wait"))}
+    warm_up, count = lines
+    result = train(options, net, gated, settings, warm_up + count, limit=limit)
+    if isinstance(result, str):
+        return {"failed": "out of memory" if "out of memory" in result.lower() else result}
+    measured = result[warm_up:]
+    return {
+        "images_per_second": [line["images_per_second"] for line in measured],
+        "loader_wait": statistics.median(line["loader_wait"] for line in measured),
+    }
 
 
-def fast(options, data, clock):
-    """Images/s of each (network, gated, images, source) and program: a list of all stretches."""
+def check_speed(options, data, clock):
+    """Images/s of each (network, gated, images, source) and program: a list over all blocks of steps."""
     blocks, steps, warm_up = (2, 2, 1) if options.quick else (4, 10, 2)
-    found = {}
+    cells = {}
 
     def measure(case, program, turn):
         net, gated, images, source = case
         what = f"ResNet-{net[1:]}, {'gated' if gated else 'static'}, {images} images, {source}: {program}"
-        cell = found.setdefault(case, {}).setdefault(program, {"images_per_second": []})
+        cell = cells.setdefault(case, {}).setdefault(program, {"images_per_second": []})
         if "failed" in cell:
             return
-        limit = max(min(clock.left(), 240), 1)
+        limit = max(min(clock.remaining(), 240), 1)
         if program == "codinet-train":
-            work = lambda: ours(options, data, case, (warm_up, blocks), steps, limit)  # noqa: E731
+            run = lambda: time_codinet_train(options, data, case, (warm_up, blocks), steps, limit)  # noqa: E731
         else:
             plan = {"net": net, "gated": gated, "images": images, "device": options.device, "threads": options.threads}
             plan.update(dtype="bf16", compiled=program == PROGRAMS[2], warm_up=warm_up * steps, blocks=blocks, steps=steps)
-            work = lambda: twin("time", plan, limit)  # noqa: E731
-        # Compiling takes long once; its results are kept on the disk.
+            run = lambda: run_twin("time", plan, limit)  # noqa: E731
+        # Only the first compilation takes long; torch caches its results on disk.
         kind = (program, net, turn > 0) if program == PROGRAMS[2] else (program, net)
         guess = {PROGRAMS[2]: 90}.get(program, 30) if not options.quick else 10
-        one = clock.run(f"{what}, round {turn + 1}", kind, guess, work)
-        if one is None:
+        result = clock.run(f"{what}, round {turn + 1}", kind, guess, run)
+        if result is None:
             return
-        if isinstance(one, str):
-            one = {"failed": one}
-        if one.pop("out_of_memory", False):
-            one["failed"] = "out of memory"
-        one["images_per_second"] = cell["images_per_second"] + one.get("images_per_second", [])
-        cell.update(one)
+        if isinstance(result, str):
+            result = {"failed": result}
+        if result.pop("out_of_memory", False):
+            result["failed"] = "out of memory"
+        result["images_per_second"] = cell["images_per_second"] + result.get("images_per_second", [])
+        cell.update(result)
         speed = cell["images_per_second"]
-        say(f"{what}:", f"{median(cell):.1f} images/s" if speed else cell["failed"])
+        log(f"{what}:", f"{median(cell):.1f} images/s" if speed else cell["failed"])
 
     programs = PROGRAMS[:2] if options.quick else PROGRAMS
     cases = [("r20", 16)] if options.quick else SPEED
-    main, *others = cases
-    both = lambda case: [(case[0], gated, case[1], "synthetic") for gated in (False, True)]  # noqa: E731
-    fed = (main[0], True, main[1], "fed")
+    main_case, *other_cases = cases
+    static_and_gated = lambda case: [(case[0], gated, case[1], "synthetic") for gated in (False, True)]  # noqa: E731
+    loader_fed = (main_case[0], True, main_case[1], "fed")
     for turn in range(options.rounds):
-        for case in both(main):
-            for at in range(len(programs)):
-                measure(case, programs[(at + turn) % len(programs)], turn)
+        for case in static_and_gated(main_case):
+            for index in range(len(programs)):
+                measure(case, programs[(index + turn) % len(programs)], turn)
         if data["fed"] and turn == 0:
-            measure(fed, PROGRAMS[0], 0)
+            measure(loader_fed, PROGRAMS[0], 0)
         if turn == 0:
-            for size in others:
-                for case in both(size):
+            for size in other_cases:
+                for case in static_and_gated(size):
                     for program in PROGRAMS[:2]:
                         measure(case, program, 0)
     if not options.quick:
-        for case in both(others[0]):
+        for case in static_and_gated(other_cases[0]):
             measure(case, PROGRAMS[2], 0)
-    return found
+    return cells
 
 
-def driver():
+def driver_version():
     path = pathlib.Path("/proc/driver/nvidia/version")
     words = path.read_text().split("\n")[0].split() if path.exists() else []
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
@@ -268,12 +279,12 @@ def driver():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--quick", action="store_true", help="ResNet-20 alone, two rounds of a few steps")
-    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--quick", action="store_true", help="only ResNet-20, two rounds of a few steps")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--codinet-train", type=pathlib.Path)
-    parser.add_argument("--libraries", type=pathlib.Path, help="a folder with libtorch_cuda.so and what goes with it")
+    parser.add_argument("--libraries", type=pathlib.Path, help="a folder with libtorch_cuda.so and the libraries it loads")
     parser.add_argument("--photos", type=pathlib.Path, help="photographs for the loader-fed run")
     parser.add_argument("--output", dest="out", type=pathlib.Path, default=pathlib.Path("."))
     options = parser.parse_args()
@@ -281,49 +292,48 @@ def main():
     try:
         import torch
     except ImportError:
-        stop("Python has no torch; pip install torch==2.11.0, or name a Python that has it: PYTHON=... check.sh")
+        fail("this Python has no torch; pip install torch==2.11.0, or set PYTHON to a Python that has it")
     if options.device == "cuda" and not torch.cuda.is_available():
-        stop("PyTorch finds no GPU here; check the driver, or try the code itself with --device cpu --quick")
+        fail("PyTorch finds no GPU; check the driver, or run the same code with --device cpu --quick")
     if options.device == "cuda" and options.quick:
-        stop("--quick is for --device cpu; on a GPU, --minutes says how long it may take")
+        fail("--quick needs --device cpu; on a GPU, set --minutes")
     if options.device == "cpu" and not options.quick:
-        stop("--device cpu needs --quick: what there is to measure for a GPU would take hours")
+        fail("--device cpu needs --quick; the full measurement would take hours on a CPU")
     built = ROOT / "target/release/codinet-train"
-    found = options.codinet_train or (built if built.exists() else shutil.which("codinet-train"))
-    if not found:
-        stop("no codinet-train in target/release or on the PATH; run make build, or set --codinet-train")
-    options.codinet_train = pathlib.Path(found).resolve()
-    own = pathlib.Path(torch.__file__).parent / "lib"
+    program = options.codinet_train or (built if built.exists() else shutil.which("codinet-train"))
+    if not program:
+        fail("no codinet-train in target/release or on the PATH; run make build, or set --codinet-train")
+    options.codinet_train = pathlib.Path(program).resolve()
     if not options.libraries and options.device == "cuda" and torch.__version__.startswith("2.11."):
-        options.libraries = own
-    told = subprocess.run([options.codinet_train, "--version"], capture_output=True, text=True, env=environment(options, True))
-    if told.returncode:
-        stop(f"{found} does not start: {told.stderr.strip()}")
+        options.libraries = pathlib.Path(torch.__file__).parent / "lib"
+    version = subprocess.run([options.codinet_train, "--version"], capture_output=True, text=True, env=environment(options, True))
+    if version.returncode:
+        fail(f"{program} does not start: {version.stderr.strip()}")
     options.rounds = 2 if options.quick else options.rounds
     options.out.mkdir(parents=True, exist_ok=True)
 
-    facts = twin("facts", {"nets": ["r20"] if options.quick else ["r50", "r101"], "device": options.device})
+    facts = run_twin("facts", {"nets": ["r20"] if options.quick else ["r50", "r101"], "device": options.device})
     if isinstance(facts, str):
-        stop(f"twin.py failed: {facts}")
-    facts.update(driver=driver() if options.device == "cuda" else "none", cores=len(os.sched_getaffinity(0)))
-    say(f"{facts['name']}, {facts['measured']}")
+        fail(f"twin.py failed: {facts}")
+    facts.update(driver=driver_version() if options.device == "cuda" else "none", cores=len(os.sched_getaffinity(0)))
+    log(f"{facts['name']}, {facts['measured']}")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         shards(folder / "grey", 28, 1, 256, 1)
         shards(folder / "coloured", 32, 3, 512, 1 if options.quick else 100)
         result = {
             "date": datetime.date.today().isoformat(),
-            "version": told.stdout.strip(),
+            "version": version.stdout.strip(),
             "device": facts,
             "tolerances": TOLERANCES,
-            "right": right(options, folder, clock),
+            "right": check_numerics(options, folder, clock),
         }
-        fed, result["fed"] = fed_from(options, folder)
-        grey = options.quick
-        data = {"synthetic": folder / ("grey" if grey else "coloured"), "val": folder / ("grey" if grey else "coloured"), "fed": fed}
-        found = fast(options, data, clock)
+        fed, result["fed"] = loader_source(options, folder)
+        synthetic = folder / ("grey" if options.quick else "coloured")
+        data = {"synthetic": synthetic, "val": synthetic, "fed": fed}
+        cells = check_speed(options, data, clock)
     rows = []
-    for (net, gated, images, source), programs in found.items():
+    for (net, gated, images, source), programs in cells.items():
         row = {"net": net, "gated": gated, "images": images, "source": source, "programs": programs}
         rows.append({**row, "floors": floors(facts, net, gated, images)})
     result.update(fast=rows, goals=goals(rows, facts), left_out=clock.left_out)
@@ -332,7 +342,7 @@ def main():
     (options.out / "gpu-check.md").write_text(text + "\n")
     print(text)
     if not result["right"] or not all(row["right"] for row in result["right"]):
-        stop("the GPU and the CPU do not agree; see the first table")
+        fail("the GPU and the CPU disagree; see the first table")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What check.py trains on: shards of small PNGs, and JPEGs of ImageNet's sizes."""
+"""Training data of check.py: shards of small PNGs, and JPEGs of ImageNet's sizes."""
 
 import io
 import random
@@ -21,13 +21,13 @@ def png(pixels, side, channels):
 
 
 def shards(folder, side, channels, samples, copies):
-    """Shards of PNGs with stripes whose width tells the class, under as many names as `copies`."""
+    """Writes a shard of PNGs with stripes whose width encodes the class, and links it under `copies` names."""
     folder.mkdir()
     draw = random.Random(1)
     with tarfile.open(folder / "000.tar", "w") as tar:
         for i in range(samples):
             label, light = i % 10, draw.randrange(128)
-            bar = bytes(100 * (at // (label + 1) % 2) + light for at in range(side) for _ in range(channels))
+            bar = bytes(100 * (x // (label + 1) % 2) + light for x in range(side) for _ in range(channels))
             noise = draw.randbytes(len(bar))
             rows = b"".join(bytes(b + (n >> 4) for b, n in zip(bar, noise[y:] + noise[:y])) for y in range(side))
             for name, content in ((f"{i:06}.png", png(rows, side, channels)), (f"{i:06}.cls", b"%d" % label)):
@@ -39,11 +39,12 @@ def shards(folder, side, channels, samples, copies):
 
 
 def photographs(folder, count):
-    """JPEGs of ImageNet's sizes from coarse noise and grain, in class folders; how many kB in the mean."""
+    """Writes JPEGs of ImageNet's sizes from coarse noise and grain, in class folders. Returns their mean size in kB."""
     import numpy as np
     from PIL import Image
 
-    draw, total = np.random.default_rng(1), 0
+    draw = np.random.default_rng(1)
+    total = 0
     for i in range(count):
         width, height = [(500, 375), (375, 500), (500, 333)][i % 3]
         scene = Image.fromarray(draw.integers(0, 256, (height // 25, width // 25, 3), dtype=np.uint8))
@@ -55,20 +56,20 @@ def photographs(folder, count):
     return total / count / 1000
 
 
-def fed_from(options, folder):
-    """What the loader-fed run reads, and in words; None and why where there is nothing."""
+def loader_source(options, folder):
+    """The data of the loader-fed run and its description; None and the reason if there are none."""
     if options.photos:
-        found = options.photos
-        return (found / "train" if (found / "train").is_dir() else found), f"photographs of {found.name}"
+        photos = options.photos
+        return (photos / "train" if (photos / "train").is_dir() else photos), f"photographs of {photos.name}"
     try:
         mean = photographs(folder / "photos", 48 if options.quick else 1200)
     except ImportError as error:
         return None, f"no JPEGs: {error}; pip install pillow numpy, or set --photos"
     importer = options.codinet_train.with_name("codinet-data")
-    words = f"made JPEGs of {mean:.0f} kB"
+    description = f"generated JPEGs of {mean:.0f} kB"
     if importer.exists():
         command = [importer, "import", "imagefolder", "--src", folder / "photos", "--output", folder / "tiled"]
         if subprocess.run(command, capture_output=True).returncode == 0:
             (tiled,) = {path.parent for path in (folder / "tiled").rglob("*.tar")}
-            return tiled, f"{words}, tiled"
-    return folder / "photos", words
+            return tiled, f"{description}, tiled"
+    return folder / "photos", description

@@ -1,4 +1,4 @@
-"""The table of check.py's numbers, the floors and the goals."""
+"""The tables, floors and goals of check.py."""
 
 import statistics
 
@@ -6,10 +6,10 @@ PROGRAMS = ["codinet-train", "PyTorch eager", "torch.compile"]
 
 
 def floors(facts, net, gated, images):
-    """Images/s at which arithmetic and memory are each at their peak."""
+    """Images/s at the peak of the arithmetic, and at the peak of the memory."""
     work = facts["work"][net]["gated" if gated else "static"]
     peak = facts["peak"] or facts["measured"]
-    # fp32 weights are read forward and backward, their gradients written; the update reads three tensors and writes two.
+    # Forward and backward read the fp32 weights and write their gradients; the update reads three tensors and writes two.
     by_bytes = work["bytes"] + 4 * 8 * work["parameters"] / images
     return {"flops": peak["tflops"] * 1e12 / work["flops"], "bytes": peak["gb_per_s"] * 1e9 / by_bytes}
 
@@ -21,7 +21,7 @@ def median(cell):
 def table(result):
     facts = result["device"]
     out = [f"{facts['name']}, driver {facts['driver']}, {facts['cores']} cores, torch {facts['torch']}, {result['date']}, {result['version']}", ""]
-    out += ["| network | precision | loss off, first step, any | gradient norm off, first step, any | |", "|---|---|---|---|---|"]
+    out += ["| network | precision | loss difference, first step, any | gradient norm difference, first step, any | |", "|---|---|---|---|---|"]
     for row in result["right"]:
         if "off" in row:
             (loss, norm), (most_loss, most_norm) = row["off"]
@@ -30,15 +30,15 @@ def table(result):
             cells = [row["failed"], ""]
         cells = [row["what"], row["precision"], *cells, "right" if row["right"] else "**wrong**"]
         out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| network | images per step | fed by | " + " | ".join(PROGRAMS) + " | to eager | to compile | waits for the loader | floor, FLOPs | floor, bytes |"]
+    out += ["", "| network | images per step | fed by | " + " | ".join(PROGRAMS) + " | ratio to eager | ratio to compile | loader wait | floor, FLOPs | floor, bytes |"]
     out.append("|---" * 11 + "|")
     for row in result["fast"]:
         speeds = [median(row["programs"].get(program)) for program in PROGRAMS]
         cells = [f"ResNet-{row['net'][1:]}, {'gated' if row['gated'] else 'static'}", str(row["images"]), row["source"]]
         for program, speed in zip(PROGRAMS, speeds):
             failed = row["programs"].get(program, {}).get("failed")
-            of = row["programs"].get(program, {}).get("images_per_second")
-            cells.append(f"{speed:,.1f} ({min(of):,.1f} to {max(of):,.1f})" if speed else failed or "–")
+            samples = row["programs"].get(program, {}).get("images_per_second")
+            cells.append(f"{speed:,.1f} ({min(samples):,.1f} to {max(samples):,.1f})" if speed else failed or "–")
         cells += [f"{speeds[0] / peer:.2f}" if speeds[0] and peer else "–" for peer in speeds[1:]]
         wait = row["programs"].get(PROGRAMS[0], {}).get("loader_wait")
         cells += ["–" if wait is None else f"{100 * wait:.1f} %"]
@@ -47,27 +47,28 @@ def table(result):
     out += ["", *result["goals"]]
     peak = facts["peak"] or facts["measured"]
     source = "NVIDIA's data sheet" if facts["peak"] else "measured"
-    of = facts["measured"]
-    out += [f"Floors at {peak['tflops']:,.1f} TFLOP/s and {peak['gb_per_s']:,.0f} GB/s ({source}); a bf16 product of matrices reached {of['tflops']:,.1f}, a copy {of['gb_per_s']:,.0f}."]
+    measured = facts["measured"]
+    out += [f"Floors at {peak['tflops']:,.1f} TFLOP/s and {peak['gb_per_s']:,.0f} GB/s ({source}); a bf16 matrix product reached {measured['tflops']:,.1f}, a copy {measured['gb_per_s']:,.0f}."]
     out += [f"Loader-fed: {result['fed']}."]
-    out += ["Left out for lack of time: " + ("; ".join(result["left_out"]) or "nothing") + "."]
+    out += ["Skipped for lack of time: " + ("; ".join(result["left_out"]) or "nothing") + "."]
     return "\n".join(out)
 
 
 def goals(rows, facts):
-    """The goals beside what was found, a line each."""
+    """The goals next to the measured values, one line each."""
     speed = {(row["net"], row["gated"], row["images"], row["source"]): row["programs"] for row in rows}
-    said = []
+    lines = []
     for (net, gated, images, source), programs in speed.items():
         if source != "synthetic":
-            own, fed = median(speed.get((net, gated, images, "synthetic"), {}).get(PROGRAMS[0])), median(programs.get(PROGRAMS[0]))
-            if own and fed:
-                said.append(f"ResNet-{net[1:]}, gated, {images} images: loader-fed at {100 * fed / own:.1f} % of synthetic.")
+            synthetic = median(speed.get((net, gated, images, "synthetic"), {}).get(PROGRAMS[0]))
+            fed = median(programs.get(PROGRAMS[0]))
+            if synthetic and fed:
+                lines.append(f"ResNet-{net[1:]}, gated, {images} images: loader-fed at {100 * fed / synthetic:.1f} % of synthetic.")
             continue
-        mine = median(programs.get(PROGRAMS[0]))
+        gated_speed = median(programs.get(PROGRAMS[0]))
         static = median(speed.get((net, False, images, source), {}).get(PROGRAMS[0]))
-        if gated and mine and static:
+        if gated and gated_speed and static:
             work = facts["work"][net]
-            share = mine / static * work["gated"]["macs"] / work["static"]["macs"]
-            said.append(f"ResNet-{net[1:]}, {images} images: gated at {100 * share:.1f} % of what static and the ratio of MACs allow (goal: 95 %).")
-    return [*(f"- {one}" for one in said), ""] if said else []
+            share = gated_speed / static * work["gated"]["macs"] / work["static"]["macs"]
+            lines.append(f"ResNet-{net[1:]}, {images} images: gated at {100 * share:.1f} % of the static speed times the ratio of MACs (goal: 95 %).")
+    return [*(f"- {line}" for line in lines), ""] if lines else []

@@ -1,11 +1,11 @@
-"""The networks of tests/bench/ddp.py on one device, as PyTorch trains them best: what check.py times codinet-train beside.
+"""The networks of tests/bench/ddp.py on one device in PyTorch at its fastest: the reference for check.py's timings.
 
     twin.py time '{"net": "r50", "gated": true, "images": 256, "compiled": false, ...}'
     twin.py facts '{"nets": ["r50", "r101"], "device": "cuda"}'
 
 Prints one line of JSON. PyTorch has AMP in bf16, channels_last, cudnn.benchmark, foreach SGD, and with "compiled" torch.compile
-of the forward pass and the losses. Its batch lies on the device as normalised floats, the same in every step: it loads, moves and
-normalises nothing, and reads no loss back.
+of the forward pass and the losses. Its batch is on the device as normalised floats, the same in every step. It does not load, copy
+or normalise, and does not read the loss back.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import ddp  # noqa: E402
 
 R50 = ddp.CASES["imagenet_r50"]
 NETS = {"r20": ddp.CASES["fashion_r20"], "r50": R50, "r101": dataclasses.replace(R50, depths=[3, 4, 23, 3])}
-# Dense bf16 TFLOP/s and GB/s, from NVIDIA's data sheets, by a part of the name that CUDA tells; the first that fits.
+# Dense bf16 TFLOP/s and GB/s, from NVIDIA's data sheets, by a part of CUDA's device name; the first match counts.
 PEAKS = [
     ("H200", 989, 4800),
     ("H100 PCIe", 756, 2000),
@@ -35,7 +35,7 @@ PEAKS = [
 
 
 class Static(ddp.Net):
-    """The same without routers, gates and skip branches."""
+    """The same network without routers, gates and skip branches."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -54,14 +54,17 @@ def network(case, gated):
     return (ddp.Net if gated else Static)(case.kind, case.depths, case.stride_in, case.channels, case.classes, option)
 
 
-def wait(device):
+def synchronize(device):
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def time_steps(plan):
     """Images/s of each of plan["blocks"] blocks of plan["steps"] steps."""
-    case, gated, device, images = NETS[plan["net"]], plan["gated"], plan["device"], plan["images"]
+    case = NETS[plan["net"]]
+    gated = plan["gated"]
+    device = plan["device"]
+    images = plan["images"]
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -100,28 +103,28 @@ def time_steps(plan):
         loss = step()
     speeds = []
     for _ in range(plan["blocks"]):
-        wait(device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(plan["steps"]):
             loss = step()
-        wait(device)
+        synchronize(device)
         speeds.append(images * plan["steps"] / (time.perf_counter() - start))
     assert math.isfinite(loss.item()), "the loss is not finite"
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
     return {"images_per_second": speeds, "gigabytes": memory}
 
 
-def work(case, gated):
-    """MACs, bytes and parameters of training on one image, at the least.
+def count_work(case, gated):
+    """Lower bounds of the MACs, bytes and parameters of training on one image.
 
-    A convolution's forward pass reads its input and writes its output; backward reads the input, the output's gradient,
-    and writes the input's gradient: 3 inputs and 2 outputs of bf16, as if norms, ReLUs and gates were all part of these passes.
+    A convolution's forward pass reads its input and writes its output. Backward reads the input and the output's gradient,
+    and writes the input's gradient: 3 inputs and 2 outputs of bf16, as if norms, ReLUs and gates were fused into these passes.
     The images themselves have no gradient."""
-    found = []
+    layers = []
 
-    def count(layer, given, out):
+    def count(layer, inputs, out):
         macs = layer.weight.numel() * (out[0, 0].numel() if out.dim() == 4 else 1)
-        found.append((macs, given[0][0].numel(), out[0].numel()))
+        layers.append((macs, inputs[0][0].numel(), out[0].numel()))
 
     with torch.device("meta"):
         net = network(case, gated).train()
@@ -130,41 +133,42 @@ def work(case, gated):
                 layer.register_forward_hook(count)
         gates = len(net.gated()) if gated else 0
         net(torch.zeros(2, case.channels, case.size, case.size), torch.zeros(2, gates))
-    first, pixels, _ = found[0]
-    macs = sum(macs for macs, _, _ in found)
+    first, pixels, _ = layers[0]
+    macs = sum(macs for macs, _, _ in layers)
     return {
         "macs": macs,
         "flops": 2 * (3 * macs - first),
-        "bytes": 2 * (sum(3 * given + 2 * out for _, given, out in found) - pixels),
+        "bytes": 2 * (sum(3 * read + 2 * out for _, read, out in layers) - pixels),
         "parameters": sum(p.numel() for p in net.parameters()),
     }
 
 
-def best(device, run, times):
-    """Seconds that `run` takes at best."""
-    found = []
+def fastest(device, run, times):
+    """The shortest of `times` durations of `run`, in seconds."""
+    durations = []
     for _ in range(times):
-        wait(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        wait(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
+        synchronize(device)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 def facts(plan):
-    """What is known of the device, and of the networks' work."""
-    device, small = plan["device"], plan["device"] == "cpu"
+    """Name, memory and peaks of the device, and the work of the networks."""
+    device = plan["device"]
+    small = device == "cpu"
     n, floats = (1024, 1 << 24) if small else (8192, 1 << 29)
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     x, y = (torch.empty(floats, device=device) for _ in range(2))
     measured = {
-        "tflops": 2 * n**3 / best(device, lambda: a @ b, 10) / 1e12,
-        "gb_per_s": 2 * 4 * floats / best(device, lambda: y.copy_(x), 10) / 1e9,
+        "tflops": 2 * n**3 / fastest(device, lambda: a @ b, 10) / 1e12,
+        "gb_per_s": 2 * 4 * floats / fastest(device, lambda: y.copy_(x), 10) / 1e9,
     }
     name = "CPU" if small else torch.cuda.get_device_name()
     known = next(({"tflops": t, "gb_per_s": g} for part, t, g in PEAKS if part in name), None)
-    work_of = {net: {kind: work(NETS[net], kind == "gated") for kind in ("static", "gated")} for net in plan["nets"]}
+    work_of = {net: {kind: count_work(NETS[net], kind == "gated") for kind in ("static", "gated")} for net in plan["nets"]}
     memory = None if small else torch.cuda.get_device_properties(0).total_memory / 1e9
     return {"name": name, "gigabytes": memory, "torch": torch.__version__, "measured": measured, "peak": known, "work": work_of}
 
