@@ -9,6 +9,13 @@ use std::process::{Command, Output};
 /// Side of the images that the tests train on, in pixels.
 pub const SIDE: u32 = 16;
 
+/// A program of any crate here, which lies one folder above the test binary.
+pub fn program(name: &str) -> PathBuf {
+    let path = std::env::current_exe().unwrap().parent().unwrap().with_file_name(name);
+    assert!(path.exists(), "{} is missing; cargo build --release --workspace makes it", path.display());
+    path
+}
+
 /// `mpirun -n ranks`, for root and ordinary users, on however few cores, under Open MPI 4, 5 or MPICH.
 pub fn mpirun(ranks: usize) -> Command {
     let mut command = Command::new("mpirun");
@@ -87,10 +94,10 @@ impl Bench {
 
     /// `codinet-train` on the config, by `ranks` ranks; one rank runs without mpirun.
     pub fn train(&self, ranks: usize, args: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_codinet-train");
-        let mut command = if ranks == 1 { Command::new(program) } else { mpirun(ranks) };
+        let program = program("codinet-train");
+        let mut command = if ranks == 1 { Command::new(&program) } else { mpirun(ranks) };
         if ranks > 1 {
-            command.arg(program);
+            command.arg(&program);
         }
         command.arg(&self.config).args(args).current_dir(self.folder.path());
         command

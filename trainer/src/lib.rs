@@ -6,22 +6,18 @@
 //! the paper's equations, [`dist`] connects the ranks, [`optim`] updates the weights, [`metrics`] holds what a step
 //! measured, `train` is the loop, `run` writes the run directory.
 
-pub mod analyze;
 pub mod cli;
 pub mod data;
 pub mod dist;
-pub mod export;
-pub mod infer;
 pub mod loss;
 pub mod metrics;
 pub mod model;
 pub mod optim;
 mod profile;
-mod run;
+pub mod run;
 pub mod sys;
 #[cfg(test)]
 mod testing;
 pub mod train;
-pub mod trained;
 
 pub use codinet_config::{self as config, env};

@@ -249,7 +249,7 @@ fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Datas
 }
 
 /// How a loader makes views of the config's kind.
-pub(crate) fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
+pub fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
     LoaderSpec {
         transform,
         image_size: config.data.image_size,

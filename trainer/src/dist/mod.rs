@@ -3,7 +3,7 @@
 //!
 //! Every collective is started by all ranks, in the same order; none stands under an `if rank == 0`.
 
-pub(crate) mod device;
+pub mod device;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod nccl;

@@ -6,7 +6,7 @@
 
 pub mod checkpoint;
 mod choose;
-pub(crate) mod colour;
+pub mod colour;
 mod console;
 mod copied;
 mod hparams;

@@ -5,3 +5,5 @@ pub mod error;
 pub mod memory;
 pub(crate) mod native;
 pub(crate) mod span;
+
+pub use native::{Convolution, channels_last, parallel};

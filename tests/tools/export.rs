@@ -1,0 +1,236 @@
+//! Exports hold the network: read back, every tensor; as ONNX, the same logits and paths, by a small interpreter of the
+//! operators here; onnxruntime and PyTorch try the same files in `bench/infer_check.py`.
+
+use crate::common::{refused, succeed};
+use codinet_tools::export::proto::{Attribute, Model as Onnx, Node};
+use codinet_tools::export::{gated, onnx, torchvision};
+use codinet_tools::trained::Trained;
+use codinet_trainer::model::{Decisions, Statistics};
+use prost::Message;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::process::Command;
+use tch::{Device, Kind, Tensor};
+
+/// A network of `config`'s with unlike running statistics, its weights in `folder`.
+fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
+    let config = folder.join("net.yaml");
+    let text = format!(
+        "data: {{train: t, val: v, classes: 5, channels: {channels}, image_size: {size}, mean: [0.4], std: [0.3]}}\n\
+         model: {model}\nstages: [{{epochs: 1, lr: 0.1}}]\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let name = config.to_str().unwrap();
+    let net =
+        codinet_trainer::model::Net::of(&codinet_trainer::config::load(name, &[]).unwrap(), Device::Cpu);
+    tch::manual_seed(5);
+    tch::no_grad(|| {
+        for (name, mut tensor) in net.params.named() {
+            if name.ends_with("running_var") {
+                let _ = tensor.uniform_(0.5, 1.5);
+            } else if name.contains("router") && tensor.dim() == 2 {
+                let _ = tensor.g_mul_scalar_(3.0);
+            } else if tensor.dim() == 1 && !name.contains("router") {
+                let _ = tensor.uniform_(0.2, 0.6);
+            }
+        }
+    });
+    let file = folder.join("net.safetensors");
+    let named: Vec<_> =
+        net.params.named().into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
+    Tensor::write_safetensors(&named, &file).unwrap();
+    Trained::open(&file, Some(name), Device::Cpu).unwrap()
+}
+
+fn names(bytes: &[u8]) -> BTreeSet<String> {
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    file.names().into_iter().cloned().collect()
+}
+
+#[test]
+fn safetensors_hold_every_tensor_and_what_builds_the_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = trained(folder.path(), "{arch: resnet20}", 16, 1);
+    let bytes = gated(&trained);
+    let file = folder.path().join("out.safetensors");
+    std::fs::write(&file, &bytes).unwrap();
+    let read: HashMap<String, Tensor> = Tensor::read_safetensors(&file).unwrap().into_iter().collect();
+    let named = trained.net.params.named();
+    assert_eq!(read.len(), named.len());
+    for (name, tensor) in named {
+        assert!(read[&name].equal(&tensor), "{name}");
+    }
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let about = &metadata.metadata().as_ref().unwrap()["codinet"];
+    let about: serde_json::Value = serde_json::from_str(about).unwrap();
+    assert_eq!(
+        (&about["arch"], &about["router"], &about["classes"]),
+        (&"resnet20".into(), &"fc".into(), &5.into())
+    );
+    // What is exported can be opened again.
+    Trained::open(&file, folder.path().join("net.yaml").to_str(), Device::Cpu).unwrap();
+}
+
+/// The keys of torchvision 0.26's resnet18, by its naming; those of the others differ in number alone.
+#[test]
+fn torchvision_misses_no_key_and_knows_all() {
+    let norm = |name: &str| {
+        ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+            .map(|part| format!("{name}.{part}"))
+    };
+    let mut expected: BTreeSet<String> = ["conv1.weight", "fc.weight", "fc.bias"].map(String::from).into();
+    expected.extend(norm("bn1"));
+    for (stage, block) in [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)] {
+        let name = format!("layer{stage}.{block}");
+        for i in [1, 2] {
+            expected.insert(format!("{name}.conv{i}.weight"));
+            expected.extend(norm(&format!("{name}.bn{i}")));
+        }
+        if stage > 1 && block == 0 {
+            expected.insert(format!("{name}.downsample.0.weight"));
+            expected.extend(norm(&format!("{name}.downsample.1")));
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trained = trained(folder.path(), "{arch: resnet18}", 32, 3);
+    assert_eq!(names(&torchvision(&trained).unwrap()), expected);
+}
+
+/// What ONNX says the operators do, by libtorch.
+fn compute(model: &Onnx, images: &Tensor) -> HashMap<String, Tensor> {
+    let graph = model.graph.as_ref().unwrap();
+    let mut values: HashMap<String, Tensor> = HashMap::from([("images".to_owned(), images.shallow_clone())]);
+    for constant in &graph.initializer {
+        let kind = if constant.data_type == 1 { Kind::Float } else { Kind::Int64 };
+        values
+            .insert(constant.name.clone(), Tensor::from_data_size(&constant.raw_data, &constant.dims, kind));
+    }
+    for node in &graph.node {
+        let inputs: Vec<Tensor> = node.input.iter().map(|name| values[name].shallow_clone()).collect();
+        let outputs = operate(node, &inputs);
+        assert_eq!(outputs.len(), node.output.len());
+        for (name, value) in node.output.iter().zip(outputs) {
+            assert!(values.insert(name.clone(), value).is_none(), "{name} is given twice");
+        }
+    }
+    values
+}
+
+fn operate(node: &Node, x: &[Tensor]) -> Vec<Tensor> {
+    let find = |name: &str| -> &Attribute {
+        node.attribute.iter().find(|attribute| attribute.name == name).expect("an attribute")
+    };
+    let list = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();
+    vec![match node.op_type.as_str() {
+        "Conv" => {
+            let (strides, pads) = (&find("strides").ints, &find("pads").ints);
+            x[0].conv2d(&x[1], x.get(2), &strides[..], &pads[..2], [1, 1], 1)
+        }
+        "MaxPool" => x[0].max_pool2d(&find("kernel_shape").ints[..], [2, 2], [1, 1], [1, 1], false),
+        "Relu" => x[0].relu(),
+        "Sigmoid" => x[0].sigmoid(),
+        "Tanh" => x[0].tanh(),
+        "Add" => &x[0] + &x[1],
+        "Mul" => &x[0] * &x[1],
+        "MatMul" => x[0].matmul(&x[1]),
+        "Gemm" => {
+            assert_eq!(find("transB").i, 1);
+            x[0].linear(&x[1], Some(&x[2]))
+        }
+        "ReduceMean" => {
+            assert_eq!((find("keepdims").i, find("keepdims").kind), (0, 2));
+            x[0].mean_dim(&find("axes").ints[..], false, None)
+        }
+        "GreaterOrEqual" => x[0].ge_tensor(&x[1]),
+        "Cast" => x[0].to_kind(Kind::Float),
+        "Reshape" => x[0].reshape(list(&x[1])),
+        "Where" => x[1].where_self(&x[0], &x[2]),
+        "Slice" => {
+            let (from, axes, steps) = (list(&x[1]), list(&x[3]), list(&x[4]));
+            (0..axes.len()).fold(x[0].shallow_clone(), |y, i| y.slice(axes[i], from[i], None, steps[i]))
+        }
+        "Pad" => {
+            let pads = list(&x[1]);
+            let reversed: Vec<i64> = (0..4).rev().flat_map(|i| [pads[i], pads[i + 4]]).collect();
+            x[0].constant_pad_nd(reversed)
+        }
+        "Concat" => Tensor::cat(x, find("axis").i),
+        "Identity" => x[0].shallow_clone(),
+        "Split" => return x[0].chunk(node.output.len() as i64, find("axis").i),
+        other => panic!("{other} is not among ONNX's operators that are used here"),
+    }]
+}
+
+#[test]
+fn onnx_gives_the_same_logits_and_paths() {
+    let mut skipped = 0;
+    for (model, size) in [
+        ("{arch: resnet20, router: {open_bias: 0.1}}", 16),
+        ("{arch: resnet20, skip: shortcut, router: {kind: cnn, open_bias: 0.0}}", 16),
+        ("{arch: resnet20, router: {kind: rnn, open_bias: 0.0}}", 16),
+        ("{arch: resnet18, gates: same_shape, router: {open_bias: 0.1}}", 40),
+        ("{arch: resnet50, stride_in: conv1, router: {open_bias: 0.1, hidden: {units: 16}}}", 40),
+        ("{arch: resnet20, gates: none}", 16),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let trained = trained(folder.path(), model, size, 3);
+        let onnx = Onnx::decode(&onnx(&trained)[..]).unwrap();
+        assert_eq!((onnx.ir_version, onnx.opset_import[0].version), (8, 17));
+        let contrast = Tensor::linspace(0.2, 3.0, 6, (Kind::Float, Device::Cpu)).view([6, 1, 1, 1]);
+        let images = Tensor::randn([6, 3, size.into(), size.into()], (Kind::Float, Device::Cpu)) * contrast;
+        let (found, expected) = tch::no_grad(|| {
+            (compute(&onnx, &images), trained.net.forward(&images, Decisions::Hard, Statistics::Running))
+        });
+        let off = (&found["logits"] - &expected.logits).abs().max().double_value(&[]);
+        assert!(off < 1e-4, "{model}: off by {off}");
+        let outputs: Vec<&str> =
+            onnx.graph.as_ref().unwrap().output.iter().map(|output| output.name.as_str()).collect();
+        if expected.path.size()[1] == 0 {
+            assert_eq!(outputs, ["logits"]);
+            continue;
+        }
+        assert_eq!(outputs, ["logits", "gates", "path"]);
+        assert!(found["path"].equal(&expected.path), "{model}");
+        assert!(found["gates"].allclose(&expected.gate_logits, 1e-4, 1e-4, false), "{model}");
+        skipped += expected.path.eq(0.0).sum(Kind::Int64).int64_value(&[]);
+    }
+    assert!(skipped > 10, "{skipped}");
+}
+
+#[test]
+fn the_program_writes_them_and_refuses_what_it_cannot() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(trained(folder.path(), "{arch: resnet20}", 16, 3));
+    let export = |checkpoint: &str, format: &str, out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_codinet-export"));
+        command.args([
+            "--checkpoint",
+            checkpoint,
+            "--config",
+            "net.yaml",
+            "--format",
+            format,
+            "--output",
+            out,
+        ]);
+        command.current_dir(folder.path());
+        command
+    };
+    for format in ["safetensors", "onnx"] {
+        let out = format!("out.{format}");
+        let said = succeed(&mut export("net.safetensors", format, &out));
+        assert!(
+            said.contains(&out) && folder.path().join(&out).metadata().unwrap().len() > 1_000_000,
+            "{said}"
+        );
+    }
+    let refuse = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
+        refused(&mut export(checkpoint, format, "none"), code, parts);
+        assert!(!folder.path().join("none").exists());
+    };
+    refuse("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
+    refuse("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
+    refuse("net.yaml", "onnx", 4, &["net.yaml", "no .safetensors file"]);
+    refuse("lost", "onnx", 4, &["lost", "no such"]);
+    refused(&mut export("net.safetensors", "onnx", "no/folder/out"), 6, &["no/folder/out"]);
+}

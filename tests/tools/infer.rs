@@ -1,0 +1,370 @@
+//! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user meets it.
+
+use crate::common::{Bench, finish, refused, succeed};
+use codinet_dataloader::Dataset;
+use codinet_tools::infer::{Engine, Paths};
+use codinet_tools::trained::Trained;
+use codinet_trainer::config::{Arch, Gates, Model, Router, RouterKind, SkipBranch, StrideIn};
+use codinet_trainer::model::{Decisions, Net, Statistics};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use tch::{Device, Kind, Tensor};
+
+/// A network whose running statistics, scales and routers are such that images take different paths.
+fn net(model: &Model, size: i64) -> Net {
+    tch::manual_seed(3);
+    let net = Net::new(model, 3, size, 7, 5, Device::Cpu);
+    tch::no_grad(|| {
+        for (name, mut tensor) in net.params.named() {
+            match name.rsplit('.').next() {
+                Some("running_var") => drop(tensor.uniform_(0.5, 1.5)),
+                Some("running_mean") => drop(tensor.uniform_(-0.3, 0.3)),
+                Some("weight") if tensor.dim() == 1 => drop(tensor.uniform_(0.3, 0.7)),
+                Some("weight") if name.contains("router") => drop(tensor.g_mul_scalar_(3.0)),
+                Some("bias") if !name.contains("router") => drop(tensor.uniform_(-0.3, 0.3)),
+                _ => {}
+            }
+        }
+    });
+    net
+}
+
+/// Images of unlike contrast and brightness, `[N, 3, size, size]`.
+fn images(n: i64, size: i64) -> Tensor {
+    tch::manual_seed(4);
+    let contrast = Tensor::linspace(0.2, 3.0, n, (Kind::Float, Device::Cpu)).view([n, 1, 1, 1]);
+    Tensor::randn([n, 3, size, size], (Kind::Float, Device::Cpu)) * &contrast + (1.5 - contrast)
+}
+
+fn bits(path: &Tensor) -> Vec<bool> {
+    Vec::<f32>::try_from(&path.view([-1])).unwrap().into_iter().map(|u| u > 0.5).collect()
+}
+
+/// Same paths and, but for the folding, same logits; one by one as well as together.
+#[test]
+fn skipping_gives_what_masking_gives() {
+    let mut some_but_not_all = 0;
+    for (arch, kind, gates, skip, stride_in, size) in [
+        (Arch::ResNet20, RouterKind::Fc, Gates::All, SkipBranch::Project, StrideIn::Conv2, 16),
+        (Arch::ResNet20, RouterKind::Cnn, Gates::All, SkipBranch::Shortcut, StrideIn::Conv2, 16),
+        (Arch::ResNet32, RouterKind::Rnn, Gates::All, SkipBranch::Project, StrideIn::Conv2, 16),
+        (Arch::ResNet18, RouterKind::Fc, Gates::SameShape, SkipBranch::Project, StrideIn::Conv2, 40),
+        (Arch::ResNet50, RouterKind::Fc, Gates::All, SkipBranch::Shortcut, StrideIn::Conv1, 33),
+        (Arch::ResNet50, RouterKind::Rnn, Gates::All, SkipBranch::Project, StrideIn::Conv2, 40),
+        (Arch::ResNet20, RouterKind::Fc, Gates::None, SkipBranch::Project, StrideIn::Conv2, 16),
+    ] {
+        let router = Router { kind, open_bias: 0.2, ..Router::default() };
+        let model = Model { arch, gates, skip, stride_in, router, ..Model::default() };
+        let net = net(&model, size);
+        let engine = Engine::new(&net);
+        let x = images(9, size);
+        let masked = tch::no_grad(|| net.forward(&x, Decisions::Hard, Statistics::Running));
+        let path = bits(&masked.path);
+        let n = engine.gates();
+        let ran = |k: usize| (0..9).filter(|image| path[image * n + k]).count();
+        some_but_not_all += (0..n).filter(|&k| (1..9).contains(&ran(k))).count();
+        let close = |found: &Tensor, expected: &Tensor| {
+            let off = (found - expected).abs().max().double_value(&[]);
+            let scale = expected.abs().max().double_value(&[]);
+            assert!(off < 1e-4 * scale.max(1.0), "{arch} {kind:?}: off by {off} of {scale}");
+        };
+        let passed = engine.forward(&x, Paths::Routed);
+        assert_eq!(passed.path, path, "{arch} {kind:?} {skip:?}");
+        close(&passed.logits, &masked.logits);
+        for image in 0..9 {
+            let one = engine.forward(&x.narrow(0, image, 1), Paths::Routed);
+            assert_eq!(one.path, path[image as usize * n..][..n], "{arch} {kind:?}, image {image}");
+            close(&one.logits, &masked.logits.narrow(0, image, 1));
+        }
+        let rates: Vec<f64> = (0..n).map(|k| ran(k) as f64 / 9.0).collect();
+        let macs = (0..9).map(|image| engine.macs(&path[image * n..][..n])).sum::<f64>() / 9.0;
+        assert!((macs / net.costs.mean_macs(&rates) - 1.0).abs() < 1e-9);
+    }
+    assert!(some_but_not_all > 10, "the paths are to differ: {some_but_not_all}");
+}
+
+/// Whatever the routers say; and no block at all, and all of them.
+#[test]
+fn a_path_can_be_forced() {
+    let net = net(&Model::default(), 16);
+    let engine = Engine::new(&net);
+    let x = images(4, 16);
+    let noise = |path: &[bool]| {
+        let values: Vec<f32> = path.iter().map(|&run| if run { 1e9 } else { -1e9 }).collect();
+        Tensor::from_slice(&values).view([4, 9])
+    };
+    let mixed: Vec<bool> = (0..36).map(|i| i * i % 7 < 3).collect();
+    for path in [vec![false; 36], vec![true; 36], mixed] {
+        let noise = noise(&path);
+        let relaxation = codinet_trainer::config::Relaxation::Gumbel;
+        let forced = Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation };
+        let expected = tch::no_grad(|| net.forward(&x, forced, Statistics::Running)).logits;
+        let passed = engine.forward(&x, Paths::Forced(&path));
+        assert_eq!(passed.path, path);
+        assert!(passed.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");
+        if path.iter().all(|&run| run) {
+            assert!(engine.forward(&x, Paths::All).logits.allclose(&expected, 1e-4, 1e-4, false));
+        }
+    }
+}
+
+/// Results don't depend on the number of threads, and the bias is what calibration would add.
+#[test]
+fn a_bias_is_a_shift_of_all_gates() {
+    let net = net(&Model::default(), 16);
+    let x = images(6, 16);
+    let mut engine = Engine::new(&net);
+    engine.bias = -0.4;
+    let biased = engine.forward(&x, Paths::Routed);
+    let before = Engine::new(&net).forward(&x, Paths::Routed).path;
+    assert_ne!(before, biased.path);
+    net.shift_gates(-0.4);
+    let shifted = Engine::new(&net).forward(&x, Paths::Routed);
+    assert_eq!(shifted.path, biased.path);
+    assert!(shifted.logits.equal(&biased.logits));
+}
+
+/// A short run, made once.
+static RUN: LazyLock<Bench> = LazyLock::new(|| {
+    let bench = Bench::new();
+    succeed(&mut bench.train(1, &["--set", "run.dir=run", "--set", "optim.ema_decay=0.9"]));
+    bench
+});
+
+fn infer(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_codinet-infer"));
+    command.args(args).args(["--device", "cpu", "--threads", "1"]).current_dir(RUN.folder.path());
+    command
+}
+
+fn lines(out: &str) -> Vec<Value> {
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The validation images as PNG files in a folder of their own.
+fn loose(folder: &Path, most: usize) -> PathBuf {
+    let dataset = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap();
+    let mut encoded = Vec::new();
+    fs::create_dir_all(folder).unwrap();
+    for sample in 0..dataset.len().min(most) {
+        let key = dataset.read(sample, &mut encoded).unwrap().key.to_owned();
+        fs::write(folder.join(format!("{key}.png")), &encoded).unwrap();
+    }
+    folder.to_owned()
+}
+
+#[test]
+fn predictions_are_a_line_each_and_the_networks_own() {
+    let together = lines(&succeed(&mut infer(&["--checkpoint", "run", "val", "--logits", "--topk", "3"])));
+    assert_eq!(together.len(), 37);
+    let trained = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap();
+    for line in &together {
+        let path: Vec<bool> = line["path"].as_str().unwrap().bytes().map(|bit| bit == b'1').collect();
+        assert_eq!(path.len(), 9);
+        let rates: Vec<f64> = path.iter().map(|&run| f64::from(u8::from(run))).collect();
+        assert_eq!(line["macs"].as_f64().unwrap(), trained.net.costs.mean_macs(&rates));
+        let logits: Vec<f64> = serde_json::from_value(line["logits"].clone()).unwrap();
+        let best = (0..4).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        let sum: f64 = logits.iter().map(|logit| (logit - logits[best]).exp()).sum();
+        assert_eq!(line["class"], best);
+        assert!((line["probability"].as_f64().unwrap() * sum - 1.0).abs() < 1e-5);
+        assert_eq!(line["top"].as_array().unwrap().len(), 3);
+    }
+    // The training program's own evaluation finds as many right.
+    let right = together.iter().filter(|line| line["class"] == line["label"]).count() as f64;
+    let gone = ["--set", "data.train=no/longer/there"];
+    let said = succeed(RUN.train(1, &["--eval-only", "--resume", "run"]).args(gone));
+    assert!(said.contains(&format!("top-1 {:.2} %", 100.0 * right / 37.0)), "{right} right, but {said}");
+    // One by one, from files, and by the names of checkpoints: the same.
+    let files = loose(&RUN.path("files"), 37);
+    let step = fs::read_to_string(RUN.path("run/checkpoints/latest")).unwrap();
+    let step = format!("run/checkpoints/{}", step.trim());
+    let weights = format!("{step}/model.safetensors");
+    let files = files.to_str().unwrap();
+    for args in [
+        ["--checkpoint", "run", files, "--batch", "1"],
+        ["--checkpoint", "run/checkpoints/latest", "val", "--batch", "3"],
+        ["--checkpoint", &step, files, "--batch", "5"],
+        ["--checkpoint", &weights, "val/bars-000000.tar", "--batch", "64"],
+    ] {
+        let found = lines(&succeed(&mut infer(&args)));
+        assert!(found.len() >= 32, "{args:?}");
+        for (a, b) in found.iter().zip(&together) {
+            assert_eq!((&a["class"], &a["path"]), (&b["class"], &b["path"]), "{args:?}");
+        }
+    }
+    // The mean of weights is another network.
+    let mean = format!("{step}/ema.safetensors");
+    let mean = lines(&succeed(&mut infer(&["--checkpoint", &mean, "val", "--logits"])));
+    assert!(mean.iter().zip(&together).any(|(a, b)| a["logits"] != b["logits"]));
+}
+
+#[test]
+fn a_budget_moves_the_cost() {
+    let out =
+        succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((rows.len(), rows[0][2], rows[1][0], rows[1][1]), (13, "gmacs", "as trained", "0.0000"));
+    let gmacs: Vec<f64> = rows[2..].iter().map(|row| row[2].parse().unwrap()).collect();
+    assert!(gmacs.is_sorted(), "{gmacs:?}");
+    assert!(gmacs[10] > 1.5 * gmacs[0], "{gmacs:?}");
+    let drawn = fs::read_to_string(RUN.path("curve.svg")).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.contains("as trained"), "{drawn}");
+    let wrong = ["curve", "--checkpoint", "run", "--plot", "curve.pdf"];
+    refused(&mut infer(&wrong), 2, &["curve.pdf", ".svg or .png"]);
+    let budget = format!("{:.6}", (gmacs[0] + gmacs[10]) / 2.0);
+    let output = finish(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", &budget]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("a bias of "), "{said}");
+    refused(
+        &mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", "3"]),
+        2,
+        &["--budget-gmacs is 3", "all"],
+    );
+    let files = loose(&RUN.path("unlabelled"), 2);
+    let files = files.to_str().unwrap();
+    refused(&mut infer(&["curve", "--checkpoint", "run", files]), 2, &["no labels"]);
+}
+
+#[test]
+fn a_bench_prints_a_row_for_each_case() {
+    let config = RUN.config.to_str().unwrap();
+    let args = ["bench", "--config", config, "--batch", "1,3", "--share", "40,80", "--rounds", "1"];
+    let out = succeed(&mut infer(&args));
+    assert_eq!(out.lines().filter(|line| line.starts_with("ResNet20")).count(), 4, "{out}");
+    let out = succeed(&mut infer(&["bench", "--checkpoint", "run", "--batch", "2", "--rounds", "1"]));
+    assert_eq!(out.lines().filter(|line| line.starts_with("ResNet20")).count(), 1, "{out}");
+}
+
+#[test]
+fn a_checkpoint_that_is_none() {
+    let step = fs::read_to_string(RUN.path("run/checkpoints/latest")).unwrap();
+    let weights = RUN.path("run/checkpoints").join(step.trim()).join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let config = RUN.config.to_str().unwrap();
+    let try_it = |path: &str, more: &[&str], code: i32, parts: &[&str]| {
+        refused(infer(&["--checkpoint", path, "val"]).args(more), code, parts);
+    };
+    try_it("nowhere", &[], 4, &["nowhere", "no such run"]);
+    try_it("val", &[], 4, &["val", "no complete checkpoint"]);
+    let bare = |name: &str, bytes: &[u8]| {
+        fs::create_dir_all(RUN.path("bare")).unwrap();
+        fs::write(RUN.path("bare").join(name), bytes).unwrap();
+        format!("bare/{name}")
+    };
+    let with = ["--config", config];
+    let whole = bare("whole.safetensors", &bytes);
+    assert_eq!(lines(&succeed(infer(&["--checkpoint", &whole, "val"]).args(with))).len(), 37);
+    try_it(&whole, &[], 2, &["whole.safetensors", "--config"]);
+    try_it(
+        &bare("half.safetensors", &bytes[..bytes.len() / 2]),
+        &with,
+        4,
+        &["half.safetensors", "cut short"],
+    );
+    try_it(&bare("empty.safetensors", b""), &with, 4, &["empty.safetensors", "cut short"]);
+    try_it(&bare("words.txt", b"no checkpoint at all"), &with, 4, &["words.txt", "no .safetensors file"]);
+    try_it(
+        &bare("photo.png", b"\x89PNG\r\n\x1a\n12345678"),
+        &with,
+        4,
+        &["photo.png", "no .safetensors file"],
+    );
+    for (other, part) in [("cifar10_r32.yaml", "layer1.3"), ("cifar10_r20_none.yaml", "no such file")] {
+        let code = if part == "no such file" { 2 } else { 4 };
+        try_it(&whole, &["--config", other], code, &[part]);
+    }
+    // Damage in a run: the checkpoint before is taken, and where there is none, the line says what is wrong.
+    let run = RUN.path("damaged");
+    let folder = run.join("checkpoints/step-00000001");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(RUN.path("run/config.yaml"), run.join("config.yaml")).unwrap();
+    for name in ["state.json", "COMPLETE"] {
+        fs::copy(weights.with_file_name(name), folder.join(name)).unwrap();
+    }
+    fs::write(folder.join("model.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
+    try_it("damaged", &[], 4, &["step-00000001", "is damaged"]);
+    try_it("damaged/checkpoints/step-00000001", &[], 4, &["step-00000001", "is damaged"]);
+}
+
+#[test]
+fn an_image_that_is_none() {
+    let folder = RUN.path("odd");
+    fs::create_dir_all(folder.join("empty")).unwrap();
+    fs::write(folder.join("words.png"), b"no image").unwrap();
+    fs::write(folder.join("notes.txt"), b"no image").unwrap();
+    let try_it = |images: &[&str], code: i32, parts: &[&str]| {
+        refused(infer(&["--checkpoint", "run"]).args(images), code, parts);
+    };
+    try_it(&["odd/words.png"], 3, &["1 of 1 images"]);
+    try_it(&["odd/notes.txt"], 3, &["odd/notes.txt", ".png"]);
+    try_it(&["odd/empty"], 3, &["odd/empty", "holds no"]);
+    try_it(&["odd/lost.jpg"], 3, &["odd/lost.jpg"]);
+    try_it(&[], 2, &["no images"]);
+    // The others get their lines all the same.
+    let good = loose(&RUN.path("good"), 2);
+    let good = good.to_str().unwrap();
+    for batch in ["1", "64"] {
+        let images = ["--batch", batch, good, "odd/words.png", good];
+        let output = finish(infer(&["--checkpoint", "run"]).args(images));
+        assert_eq!(output.status.code(), Some(3));
+        let found = lines(&String::from_utf8_lossy(&output.stdout));
+        let unread: Vec<bool> = found.iter().map(|line| line["error"].is_string()).collect();
+        assert_eq!(unread, [false, false, true, false, false], "in the order of the images");
+        assert_eq!(found[2]["image"], "odd/words.png");
+    }
+    let nothing_to_find_on =
+        infer(&["--checkpoint", "run", "odd/words.png", "--budget-gmacs", "0.01"]).output().unwrap();
+    assert_eq!(nothing_to_find_on.status.code(), Some(3));
+}
+
+/// Classes' names are the run's; a folder of folders that are called so has labels.
+#[test]
+fn a_folder_of_the_runs_classes() {
+    let classes = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap().classes().unwrap();
+    let names: Vec<String> = (0..classes).map(|class| format!("kind{class}")).collect();
+    let run = RUN.path("named");
+    fs::create_dir_all(&run).unwrap();
+    let weights = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().file;
+    fs::copy(&weights, run.join("model.safetensors")).unwrap();
+    fs::copy(RUN.path("run/config.yaml"), run.join("config.yaml")).unwrap();
+    fs::write(run.join("class_names.json"), serde_json::to_vec(&names).unwrap()).unwrap();
+    for name in &names {
+        let _ = loose(&RUN.path("photos").join(name), 2);
+    }
+    let found = lines(&succeed(&mut infer(&["--checkpoint", "named/model.safetensors", "photos"])));
+    let labels: Vec<_> = found.iter().map(|line| line["label"].as_u64().unwrap()).collect();
+    assert_eq!(labels, (0..classes as u64).flat_map(|class| [class; 2]).collect::<Vec<_>>());
+    assert!(found[0]["image"].as_str().unwrap().starts_with("photos/kind0/"), "{}", found[0]);
+    assert!(found.iter().all(|line| line["name"] == format!("kind{}", line["class"])));
+}
+
+/// What training logs of the blocks' rates is what inference would do, and its cost that of these rates.
+#[test]
+fn logged_rates_are_those_of_inference() {
+    let costs = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().net.costs;
+    let text = fs::read_to_string(RUN.path("run/metrics.jsonl")).unwrap();
+    let train: Vec<Value> = lines(&text).into_iter().filter(|line| line["kind"] == "train").collect();
+    let rates = |line: &Value, name: &str| -> Vec<f64> {
+        line[name].as_array().unwrap().iter().map(|rate| rate.as_f64().unwrap()).collect()
+    };
+    for line in &train {
+        let gmacs = costs.mean_macs(&rates(line, "rates")) / 1e9;
+        assert!((gmacs - line["gmacs"].as_f64().unwrap()).abs() < 1e-9, "{line}");
+    }
+    assert_ne!(
+        rates(&train[0], "rates"),
+        rates(&train[0], "rates_as_trained"),
+        "routers train, by relaxed decisions"
+    );
+}
+
+#[test]
+fn where_lines_cannot_go() {
+    let unwritable =
+        infer(&["--checkpoint", "run", "val", "--output", "odd/none/preds.jsonl"]).output().unwrap();
+    assert_eq!(unwritable.status.code(), Some(6));
+}

@@ -1,0 +1,107 @@
+//! `codinet-analyze`: what a trained network's routing paths are like, as the paper's Section 4.4 looks at them.
+//!
+//! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`measures`],
+//! [`divergence`] and [`similarity`]; rank 0 writes them down ([`write`]), with [`pictures`] and t-SNE ([`embed`]).
+//! [`compare`] sets runs side by side.
+
+mod augment;
+mod cli;
+mod collect;
+mod compare;
+mod divergence;
+mod embed;
+mod features;
+mod files;
+mod measures;
+pub(crate) mod pictures;
+mod report;
+mod similarity;
+mod study;
+pub(crate) mod svg;
+mod write;
+
+pub use cli::{Args, Command, What};
+
+use crate::trained::Trained;
+use codinet_dataloader::Dataset;
+use codinet_trainer::dist::{World, agree};
+use codinet_trainer::dist::{device, replicas};
+use codinet_trainer::sys::error::{Error, Exit, Result};
+use collect::{Subject, Wanted};
+use std::path::PathBuf;
+use std::sync::Arc;
+use study::{Facts, Study};
+
+/// All ranks: does what the command line asks for.
+pub fn run(args: &Args, world: &mut World) -> Result<()> {
+    if let Some(Command::Compare { runs, output }) = &args.command {
+        let compared = if world.rank() == 0 { compare::write(runs, output) } else { Ok(()) };
+        return agree(world, compared);
+    }
+    device::register();
+    let threads = args.hardware.threads.map(usize::from);
+    let device = agree(world, device::prepare(world, args.hardware.device, "--device", threads))?;
+    let run = args.run.as_ref().expect("clap asks for it");
+    let weights = args.checkpoint.as_ref().unwrap_or(run);
+    let mut trained = agree(world, Trained::open(weights, args.config.as_deref(), device))?;
+    if let Some(data) = &args.data {
+        trained.config.data.val = data.clone();
+    }
+    let config = &trained.config;
+    world.use_device(device, config.collective.backend)?;
+    let world: &World = world;
+    let out = args.output.clone().unwrap_or_else(|| {
+        let beside = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
+        match run.join("config.yaml").is_file() {
+            true => run.join("analysis"), // as it was called
+            false => trained.run.clone().unwrap_or_else(beside).join("analysis"),
+        }
+    });
+    let open = || {
+        if !config.gated() {
+            let what = "the network has no gates, so no paths; codinet-analyze compare sets it beside those that have";
+            return Err(Error::new(Exit::Config, format!("{}: {what}", run.display())));
+        }
+        if let Some(class) = args.classes.iter().find(|class| **class as i64 >= config.data.classes) {
+            let what = format!(
+                "--classes {class}: the network tells classes 0 to {} apart",
+                config.data.classes - 1
+            );
+            return Err(Error::new(Exit::Config, what));
+        }
+        let data = Arc::new(Dataset::open_with(&config.data.val, &config.dataset_options())?);
+        data.check_labels(config.data.classes as usize)?;
+        if let Some(file) = &args.features {
+            drop(features::read(file, data.len())?); // before the work is done
+        }
+        Ok(data)
+    };
+    let data = agree(world, open())?;
+    let facts = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("data.val", data.fingerprint()),
+        (
+            "set of weights",
+            i64::try_from(replicas::checksum(trained.net.params.flat())).expect("one").to_string(),
+        ),
+    ];
+    replicas::refuse_differences(world, &facts)?;
+    let wants = |what| args.wants(what);
+    let wanted = Wanted {
+        augmented: wants(What::Consistency),
+        features: if wants(What::Similarity) { args.similarity_images } else { 0 },
+        groups: if wants(What::Consistency) || wants(What::Tsne) { args.groups } else { 0 },
+        rotation: args.rotation,
+        seed: args.seed,
+    };
+    let subject = Subject { config, net: &trained.net, data: &data, device };
+    let seen = subject.collect(world, wanted)?;
+    let checkpoint = trained.file.display().to_string();
+    let facts = Facts { checkpoint, data: &config.data.val, images: data.len(), costs: &trained.net.costs };
+    let study = Study::new(world, args, &seen, facts)?;
+    let written = match world.rank() {
+        0 => write::write(args, &trained, &subject, &seen, &study, &out),
+        _ => Ok(()),
+    };
+    agree(world, written)
+}

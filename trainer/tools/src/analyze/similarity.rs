@@ -1,0 +1,115 @@
+//! Whether images that look alike take like paths: the Pearson correlation between the cosine similarities of features and
+//! those of paths, over all pairs of images (the paper's Section 4.4.4, Table 9 and Figure 12).
+
+use codinet_dataloader::eval_samples;
+use codinet_trainer::dist::World;
+use codinet_trainer::sys::error::Result;
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+/// Cells along a side of [`Correlation::cells`], which span similarities of −1 to 1.
+pub const CELLS: i64 = 120;
+/// Pairs looked at at once.
+const PAIRS_AT_ONCE: i64 = 1 << 22;
+
+/// What the pairs of K images say.
+#[derive(Clone, Debug, Serialize)]
+pub struct Correlation {
+    /// Pairs, each once.
+    pub pairs: u64,
+    /// Pearson's correlation coefficient; none where all pairs are equally similar in features or in paths.
+    pub pcc: Option<f64>,
+    /// Mean cosine similarity of two images' features.
+    pub mean_feature_similarity: f64,
+    /// Mean cosine similarity of two images' paths.
+    pub mean_path_similarity: f64,
+    /// How many pairs have each similarity of features (column) and of paths (row), `[CELLS · CELLS]`.
+    #[serde(skip)]
+    pub cells: Vec<f64>,
+}
+
+/// All ranks, each with all of `features` `[K, F]` and `paths` `[K, n]`: each rank takes its share of the rows of all pairs.
+/// A path or a feature that is all zeros is similar to none: 0.
+pub fn correlate(world: &World, features: &Tensor, paths: &Tensor) -> Result<Correlation> {
+    let (features, paths) = (directions(features), directions(paths));
+    let images = features.size()[0];
+    let mine = eval_samples(images as usize, world.rank(), world.ranks());
+    let sums = Tensor::zeros([6], (Kind::Double, Device::Cpu));
+    let mut cells = Tensor::zeros([CELLS * CELLS], (Kind::Double, Device::Cpu));
+    let rows = (PAIRS_AT_ONCE / images.max(1)).max(1);
+    let (first, end) = (mine.start as i64, mine.end as i64);
+    for start in (first..end).step_by(rows as usize) {
+        let part = rows.min(end - start);
+        let own = Tensor::arange_start(start, start + part, (Kind::Int64, Device::Cpu)).unsqueeze(1);
+        let others = Tensor::arange(images, (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        let later = own.less_tensor(&others); // each pair once
+        let of = |rows: &Tensor| rows.narrow(0, start, part).matmul(&rows.tr()).masked_select(&later);
+        let (x, y) = (of(&features), of(&paths));
+        let count = Tensor::from(x.numel() as f64);
+        let moments = [count, x.sum(None), y.sum(None), x.dot(&x), y.dot(&y), x.dot(&y)];
+        let _ = sums.shallow_clone().g_add_(&Tensor::stack(&moments, 0));
+        let cell = |x: &Tensor| ((x + 1.0) * (CELLS as f64 / 2.0)).floor().clamp(0.0, (CELLS - 1) as f64);
+        let places = (cell(&y) * CELLS as f64 + cell(&x)).to_kind(Kind::Int64);
+        cells += places.bincount(None::<&Tensor>, CELLS * CELLS).to_kind(Kind::Double);
+    }
+    world.all_reduce_sum(&sums)?;
+    world.all_reduce_sum(&cells)?;
+    let sums = Vec::<f64>::try_from(&sums).expect("six numbers");
+    let [pairs, x, y, xx, yy, xy] = sums[..] else { unreachable!("six numbers") };
+    let spread = |sum: f64, squares: f64| pairs * squares - sum * sum;
+    let (of_x, of_y) = (spread(x, xx), spread(y, yy));
+    // What rounding leaves of a spread of nothing.
+    let varies = |spread: f64, squares: f64| spread > 1e-12 * pairs * squares;
+    let pcc =
+        (varies(of_x, xx) && varies(of_y, yy)).then(|| (pairs * xy - x * y) / (of_x.sqrt() * of_y.sqrt()));
+    Ok(Correlation {
+        pairs: pairs as u64,
+        pcc,
+        mean_feature_similarity: x / pairs,
+        mean_path_similarity: y / pairs,
+        cells: Vec::try_from(cells).expect("numbers"),
+    })
+}
+
+/// Rows of length 1, f64; those of zeros stay so.
+fn directions(rows: &Tensor) -> Tensor {
+    let rows = rows.to_kind(Kind::Double).to_device(Device::Cpu);
+    let lengths = rows.square().sum_dim_intlist([1].as_slice(), true, None).sqrt();
+    &rows / lengths.where_self(&lengths.gt(0.0), &Tensor::ones_like(&lengths))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use codinet_trainer::dist;
+
+    #[test]
+    fn correlation_worked_by_hand() {
+        let world = dist::join().unwrap();
+        let rows = |values: &[f64]| Tensor::from_slice(values).view([-1, 2]);
+        // Features at 0°, 60° and 90°: similarities ½ (1,2), 0 (1,3), √¾ (2,3). Paths: the first two the same, the third
+        // across: 1, 0, 0.
+        let (half, tall) = (0.5, 0.75f64.sqrt());
+        let features = rows(&[1.0, 0.0, half * 7.0, tall * 7.0, 0.0, 2.0]);
+        let paths = rows(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+        let found = correlate(&world, &features, &paths).unwrap();
+        let (mean, x) = ((half + tall) / 3.0, [half, 0.0, tall]);
+        let covariance = (x[0] - mean) * (2.0 / 3.0) - (x[1] - mean) / 3.0 - (x[2] - mean) / 3.0;
+        let variance: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
+        let expected = covariance / (variance * (4.0 / 9.0 + 2.0 / 9.0)).sqrt();
+        assert!((found.pcc.unwrap() - expected).abs() < 1e-12, "{found:?}");
+        assert_eq!(found.pairs, 3);
+        assert!((found.mean_feature_similarity - mean).abs() < 1e-12);
+        assert!((found.mean_path_similarity - 1.0 / 3.0).abs() < 1e-12);
+        // Similarities of ½ and 1 fall into column 90 of the last row.
+        assert_eq!(found.cells.iter().sum::<f64>(), 3.0);
+        assert_eq!(found.cells[119 * 120 + 90] + found.cells[119 * 120 + 89], 1.0);
+
+        let same = correlate(&world, &features, &features).unwrap();
+        assert!((same.pcc.unwrap() - 1.0).abs() < 1e-12);
+        let alike = correlate(&world, &features, &rows(&[1.0, 1.0, 2.0, 2.0, 3.0, 3.0])).unwrap();
+        assert!(alike.pcc.is_none(), "paths that are all alike correlate with nothing");
+        let zero = correlate(&world, &features, &rows(&[0.0, 0.0, 1.0, 0.0, 1.0, 0.0])).unwrap();
+        assert!((zero.mean_path_similarity - 1.0 / 3.0).abs() < 1e-12, "no path is like the empty one");
+    }
+}

@@ -1,0 +1,276 @@
+//! ONNX: the folded network, each gate a `Where` between the block and its way around. Every block is computed for every
+//! image: the same logits and paths for whoever runs it, and no faster for the skips.
+
+use super::proto::{
+    Attribute, Dimension, Entry, Graph, Initializer, Model, Node, Opset, Shape, Size, TensorType, Type, Value,
+};
+use super::weights::{bytes_of, description};
+use crate::trained::Trained;
+use codinet_trainer::model::layers::{Conv, Linear};
+use codinet_trainer::model::router::{Recurrent, Router};
+use codinet_trainer::model::{Folded, FoldedBlock, Way};
+use prost::Message;
+use tch::Tensor;
+
+/// ONNX's operators as they were in this version of them.
+const OPSET: i64 = 17;
+/// The file format of that time.
+const IR_VERSION: i64 = 8;
+
+/// The network as an ONNX file: `images` f32 `[N, C, H, W]`, normalised → `logits` `[N, classes]`, and where there are
+/// gates `gates` (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`.
+pub fn model(trained: &Trained) -> Vec<u8> {
+    let net = trained.net.folded();
+    let data = &trained.config.data;
+    let mut writer = Writer::default();
+    let gates = writer.network(&net);
+    let size = i64::from(data.image_size);
+    let mut output = vec![value("logits", &[data.classes])];
+    if gates > 0 {
+        output.extend([value("gates", &[gates]), value("path", &[gates])]);
+    }
+    let graph = Graph {
+        node: writer.nodes,
+        name: "codinet".into(),
+        initializer: writer.initializers,
+        input: vec![value("images", &[data.channels.into(), size, size])],
+        output,
+    };
+    let entry = |key: &str, value: String| Entry { key: key.into(), value };
+    let model = Model {
+        ir_version: IR_VERSION,
+        opset_import: vec![Opset { domain: String::new(), version: OPSET }],
+        producer_name: "codinet-export".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        doc_string: "Every block is computed for every image; path says which count.".into(),
+        graph: Some(graph),
+        metadata_props: vec![entry("codinet", description(trained).to_string())],
+    };
+    model.encode_to_vec()
+}
+
+/// An f32 tensor of as many images as there are.
+fn value(name: &str, sizes: &[i64]) -> Value {
+    let fixed = sizes.iter().map(|&size| Size::Fixed(size));
+    let sizes = std::iter::once(Size::Named("N".into())).chain(fixed);
+    let dim = sizes.map(|size| Dimension { size: Some(size) }).collect();
+    let tensor = TensorType { element: 1, shape: Some(Shape { dim }) };
+    Value { name: name.into(), kind: Some(Type { tensor: Some(tensor) }) }
+}
+
+/// A number, or a list of them.
+enum Setting<'a> {
+    One(&'a str, i64),
+    Many(&'a str, &'a [i64]),
+}
+use Setting::{Many, One};
+
+/// The name of a value in the graph.
+type Name = String;
+
+#[derive(Default)]
+struct Writer {
+    nodes: Vec<Node>,
+    initializers: Vec<Initializer>,
+    /// h and c of `rnn` routers.
+    memory: Option<(Name, Name)>,
+}
+
+impl Writer {
+    /// Writes the whole network; returns the number of its gates.
+    fn network(&mut self, net: &Folded) -> i64 {
+        let mut x = self.conv(&net.stem, "images");
+        x = self.op("Relu", &[&x], &[]);
+        if net.pool {
+            let pads = Many("pads", &[1, 1, 1, 1]);
+            x = self.op("MaxPool", &[&x], &[Many("kernel_shape", &[3, 3]), pads, Many("strides", &[2, 2])]);
+        }
+        let (mut gates, mut path) = (Vec::new(), Vec::new());
+        for block in &net.blocks {
+            x = self.block(block, &x, &mut gates, &mut path);
+        }
+        let mean = self.mean(&x);
+        let logits = self.linear(net.head, &mean);
+        self.rename(&logits, "logits");
+        if !gates.is_empty() {
+            for (columns, name) in [(&gates, "gates"), (&path, "path")] {
+                let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+                let all = self.op("Concat", &columns, &[One("axis", 1)]);
+                self.rename(&all, name);
+            }
+        }
+        gates.len() as i64
+    }
+
+    fn block(&mut self, block: &FoldedBlock, x: &str, gates: &mut Vec<Name>, path: &mut Vec<Name>) -> Name {
+        let mut h = x.to_owned();
+        for (i, conv) in block.convs.iter().enumerate() {
+            h = self.conv(conv, &h);
+            if i + 1 < block.convs.len() {
+                h = self.op("Relu", &[&h], &[]);
+            }
+        }
+        let shortcut = self.way(&block.shortcut, x);
+        let sum = self.op("Add", &[&h, &shortcut], &[]);
+        let run = self.op("Relu", &[&sum], &[]);
+        let Some(gate) = &block.gate else { return run };
+        let logit = self.router(gate.router, x); // [N, 1]
+        let zero = self.floats(&Tensor::from_slice(&[0f32]));
+        let runs = self.op("GreaterOrEqual", &[&logit, &zero], &[]); // Eq. 13
+        let skip = match &gate.skip {
+            Some(Way::Identity) => x.to_owned(),
+            Some(way) => {
+                let around = self.way(way, x);
+                self.op("Relu", &[&around], &[])
+            }
+            None => self.op("Relu", &[&shortcut], &[]),
+        };
+        path.push(self.op("Cast", &[&runs], &[One("to", 1)]));
+        gates.push(logit);
+        let shape = self.integers(&[-1, 1, 1, 1]);
+        let mask = self.op("Reshape", &[&runs, &shape], &[]);
+        self.op("Where", &[&mask, &run, &skip], &[])
+    }
+
+    fn way(&mut self, way: &Way, x: &str) -> Name {
+        match way {
+            Way::Identity => x.to_owned(),
+            Way::Conv(conv) => self.conv(conv, x),
+            Way::Pad { stride, before, behind } => {
+                let [starts, ends] = [[0, 0], [i64::MAX, i64::MAX]].map(|at| self.integers(&at));
+                let (axes, steps) = (self.integers(&[2, 3]), self.integers(&[*stride, *stride]));
+                let picked = self.op("Slice", &[x, &starts, &ends, &axes, &steps], &[]);
+                let pads = self.integers(&[0, *before, 0, 0, 0, *behind, 0, 0]);
+                self.op("Pad", &[&picked, &pads], &[])
+            }
+        }
+    }
+
+    /// U[1] − U[0], `[N, 1]`.
+    fn router(&mut self, router: &Router, x: &str) -> Name {
+        let u = match router {
+            Router::Fc(fc1, fc2) => {
+                let mean = self.mean(x);
+                let h = self.linear(fc1, &mean);
+                let h = self.op("Relu", &[&h], &[]);
+                self.linear(fc2, &h)
+            }
+            Router::Cnn(conv, fc) => {
+                let h = self.conv(conv, x);
+                let h = self.op("Relu", &[&h], &[]);
+                let mean = self.mean(&h);
+                self.linear(fc, &mean)
+            }
+            Router::Rnn(input, shared) => {
+                let mean = self.mean(x);
+                let seen = self.linear(input, &mean);
+                let h = self.lstm(shared, &seen);
+                self.linear(&shared.fc, &h)
+            }
+        };
+        let difference = self.floats(&Tensor::from_slice(&[-1f32, 1.0]).view([2, 1]));
+        self.op("MatMul", &[&u, &difference], &[])
+    }
+
+    /// A step of the LSTM; its h.
+    fn lstm(&mut self, shared: &Recurrent, x: &str) -> Name {
+        let [w_ih, w_hh, b_ih, b_hh] = &shared.lstm.weights;
+        let mut gates = self.gemm(w_ih, b_ih, x);
+        let memory = self.memory.take();
+        match &memory {
+            Some((h, _)) => {
+                let more = self.gemm(w_hh, b_hh, h);
+                gates = self.op("Add", &[&gates, &more], &[]);
+            }
+            None => {
+                let bias = self.floats(b_hh); // h is zero
+                gates = self.op("Add", &[&gates, &bias], &[]);
+            }
+        }
+        let parts: [Name; 4] = std::array::from_fn(|i| self.fresh(&format!("gate{i}_")));
+        let node = self.node("Split", &[&gates], &parts.each_ref().map(String::as_str), &[One("axis", 1)]);
+        self.nodes.push(node);
+        let [i, f, g, o] = &parts;
+        let [i, f, o] = [i, f, o].map(|part| self.op("Sigmoid", &[part], &[]));
+        let g = self.op("Tanh", &[g], &[]);
+        let mut c = self.op("Mul", &[&i, &g], &[]);
+        if let Some((_, before)) = &memory {
+            let kept = self.op("Mul", &[&f, before], &[]);
+            c = self.op("Add", &[&kept, &c], &[]);
+        }
+        let squashed = self.op("Tanh", &[&c], &[]);
+        let h = self.op("Mul", &[&o, &squashed], &[]);
+        self.memory = Some((h.clone(), c));
+        h
+    }
+
+    fn conv(&mut self, conv: &Conv, x: &str) -> Name {
+        let weight = self.floats(&conv.weight);
+        let bias = conv.bias.as_ref().map(|bias| self.floats(bias));
+        let inputs: Vec<&str> = [x, &weight].into_iter().chain(bias.as_deref()).collect();
+        let pads = Many("pads", &[conv.padding; 4]);
+        self.op("Conv", &inputs, &[pads, Many("strides", &[conv.stride; 2])])
+    }
+
+    fn linear(&mut self, linear: &Linear, x: &str) -> Name {
+        self.gemm(&linear.weight, &linear.bias, x)
+    }
+
+    /// x·Wᵀ + b.
+    fn gemm(&mut self, weight: &Tensor, bias: &Tensor, x: &str) -> Name {
+        let (weight, bias) = (self.floats(weight), self.floats(bias));
+        self.op("Gemm", &[x, &weight, &bias], &[One("transB", 1)])
+    }
+
+    /// Over H and W, `[N, C]`.
+    fn mean(&mut self, x: &str) -> Name {
+        self.op("ReduceMean", &[x], &[Many("axes", &[2, 3]), One("keepdims", 0)])
+    }
+
+    /// Adds an operation with one output, whose name is returned.
+    fn op(&mut self, op: &str, inputs: &[&str], settings: &[Setting]) -> Name {
+        let output = self.fresh(&op.to_lowercase());
+        let node = self.node(op, inputs, &[&output], settings);
+        self.nodes.push(node);
+        output
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        let node = self.node("Identity", &[from], &[to], &[]);
+        self.nodes.push(node);
+    }
+
+    fn node(&self, op: &str, inputs: &[&str], outputs: &[&str], settings: &[Setting]) -> Node {
+        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let attribute = settings
+            .iter()
+            .map(|setting| match setting {
+                One(name, i) => Attribute { name: (*name).into(), i: *i, ints: Vec::new(), kind: 2 },
+                Many(name, ints) => Attribute { name: (*name).into(), i: 0, ints: ints.to_vec(), kind: 7 },
+            })
+            .collect();
+        let name = format!("{op}_{}", outputs[0]);
+        Node { input: own(inputs), output: own(outputs), name, op_type: op.into(), attribute }
+    }
+
+    /// A constant of f32s.
+    fn floats(&mut self, tensor: &Tensor) -> Name {
+        self.constant(tensor.size(), 1, bytes_of(tensor))
+    }
+
+    /// A list of integers.
+    fn integers(&mut self, values: &[i64]) -> Name {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.constant(vec![values.len() as i64], 7, bytes)
+    }
+
+    fn constant(&mut self, dims: Vec<i64>, data_type: i32, raw_data: Vec<u8>) -> Name {
+        let name = self.fresh("constant");
+        self.initializers.push(Initializer { dims, data_type, name: name.clone(), raw_data });
+        name
+    }
+
+    fn fresh(&self, stem: &str) -> Name {
+        format!("{stem}{}", self.nodes.len() + self.initializers.len())
+    }
+}

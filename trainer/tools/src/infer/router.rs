@@ -1,0 +1,105 @@
+//! A router asked for a few images: on a CPU the paper's two linear layers are too small for libtorch, whose five
+//! operations take longer than some blocks.
+
+use super::state::State;
+use codinet_trainer::model::layers::{Features, Linear};
+use codinet_trainer::model::parts::LANES;
+use codinet_trainer::model::router::{Memory, Router};
+use pulp::{Arch, Simd, WithSimd};
+use tch::Tensor;
+
+/// MACs up to which a batch's routers are computed here, on one thread.
+const FEW: usize = 1 << 19;
+
+#[derive(Debug)]
+pub struct Decider<'a> {
+    router: &'a Router,
+    /// Of `fc` routers.
+    layers: Option<Layers>,
+}
+
+/// U[1] − U[0] = w2·ReLU(W1·x + b1) + b2.
+#[derive(Debug)]
+struct Layers {
+    inputs: usize,
+    w1: Vec<f32>,
+    b1: Vec<f32>,
+    w2: Vec<f32>,
+    b2: f32,
+}
+
+impl<'a> Decider<'a> {
+    pub fn new(router: &'a Router) -> Self {
+        let layers = match router {
+            Router::Fc(fc1, fc2) => Layers::new(fc1, fc2),
+            _ => None,
+        };
+        Self { router, layers }
+    }
+
+    /// U[1] − U[0] of every image.
+    pub fn logits(&self, state: &mut State, memory: &mut Memory) -> Vec<f32> {
+        if let Some(layers) = &self.layers
+            && state.images() * layers.w1.len() <= FEW
+            && let Some(means) = state.means()
+        {
+            return Arch::new().dispatch(Logits { layers, means });
+        }
+        let features = match self.router {
+            Router::Cnn(..) => state.x().shallow_clone().into(),
+            _ => Features::with_mean(state.x().shallow_clone(), state.mean()),
+        };
+        Vec::try_from(&self.router.logit(&features, memory)).expect("a logit an image")
+    }
+}
+
+/// The logits of images with these means, `[N, C]`.
+struct Logits<'a> {
+    layers: &'a Layers,
+    means: &'a [f32],
+}
+
+impl WithSimd for Logits<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<f32> {
+        let Self { layers, means } = self;
+        let mut logits = Vec::with_capacity(means.len() / layers.inputs);
+        for x in means.chunks_exact(layers.inputs) {
+            logits.push(layers.logit(x)); // a closure's body would not be compiled for these instructions
+        }
+        logits
+    }
+}
+
+impl Layers {
+    /// `None` where the inputs are no multiple of [`LANES`].
+    fn new(fc1: &Linear, fc2: &Linear) -> Option<Self> {
+        let (w2, b2) = (fc2.weight.detach(), fc2.bias.detach());
+        let numbers = |x: Tensor| Vec::<f32>::try_from(&x.contiguous().view([-1])).expect("f32");
+        let inputs = fc1.weight.size()[1] as usize;
+        inputs.is_multiple_of(LANES).then(|| Self {
+            inputs,
+            w1: numbers(fc1.weight.detach()),
+            b1: numbers(fc1.bias.detach()),
+            w2: numbers(w2.get(1) - w2.get(0)),
+            b2: (b2.get(1) - b2.get(0)).double_value(&[]) as f32,
+        })
+    }
+
+    #[inline(always)]
+    fn logit(&self, x: &[f32]) -> f32 {
+        let (x, _) = x.as_chunks::<LANES>();
+        let mut logit = self.b2;
+        for ((row, b1), w2) in self.w1.chunks_exact(self.inputs).zip(&self.b1).zip(&self.w2) {
+            let mut sums = [0f32; LANES];
+            for (w, x) in row.as_chunks::<LANES>().0.iter().zip(x) {
+                for i in 0..LANES {
+                    sums[i] += w[i] * x[i];
+                }
+            }
+            logit += w2 * (b1 + sums.iter().sum::<f32>()).max(0.0);
+        }
+        logit
+    }
+}
