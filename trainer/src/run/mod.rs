@@ -9,7 +9,9 @@ mod choose;
 pub mod colour;
 mod console;
 mod copied;
+pub(crate) mod events;
 mod hparams;
+mod log;
 pub mod projector;
 mod rates;
 mod records;
@@ -19,8 +21,9 @@ mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::{Console, counted, quoted, say};
-pub use records::Records;
-pub use saver::Saver;
+pub(crate) use log::RunLog;
+use records::Records;
+use saver::Saver;
 pub use tensorboard::EventFile;
 
 use crate::sys::error::{Error, Result};

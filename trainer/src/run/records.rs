@@ -4,6 +4,7 @@ use super::tensorboard::EventFile;
 use super::{hparams, rates};
 use crate::config::Config;
 use crate::sys::error::{Error, Exit, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -68,8 +69,9 @@ impl Records {
     }
 
     /// Records one line of `kind`; every measurement in it is a TensorBoard scalar as well, `kind/name`.
-    pub fn record(&mut self, kind: &str, step: u64, fields: Value) -> Result<()> {
-        let Value::Object(fields) = fields else { unreachable!("records are objects") };
+    pub fn record(&mut self, kind: &str, step: u64, fields: &impl Serialize) -> Result<()> {
+        let fields = serde_json::to_value(fields).expect("a record is JSON");
+        let Value::Object(fields) = fields else { unreachable!("a record is an object") };
         let mut line = Map::new();
         line.insert("kind".into(), kind.into());
         line.insert("step".into(), step.into());
@@ -119,16 +121,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut records = Records::open(dir.path(), 0, true).unwrap();
         for step in 1..=4 {
-            records.record("train", step, json!({"loss": step})).unwrap();
+            records.record("train", step, &json!({"loss": step})).unwrap();
         }
-        records.record("eval", 2, json!({"loss": 20})).unwrap();
-        records.record("event", 2, json!({"loss": 21})).unwrap();
+        records.record("eval", 2, &json!({"loss": 20})).unwrap();
+        records.record("event", 2, &json!({"loss": 21})).unwrap();
         drop(records);
         let path = dir.path().join("metrics.jsonl");
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
         fs::write(&path, torn).unwrap();
         let losses = |evaluated| -> Vec<Value> {
-            Records::open(dir.path(), 2, evaluated).unwrap().record("train", 3, json!({"loss": 30})).unwrap();
+            Records::open(dir.path(), 2, evaluated)
+                .unwrap()
+                .record("train", 3, &json!({"loss": 30}))
+                .unwrap();
             let lines = fs::read_to_string(&path).unwrap();
             lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone()).collect()
         };

@@ -14,12 +14,12 @@ impl Trainer<'_> {
         let (world, config) = (self.world, self.config);
         let Some(budget) = config.budget().filter(|_| config.calibrates()) else { return Ok(()) };
         let said = budget::calibrate(world, config, &self.net, &self.input, budget)?;
-        self.console.say(&format!("{}: {said}", stage.name));
+        self.log.say(&format!("{}: {said}", stage.name));
         if let Some(ema) = &mut self.ema {
             ema.exchange(&self.net.params);
             let said = budget::calibrate(world, config, &self.net, &self.input, budget);
             ema.exchange(&self.net.params);
-            self.console.say(&format!("{}, mean of weights: {}", stage.name, said?));
+            self.log.say(&format!("{}, mean of weights: {}", stage.name, said?));
         }
         Ok(())
     }

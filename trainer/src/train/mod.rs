@@ -22,11 +22,10 @@ use crate::optim::budget::{self, Price};
 use crate::optim::{Ema, Sgd};
 use crate::run::checkpoint::{self, Order, State};
 use crate::run::quoted;
-use crate::run::{Console, Place, Records, Saver};
+use crate::run::{Place, RunLog};
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::native::RankMean;
 use crate::train::evaluate::Evaluation;
-use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,11 +52,7 @@ pub struct Trainer<'a> {
     meter: Meter,
     /// What the gates would have decided in inference in the last step, `[A·L·M, n]`.
     paths: Option<Tensor>,
-    /// Dropped, and so at its end, before the records let go of the directory's lock.
-    saver: Saver,
-    /// Open on rank 0 alone, and in a run alone.
-    records: Option<Records>,
-    console: Console,
+    log: RunLog,
     /// What is to be said once the run directory is open.
     notes: Vec<String>,
     /// What started this run, for telling how to go on with it.
@@ -148,7 +143,7 @@ impl<'a> Trainer<'a> {
             ),
         ];
         replicas::refuse_differences(world, &facts)?;
-        let saver = Saver::new(world, &place.dir, config, &net.params)?;
+        let log = RunLog::new(world, &place.dir, config, &net.params)?;
         let notes = [started_from, note].into_iter().flatten().collect();
         let started = Instant::now();
         Ok(Self {
@@ -166,9 +161,7 @@ impl<'a> Trainer<'a> {
             state,
             meter: Meter::default(),
             paths: None,
-            saver,
-            records: None,
-            console: Console::new(world.rank()),
+            log,
             notes,
             command,
             stop,
@@ -189,21 +182,16 @@ impl<'a> Trainer<'a> {
             Some(evaluation) => evaluation,
             None => self.evaluate_both()?, // resumed after its end
         };
-        self.saver.wait()?;
+        self.log.wait_for_save()?;
         self.finish(&evaluation)?;
         Ok(evaluation)
     }
 
     /// All ranks: opens the run directory.
     fn open(&mut self) -> Result<()> {
-        let opened = match self.world.rank() {
-            0 => resume::open(&self.place, self.config, &self.state, &self.input).map(Some),
-            _ => Ok(None),
-        };
-        self.records = dist::agree(self.world, opened)?;
+        self.log.open(self.world, self.config, &self.state, self.input.class_names())?;
         self.input.record_in(&self.place.dir);
-        self.console.keep_log(&self.place.dir);
-        std::mem::take(&mut self.notes).iter().for_each(|said| self.console.say(said));
+        std::mem::take(&mut self.notes).iter().for_each(|note| self.log.say(note));
         Ok(())
     }
 
@@ -216,7 +204,7 @@ impl<'a> Trainer<'a> {
         let first = Turn { of_epoch: self.state.epoch_samples / batch_size, of_run: self.state.step };
         let mut uploads = self.uploads(from, first, to)?;
         let mut pace = Pace::start(&uploads, self.world);
-        self.console.start_bar(stage.epochs * steps, self.step_of_stage());
+        self.log.start_progress(stage.epochs * steps, self.step_of_stage());
         loop {
             while self.state.epoch_samples < steps * batch_size {
                 let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
@@ -231,9 +219,9 @@ impl<'a> Trainer<'a> {
                     self.state.training_seconds += pace.lap();
                     pace = Pace::start(&uploads, self.world);
                 } else {
-                    self.console.step(self.step_of_stage(), None);
+                    self.log.progress(self.step_of_stage(), None);
                 }
-                self.saver.check()?;
+                self.log.check_save()?;
                 // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
@@ -248,7 +236,7 @@ impl<'a> Trainer<'a> {
             self.state.training_seconds += pace.lap();
             let evaluation = self.end_epoch(stage)?;
             if let Some(evaluation) = evaluation.filter(|_| self.state.epoch == 0) {
-                self.console.end_bar();
+                self.log.end_progress();
                 return Ok(evaluation);
             }
             pace = Pace::start(&uploads, self.world);
@@ -291,7 +279,7 @@ impl<'a> Trainer<'a> {
 
     /// Whether a signal or, on rank 0, a file named `stop` in the run directory asks for an end.
     fn asked_to_stop(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || (self.records.is_some() && self.place.dir.join("stop").exists())
+        self.stop.load(Ordering::Relaxed) || self.log.stop_file_exists()
     }
 
     /// Steps of the current stage that are done.
@@ -306,7 +294,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: a checkpoint of this moment, which is written while training goes on; weights that are not finite are
-    /// refused. Rank 0 records how long training stood still for it.
+    /// refused.
     fn checkpoint(&mut self) -> Result<()> {
         self.read_meter()?;
         let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
@@ -317,33 +305,25 @@ impl<'a> Trainer<'a> {
         dist::agree(self.world, finite)?; // it may be one rank's alone
         self.state.seconds += self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
-        self.saver.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())?;
-        if let Some(records) = &mut self.records {
-            let blocked = self.started.elapsed().as_secs_f64();
-            let event = json!({"event": "checkpoint", "blocked_s": blocked});
-            records.record("event", self.state.step, event)?;
-        }
-        Ok(())
+        self.log.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())
     }
 
     /// All ranks, after the checkpoint: leave together once it is on disk, and say how to go on.
     fn interrupted(&mut self) -> Error {
-        if let Err(error) = self.saver.wait() {
+        if let Err(error) = self.log.wait_for_save() {
             return error;
         }
         // srun ends the other ranks by SIGTERM once one has left; the second signal would be their end, with another code.
         self.stop.store(false, Ordering::Relaxed);
-        self.console.end_bar();
-        if self.records.is_some() {
-            let _ = std::fs::remove_file(self.place.dir.join("stop"));
-        }
+        self.log.end_progress();
+        self.log.remove_stop_file();
         let message = format!(
             "stopped on request after step {}; to go on: {} --resume {}",
             self.state.step,
             self.command,
             quoted(&self.place.dir.display().to_string())
         );
-        self.console.note(&message);
+        self.log.note(&message);
         Error::on_all_ranks(Exit::Interrupted, message)
     }
 }

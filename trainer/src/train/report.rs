@@ -8,11 +8,11 @@ use crate::loss;
 use crate::metrics::routing::{self, Histogram};
 use crate::optim;
 use crate::run::checkpoint::{StageResult, State};
+use crate::run::events::{EmaSummary, EvaluationRecord, Summary, TrainRecord};
 use crate::run::quoted;
-use crate::run::{Records, counted, projector, write_whole};
+use crate::run::{counted, projector};
 use crate::sys::error::Result;
 use crate::train::evaluate::{Evaluation, sample_paths};
-use serde_json::json;
 use std::time::Duration;
 
 /// Validation images in the embedding projector.
@@ -22,30 +22,35 @@ impl Trainer<'_> {
     /// Rank 0 writes: what an evaluation found.
     pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
         let State { step, samples, epoch, train_loss, .. } = self.state;
-        if let Some(records) = &mut self.records {
-            let mut fields = json!({
-                "epoch": epoch, "stage": stage.name, "samples": samples, "images": evaluation.images,
-                "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
-                "distinct_paths": evaluation.distinct_paths, "path_entropy": evaluation.path_entropy,
-                "train_loss": train_loss, "rates": evaluation.rates, "bad_images": evaluation.bad_images,
-            });
-            if let Some(ema) = &evaluation.ema {
-                fields["ema_top1"] = ema.top1.into();
-                fields["ema_ce"] = ema.ce.into();
-                fields["ema_gmacs"] = ema.gmacs.into();
-            }
-            records.record("eval", step, fields)?;
-            records.picture_rates(step);
-        }
+        let ema = evaluation.ema.as_ref();
+        let record = EvaluationRecord {
+            epoch,
+            stage: &stage.name,
+            samples,
+            images: evaluation.images,
+            bad_images: evaluation.bad_images,
+            top1: evaluation.top1,
+            top5: evaluation.top5,
+            ce: evaluation.ce,
+            gmacs: evaluation.gmacs,
+            rates: &evaluation.rates,
+            distinct_paths: evaluation.distinct_paths,
+            path_entropy: evaluation.path_entropy,
+            train_loss,
+            ema_top1: ema.map(|ema| ema.top1),
+            ema_ce: ema.map(|ema| ema.ce),
+            ema_gmacs: ema.map(|ema| ema.gmacs),
+        };
+        self.log.evaluation(step, &record)?;
         let mean = match &evaluation.ema {
             Some(ema) => format!("  (mean of weights {:.2} %)", 100.0 * ema.top1),
             None => String::new(),
         };
         if evaluation.bad_images > 0 {
             let (bad, all) = (evaluation.bad_images, evaluation.bad_images + evaluation.images);
-            self.console.say(&format!("{bad} of {all} validation images can't be used, and don't count"));
+            self.log.say(&format!("{bad} of {all} validation images can't be used, and don't count"));
         }
-        self.console.say(&format!(
+        self.log.say(&format!(
             "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{mean}  top-5 {:.2} %  {:.4} GMACs  {} paths",
             stage.name,
             stage.epochs,
@@ -61,7 +66,7 @@ impl Trainer<'_> {
     /// All ranks: rank 0 writes the relaxed paths of some validation images for TensorBoard's embedding projector.
     pub(super) fn write_projector(&mut self) -> Result<()> {
         let some = sample_paths(self.world, self.config, &self.net, &self.input.val, PROJECTED)?;
-        if self.records.is_some() {
+        if self.log.writes() {
             let row = |(label, path): (&i64, &[u8])| {
                 let blocks: u8 = path.iter().sum();
                 vec![label.to_string(), routing::text(path), blocks.to_string()]
@@ -69,7 +74,7 @@ impl Trainer<'_> {
             let labels: Vec<Vec<String>> =
                 some.labels.iter().zip(some.paths.chunks(some.gates)).map(row).collect();
             let (logs, name) =
-                (self.place.dir.join("tensorboard"), format!("paths-step-{:08}", self.state.step));
+                (self.log.dir().join("tensorboard"), format!("paths-step-{:08}", self.state.step));
             let columns = ["class", "path", "blocks run"];
             projector::write(&logs, &name, &some.relaxed, some.gates, &columns, &labels)?;
         }
@@ -81,7 +86,7 @@ impl Trainer<'_> {
         if let Some(budget) = self.config.budget() {
             let off = 100.0 * (evaluation.gmacs - budget) / budget;
             let gamma = loss::gamma(stage, self.state.price.gamma);
-            self.console.say(&format!(
+            self.log.say(&format!(
                 "{}: {:.4} GMACs per image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
                 stage.name, evaluation.gmacs
             ));
@@ -106,25 +111,28 @@ impl Trainer<'_> {
         let State { step, samples, epoch, .. } = self.state;
         let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
         let gmacs = self.net.costs.mean_macs(&mean.hard_rates) / 1e9;
-        if let Some(records) = &mut self.records {
-            let mut fields = json!({
-                "epoch": epoch, "stage": stage.name, "samples": samples, "gamma": loss::gamma(stage, gamma),
-                "gmacs": gmacs, "lr": lr, "images_per_second": images, "loader_wait": loader_wait,
-                "collective_wait": share(traffic.waited - before.waited),
-                "collective_busy": share(traffic.busy - before.busy), "collective_bytes": collective_bytes,
-                "rates": mean.hard_rates, "rates_as_trained": mean.rates,
-                "distinct_paths": paths.distinct(), "path_entropy": paths.entropy(),
-                "spread_margin": self.config.consistency.margin,
-                "centre_distance_margin": self.config.diversity.margin,
-            });
-            for &(name, value) in &mean.scalars {
-                fields[name] = value.into();
-            }
-            if let Some(budget) = self.config.budget() {
-                fields["budget_gmacs"] = budget.into();
-            }
-            records.record("train", step, fields)?;
-        }
+        let record = TrainRecord {
+            epoch,
+            stage: &stage.name,
+            samples,
+            gamma: loss::gamma(stage, gamma),
+            budget_gmacs: self.config.budget(),
+            gmacs,
+            lr,
+            images_per_second: images,
+            loader_wait,
+            collective_wait: share(traffic.waited - before.waited),
+            collective_busy: share(traffic.busy - before.busy),
+            collective_bytes,
+            rates: &mean.hard_rates,
+            rates_as_trained: &mean.rates,
+            distinct_paths: paths.distinct(),
+            path_entropy: paths.entropy(),
+            spread_margin: self.config.consistency.margin,
+            centre_distance_margin: self.config.diversity.margin,
+            scalars: mean.scalars.iter().copied().collect(),
+        };
+        self.log.train_step(step, &record)?;
         let status = format!(
             "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {}  {images:.0} images/s",
             mean.get("loss"),
@@ -134,7 +142,7 @@ impl Trainer<'_> {
             mean.get("cost"),
             optim::shown(lr),
         );
-        self.console.step(self.step_of_stage(), Some((step, &status)));
+        self.log.progress(self.step_of_stage(), Some((step, &status)));
         Ok(())
     }
 
@@ -165,39 +173,48 @@ impl Trainer<'_> {
             if world == 1 { String::new() } else { format!(", over {}", self.world.backend()) },
             self.place.dir.display(),
         );
-        self.console.say(&text);
+        self.log.say(&text);
         if let Some(job) = env::get(env::SLURM_JOB_ID) {
             let requeued = env::get(env::SLURM_RESTART_COUNT).unwrap_or_else(|| "0".into());
-            self.console.say(&format!("SLURM job {job}, requeued {requeued} times"));
+            self.log.say(&format!("SLURM job {job}, requeued {requeued} times"));
         }
     }
 
     /// Rank 0 writes: `summary.json`, and the table that ends a run.
     pub(super) fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
-        let Some(_) = &self.records else { return Ok(()) };
+        if !self.log.writes() {
+            return Ok(());
+        }
         let State { samples, training_seconds, seconds, train_loss, .. } = self.state;
         let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
         let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
-        let mut summary = json!({
-            "top1": evaluation.top1, "top5": evaluation.top5, "ce": evaluation.ce, "gmacs": evaluation.gmacs,
-            "gmacs_static": gmacs_static, "distinct_paths": evaluation.distinct_paths,
-            "path_entropy": evaluation.path_entropy,
-            "rates": evaluation.rates, "validation_images": evaluation.images, "images_per_second": speed,
-            "world_size": self.world.ranks(), "seconds": seconds, "train_loss": train_loss,
-            "parameters": self.net.params.count(), "stages": self.state.stages,
-        });
-        if let Some(ema) = &evaluation.ema {
-            summary["ema"] = json!({
-                "top1": ema.top1, "top5": ema.top5, "ce": ema.ce, "gmacs": ema.gmacs,
-                "distinct_paths": ema.distinct_paths,
-            });
-        }
-        if let Some(budget) = self.config.budget() {
-            summary["budget_gmacs"] = budget.into();
-        }
-        let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
-        write_whole(&self.place.dir.join("summary.json"), &text)?;
-        self.records.iter_mut().for_each(Records::finished);
+        let of_ema = |ema: &Evaluation| EmaSummary {
+            top1: ema.top1,
+            top5: ema.top5,
+            ce: ema.ce,
+            gmacs: ema.gmacs,
+            distinct_paths: ema.distinct_paths,
+        };
+        let summary = Summary {
+            top1: evaluation.top1,
+            top5: evaluation.top5,
+            ce: evaluation.ce,
+            gmacs: evaluation.gmacs,
+            gmacs_static,
+            budget_gmacs: self.config.budget(),
+            distinct_paths: evaluation.distinct_paths,
+            path_entropy: evaluation.path_entropy,
+            rates: &evaluation.rates,
+            validation_images: evaluation.images,
+            images_per_second: speed,
+            world_size: self.world.ranks(),
+            seconds,
+            train_loss,
+            parameters: self.net.params.count(),
+            stages: &self.state.stages,
+            ema: evaluation.ema.as_deref().map(of_ema),
+        };
+        self.log.finish(&summary)?;
         let dir = self.place.dir.display();
         let mut rows = vec![
             ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),
@@ -226,7 +243,7 @@ impl Trainer<'_> {
             );
         }
         let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
-        self.console.say(&format!(
+        self.log.say(&format!(
             "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
             table.join("\n"),
             self.command,

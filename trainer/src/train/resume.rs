@@ -1,29 +1,15 @@
-//! Whether and how a run goes on from a checkpoint, and the directory that it writes to.
+//! Whether and how a run goes on from a checkpoint.
 
 use crate::config::Config;
-use crate::data::Input;
 use crate::dist::replicas;
 use crate::dist::{World, rank_zeros};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::run::Place;
 use crate::run::checkpoint::{self, Order, State};
-use crate::run::{Place, Records, keep_class_names, write_whole};
 use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
 use tch::Tensor;
-
-/// Rank 0: makes the run directory what it must be before the first step.
-pub(super) fn open(place: &Place, config: &Config, state: &State, input: &Input) -> Result<Records> {
-    let dir = &place.dir;
-    std::fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
-    records.settings(config);
-    let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
-    write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
-    input.class_names().map_or(Ok(()), |names| keep_class_names(dir, names))?;
-    checkpoint::remove_partial(dir);
-    Ok(records)
-}
 
 /// All ranks: fills the tensors from the place's checkpoint, and returns its state; where there is none, neither. Rank 0 alone
 /// reads: a file system that ranks share is not asked by each of them.

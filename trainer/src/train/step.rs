@@ -7,10 +7,10 @@ use crate::dist::replicas;
 use crate::loss::{Labels, Objective};
 use crate::metrics::routing::Histogram;
 use crate::model::{Decisions, Statistics};
+use crate::run::events::Event;
 use crate::sys::error::{Error, Result};
 use crate::sys::span::{Phase, range};
 use crate::train::gradient::{MicroBatch, Step, Told};
-use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 impl<'a> Trainer<'a> {
@@ -139,14 +139,11 @@ impl<'a> Trainer<'a> {
             }
             self.state.skipped += u64::from(!measured.finite);
             let skipped = self.state.skipped;
-            self.console.say(&match measured.finite {
+            self.log.say(&match measured.finite {
                 true => format!("step {step}: {what}; taken, for its gradient is finite"),
                 false => format!("step {step}: {what}; left out, {skipped} so far"),
             });
-            if let Some(records) = &mut self.records {
-                let event = json!({"event": "step not finite", "why": what, "skipped": skipped});
-                records.record("event", step, event)?;
-            }
+            self.log.event(step, &Event::StepNotFinite { why: what.clone(), skipped })?;
         }
         Ok(())
     }
@@ -164,10 +161,8 @@ impl<'a> Trainer<'a> {
             let what = format!(
                 "step {step}: ranks {mended:?} had left the others, and took rank 0's weights, momenta and running mean"
             );
-            self.console.say(&what);
-            if let Some(records) = &mut self.records {
-                records.record("event", step, json!({"event": "replicas repaired", "ranks": mended}))?;
-            }
+            self.log.say(&what);
+            self.log.event(step, &Event::ReplicasRepaired { ranks: mended })?;
         }
         Ok(())
     }

@@ -1,0 +1,178 @@
+//! What the training loop shows, records and saves goes through [`RunLog`].
+
+use super::checkpoint::{self, State};
+use super::events::{EvaluationRecord, Event, Summary, TrainRecord};
+use super::{Console, Records, Saver, keep_class_names, write_whole};
+use crate::config::Config;
+use crate::dist::{World, agree};
+use crate::model::Params;
+use crate::optim::Ema;
+use crate::sys::error::{Error, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tch::Tensor;
+
+/// A run's output: the terminal and `log.txt`, `metrics.jsonl`, TensorBoard's files, `summary.json` and the checkpoints.
+///
+/// Every rank has one and calls the same methods. Rank 0 prints and writes; on other ranks the methods do nothing, except
+/// that each rank saves its share of a checkpoint. Before [`RunLog::open`], lines are printed and nothing is written.
+#[derive(Debug)]
+pub(crate) struct RunLog {
+    dir: PathBuf,
+    /// Declared before `records`, so dropped before them: a save in progress ends before the directory's lock is released.
+    saver: Saver,
+    /// Present on rank 0 of an open run.
+    records: Option<Records>,
+    console: Console,
+}
+
+impl RunLog {
+    /// All ranks: for the run in the directory `dir`, which is not touched yet.
+    pub fn new(world: &World, dir: &Path, config: &Config, params: &Params) -> Result<Self> {
+        Ok(Self {
+            dir: dir.into(),
+            saver: Saver::new(world, dir, config, params)?,
+            records: None,
+            console: Console::new(world.rank()),
+        })
+    }
+
+    /// All ranks: afterwards the directory exists, is locked, and holds the resolved config. Records that an earlier run
+    /// made after `state` and checkpoints that it did not finish are removed. An error is the same on all ranks.
+    pub fn open(
+        &mut self,
+        world: &World,
+        config: &Config,
+        state: &State,
+        class_names: Option<&[String]>,
+    ) -> Result<()> {
+        let opened = match world.rank() {
+            0 => open_records(&self.dir, config, state, class_names).map(Some),
+            _ => Ok(None),
+        };
+        self.records = agree(world, opened)?;
+        self.console.keep_log(&self.dir);
+        Ok(())
+    }
+
+    /// Whether this is rank 0 of an open run: the only rank that writes files for users.
+    pub fn writes(&self) -> bool {
+        self.records.is_some()
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Prints and logs some lines.
+    pub fn say(&mut self, text: &str) {
+        self.console.say(text);
+    }
+
+    /// Logs some lines without printing them.
+    pub fn note(&mut self, text: &str) {
+        self.console.note(text);
+    }
+
+    /// Shows a progress bar at `done` of `steps` steps, if a person watches.
+    pub fn start_progress(&mut self, steps: u64, done: u64) {
+        self.console.start_bar(steps, done);
+    }
+
+    /// Moves the progress bar. `status` is a step of the run and its figures, which are logged too.
+    pub fn progress(&mut self, done: u64, status: Option<(u64, &str)>) {
+        self.console.step(done, status);
+    }
+
+    /// Removes the progress bar.
+    pub fn end_progress(&mut self) {
+        self.console.end_bar();
+    }
+
+    /// Records what happened at a step.
+    pub fn event(&mut self, step: u64, event: &Event) -> Result<()> {
+        self.records.as_mut().map_or(Ok(()), |records| records.record("event", step, event))
+    }
+
+    /// Records the means of the steps up to `step`.
+    pub fn train_step(&mut self, step: u64, record: &TrainRecord) -> Result<()> {
+        self.records.as_mut().map_or(Ok(()), |records| records.record("train", step, record))
+    }
+
+    /// Records an evaluation after `step`, and draws the gates' rates of the run so far for TensorBoard.
+    pub fn evaluation(&mut self, step: u64, record: &EvaluationRecord) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        records.record("eval", step, record)?;
+        records.picture_rates(step);
+        Ok(())
+    }
+
+    /// Writes `summary.json`: the run has ended.
+    pub fn finish(&mut self, summary: &Summary) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        // By way of a tree, whose keys are sorted.
+        let tree = serde_json::to_value(summary).expect("a summary is JSON");
+        let text = serde_json::to_vec_pretty(&tree).expect("a tree is JSON");
+        write_whole(&self.dir.join("summary.json"), &text)?;
+        records.finished();
+        Ok(())
+    }
+
+    /// All ranks: copies the tensors to the host and starts to write them as the checkpoint of `state`, once the save
+    /// before has ended. Rank 0 records how long training waited.
+    pub fn save(
+        &mut self,
+        params: &Params,
+        momentum: &Tensor,
+        ema: Option<&Ema>,
+        state: State,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let step = state.step;
+        self.saver.save(params, momentum, ema, state)?;
+        self.event(step, &Event::Checkpoint { blocked_s: start.elapsed().as_secs_f64() })
+    }
+
+    /// Any rank: the error of a save that has failed; does not wait for one in progress.
+    pub fn check_save(&mut self) -> Result<()> {
+        self.saver.check()
+    }
+
+    /// Any rank: waits for the save in progress. Afterwards rank 0's checkpoint, or this rank's share of it, is on disk.
+    pub fn wait_for_save(&mut self) -> Result<()> {
+        self.saver.wait()
+    }
+
+    /// Whether a user asks the run to stop by a file named `stop` in its directory.
+    pub fn stop_file_exists(&self) -> bool {
+        self.writes() && self.dir.join("stop").exists()
+    }
+
+    /// Removes that file: the run is about to end.
+    pub fn remove_stop_file(&self) {
+        if self.writes() {
+            let _ = fs::remove_file(self.dir.join("stop")); // most often there is none
+        }
+    }
+}
+
+/// Rank 0: prepares the run directory for the first step.
+fn open_records(
+    dir: &Path,
+    config: &Config,
+    state: &State,
+    class_names: Option<&[String]>,
+) -> Result<Records> {
+    fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
+    let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
+    records.settings(config);
+    let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
+    write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
+    if let Some(names) = class_names {
+        keep_class_names(dir, names)?;
+    }
+    checkpoint::remove_partial(dir);
+    Ok(records)
+}
