@@ -280,8 +280,8 @@ fn steps_that_are_not_finite_may_be_left_out() {
     let out = succeed(&mut bench.train(2, &args));
     assert!(out.contains("step 12: not finite: div of rank 0, div of rank 1 (ce "), "{out}");
     // In the second stage, where the diversity loss has no weight, gradients are finite.
-    assert!(out.contains("left out, 12 so far") && !out.contains("left out, 13 so far"), "{out}");
-    assert!(out.contains("taken, for its gradient is finite"), "{out}");
+    assert!(out.contains("skipped the update, 12 so far") && !out.contains("update, 13 so far"), "{out}");
+    assert!(out.contains("updated, because its gradient is finite"), "{out}");
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().filter(|line| line.contains("step not finite")).count(), 24);
     // Nothing has moved in the first stage, running statistics neither.

@@ -8,9 +8,9 @@ use codinet_trainer::config::{
 use codinet_trainer::dist;
 use codinet_trainer::dist::Gradients;
 use codinet_trainer::loss::{self, Objective};
-use codinet_trainer::metrics::Meter;
+use codinet_trainer::metrics::MetricsBuffer;
 use codinet_trainer::model::{Decisions, Net, Statistics};
-use codinet_trainer::train::gradient::{MicroBatch, Step};
+use codinet_trainer::train::step::{MicroBatch, TrainStep};
 use serde::Deserialize;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
@@ -154,7 +154,7 @@ fn check(case: &Case) {
     ];
     let config = config::load("fashion_r20.yaml", &set).unwrap();
     let gradients = Gradients::new(&net.params, &world, &Collective::default());
-    let step = Step {
+    let step = TrainStep {
         world: &world,
         net: &net,
         gradients: &gradients,
@@ -165,12 +165,10 @@ fn check(case: &Case) {
         scope: Scope::MicroBatch,
         statistics,
     };
-    let mut meter = Meter::default();
-    meter.push(
-        1,
-        step.gradient(&[MicroBatch { images, labels: labels.into(), decisions }], false).unwrap().row,
-    );
-    let measured = &meter.read(&world).unwrap()[0];
+    let micro_batch = MicroBatch { images, labels: labels.into(), decisions };
+    let mut buffer = MetricsBuffer::default();
+    buffer.push(1, step.forward_backward(&[micro_batch], false).unwrap().metrics);
+    let metrics = &buffer.gather(&world).unwrap()[0];
     for (name, expected) in [
         ("con", case.con),
         ("div", case.div),
@@ -178,7 +176,7 @@ fn check(case: &Case) {
         ("target", case.target),
         ("run_rate", case.run),
     ] {
-        close(name, measured.get(name), expected);
+        close(name, metrics.get(name), expected);
     }
     let gradients = net.params.named_views(gradients.flat());
     assert_eq!(gradients.len(), case.grads.len());

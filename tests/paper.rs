@@ -1,7 +1,7 @@
 //! The paper's equations against values worked out by hand, and their gradients against finite differences.
 
 use codinet_trainer::config::{self, Config, Relaxation};
-use codinet_trainer::loss::{self, Labels, Objective, Outcome, Parts};
+use codinet_trainer::loss::{self, Labels, LossInputs, Objective};
 use codinet_trainer::model::{Decisions, gumbel_noise};
 use tch::{Kind, Tensor};
 
@@ -80,7 +80,7 @@ fn classification_of_mixtures_is_that_of_their_shares() {
 fn equation_8_by_hand() {
     // Sample 1: views (0,0) and (1,0), centre (½,0), distances ½: [½ − 0.2]² each. Sample 2: both views alike.
     let paths = rows(&[[0.0, 0.0], [1.0, 0.0], [0.3, 0.7], [0.3, 0.7]]);
-    let centres = loss::centres(&paths, 2);
+    let centres = loss::path_centres(&paths, 2);
     assert!(centres.allclose(&rows(&[[0.5, 0.0], [0.3, 0.7]]), 1e-12, 1e-12, false));
     close(value(&loss::consistency(&paths, &centres, 2, 0.2)), 2.0 * 0.09 / 4.0, 1e-12);
     close(value(&loss::consistency(&paths, &centres, 2, 0.6)), 0.0, 0.0);
@@ -91,15 +91,16 @@ fn equation_9_by_hand() {
     // Distances 0.3, 0.4 and 0.5 at a margin of ½: 2·(0.2² + 0.1² + 0)/(3·2).
     let centres = rows(&[[0.0, 0.0], [0.3, 0.0], [0.0, 0.4]]);
     close(value(&loss::diversity(&centres, &centres, 0, 0.5)), 2.0 * 0.05 / 6.0, 1e-12);
-    // The shares of two ranks add up to it.
-    let shares = [(0, 1), (1, 2)]
-        .map(|(first, n)| value(&loss::diversity(&centres.narrow(0, first, n), &centres, first, 0.5)));
-    close(shares.iter().sum::<f64>(), 2.0 * 0.05 / 6.0, 1e-12);
+    // It is the mean of the values on three ranks, and of the parts of two ranks that hold one and two samples, by size.
+    let on_rank = |(first, n)| value(&loss::diversity(&centres.narrow(0, first, n), &centres, first, 0.5));
+    let ranks = [(0, 1), (1, 1), (2, 1)].map(on_rank);
+    close(ranks.iter().sum::<f64>() / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
+    close((on_rank((0, 1)) + 2.0 * on_rank((1, 2))) / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
     // One sample has nothing to differ from.
     close(value(&loss::diversity(&centres.narrow(0, 0, 1), &centres.narrow(0, 0, 1), 0, 0.5)), 0.0, 0.0);
 }
 
-/// What each rank of W back-propagates, 2·W·P_r, against Eq. 9 of the whole batch, recorded pair by pair.
+/// The mean over W ranks of the loss and of its gradient, against Eq. 9 of the whole batch, recorded pair by pair.
 #[test]
 fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
     let (all, n, margin) = (24i64, 5i64, 1.1);
@@ -119,10 +120,10 @@ fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
             let own = start.narrow(0, rank * share, share).copy().set_requires_grad(true);
             let p = loss::diversity(&own, &start, rank * share, margin);
             sum += value(&p);
-            (p * (2 * world) as f64).backward();
+            p.backward();
             gradients.push(own.grad() / world as f64); // of the mean over ranks
         }
-        close(sum, value(&expected), 1e-12);
+        close(sum / world as f64, value(&expected), 1e-12);
         assert!(Tensor::cat(&gradients, 0).allclose(&whole.grad(), 0.0, 1e-12, false), "{world} ranks");
     }
 }
@@ -133,7 +134,7 @@ fn equation_9_goes_by_chunks() {
     let few = (Tensor::arange(100 * 16, (Kind::Double, tch::Device::Cpu)) * 0.9).sin().view([100, 16]) * 0.2;
     let many = few.repeat([100, 1]);
     let own = many.narrow(0, 300, 64);
-    let found = value(&loss::diversity(&own, &many, 300, 1.0));
+    let found = value(&loss::diversity(&own, &many, 300, 1.0)) / (10_000.0 / 64.0);
     // Each pair of unlike centres comes a hundred times, and each centre meets 99 like itself at distance 0.
     let like = (0..64).map(|_| 99.0).sum::<f64>();
     let unlike: f64 = (0..64)
@@ -182,8 +183,7 @@ fn config(set: &[&str]) -> Config {
 
 #[test]
 fn equation_12_weighs_its_parts() {
-    let losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from).into();
-    let parts = Parts { losses, beside: Vec::new() };
+    let terms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
     let config = config(&[
         "consistency.weight=0.1",
         "diversity.weight=0.01",
@@ -191,17 +191,15 @@ fn equation_12_weighs_its_parts() {
         "run_rate.weight=1e-5",
     ]);
     let at = |stage: usize| Objective::new(&config, &config.stages[stage], 0.001);
-    // Rank r of 4 back-propagates 2·4·β of its share; what all ranks tell is 4·β of theirs in the mean.
-    close(value(&at(0).total(&parts, 4)), 1.0 + 0.2 + 0.24 + 0.004 + 0.0005 + 0.00006, 1e-12);
-    close(value(&at(0).value(&parts, 4)), 1.0 + 0.2 + 0.12 + 0.004 + 0.0005 + 0.00006, 1e-12);
-    // Where routers are frozen, only the classes count.
-    close(value(&at(1).total(&parts, 4)), 1.0, 0.0);
+    close(value(&at(0).weighted_sum(&terms)), 1.0 + 0.2 + 0.03 + 0.004 + 0.0005 + 0.00006, 1e-12);
+    // With frozen routers only the cross entropy counts.
+    close(value(&at(1).weighted_sum(&terms)), 1.0, 0.0);
 }
 
 #[test]
 fn identical_centres_give_zero_gradient_and_never_nan() {
     let paths = rows(&[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]).set_requires_grad(true);
-    let centres = loss::centres(&paths, 2);
+    let centres = loss::path_centres(&paths, 2);
     let loss =
         loss::consistency(&paths, &centres, 2, 0.2) + loss::diversity(&centres, &centres.detach(), 0, 0.5);
     close(value(&loss), 0.25, 1e-12); // every pair at distance 0: 0.5²
@@ -218,7 +216,7 @@ fn gradients_match_finite_differences() {
     .view([6, 3]);
     let costs = Tensor::from_slice(&[0.5, 1.0, 1.5]);
     let global = |paths: &Tensor| {
-        let centres = loss::centres(paths, 2);
+        let centres = loss::path_centres(paths, 2);
         let con = loss::consistency(paths, &centres, 2, 0.1);
         let div = loss::diversity(&centres, &centres, 0, 0.9);
         let target = loss::target_rate(paths, &centres, 0.3);
@@ -226,7 +224,7 @@ fn gradients_match_finite_differences() {
         value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4 + others))
     };
     let paths = start.copy().set_requires_grad(true);
-    let centres = loss::centres(&paths, 2);
+    let centres = loss::path_centres(&paths, 2);
     let config = config(&[
         "consistency={weight: 0.2, margin: 0.1}",
         "diversity={weight: 0.3, margin: 0.9}",
@@ -235,18 +233,17 @@ fn gradients_match_finite_differences() {
     ]);
     let objective = Objective::new(&config, &config.stages[0], 0.4);
     let (logits, labels) = (rows(&[[0.0]; 6]), Tensor::zeros([3], (Kind::Int64, tch::Device::Cpu)).into());
-    let outcome = Outcome {
+    let inputs = LossInputs {
         logits: &logits, // one class: its cross entropy is 0
         labels: &labels,
         views: 2,
         paths: &paths,
         centres: &centres,
-        keys: &centres.detach(),
-        first: 0,
-        sharers: 1.0,
+        peers: &centres.detach(),
+        offset: 0,
         costs: &costs,
     };
-    objective.total(&objective.parts(&outcome, 1), 1).backward();
+    objective.evaluate(&inputs).total.backward();
     let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
     let numbers = Vec::<f64>::try_from(start.reshape([-1])).unwrap();
     for (i, found) in gradient.iter().enumerate() {

@@ -214,7 +214,7 @@ fn a_file_named_stop_ends_a_run_and_resume_goes_on() {
     let refused = finish(&mut bench.train(1, &["--set", &set]));
     assert_eq!(refused.status.code(), Some(2), "a run is not started over by accident");
     // The command that it gives to go on with works as it stands.
-    let again = said.lines().find_map(|line| line.split_once("to go on: ")).unwrap().1;
+    let again = said.lines().find_map(|line| line.split_once("to resume: ")).unwrap().1;
     assert!(again.contains("--set stages.0.epochs=2 --resume "), "{again}");
     succeed(Command::new("sh").args(["-c", again]).current_dir(bench.folder.path()));
     assert_eq!(json(&run.join("summary.json"))["stages"][0]["epochs"], 2);

@@ -12,11 +12,11 @@ use codinet_trainer::dist::Gradients;
 use codinet_trainer::dist::replicas;
 use codinet_trainer::dist::{self, World};
 use codinet_trainer::loss::{self, Objective};
-use codinet_trainer::metrics::{Measured, Meter};
+use codinet_trainer::metrics::{MetricsBuffer, StepMetrics};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
 use codinet_trainer::optim::{Ema, Sgd};
 use codinet_trainer::sys::error::{Error, Exit};
-use codinet_trainer::train::gradient::{MicroBatch, Step};
+use codinet_trainer::train::step::{MicroBatch, TrainStep};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -151,7 +151,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         "run_rate.weight=0.1",
         "optim.label_smoothing=0.1",
     ]);
-    let step = Step {
+    let step = TrainStep {
         world,
         net: &net,
         gradients: &gradients,
@@ -187,14 +187,13 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
             },
         })
         .collect();
-    let taken = step.gradient(&batch, rank == 1).unwrap();
-    let (stop, told_rates) = taken.told.read();
-    assert_eq!(stop, ranks > 1, "one rank's wish to stop reaches all");
-    let mut meter = Meter::default();
-    meter.push(1, taken.row);
-    let measured = meter.read(world).unwrap().remove(0);
-    let Measured { scalars, rates, hard_rates, .. } = measured;
-    assert!(told_rates.iter().zip(&hard_rates).all(|(told, measured)| (told - measured).abs() < 1e-6));
+    let output = step.forward_backward(&batch, rank == 1).unwrap();
+    let (stop, gathered_rates) = output.sync.wait();
+    assert_eq!(stop, ranks > 1, "one rank's request to stop reaches all");
+    let mut buffer = MetricsBuffer::default();
+    buffer.push(1, output.metrics);
+    let StepMetrics { scalars, rates, hard_rates, .. } = buffer.gather(world).unwrap().remove(0);
+    assert!(gathered_rates.iter().zip(&hard_rates).all(|(a, b)| (a - b).abs() < 1e-6));
     let gradient = gradients.flat();
     let mut numbers: Vec<f64> = scalars[1..].iter().map(|(_, value)| *value).collect();
     numbers.extend(rates.iter().chain(&hard_rates));
@@ -313,8 +312,8 @@ fn the_diversity_loss_is_that_of_one_process() {
             let keys = world.all_gather(&centres).unwrap().flatten(0, 1);
             let share = loss::diversity(&centres, &keys, first, margin);
             let value = share.detach();
-            world.all_reduce_sum(&value).unwrap();
-            (share * 2.0).backward();
+            world.all_reduce_mean(&value).unwrap();
+            (share / world.ranks() as f64).backward(); // so that the gradients' sum over ranks is their mean
             let gradient = world.all_gather(&centres.grad()).unwrap().flatten(0, 1).to_kind(Kind::Double);
             let (expected, slope) = pair_by_pair(&all, margin);
             let off = (f64::try_from(&value).unwrap() - expected).abs();
@@ -364,7 +363,7 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
         let (share, rank) = (samples / world.ranks() as i64, world.rank() as i64);
         let settings =
             settings(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
-        let (mut meter, mut losses) = (Meter::default(), Vec::new());
+        let mut buffer = MetricsBuffer::default();
         for step in 0..20i64 {
             let numbers = samples * views * side * side;
             let all = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7 + step as f64).sin();
@@ -385,12 +384,14 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
             let statistics = Statistics::Batch { seen: true, over: Some(&over_ranks) };
             let (net, gradients, costs, routers) = (&net, &gradients, &costs, Routers::Train);
             let scope = Scope::MicroBatch;
-            let step = Step { world, net, gradients, costs, objective, routers, views, scope, statistics };
-            let taken = step.gradient(&[batch], false).unwrap();
-            sgd.step(&net.params, gradients.flat(), &taken.norm, &taken.finite, 1e-4, routers);
-            meter.push(0, taken.row);
+            let step =
+                TrainStep { world, net, gradients, costs, objective, routers, views, scope, statistics };
+            let output = step.forward_backward(&[batch], false).unwrap();
+            sgd.step(&net.params, gradients.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
+            buffer.push(0, output.metrics);
         }
-        losses.extend(meter.read(world).unwrap().iter().map(|measured| measured.get("loss")));
+        let steps = buffer.gather(world).unwrap();
+        let mut losses: Vec<f64> = steps.iter().map(|metrics| metrics.get("loss")).collect();
         losses.extend(Vec::<f64>::try_from(net.params.flat_buffers().to_kind(Kind::Double)).unwrap());
         losses.iter().flat_map(|loss: &f64| loss.to_le_bytes()).collect()
     };

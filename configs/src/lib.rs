@@ -102,11 +102,4 @@ impl Config {
     pub fn steers(&self, stage: &Stage) -> bool {
         self.budget().is_some() && stage.routers == Routers::Train && stage.gamma.is_none()
     }
-
-    /// The learning rate at `epoch` (with its fraction) of `stage`.
-    pub fn lr_at(&self, stage: &Stage, epoch: f64) -> f64 {
-        let warmth = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
-        let scale = self.optim.lr_batch_size.map_or(1.0, |meant| self.optim.batch_size as f64 / meant as f64);
-        stage.lr * scale * warmth * stage.schedule.factor(epoch, stage.epochs)
-    }
 }

@@ -369,39 +369,4 @@ mod tests {
         let said = load(&top, &[]).unwrap_err().message;
         assert!(said.contains("mid.yaml:2: data.views is out of range"), "{said}");
     }
-
-    #[test]
-    fn schedules_follow_their_formulas() {
-        use crate::{Config, Schedule::*, Stage};
-        let mut config = Config::default();
-        let stage = |schedule, warmup_epochs| Stage {
-            epochs: 10,
-            lr: 0.2,
-            schedule,
-            warmup_epochs,
-            ..Default::default()
-        };
-        let steps = stage(MultiStep { milestones: vec![4, 8], factor: 0.1 }, 2.0);
-        for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (3.9, 0.2), (4.0, 0.02), (9.0, 0.002)] {
-            assert!((config.lr_at(&steps, epoch) - lr).abs() < 1e-12, "{epoch}");
-        }
-        // OneCycle: torch.optim.lr_scheduler.OneCycleLR(max_lr=0.2, total_steps=101, pct_start=0.3) at 0, 15, 30, 65, 100.
-        for (schedule, rates) in [
-            (Cosine, vec![(0.0, 0.2), (5.0, 0.1), (10.0, 0.0)]),
-            (
-                OneCycle { rise: 0.3 },
-                vec![(0.0, 0.008), (1.5, 0.104), (3.0, 0.2), (6.5, 0.1000004), (10.0, 8e-7)],
-            ),
-        ] {
-            for (epoch, lr) in rates {
-                let found = config.lr_at(&stage(schedule.clone(), 0.0), epoch);
-                assert!((found - lr).abs() < 1e-9, "{epoch}: {found}");
-            }
-        }
-        (config.optim.batch_size, config.optim.lr_batch_size) = (512, Some(256));
-        assert!(
-            (config.lr_at(&stage(Constant, 0.0), 1.0) - 0.4).abs() < 1e-12,
-            "twice the batch, twice the rate"
-        );
-    }
 }

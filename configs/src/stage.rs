@@ -75,28 +75,3 @@ impl Default for Stage {
         }
     }
 }
-
-/// From `from` to `to` along half a cosine, at `done` of the way.
-fn cosine(from: f64, to: f64, done: f64) -> f64 {
-    to + (from - to) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
-}
-
-impl Schedule {
-    /// The rate's factor at `epoch` (with its fraction) of `epochs`.
-    pub fn factor(&self, epoch: f64, epochs: u64) -> f64 {
-        match self {
-            Self::Constant => 1.0,
-            Self::MultiStep { milestones, factor } => {
-                factor.powi(milestones.iter().filter(|&&milestone| epoch >= milestone as f64).count() as i32)
-            }
-            Self::Cosine => cosine(1.0, 0.0, epoch / epochs as f64),
-            Self::OneCycle { rise } => {
-                let (start, done) = (1.0 / 25.0, epoch / epochs as f64);
-                match done < *rise {
-                    true => cosine(start, 1.0, done / rise),
-                    false => cosine(1.0, start / 1e4, (done - rise) / (1.0 - rise)),
-                }
-            }
-        }
-    }
-}

@@ -1,10 +1,10 @@
 //! `--dry-run`: what a run would be, without one.
 
 use crate::config::Config;
-use crate::data::Input;
+use crate::data::Datasets;
 use crate::dist::World;
 use crate::model::Net;
-use crate::optim::budget;
+use crate::optim::calibration::check_budget;
 use crate::run::counted;
 use crate::sys::error::Result;
 use clap::ValueEnum;
@@ -24,8 +24,8 @@ pub enum Format {
 /// The resolved config, the model's figures and the steps per epoch.
 pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
     let net = Net::of(config, Device::Cpu);
-    budget::check(config, &net.costs)?;
-    let input = Input::open(config, world, Device::Cpu);
+    check_budget(config, &net.costs)?;
+    let input = Datasets::open(config, world, Device::Cpu);
     Ok(match format {
         Format::Text => text(config, &net, input),
         Format::Json => json(config, &net, input),
@@ -34,7 +34,7 @@ pub fn describe(config: &Config, world: &World, format: Format) -> Result<String
 
 /// One line: an object with the config and what follows from it. `samples`, those of an epoch, is null where the
 /// shards cannot be read, and `samples_error` says why.
-fn json(config: &Config, net: &Net, input: Result<Input>) -> String {
+fn json(config: &Config, net: &Net, input: Result<Datasets>) -> String {
     let of_routers = net.params.groups().into_iter().filter(|group| group.role.router);
     let facts = json!({
         "config": config,
@@ -49,7 +49,7 @@ fn json(config: &Config, net: &Net, input: Result<Input>) -> String {
     facts.to_string()
 }
 
-fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
+fn text(config: &Config, net: &Net, input: Result<Datasets>) -> String {
     let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
     text += &table(net);
     let batch = config.optim.batch_size;
@@ -59,7 +59,7 @@ fn text(config: &Config, net: &Net, input: Result<Input>) -> String {
             "\n{} training samples × {} views in {} per epoch of {batch} samples; {} validation images",
             input.samples,
             config.data.views,
-            counted(input.steps(config) as usize, "step"),
+            counted(input.steps_per_epoch(config) as usize, "step"),
             input.val.set.len()
         ),
         Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),

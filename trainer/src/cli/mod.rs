@@ -5,7 +5,7 @@ mod probe;
 pub mod program;
 
 use crate::config::{self, Config};
-use crate::data::{Input, Validation};
+use crate::data::{Datasets, Validation};
 use crate::dist::device;
 use crate::dist::replicas;
 use crate::dist::{World, agree, rank_zeros};
@@ -130,7 +130,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     if args.eval_only {
         return eval_only(&config, world, device, || choose_weights(&stem, &config, &args.resume));
     }
-    let input = agree(world, Input::open(&config, world, device))?;
+    let input = agree(world, Datasets::open(&config, world, device))?;
     let dir_and_step = || {
         let Place { dir, checkpoint } = choose(&stem, &config, &args.resume)?;
         Ok(format!("{}\n{}", dir.display(), checkpoint.unwrap_or_default().display()))

@@ -1,4 +1,4 @@
-//! `bad_samples.jsonl`: the samples that could not be read or decoded, one line each, once.
+//! `bad_samples.jsonl`: one line for each sample that could not be read or decoded.
 
 use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::BadSample;
@@ -8,52 +8,57 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// What is known to be bad in a data set: by this rank, and by all that write to the same file.
+/// The bad samples of a data set that this rank knows of: its own, and those that other ranks wrote to the same file.
 #[derive(Debug)]
 pub struct BadSamples {
     /// `train` or `val`.
     data: &'static str,
     samples: usize,
-    most: f64,
-    /// The shard's file name, for shards may be elsewhere when a run goes on, and the key.
+    limit: f64,
+    /// File name of the shard and key. A resumed run may find its shards in another folder.
     known: HashSet<[String; 2]>,
     file: Option<PathBuf>,
-    /// How much of the file has been read.
-    read: u64,
+    /// Bytes of the file that have been read.
+    bytes_read: u64,
 }
 
 impl BadSamples {
-    /// Of the `samples` samples of `data`, `train` or `val`, a share of `most` may be bad.
-    pub fn new(data: &'static str, samples: usize, most: f64) -> Self {
-        Self { data, samples, most, known: HashSet::new(), file: None, read: 0 }
+    /// Of the `samples` samples of `data`, `train` or `val`, a share of `limit` may be bad.
+    pub fn new(data: &'static str, samples: usize, limit: f64) -> Self {
+        Self { data, samples, limit, known: HashSet::new(), file: None, bytes_read: 0 }
     }
 
-    /// From here on they are recorded in `dir`, where other ranks record theirs, and a run that is resumed has.
+    /// From now on bad samples are recorded in `dir`, which ranks share and a resumed run keeps.
     pub fn record_in(&mut self, dir: &Path) {
         self.file = Some(dir.join("bad_samples.jsonl"));
     }
 
-    /// This rank: records what it has met. More than the share that may be bad is an error.
-    pub fn note(&mut self, bad: &[BadSample]) -> Result<()> {
+    /// This rank: records bad samples.
+    ///
+    /// # Errors
+    /// More than the permitted share of the data set is bad.
+    pub fn record(&mut self, bad: &[BadSample]) -> Result<()> {
         for BadSample { sample, shard, key, reason } in bad {
-            let (data, shard) = (self.data, shard.display().to_string());
+            let data = self.data;
+            let shard = shard.display().to_string();
             let name = [file_name(&shard), key.clone()];
             if self.known.contains(&name) {
                 continue;
             }
-            self.read_file(); // another rank may have met it
+            self.read_file(); // another rank may have recorded it
             if self.known.insert(name) {
                 eprintln!("note: left out of {data}: {shard}, key '{key}': {reason}");
                 self.write(
                     &json!({"data": data, "sample": sample, "shard": shard, "key": key, "reason": reason}),
                 );
             }
-            let (count, samples, most) = (self.known.len(), self.samples, self.most);
-            if count as f64 > most * samples as f64 {
+            let Self { samples, limit, .. } = *self;
+            let count = self.known.len();
+            if count as f64 > limit * samples as f64 {
                 return Err(Error::new(
                     Exit::Data,
                     format!(
-                        "{count} of {samples} samples of data.{data} can't be used, and data.max_bad_fraction is {most}; \
+                        "{count} of {samples} samples of data.{data} can't be used, and data.max_bad_fraction is {limit}; \
                          the last: {shard}, key '{key}': {reason}"
                     ),
                 ));
@@ -62,18 +67,18 @@ impl BadSamples {
         Ok(())
     }
 
-    /// Takes in what is new in the file; where hosts do not share the folder, each has one of its own.
+    /// Reads the file's new lines. Hosts that do not share the folder have a file each.
     fn read_file(&mut self) {
         let mut text = String::new();
         let file = self.file.as_ref().and_then(|file| File::open(file).ok());
         let read = file.map(|mut file| {
-            file.seek(SeekFrom::Start(self.read)).and_then(|_| file.read_to_string(&mut text))
+            file.seek(SeekFrom::Start(self.bytes_read)).and_then(|_| file.read_to_string(&mut text))
         });
         if !matches!(read, Some(Ok(_))) {
             return;
         }
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        self.read += whole as u64;
+        self.bytes_read += whole as u64;
         let lines = text[..whole].lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         self.known.extend(lines.filter(|line| line["data"] == self.data).map(|line| {
             let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
@@ -81,7 +86,7 @@ impl BadSamples {
         }));
     }
 
-    /// A whole line in one write: ranks share the file. Where a rank has no such folder, its terminal has it.
+    /// Appends a line in one write, because ranks share the file. A rank without the folder has printed the line.
     fn write(&self, line: &Value) {
         let Some(file) = &self.file else { return };
         let file = OpenOptions::new().create(true).append(true).open(file);
@@ -99,7 +104,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn each_is_recorded_once_and_too_many_are_an_error() {
+    fn bad_samples_are_recorded_once_and_limited() {
         let dir = tempfile::tempdir().unwrap();
         let in_folder = |folder: &str, sample: u32| BadSample {
             sample,
@@ -113,11 +118,12 @@ mod tests {
             samples.record_in(dir.path());
             samples
         };
-        let (mut one, mut other) = (open("train"), open("train")); // two ranks
-        one.note(&[bad(3), bad(4), bad(3)]).unwrap();
-        open("val").note(&[bad(3)]).unwrap();
-        other.note(&[in_folder("elsewhere", 4)]).unwrap();
-        let error = other.note(&[bad(5)]).unwrap_err().to_string();
+        let mut one = open("train"); // two ranks
+        let mut other = open("train");
+        one.record(&[bad(3), bad(4), bad(3)]).unwrap();
+        open("val").record(&[bad(3)]).unwrap();
+        other.record(&[in_folder("elsewhere", 4)]).unwrap();
+        let error = other.record(&[bad(5)]).unwrap_err().to_string();
         assert!(
             error.contains("3 of 100 samples of data.train") && error.contains("x-0.tar, key 'k5'"),
             "{error}"

@@ -1,11 +1,12 @@
-//! The way in: data sets, and a batch of bytes made a normalised tensor.
+//! The data of a run: the data sets, batches on the device, normalised images.
 
 mod bad_samples;
 mod normalise;
-pub mod prefetch;
+mod prefetch;
 mod validation;
 
 pub use normalise::Normalise;
+pub use prefetch::{DeviceBatch, Prefetcher, StepIndex};
 pub use validation::Validation;
 
 use crate::config::Config;
@@ -21,24 +22,24 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// The data of a run, as this rank sees it.
+/// The training and validation sets of a run, on this rank.
 #[derive(Debug)]
-pub struct Input {
+pub struct Datasets {
     /// Training samples.
     pub train: Arc<Dataset>,
-    /// Validation images.
+    /// The validation set.
     pub val: Validation,
-    /// Training samples that are trained on.
+    /// How many training samples are trained on.
     pub samples: usize,
-    /// Of the samples in use, which are held out from training.
+    /// The training samples that are held out for calibration.
     held_out: HeldOut,
     /// Training samples that could not be read or decoded.
     bad: RefCell<BadSamples>,
     normalise: Normalise,
 }
 
-impl Input {
-    /// Opens both datasets and checks that they suit the config and the world.
+impl Datasets {
+    /// Opens both sets and checks them against the config and the number of ranks.
     pub fn open(config: &Config, world: &World, device: Device) -> Result<Self> {
         let data = &config.data;
         let val = Validation::open(config, device)?;
@@ -51,7 +52,7 @@ impl Input {
         let held_out =
             HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
         let samples = used - held_out.count;
-        check_batch(config, world.ranks())?;
+        check_batch_size(config, world.ranks())?;
         let batch = config.optim.batch_size;
         if samples < batch {
             let what = format!(
@@ -65,8 +66,8 @@ impl Input {
         Ok(Self { train, val, samples, held_out, bad, normalise })
     }
 
-    /// Steps of one epoch; a tail smaller than a batch is left out, another one each epoch.
-    pub fn steps(&self, config: &Config) -> u64 {
+    /// Steps of one epoch. A tail smaller than a batch is left out, a different one each epoch.
+    pub fn steps_per_epoch(&self, config: &Config) -> u64 {
         // Lanes are of equal length, to the sample.
         let (lanes, batch) = (config.data.lanes.map_or(1, |lanes| lanes.count), config.optim.batch_size);
         (self.samples / lanes / (batch / lanes)) as u64
@@ -74,9 +75,16 @@ impl Input {
 
     /// This rank's training batches, from step `first` of epoch `from` to the end of epoch `to` − 1; epochs are
     /// counted over all stages.
-    pub fn training(&self, config: &Config, world: &World, from: u64, first: u64, to: u64) -> Result<Loader> {
+    pub fn training_loader(
+        &self,
+        config: &Config,
+        world: &World,
+        from: u64,
+        first: u64,
+        to: u64,
+    ) -> Result<Loader> {
         let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
-        let (rank, ranks, steps) = (world.rank(), world.ranks(), self.steps(config));
+        let (rank, ranks, steps) = (world.rank(), world.ranks(), self.steps_per_epoch(config));
         let held_out = self.held_out;
         let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
         let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
@@ -93,7 +101,11 @@ impl Input {
                 BatchPlan { epoch, samples, replacements: Some(replacements) }
             })
         });
-        Ok(Loader::new(self.train.clone(), spec(config, config.augmentation(), config.data.views), plan)?)
+        Ok(Loader::new(
+            self.train.clone(),
+            loader_spec(config, config.augmentation(), config.data.views),
+            plan,
+        )?)
     }
 
     /// Rising places in the training set, shard by shard.
@@ -108,29 +120,29 @@ impl Input {
 
     /// This rank's share of the training samples that are held out, as evaluation sees images.
     pub fn held_out(&self, config: &Config, world: &World) -> Result<impl Iterator<Item = Result<Batch>>> {
-        let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held(i)).collect();
-        Ok(validation::share(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
+        let samples = (0..self.held_out.count as u32).map(|i| self.held_out.held_out(i)).collect();
+        Ok(validation::share_loader(&self.train, samples, config, world)?.map(|batch| Ok(batch?)))
     }
 
-    /// What the classes are called, in the order of their numbers, where one of the sets knows.
+    /// The classes' names in the order of their numbers, if one of the sets has them.
     pub fn class_names(&self) -> Option<&[String]> {
         class_names(&self.val.set).or_else(|| class_names(&self.train))
     }
 
-    /// From here on bad samples are recorded in a run's folder.
-    pub fn record_in(&self, dir: &Path) {
+    /// From now on bad samples are recorded in the run directory `dir`.
+    pub fn record_bad_in(&self, dir: &Path) {
         self.bad.borrow_mut().record_in(dir);
         self.val.bad.borrow_mut().record_in(dir);
     }
 
-    /// This rank: notes the bad samples of a batch of training samples, those held out among them.
-    pub fn note_bad(&self, bad: &[BadSample]) -> Result<()> {
-        self.bad.borrow_mut().note(bad)
+    /// This rank: records the bad samples of a batch of training or held-out samples.
+    pub fn record_bad(&self, bad: &[BadSample]) -> Result<()> {
+        self.bad.borrow_mut().record(bad)
     }
 
-    /// As [`Normalise::pixels`].
-    pub fn pixels(&self, pixels: &Tensor) -> Tensor {
-        self.normalise.pixels(pixels)
+    /// As [`Normalise::images`].
+    pub fn normalise(&self, pixels: &Tensor) -> Tensor {
+        self.normalise.images(pixels)
     }
 
     /// As [`Normalise::tensors`].
@@ -139,8 +151,8 @@ impl Input {
     }
 }
 
-/// What a batch must be a multiple of where `ranks` ranks share it.
-pub fn batch_unit(config: &Config, ranks: usize) -> usize {
+/// `optim.batch_size` must be a multiple of this for `ranks` ranks.
+pub fn batch_size_unit(config: &Config, ranks: usize) -> usize {
     let pairs = if config.data.mix == Mix::default() { 1 } else { 2 };
     let unit = ranks * config.optim.accumulate * pairs;
     let lanes = config.data.lanes.map_or(1, |lanes| lanes.count);
@@ -148,8 +160,8 @@ pub fn batch_unit(config: &Config, ranks: usize) -> usize {
     multiples.find(|unit| unit.is_multiple_of(lanes)).expect("at the latest unit × lanes")
 }
 
-/// Refuses a batch that `ranks` ranks cannot share evenly.
-fn check_batch(config: &Config, ranks: usize) -> Result<()> {
+/// Checks that `ranks` ranks can share a batch evenly.
+fn check_batch_size(config: &Config, ranks: usize) -> Result<()> {
     let (batch, micros) = (config.optim.batch_size, config.optim.accumulate);
     let parts = ranks * micros;
     let uneven = |key: &str, value: usize| {
@@ -172,12 +184,12 @@ fn check_batch(config: &Config, ranks: usize) -> Result<()> {
     Err(Error::new(Exit::Config, what))
 }
 
-/// What the classes are called, in the order of their numbers, where the set knows.
+/// The classes' names in the order of their numbers, if the set has them.
 fn class_names(set: &Dataset) -> Option<&[String]> {
     set.info()?.class_names.as_deref()
 }
 
-/// Refuses sets that number their classes differently, as folders do of which one set lacks one.
+/// Checks that both sets number their classes alike: a set that lacks a class folder would not.
 fn check_classes(train: &Dataset, val: &Validation) -> Result<()> {
     let (Some(train), Some(val)) = (class_names(train), class_names(&val.set)) else { return Ok(()) };
     let differs = (0..train.len().max(val.len())).find(|&class| train.get(class) != val.get(class));
@@ -191,7 +203,7 @@ fn check_classes(train: &Dataset, val: &Validation) -> Result<()> {
     Err(Error::new(Exit::Data, what))
 }
 
-/// Refuses more lanes than there are shards for them: some would have nothing to read, or always the same.
+/// Checks that every lane has a shard to read.
 fn check_lanes(config: &Config, train: &Dataset) -> Result<()> {
     let shards = train.shards().len();
     match config.data.lanes {
@@ -206,7 +218,7 @@ fn check_lanes(config: &Config, train: &Dataset) -> Result<()> {
     }
 }
 
-/// Which of the training samples are not trained on: the last of each of the first `count` stretches of `stride`.
+/// The samples that are held out from training: the last of each of the first `count` runs of `stride` samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct HeldOut {
     count: usize,
@@ -214,7 +226,7 @@ struct HeldOut {
 }
 
 impl HeldOut {
-    /// Holds `count` of `samples` out, evenly spaced, for shards may be sorted by class.
+    /// Holds out `count` of `samples`, evenly spaced, because shards may be sorted by class.
     fn new(samples: usize, count: usize) -> Result<Self> {
         if count > samples / 2 {
             return Err(Error::new(
@@ -227,29 +239,29 @@ impl HeldOut {
         Ok(Self { count, stride: samples / count.max(1) })
     }
 
-    /// The place in the data set of the `i`-th sample that is held out.
-    fn held(&self, i: u32) -> u32 {
+    /// The index in the data set of the `i`-th held-out sample.
+    fn held_out(&self, i: u32) -> u32 {
         (i + 1) * self.stride as u32 - 1
     }
 
-    /// The place in the data set of the `i`-th sample that is trained on.
+    /// The index in the data set of the `i`-th training sample.
     fn trained(&self, i: u32) -> u32 {
         let between = self.stride as u32 - 1;
         i + i.checked_div(between).unwrap_or(0).min(self.count as u32)
     }
 }
 
-/// Opens a data set, and makes its first image what the run will see: settings that do not suit the images end the run here.
+/// Opens a data set and decodes its first image as the run will: settings that do not suit the images fail here.
 fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
     let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
     let first = std::iter::once(BatchPlan::new(0, vec![0]));
-    let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..spec(config, transform, 1) };
+    let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
     Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
     Ok(dataset)
 }
 
-/// How a loader makes views of the config's kind.
-pub fn spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
+/// The loader's settings for the config's views.
+pub fn loader_spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
     LoaderSpec {
         transform,
         image_size: config.data.image_size,
@@ -267,10 +279,10 @@ mod tests {
     use super::HeldOut;
 
     #[test]
-    fn what_is_held_out_is_not_trained_on() {
+    fn held_out_and_training_samples_partition_the_set() {
         for (samples, count) in [(10, 0), (10, 3), (10, 5), (103, 10), (7, 1)] {
             let split = HeldOut::new(samples, count).unwrap();
-            let held = (0..count as u32).map(|i| split.held(i));
+            let held = (0..count as u32).map(|i| split.held_out(i));
             let trained = (0..(samples - count) as u32).map(|i| split.trained(i));
             let mut all: Vec<u32> = held.chain(trained).collect();
             all.sort_unstable();

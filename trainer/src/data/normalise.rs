@@ -1,12 +1,12 @@
-//! A batch of bytes made a normalised tensor.
+//! Bytes to normalised images.
 
 use crate::config::{Data, Precision};
-use crate::data::prefetch::on_device;
+use crate::data::prefetch::copy_to_device;
 use crate::model::kernels;
 use codinet_dataloader::Batch;
 use tch::{Device, Kind, Tensor};
 
-/// Makes pixels what the network takes.
+/// Converts pixels to the network's input.
 #[derive(Debug)]
 pub struct Normalise {
     size: i64,
@@ -17,7 +17,7 @@ pub struct Normalise {
 }
 
 impl Normalise {
-    /// For images of `data`'s size, mean and deviation; gives tensors of `precision` on `device`.
+    /// For images of `data`'s size, mean and standard deviation; returns tensors of `precision` on `device`.
     pub fn new(data: &Data, precision: Precision, device: Device) -> Self {
         let per_channel = |values: &[f64]| {
             let values: Vec<f32> =
@@ -32,17 +32,17 @@ impl Normalise {
         Self { size, mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
     }
 
-    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` in the precision asked for, channels last, and the labels
+    /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` channels last, and the labels
     /// `[L]`, both on the device.
     pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
         let images = (batch.samples.len() * batch.views) as i64;
         let shape = [images, self.size, self.size, self.mean.size()[1]];
-        let bytes = on_device(&batch.images, self.device).view(shape);
-        (self.pixels(&bytes), on_device(&batch.labels, self.device))
+        let bytes = copy_to_device(&batch.images, self.device).view(shape);
+        (self.images(&bytes), copy_to_device(&batch.labels, self.device))
     }
 
-    /// The same of the pixels alone, u8 `[L·M, H, W, C]` on the device.
-    pub fn pixels(&self, bytes: &Tensor) -> Tensor {
+    /// u8 `[L·M, H, W, C]` on the device → normalised `[L·M, C, H, W]`, channels last.
+    pub fn images(&self, bytes: &Tensor) -> Tensor {
         if let Some(images) = kernels::pixels(bytes, &self.mean, &self.std, self.kind) {
             return images;
         }

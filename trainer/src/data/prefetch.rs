@@ -1,13 +1,14 @@
-//! The way to the device of a training step's inputs. On a GPU they travel a batch ahead of the step that uses them: into
-//! pinned memory, and from there by a stream of their own while the device computes the step before. Nothing waits but
-//! the step's stream, for an event. Both ends of a copy go back to libtorch's allocators by events too: the pinned one
-//! after the copy, the device's after the step.
+//! Batches on the device, one step ahead of their use.
 //!
-//! The loader decodes into ordinary memory, of which the pinned one is a copy: pinned buffers of the loader's own would have
-//! to be told apart, registered with CUDA and never freed early, where libtorch's allocator does all this already. The copy
-//! is made by all of libtorch's threads while the host would otherwise wait for the device.
+//! On a GPU a batch is copied to pinned memory, and from there on a stream of its own while the device computes the step
+//! before. The step's stream waits for the copy by an event; the host waits for nothing. libtorch's caching allocators
+//! reuse both ends of a copy by events too: the pinned end after the copy, the device's after the step.
 //!
-//! On a CPU nothing goes ahead, and nothing is copied twice. What needs a GPU is untested: none has run it yet.
+//! The loader decodes into ordinary memory, and the pinned memory is a copy of it. Pinned buffers of the loader's own would
+//! have to be registered with CUDA and outlive every copy, which libtorch's allocator takes care of already. All of
+//! libtorch's threads make the copy while the host would otherwise wait for the device.
+//!
+//! On a CPU nothing is prefetched, and nothing is copied twice. The GPU's part is untested: no GPU has run it yet.
 
 use crate::config::Config;
 use crate::loss::Labels;
@@ -20,10 +21,10 @@ use std::time::Duration;
 use tch::kind::Element;
 use tch::{Device, Tensor};
 
-/// What a training step takes from its batch, on the device.
+/// The inputs of a training step on one rank, on its device.
 #[derive(Debug)]
-pub struct Upload {
-    /// u8 `[L·M, H, W, C]`, mixed where the config asks for it.
+pub struct DeviceBatch {
+    /// u8 `[L·M, H, W, C]`, mixed if the config asks for it.
     pub pixels: Tensor,
     /// Of L samples.
     pub labels: Labels,
@@ -31,72 +32,74 @@ pub struct Upload {
     pub noise: Tensor,
     /// M.
     pub views: usize,
-    /// Samples that couldn't be served.
+    /// Samples that could not be read or decoded.
     pub bad: Vec<BadSample>,
-    /// When all of it is there; none: now.
-    there: Option<Event>,
+    /// The end of the copies; `None` if they are over.
+    ready: Option<Event>,
 }
 
-/// A loader's batches as [`Upload`]s, in order.
-pub struct Uploads<'a> {
+/// A loader's batches on the device, in order.
+pub struct Prefetcher<'a> {
     loader: Loader,
     config: &'a Config,
     device: Device,
     gates: usize,
-    next: Turn,
-    steps: u64,
+    next: StepIndex,
+    steps_per_epoch: u64,
     stream: Option<Stream>,
-    /// Whether a batch goes ahead, and that batch; an error waits for its turn.
-    goes_ahead: bool,
-    ahead: Option<Result<Upload>>,
+    /// Whether batches are prefetched.
+    enabled: bool,
+    /// The prefetched batch; an error is reported when its turn comes.
+    prefetched: Option<Result<DeviceBatch>>,
 }
 
-/// Which step a batch is for: mixing and noise depend on it.
+/// The step that a batch is for: mixing and noise depend on it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Turn {
+pub struct StepIndex {
     /// In its epoch, from 0.
-    pub of_epoch: u64,
+    pub in_epoch: u64,
     /// In the run, from 0.
-    pub of_run: u64,
+    pub global: u64,
 }
 
-impl<'a> Uploads<'a> {
-    /// The batches of `loader`, the first of which is for `first`, epochs being of `steps` steps; for a network of `gates`
-    /// gates. A run that is resumed after an epoch's last step stands at `steps` of it: the first batch is the next epoch's.
+impl<'a> Prefetcher<'a> {
+    /// The batches of `loader`, the first of which is for the step `first`, for a network of `gates` gates. A run resumed
+    /// after an epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
     pub fn new(
         loader: Loader,
         config: &'a Config,
         device: Device,
         gates: usize,
-        first: Turn,
-        steps: u64,
+        first: StepIndex,
+        steps_per_epoch: u64,
     ) -> Self {
-        let next = Turn { of_epoch: first.of_epoch % steps, ..first };
+        let next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
         let stream = Stream::beside(device);
-        let goes_ahead = stream.is_some();
-        Self { loader, config, device, gates, next, steps, stream, goes_ahead, ahead: None }
+        let enabled = stream.is_some();
+        Self { loader, config, device, gates, next, steps_per_epoch, stream, enabled, prefetched: None }
     }
 
-    /// Has a batch go ahead on a CPU too, which gains nothing there.
+    /// Enables prefetching on a CPU too, where it gains nothing.
     #[cfg(test)]
-    fn go_ahead(mut self) -> Self {
-        self.goes_ahead = true;
+    fn enable(mut self) -> Self {
+        self.enabled = true;
         self
     }
 
-    /// Once a step has been handed to the device: sends off the batch after it. Waits for the loader, not for the device.
-    pub fn send_ahead(&mut self) {
-        if self.goes_ahead && self.ahead.is_none() {
-            self.ahead = self.upload();
+    /// Starts the next batch's way to the device, once a step's work is queued there. Waits for the loader, not for the
+    /// device.
+    pub fn prefetch(&mut self) {
+        if self.enabled && self.prefetched.is_none() {
+            self.prefetched = self.load();
         }
     }
 
-    /// How long the loader has been waited for, in total.
-    pub fn wait(&self) -> Duration {
+    /// The total time spent waiting for the loader.
+    pub fn stall_time(&self) -> Duration {
         self.loader.stall_time()
     }
 
-    fn upload(&mut self) -> Option<Result<Upload>> {
+    fn load(&mut self) -> Option<Result<DeviceBatch>> {
         let waiting = range(Phase::Loader);
         let batch = self.loader.next()?;
         drop(waiting);
@@ -104,67 +107,69 @@ impl<'a> Uploads<'a> {
             Ok(batch) => batch,
             Err(error) => return Some(Err(error.into())),
         };
-        let (config, device, turn) = (self.config, self.device, self.next);
-        self.next = Turn { of_epoch: (turn.of_epoch + 1) % self.steps, of_run: turn.of_run + 1 };
-        let (size, seed) = (config.data.image_size, config.run.seed);
+        let Self { config, device, next: step, .. } = *self;
+        self.next =
+            StepIndex { in_epoch: (step.in_epoch + 1) % self.steps_per_epoch, global: step.global + 1 };
+        let size = config.data.image_size;
+        let seed = config.run.seed;
         let MixTargets { labels: partners, lambda } =
-            match config.data.mix.apply(&mut batch, size, seed, turn.of_epoch) {
-                Ok(mixed) => mixed,
+            match config.data.mix.apply(&mut batch, size, seed, step.in_epoch) {
+                Ok(targets) => targets,
                 Err(error) => return Some(Err(error.into())),
             };
-        let noise = gumbel_noise(seed, turn.of_run, &batch.samples, batch.views, self.gates);
+        let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates);
         let shape = [-1, size.into(), size.into(), config.data.channels.into()];
-        let all = || {
-            let partner = || (on_device(&partners, device), lambda);
-            Upload {
-                pixels: on_device(&batch.images, device).view(shape),
+        let copy = || {
+            let partner = || (copy_to_device(&partners, device), lambda);
+            DeviceBatch {
+                pixels: copy_to_device(&batch.images, device).view(shape),
                 labels: Labels {
-                    own: on_device(&batch.labels, device),
+                    own: copy_to_device(&batch.labels, device),
                     partner: (lambda < 1.0).then(partner),
                 },
                 noise: match device {
-                    Device::Cuda(_) => sent(&pinned_tensor(&noise), device),
+                    Device::Cuda(_) => copy_pinned_to_device(&pinned_tensor(&noise), device),
                     _ => noise,
                 },
                 views: batch.views,
                 bad: std::mem::take(&mut batch.bad),
-                there: Event::record(device),
+                ready: Event::record(device),
             }
         };
-        let upload = match &mut self.stream {
-            Some(stream) => stream.run(all),
-            None => all(),
+        let device_batch = match &mut self.stream {
+            Some(stream) => stream.run(copy),
+            None => copy(),
         };
         self.loader.recycle(batch);
-        Some(Ok(upload))
+        Some(Ok(device_batch))
     }
 }
 
-impl Iterator for Uploads<'_> {
-    type Item = Result<Upload>;
+impl Iterator for Prefetcher<'_> {
+    type Item = Result<DeviceBatch>;
 
     /// The next batch, which this thread's stream may use at once.
-    fn next(&mut self) -> Option<Result<Upload>> {
-        let upload = self.ahead.take().or_else(|| self.upload())?;
-        if let Ok(Upload { pixels, labels, noise, there: Some(there), .. }) = &upload {
-            there.block();
+    fn next(&mut self) -> Option<Result<DeviceBatch>> {
+        let batch = self.prefetched.take().or_else(|| self.load())?;
+        if let Ok(DeviceBatch { pixels, labels, noise, ready: Some(ready), .. }) = &batch {
+            ready.block();
             let partner = labels.partner.as_ref().map(|(labels, _)| labels);
             [pixels, &labels.own, noise].into_iter().chain(partner).for_each(used_here);
         }
-        Some(upload)
+        Some(batch)
     }
 }
 
-/// `values` on `device`, `[values]`: to a GPU by pinned memory and this thread's stream, while the host goes on.
-pub fn on_device<T: Element>(values: &[T], device: Device) -> Tensor {
+/// `values` on `device`, `[values]`; to a GPU through pinned memory on this thread's stream, without waiting.
+pub fn copy_to_device<T: Element>(values: &[T], device: Device) -> Tensor {
     match device {
-        Device::Cuda(_) => sent(&pinned(values), device),
+        Device::Cuda(_) => copy_pinned_to_device(&pinned(values), device),
         _ => Tensor::from_slice(values),
     }
 }
 
-/// A copy on its way.
-fn sent(pinned: &Tensor, device: Device) -> Tensor {
+/// Starts a copy.
+fn copy_pinned_to_device(pinned: &Tensor, device: Device) -> Tensor {
     pinned.to_device_(device, pinned.kind(), true, false)
 }
 
@@ -178,25 +183,25 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    /// Uploads of two epochs of three steps of four samples, from step `from` on; sample 9 is broken.
-    fn uploads_from<'a>(from: u64, folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
+    /// Two epochs of three steps of four samples, from step `from` on; sample 9 is broken.
+    fn batches_from<'a>(from: u64, folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Prefetcher<'a> {
         let data = Arc::new(Dataset::open(&folder.to_string_lossy()).unwrap());
         let plan = (from..6).map(|step| {
             let first = 4 * (step % 3) as u32;
             BatchPlan::new(step / 3, (first..first + 4).collect())
         });
-        let mut spec = data::spec(config, config.augmentation(), 2);
+        let mut spec = data::loader_spec(config, config.augmentation(), 2);
         (spec.on_bad, spec.threads) = (on_bad, 2);
-        let first = Turn { of_epoch: from, of_run: 30 + from };
-        Uploads::new(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
+        let first = StepIndex { in_epoch: from, global: 30 + from };
+        Prefetcher::new(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
     }
 
-    fn uploads<'a>(folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Uploads<'a> {
-        uploads_from(0, folder, config, on_bad)
+    fn batches<'a>(folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Prefetcher<'a> {
+        batches_from(0, folder, config, on_bad)
     }
 
     #[test]
-    fn a_batch_that_goes_ahead_is_the_same_in_its_turn() {
+    fn prefetched_batch_equals_direct() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::new(folder.path(), "grey", 12).unwrap();
         let mut encoder = Encoder::new(Encoding::Png).unwrap();
@@ -212,14 +217,14 @@ mod tests {
         let load = |set: &[String]| config::load("fashion_r20.yaml", set).unwrap();
         let (plain, mixed) = (load(&[]), load(&["data.mix.mixup_alpha=1".into()]));
 
-        // A third batch is odd for want of sample 9, and cannot be mixed.
-        for (config, batches) in [(&plain, 6), (&mixed, 2)] {
-            let in_turn = uploads(folder.path(), config, OnBadSample::Replace).take(batches);
-            let mut ahead = uploads(folder.path(), config, OnBadSample::Replace).go_ahead();
-            for (step, expected) in in_turn.map(Result::unwrap).enumerate() {
-                let found = ahead.next().unwrap().unwrap();
-                ahead.send_ahead();
-                assert_eq!(ahead.ahead.is_some(), step < 5);
+        // The third batch lacks sample 9: it is odd and cannot be mixed.
+        for (config, steps) in [(&plain, 6), (&mixed, 2)] {
+            let direct = batches(folder.path(), config, OnBadSample::Replace).take(steps);
+            let mut prefetcher = batches(folder.path(), config, OnBadSample::Replace).enable();
+            for (step, expected) in direct.map(Result::unwrap).enumerate() {
+                let found = prefetcher.next().unwrap().unwrap();
+                prefetcher.prefetch();
+                assert_eq!(prefetcher.prefetched.is_some(), step < 5);
                 let samples = if step % 3 == 2 { 3 } else { 4 };
                 assert_eq!(found.pixels.size(), [2 * samples, 28, 28, 1], "step {step}");
                 assert_eq!(found.noise.size(), [2 * samples, 5]);
@@ -229,7 +234,7 @@ mod tests {
                     (Some(found), Some(expected)) => {
                         assert!(found.0.equal(&expected.0) && found.1 == expected.1)
                     }
-                    (None, None) => assert_eq!(batches, 6),
+                    (None, None) => assert_eq!(steps, 6),
                     _ => panic!("mixed or not"),
                 }
                 assert_eq!(found.bad, expected.bad);
@@ -237,19 +242,19 @@ mod tests {
             }
         }
 
-        // A run that stopped after its first epoch goes on as if it had not; only whole batches are mixed.
-        let from_start = uploads(folder.path(), &mixed, OnBadSample::Replace);
-        let mut resumed = uploads_from(3, folder.path(), &mixed, OnBadSample::Replace);
+        // A run that stopped after its first epoch continues as if it had not. Only whole batches are mixed.
+        let from_start = batches(folder.path(), &mixed, OnBadSample::Replace);
+        let mut resumed = batches_from(3, folder.path(), &mixed, OnBadSample::Replace);
         let fourth = from_start.filter_map(Result::ok).nth(2).unwrap();
         assert!(resumed.next().unwrap().unwrap().pixels.equal(&fourth.pixels));
 
-        // What is wrong with a batch is told in its turn, not when it goes ahead.
-        let mut ahead = uploads(folder.path(), &plain, OnBadSample::Fail).go_ahead();
+        // An error in a batch is reported in its turn, not when it is prefetched.
+        let mut prefetcher = batches(folder.path(), &plain, OnBadSample::Fail).enable();
         for _ in 0..2 {
-            assert!(ahead.next().unwrap().is_ok());
-            ahead.send_ahead();
+            assert!(prefetcher.next().unwrap().is_ok());
+            prefetcher.prefetch();
         }
-        let error = ahead.next().unwrap().unwrap_err();
+        let error = prefetcher.next().unwrap().unwrap_err();
         assert!(error.to_string().contains("09"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
-//! The validation images.
+//! The validation set.
 
-use super::{Normalise, open, spec};
+use super::{Normalise, loader_spec, open};
 use crate::config::Config;
 use crate::data::bad_samples::BadSamples;
 use crate::dist::World;
@@ -10,12 +10,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// The validation images, as this rank sees them.
+/// The validation set, on this rank.
 #[derive(Debug)]
 pub struct Validation {
-    /// All of them.
+    /// All images.
     pub set: Arc<Dataset>,
-    /// Those that could not be read or decoded.
+    /// Images that could not be read or decoded.
     pub(super) bad: RefCell<BadSamples>,
     normalise: Normalise,
 }
@@ -28,20 +28,20 @@ impl Validation {
         Ok(Self { set, bad, normalise: Normalise::new(&config.data, config.run.precision, device) })
     }
 
-    /// This rank's share: over all ranks, each image once.
-    pub fn all(&self, config: &Config, world: &World) -> Result<Loader> {
-        share(&self.set, (0..self.set.len() as u32).collect(), config, world)
+    /// This rank's share of all images; each image belongs to one rank.
+    pub fn loader(&self, config: &Config, world: &World) -> Result<Loader> {
+        share_loader(&self.set, (0..self.set.len() as u32).collect(), config, world)
     }
 
-    /// This rank's share of at most `most`, evenly spaced.
-    pub fn some(&self, config: &Config, world: &World, most: usize) -> Result<Loader> {
-        let stride = self.set.len().div_ceil(most.max(1)).max(1);
-        share(&self.set, (0..self.set.len() as u32).step_by(stride).collect(), config, world)
+    /// This rank's share of at most `limit` images, evenly spaced in the set.
+    pub fn sample_loader(&self, config: &Config, world: &World, limit: usize) -> Result<Loader> {
+        let stride = self.set.len().div_ceil(limit.max(1)).max(1);
+        share_loader(&self.set, (0..self.set.len() as u32).step_by(stride).collect(), config, world)
     }
 
-    /// This rank: notes the bad samples of a batch.
-    pub fn note_bad(&self, batch: &Batch) -> Result<()> {
-        self.bad.borrow_mut().note(&batch.bad)
+    /// This rank: records the bad samples of a batch.
+    pub fn record_bad(&self, batch: &Batch) -> Result<()> {
+        self.bad.borrow_mut().record(&batch.bad)
     }
 
     /// As [`Normalise::tensors`].
@@ -50,8 +50,8 @@ impl Validation {
     }
 }
 
-/// This rank's share of `samples`, as evaluation sees images.
-pub(super) fn share(
+/// This rank's share of `samples`, transformed as in evaluation.
+pub(super) fn share_loader(
     dataset: &Arc<Dataset>,
     samples: Vec<u32>,
     config: &Config,
@@ -62,5 +62,5 @@ pub(super) fn share(
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-    Ok(Loader::new(dataset.clone(), spec(config, config.evaluation(), 1), plans.into_iter())?)
+    Ok(Loader::new(dataset.clone(), loader_spec(config, config.evaluation(), 1), plans.into_iter())?)
 }

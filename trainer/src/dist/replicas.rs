@@ -36,6 +36,11 @@ pub fn checksum(tensor: &Tensor) -> Tensor {
     tensor.detach().view_dtype(Kind::Int).sum(Kind::Int64)
 }
 
+/// The checksum as text, for [`refuse_differences`].
+pub fn fingerprint(tensor: &Tensor) -> String {
+    i64::try_from(checksum(tensor)).expect("one number").to_string()
+}
+
 /// All ranks: compares the tensors that every rank must hold alike: weights, momenta, the weights' running mean. A rank
 /// that differs from rank 0 is an error, the same on all ranks, or takes rank 0's; returns the ranks that did.
 pub fn compare(

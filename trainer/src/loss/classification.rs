@@ -1,16 +1,14 @@
 //! L_cls of Eq. 12.
 
-use super::{Found, Outcome, Over, Term, by_view};
+use super::{Term, repeat_per_view};
 use tch::{Reduction, Tensor};
 
 pub(super) const TERM: Term = Term {
     name: "ce",
-    beside: None,
-    over: Over::Mean,
+    diagnostic: None,
     weight: |_, _, _| 1.0,
-    find: |config, outcome| {
-        let Outcome { logits, labels, views, .. } = *outcome;
-        Found::loss(classification(logits, labels, views, config.optim.label_smoothing))
+    evaluate: |config, inputs| {
+        classification(inputs.logits, inputs.labels, inputs.views, config.optim.label_smoothing).into()
     },
 };
 
@@ -42,7 +40,7 @@ impl Labels {
 /// L_cls: mean cross entropy; of mixtures λ·CE(y) + (1 − λ)·CE(y').
 pub fn classification(logits: &Tensor, labels: &Labels, views: i64, smoothing: f64) -> Tensor {
     let ce = |labels: &Tensor| {
-        let labels = by_view(labels, views);
+        let labels = repeat_per_view(labels, views);
         logits.cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, smoothing)
     };
     match &labels.partner {

@@ -1,18 +1,17 @@
-//! Eq. 11: blocks that run cost.
+//! L_cost, Eq. 11: the expected cost of the blocks that run.
 
-use super::{Found, Over, Term, while_routers_train};
+use super::{Term, while_routers_train};
 use crate::config::Stage;
 use tch::Tensor;
 
 pub(super) const TERM: Term = Term {
     name: "cost",
-    beside: None,
-    over: Over::Mean,
+    diagnostic: None,
     weight: |_, stage, gamma| self::gamma(stage, gamma),
-    find: |_, outcome| Found::loss(cost(outcome.paths, outcome.costs)),
+    evaluate: |_, inputs| cost(inputs.paths, inputs.costs).into(),
 };
 
-/// γ of Eq. 12 in a stage, where it stands at `gamma` in the run.
+/// γ of Eq. 12 in a stage, where the run's γ is `gamma`.
 pub fn gamma(stage: &Stage, gamma: f64) -> f64 {
     stage.gamma.unwrap_or(while_routers_train(stage, gamma))
 }

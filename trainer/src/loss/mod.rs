@@ -1,5 +1,8 @@
-//! The paper's objective, Eqs. 8 to 12, and what is added to it for comparison: a sum of terms, each of which stands in a
-//! file of its own, once.
+//! The objective: Eq. 12 and the baselines' terms, a weighted sum of terms, each in a file of its own.
+//!
+//! Scale: every term is a mean. A rank evaluates it on a micro-batch; the mean of these values over all ranks and
+//! micro-batches of a step is the term over the global batch, and the mean of their gradients is its gradient. So
+//! gradients and metrics are averaged over ranks, and nothing else has to know how many ranks there are.
 
 mod classification;
 mod consistency;
@@ -18,7 +21,7 @@ pub use target_rate::target_rate;
 use crate::config::{Config, Routers, Stage};
 use tch::Tensor;
 
-/// The terms, in the order in which they are added up and told.
+/// The terms, in the order of summation and of the log's columns.
 pub const TERMS: &[Term] = &[
     classification::TERM,
     consistency::TERM,
@@ -30,164 +33,112 @@ pub const TERMS: &[Term] = &[
 
 /// A term of the objective.
 pub struct Term {
-    /// What `metrics.jsonl` and TensorBoard call it.
+    /// Its name in `metrics.jsonl` and TensorBoard.
     pub name: &'static str,
-    /// What is measured beside it, under which name.
-    pub beside: Option<&'static str>,
-    over: Over,
-    /// Its weight in a stage, where γ stands at that much.
+    /// The name of a further number that it measures, without gradient.
+    pub diagnostic: Option<&'static str>,
+    /// Its weight in a stage, for the current γ.
     weight: fn(&Config, &Stage, f64) -> f64,
-    find: fn(&Config, &Outcome) -> Found,
+    evaluate: fn(&Config, &LossInputs) -> TermValue,
 }
 
-/// How ranks' values become the global batch's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    /// It is their mean.
-    Mean,
-    /// It is their sum, over pairs of samples of which a rank has those with its own samples in first place. Each pair is seen
-    /// from both its ends, but only one is the rank's own, so the gradient is twice that of the sum.
-    Pairs,
-}
-
-/// A term over a micro-batch, each `[]`.
-struct Found {
+/// A term on one micro-batch, each `[]`.
+struct TermValue {
     /// With gradient.
     loss: Tensor,
     /// Without.
-    beside: Option<Tensor>,
+    diagnostic: Option<Tensor>,
 }
 
-impl Found {
-    fn loss(loss: Tensor) -> Self {
-        Self { loss, beside: None }
+impl From<Tensor> for TermValue {
+    fn from(loss: Tensor) -> Self {
+        Self { loss, diagnostic: None }
     }
 }
 
-/// What a forward pass of a micro-batch came to, of which terms are made: L samples, M views each, n gates.
+/// A forward pass of one micro-batch: L samples, M views each, n gates.
 #[derive(Debug)]
-pub struct Outcome<'a> {
+pub struct LossInputs<'a> {
     /// `[L·M, classes]`.
     pub logits: &'a Tensor,
     /// Of L samples.
     pub labels: &'a Labels,
     /// M.
     pub views: i64,
-    /// r: what the gates decided, `[L·M, n]`.
+    /// r: the gates' decisions, `[L·M, n]`.
     pub paths: &'a Tensor,
-    /// r̄: their means over views, `[L, n]`.
+    /// r̄: the paths' means over views, `[L, n]`.
     pub centres: &'a Tensor,
-    /// The centres of all samples that are told apart, over all ranks in rank order, without gradient, `[G, n]`.
-    pub keys: &'a Tensor,
-    /// The place of this micro-batch's first centre among them.
-    pub first: i64,
-    /// How many micro-batches of this rank share the keys; of pairs, each has its own share.
-    pub sharers: f64,
+    /// The centres of all samples that L_div compares, in rank order and without gradient, `[G, n]`. G/L micro-batches
+    /// share them.
+    pub peers: &'a Tensor,
+    /// The row of this micro-batch's first centre in `peers`.
+    pub offset: i64,
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
 }
 
-/// Eq. 12, and what is added to it for comparison: the terms with their weights.
+/// The weighted sum of the terms in a stage.
 #[derive(Clone, Debug)]
 pub struct Objective<'a> {
     config: &'a Config,
     weights: Vec<f64>,
 }
 
-/// The terms on one rank, as [`TERMS`] orders them.
+/// The objective on one micro-batch, each number `[]`.
 #[derive(Debug)]
-pub struct Parts {
-    /// Each with its gradient, `[]`.
-    pub losses: Vec<Tensor>,
-    /// What is measured beside them, for all ranks' mean, `[]` each.
-    pub beside: Vec<Tensor>,
+pub struct TermValues {
+    /// The weighted sum, with gradient.
+    pub total: Tensor,
+    /// The terms, in the order of [`TERMS`].
+    pub terms: Vec<Tensor>,
+    /// The terms' diagnostics, in the order of [`TERMS`].
+    pub diagnostics: Vec<Tensor>,
 }
 
 impl<'a> Objective<'a> {
-    /// As it holds in `stage`, where γ now stands at `gamma`.
+    /// The objective of `stage`, for the current `gamma`.
     pub fn new(config: &'a Config, stage: &Stage, gamma: f64) -> Self {
-        Self { config, weights: TERMS.iter().map(|term| (term.weight)(config, stage, gamma)).collect() }
+        let weights = TERMS.iter().map(|term| (term.weight)(config, stage, gamma)).collect();
+        Self { config, weights }
     }
 
-    /// The terms over a micro-batch on one of `ranks` ranks.
-    ///
-    /// Where a rank's micro-batches share the keys, their mean is what is taken in the end: so each one's share of pairs
-    /// counts that many times.
-    pub fn parts(&self, outcome: &Outcome, ranks: usize) -> Parts {
-        let mut parts = Parts { losses: Vec::new(), beside: Vec::new() };
+    /// Evaluates all terms.
+    pub fn evaluate(&self, inputs: &LossInputs) -> TermValues {
+        let mut terms = Vec::new();
+        let mut diagnostics = Vec::new();
         for term in TERMS {
-            let Found { loss, beside } = (term.find)(self.config, outcome);
-            let share = |value: Tensor| match term.over {
-                Over::Mean => value,
-                Over::Pairs => value * outcome.sharers,
-            };
-            parts.losses.push(share(loss));
-            parts.beside.extend(beside.map(|value| term.over.reported(&share(value), ranks)));
+            let TermValue { loss, diagnostic } = (term.evaluate)(self.config, inputs);
+            terms.push(loss);
+            diagnostics.extend(diagnostic);
         }
-        parts
+        TermValues { total: self.weighted_sum(&terms), terms, diagnostics }
     }
 
-    /// What this rank back-propagates: ce + α·con + 2·W·β·P_r + γ·cost, and the baselines' terms.
-    ///
-    /// Averaged over the W ranks, its gradient is that of Eq. 12 over the whole global batch: the means are
-    /// exact as they are, and 2·W turns the mean of the shares' gradients into L_div's.
-    pub fn total(&self, parts: &Parts, ranks: usize) -> Tensor {
-        self.sum(parts, |over| match over {
-            Over::Mean => 1.0,
-            Over::Pairs => 2.0 * ranks as f64,
-        })
-    }
-
-    /// The objective's value on this rank: its mean over ranks is Eq. 12 over the global batch.
-    pub fn value(&self, parts: &Parts, ranks: usize) -> Tensor {
-        self.sum(parts, |over| match over {
-            Over::Mean => 1.0,
-            Over::Pairs => ranks as f64,
-        })
-    }
-
-    fn sum(&self, parts: &Parts, factor: impl Fn(Over) -> f64) -> Tensor {
-        let terms = TERMS.iter().zip(&parts.losses).zip(&self.weights);
-        terms
-            .map(|((term, loss), weight)| loss * (factor(term.over) * weight))
-            .reduce(|a, b| a + b)
-            .expect("terms")
+    /// Eq. 12: ce + α·con + β·div + γ·cost, and the baselines' terms; `terms` in the order of [`TERMS`].
+    pub fn weighted_sum(&self, terms: &[Tensor]) -> Tensor {
+        let weighted = terms.iter().zip(&self.weights).map(|(term, weight)| term * *weight);
+        weighted.reduce(|sum, term| sum + term).expect("at least one term")
     }
 }
 
-impl Parts {
-    /// Each term in a form whose mean over `ranks` ranks is the global batch's, `[]` each.
-    pub fn reported(&self, ranks: usize) -> impl Iterator<Item = Tensor> {
-        TERMS.iter().zip(&self.losses).map(move |(term, loss)| term.over.reported(loss, ranks))
-    }
-}
-
-impl Over {
-    /// A rank's value in a form whose mean over ranks is the global batch's.
-    fn reported(self, value: &Tensor, ranks: usize) -> Tensor {
-        match self {
-            Self::Mean => value.shallow_clone(),
-            Self::Pairs => value * ranks as f64,
-        }
-    }
-}
-
-/// A weight that holds where routers train.
+/// `weight` while routers train, 0 once they are frozen.
 fn while_routers_train(stage: &Stage, weight: f64) -> f64 {
     if stage.routers == Routers::Train { weight } else { 0.0 }
 }
 
-/// Path centres r̄_i: the mean over the M views, `[L·M, n]` → `[L, n]`.
-pub fn centres(paths: &Tensor, views: i64) -> Tensor {
-    by_sample(paths, views).mean_dim([1].as_slice(), false, None)
+/// The path centres r̄_i: means over the M views, `[L·M, n]` → `[L, n]`.
+pub fn path_centres(paths: &Tensor, views: i64) -> Tensor {
+    group_by_sample(paths, views).mean_dim([1].as_slice(), false, None)
 }
 
-fn by_sample(paths: &Tensor, views: i64) -> Tensor {
-    let (rows, n) = (paths.size()[0], paths.size()[1]);
-    paths.view([rows / views, views, n])
+/// `[L·M, n]` → `[L, M, n]`.
+fn group_by_sample(paths: &Tensor, views: i64) -> Tensor {
+    let (rows, gates) = paths.size2().expect("[L·M, n]");
+    paths.view([rows / views, views, gates])
 }
 
-/// Every sample's label for each of its views, `[L]` → `[L·M]`.
-pub fn by_view(labels: &Tensor, views: i64) -> Tensor {
+/// Each sample's label for each of its views, `[L]` → `[L·M]`.
+pub fn repeat_per_view(labels: &Tensor, views: i64) -> Tensor {
     labels.unsqueeze(1).expand([-1, views], false).reshape([-1])
 }

@@ -7,13 +7,13 @@
 //! the search, is not how the limit is found.
 
 use crate::config::Config;
-use crate::data::{Input, batch_unit};
+use crate::data::{Datasets, batch_size_unit};
 use crate::dist::{World, agree};
-use crate::optim;
+use crate::optim::schedule::format_lr;
 use crate::run::{Console, counted};
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::memory::{self, gib};
-use crate::train::Trial;
+use crate::train::BenchmarkRun;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -72,10 +72,10 @@ pub fn run(
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
-    let unit = batch_unit(config, world.ranks());
+    let unit = batch_size_unit(config, world.ranks());
     let mut smallest = config.clone();
     smallest.optim.batch_size = unit;
-    let samples = agree(world, Input::open(&smallest, world, device))?.samples;
+    let samples = agree(world, Datasets::open(&smallest, world, device))?.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, most: samples / unit * unit };
     console.say(&format!(
         "multiples of {unit} on {}, at most {} per rank, of which {:.0} % stay free",
@@ -106,7 +106,7 @@ pub fn run(
 /// All ranks: some real steps at this config's batch size.
 fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool>) -> Result<Tried> {
     memory::release(device);
-    let mut trial = Trial::new(world, config, device, stop.clone())?;
+    let mut trial = BenchmarkRun::new(world, config, device, stop.clone())?;
     for _ in 0..STEPS.0 {
         trial.step()?;
     }
@@ -115,7 +115,7 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
     for _ in 0..STEPS.1 {
         trial.step()?;
     }
-    trial.settle();
+    trial.synchronize();
     let seconds = over_ranks(world, start.elapsed().as_secs_f64())?.into_iter().fold(0.0, f64::max);
     let peak = over_ranks(world, memory::peak(device).held as f64)?.into_iter().fold(0.0, f64::max);
     let images = STEPS.1 * config.optim.batch_size * config.data.views;
@@ -187,7 +187,7 @@ fn advice(config: &Config, best: &Tried, whole_set: bool) -> String {
     let rates: Vec<String> = config
         .stages
         .iter()
-        .map(|stage| format!("{} {}", stage.name, optim::shown(stage.lr * batch as f64 / from as f64)))
+        .map(|stage| format!("{} {}", stage.name, format_lr(stage.lr * batch as f64 / from as f64)))
         .collect();
     let rates = rates.join(", ");
     let set = match meant {

@@ -8,7 +8,7 @@ use crate::run::{Console, Resume, choose, counted, write_whole};
 use crate::sys::error::{Error, Result};
 use crate::sys::memory::{self, Peak, gib};
 use crate::sys::span::{self, Phase, Recorded, Span};
-use crate::train::Trial;
+use crate::train::BenchmarkRun;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs;
@@ -141,7 +141,7 @@ pub fn run(
     steps: u64,
     name: &str,
 ) -> Result<()> {
-    let mut trial = Trial::new(world, config, device, stop)?;
+    let mut trial = BenchmarkRun::new(world, config, device, stop)?;
     let made = if world.rank() == 0 { folder(name, config) } else { Ok(PathBuf::new()) };
     let folder = agree(world, made)?.display().to_string();
     let folder = PathBuf::from(broadcast_text(world, &folder)?);

@@ -2,10 +2,9 @@
 //! `optimizer-0000.safetensors` and so on), `ema.safetensors` where there is a mean of weights, `state.json` and an empty
 //! `COMPLETE`; then `checkpoints/latest`. Here they are read; [`super::saver`] writes them.
 
-use crate::metrics::Tally;
+use crate::metrics::MetricsSum;
 use crate::model::Params;
-use crate::optim::Ema;
-use crate::optim::budget::Price;
+use crate::optim::{Ema, GammaController};
 use crate::sys::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,12 +40,14 @@ pub struct State {
     pub micro_batches: usize,
     /// Steps that were left out because something was not finite.
     pub skipped: u64,
-    /// Where γ stands.
-    pub price: Price,
+    /// γ and its controller.
+    #[serde(rename = "price")]
+    pub gamma: GammaController,
     /// The best evaluation so far.
     pub best: Option<Best>,
-    /// What the steps since the last log line measured.
-    pub tally: Tally,
+    /// The sum of the metrics since the last log line.
+    #[serde(rename = "tally")]
+    pub metrics_sum: MetricsSum,
     /// The current epoch's finite losses, so that their mean does not forget what came before a stop.
     pub epoch_loss: Mean,
     /// Mean training loss of the last epoch that is done; none where none is, or where no loss of it was finite.

@@ -9,7 +9,7 @@ mod choose;
 pub mod colour;
 mod console;
 mod copied;
-pub(crate) mod events;
+mod events;
 mod hparams;
 mod log;
 pub mod projector;
@@ -21,6 +21,7 @@ mod writer;
 
 pub use choose::{Place, Resume, choose, choose_weights};
 pub use console::{Console, counted, quoted, say};
+pub(crate) use events::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
 pub(crate) use log::RunLog;
 use records::Records;
 use saver::Saver;

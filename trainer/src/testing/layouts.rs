@@ -12,7 +12,7 @@ use crate::dist::Gradients;
 use crate::loss::Objective;
 use crate::model::{Decisions, Net, Statistics};
 use crate::testing::cpp_library;
-use crate::train::gradient::{MicroBatch, Step};
+use crate::train::step::{MicroBatch, TrainStep};
 use libloading::Library;
 use std::ffi::{CStr, c_char};
 use std::sync::LazyLock;
@@ -48,11 +48,11 @@ fn found_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
     let router = &config.model.router;
     let (temperature, relaxation) = (router.temperature, router.relaxation);
     let batch = MicroBatch {
-        images: Normalise::new(&config.data, config.run.precision, Device::Cpu).pixels(&bytes).to_kind(kind),
+        images: Normalise::new(&config.data, config.run.precision, Device::Cpu).images(&bytes).to_kind(kind),
         labels: Tensor::from_slice(&[0i64, 1]).into(),
         decisions: Decisions::Relaxed { noise: Some(&noise), temperature, relaxation },
     };
-    let step = Step {
+    let step = TrainStep {
         world: &world,
         net: &net,
         gradients: &gradients,
@@ -63,8 +63,8 @@ fn found_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
         scope: config.diversity.scope,
         statistics: Statistics::BATCH,
     };
-    let (taken, found) = other_layouts(|| step.gradient(&[batch], false).unwrap());
-    assert!(taken.norm.double_value(&[]) > 0.0);
+    let (output, found) = other_layouts(|| step.forward_backward(&[batch], false).unwrap());
+    assert!(output.grad_norm.double_value(&[]) > 0.0);
     let weight = |tensor: &Tensor| tensor.size().iter().map(|size| format!(" {size}")).collect::<String>();
     let weights: Vec<String> = net.params.trained.iter().map(|one| weight(&one.tensor)).collect();
     found.into_iter().filter(|one| !weights.iter().any(|shape| one.ends_with(&format!(":{shape}")))).collect()

@@ -1,37 +1,39 @@
-//! Evaluation, with hard decisions (Eq. 13) except when the gap to relaxed ones is measured; every validation sample counts
-//! exactly once.
+//! Evaluation, by hard decisions (Eq. 13) unless the gap to relaxed ones is measured. Every validation image counts once.
 
-use crate::config::Config;
+use super::Trainer;
+use crate::config::{Config, Routers, Stage};
 use crate::data::Validation;
 use crate::dist::{self, World};
 use crate::loss;
 use crate::metrics::routing::Histogram;
 use crate::model::{Decisions, Net, Statistics, hard, relaxed};
+use crate::optim::calibration;
+use crate::run::checkpoint::Best;
 use crate::sys::error::{Error, Exit, Result};
 use tch::{Kind, Tensor, no_grad};
 
-/// What an evaluation found, over all ranks.
+/// The results of an evaluation, over all ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Images seen.
+    /// Images evaluated.
     pub images: u64,
-    /// Images that could not be read or decoded, and do not count.
+    /// Images that could not be read or decoded; they do not count.
     pub bad_images: u64,
-    /// Share of images whose class came first.
+    /// Share of images whose most probable class was right.
     pub top1: f64,
-    /// Share of images whose class came among the first five.
+    /// Share of images whose class was among the five most probable.
     pub top5: f64,
     /// Mean cross entropy.
     pub ce: f64,
-    /// Mean multiply-accumulates an image, in billions: routers and skip branches included.
+    /// Mean multiply-accumulates per image, in billions, routers and skip branches included.
     pub gmacs: f64,
-    /// How many different routing paths the images took.
+    /// Number of distinct routing paths.
     pub distinct_paths: usize,
     /// Entropy of the paths' frequencies, in bits.
     pub path_entropy: f64,
     /// Share of images that ran each gated block, `[n]`.
     pub rates: Vec<f64>,
-    /// The same for the running mean of weights, where there is one.
+    /// The same for the moving average of weights, if there is one.
     pub ema: Option<Box<Evaluation>>,
 }
 
@@ -45,8 +47,8 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let gates = net.costs.gated().count();
-    let mut loader = val.all(config, world)?;
-    // Images, first-place hits, first-five hits, cross entropy, and how often each block ran.
+    let mut loader = val.loader(config, world)?;
+    // Images, correct top-1, correct top-5, cross entropy, and how many images ran each block.
     let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
     let mut paths = Histogram::default();
     let mut failed = Ok(());
@@ -58,7 +60,7 @@ pub fn evaluate(
                 break;
             }
         };
-        if let Err(error) = val.note_bad(&batch) {
+        if let Err(error) = val.record_bad(&batch) {
             failed = Err(error);
             break;
         }
@@ -84,11 +86,11 @@ pub fn evaluate(
     world.all_reduce_sum(&sums)?;
     let paths = paths.over_ranks(world, gates)?;
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
-    let bad_images = val.set.len() as u64 - sums[0] as u64; // each of the others counts once
-    let most = config.data.max_bad_fraction;
-    if bad_images as f64 > most * val.set.len() as f64 {
+    let bad_images = val.set.len() as u64 - sums[0] as u64;
+    let limit = config.data.max_bad_fraction;
+    if bad_images as f64 > limit * val.set.len() as f64 {
         let what = format!(
-            "{bad_images} of {} samples of data.val can't be used, and data.max_bad_fraction is {most}; codinet-data verify \
+            "{bad_images} of {} samples of data.val can't be used, and data.max_bad_fraction is {limit}; codinet-data verify \
              says why",
             val.set.len()
         );
@@ -114,9 +116,9 @@ pub fn evaluate(
     })
 }
 
-/// The paths of some validation images, in the order of the set.
+/// The paths of a sample of the validation images, in the order of the set.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SomePaths {
+pub struct PathSample {
     /// n.
     pub gates: usize,
     /// `[N]`.
@@ -127,20 +129,21 @@ pub struct SomePaths {
     pub relaxed: Vec<f32>,
 }
 
-/// All ranks: the paths of at most `most` validation images, evenly spaced in the set, on each rank.
+/// All ranks: the paths of at most `limit` validation images, evenly spaced in the set; the same on each rank.
 pub fn sample_paths(
     world: &World,
     config: &Config,
     net: &Net,
     val: &Validation,
-    most: usize,
-) -> Result<SomePaths> {
+    limit: usize,
+) -> Result<PathSample> {
     let gates = net.costs.gated().count();
-    let (mut labels, mut logits) = (Vec::new(), Vec::new());
+    let mut labels = Vec::new();
+    let mut logits = Vec::new();
     let mut read = || -> Result<()> {
-        for batch in val.some(config, world, most)? {
+        for batch in val.sample_loader(config, world, limit)? {
             let batch = batch?;
-            val.note_bad(&batch)?;
+            val.record_bad(&batch)?;
             if !batch.samples.is_empty() {
                 let (images, _) = val.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
@@ -157,5 +160,75 @@ pub fn sample_paths(
     let logits = Tensor::from_slice(&logits);
     let relaxed = Vec::try_from(relaxed(&logits, config.model.router.temperature)).expect("numbers");
     let paths = Vec::try_from(hard(&logits).to_kind(Kind::Uint8)).expect("bits");
-    Ok(SomePaths { gates, labels, paths, relaxed })
+    Ok(PathSample { gates, labels, paths, relaxed })
+}
+
+impl Trainer<'_> {
+    /// All ranks: the evaluation at an epoch's end; rank 0 records it.
+    pub(super) fn evaluate_epoch(&mut self, stage: &Stage) -> Result<Evaluation> {
+        let evaluation = self.evaluate_with_ema()?;
+        let step = self.state.step;
+        if !evaluation.ce.is_finite() {
+            return Err(Error::diverged(step, "the validation images' cross entropy is not finite"));
+        }
+        let top1 = evaluation.top1;
+        let on_budget = self.config.budget().is_none_or(|budget| evaluation.gmacs <= 1.02 * budget);
+        if on_budget && self.state.best.is_none_or(|best| top1 > best.top1) {
+            self.state.best = Some(Best { top1, step });
+        }
+        self.report_evaluation(stage, &evaluation)?;
+        Ok(evaluation)
+    }
+
+    /// All ranks: evaluates the weights and, if there is one, their moving average, by hard decisions.
+    pub(super) fn evaluate_with_ema(&mut self) -> Result<Evaluation> {
+        let mut evaluation = self.evaluate(Decisions::Hard)?;
+        if self.model.ema.is_some() {
+            let ema = self.with_ema(|trainer| trainer.evaluate(Decisions::Hard))?;
+            evaluation.ema = Some(Box::new(ema));
+        }
+        Ok(evaluation)
+    }
+
+    /// All ranks: top-1 by the stage's relaxed decisions without noise; `None` if the stage decided hard.
+    pub(super) fn relaxed_top1(&self, stage: &Stage) -> Result<Option<f64>> {
+        if stage.routers == Routers::Freeze || !self.config.gated() {
+            return Ok(None);
+        }
+        let router = &self.config.model.router;
+        let decisions = Decisions::Relaxed {
+            noise: None,
+            temperature: router.temperature,
+            relaxation: router.relaxation,
+        };
+        Ok(Some(self.evaluate(decisions)?.top1))
+    }
+
+    /// All ranks: fits the bias on all gates, of the weights and of their moving average, if the config asks for it.
+    pub(super) fn calibrate(&mut self, stage: &Stage) -> Result<()> {
+        let Some(budget) = self.config.budget().filter(|_| self.config.calibrates()) else { return Ok(()) };
+        let result = self.fit_gate_bias(budget)?;
+        self.log.say(&format!("{}: {result}", stage.name));
+        if self.model.ema.is_some() {
+            let result = self.with_ema(|trainer| trainer.fit_gate_bias(budget))?;
+            self.log.say(&format!("{}, moving average: {result}", stage.name));
+        }
+        Ok(())
+    }
+
+    fn evaluate(&self, decisions: Decisions) -> Result<Evaluation> {
+        evaluate(self.world, self.config, &self.model.net, &self.data.val, decisions)
+    }
+
+    fn fit_gate_bias(&self, budget: f64) -> Result<String> {
+        calibration::calibrate(self.world, self.config, &self.model.net, &self.data, budget)
+    }
+
+    /// Runs `work` with the moving average in place of the weights.
+    fn with_ema<T>(&mut self, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        self.model.exchange_ema();
+        let result = work(self);
+        self.model.exchange_ema();
+        result
+    }
 }

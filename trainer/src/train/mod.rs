@@ -1,251 +1,197 @@
-//! The training loop.
+//! Training: the loop over stages, epochs and steps.
 
+mod benchmark;
 pub mod evaluate;
-mod evaluation;
-pub mod gradient;
+mod model;
 mod report;
 mod resume;
-mod step;
-mod trial;
+pub mod step;
 
-pub use trial::Trial;
+pub use benchmark::BenchmarkRun;
 
 use crate::config::{Config, Stage};
-use crate::data::Input;
-use crate::data::prefetch::{Turn, Uploads};
-use crate::dist::Gradients;
-use crate::dist::replicas;
-use crate::dist::{self, Traffic, World};
-use crate::metrics::Meter;
+use crate::data::{Datasets, Prefetcher, StepIndex};
+use crate::dist::{self, World, replicas};
+use crate::metrics::MetricsBuffer;
 use crate::model::Net;
-use crate::optim::budget::{self, Price};
-use crate::optim::{Ema, Sgd};
-use crate::run::checkpoint::{self, Order, State};
-use crate::run::quoted;
-use crate::run::{Place, RunLog};
+use crate::optim::calibration::check_budget;
+use crate::optim::schedule::learning_rate;
+use crate::run::checkpoint::{Order, State};
+use crate::run::{Place, RunLog, quoted};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::native::RankMean;
-use crate::train::evaluate::Evaluation;
-use std::path::Path;
+use evaluate::Evaluation;
+use model::Model;
+use report::Throughput;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tch::{Device, Tensor};
 
-/// A run in progress, as one rank holds it.
+/// A run in progress, on one rank.
 pub struct Trainer<'a> {
     world: &'a World,
     config: &'a Config,
-    place: Place,
-    input: Input,
-    net: Net,
-    gradients: Gradients,
-    /// How batch norm's statistics become those of all ranks, where they do.
-    over_ranks: Option<RankMean>,
-    sgd: Sgd,
-    ema: Option<Ema>,
-    /// c_k of Eq. 11, `[n]`.
-    costs: Tensor,
     device: Device,
+    data: Datasets,
+    model: Model,
     state: State,
-    /// What the steps measured that no log line has told yet.
-    meter: Meter,
-    /// What the gates would have decided in inference in the last step, `[A·L·M, n]`.
-    paths: Option<Tensor>,
+    /// The steps since the last log line.
+    metrics: MetricsBuffer,
+    /// The gates' decisions in inference for the last step's views, `[A·L·M, n]`.
+    hard_paths: Option<Tensor>,
     log: RunLog,
-    /// What is to be said once the run directory is open.
+    /// Lines to print once the run directory is open.
     notes: Vec<String>,
-    /// What started this run, for telling how to go on with it.
+    /// The checkpoint that it resumed from.
+    checkpoint: Option<PathBuf>,
+    /// The command that started this run, for the advice on how to resume it.
     command: String,
-    /// Set by a signal: checkpoint and leave.
+    /// Set by a signal: save a checkpoint and leave.
     stop: Arc<AtomicBool>,
-    started: Instant,
-}
-
-/// What speed is measured by: since the last log line.
-struct Pace {
-    since: Instant,
-    /// Seconds that are counted as training already.
-    counted: f64,
-    steps: u64,
-    loader: Duration,
-    traffic: Traffic,
-}
-
-impl Pace {
-    fn start(uploads: &Uploads, world: &World) -> Self {
-        Self {
-            since: Instant::now(),
-            counted: 0.0,
-            steps: 0,
-            loader: uploads.wait(),
-            traffic: world.traffic(),
-        }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.since.elapsed().as_secs_f64()
-    }
-
-    /// Seconds since this was last asked.
-    fn lap(&mut self) -> f64 {
-        let now = self.seconds();
-        now - std::mem::replace(&mut self.counted, now)
-    }
+    /// The start of the run, or the last checkpoint.
+    clock: Instant,
 }
 
 impl<'a> Trainer<'a> {
-    /// All ranks: builds the network, with the weights of the place's checkpoint where it has one; writes nothing yet.
+    /// All ranks: builds the network and loads the checkpoint of `place`, if it has one; writes nothing yet.
     pub fn new(
         world: &'a World,
         config: &'a Config,
         place: Place,
-        input: Input,
+        data: Datasets,
         device: Device,
         stop: Arc<AtomicBool>,
         command: String,
     ) -> Result<Self> {
         let net = Net::of(config, device);
-        dist::agree(world, budget::check(config, &net.costs))?;
-        let started_from = match (&config.model.init_from, &place.checkpoint) {
-            (Some(path), None) => {
-                let said = dist::rank_zeros(world, || checkpoint::start_from(Path::new(path), &net.params))?;
-                replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
-                Some(said)
-            }
-            _ => None,
-        };
-        let gradients = Gradients::new(&net.params, world, &config.collective);
-        let over_ranks = config.model.sync_batch_norm.then(|| world.mean_operation());
-        let sgd = Sgd::new(&net.params, &config.optim);
-        let mut ema = config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay));
-        let costs = Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device);
-        let data = input.train.fingerprint();
-        let order = Order { seed: config.run.seed, samples: input.samples as u64, data: data.clone() };
-        let price = Price::new(config.cost.gamma);
-        let micro_batches = world.ranks() * config.optim.accumulate;
-        let mut state = State { order: order.clone(), price, micro_batches, ..State::default() };
-        let mut note = None;
-        let before = resume::load(world, &place, &order, config, &net.params, &sgd.momentum, ema.as_mut())?;
-        if let Some(before) = before {
-            state = before;
-            note = resume::share_out(&mut state, world.ranks(), config);
-            if config.budget().is_none() {
-                state.price = price;
-            }
+        dist::agree(world, check_budget(config, &net.costs))?;
+        let mut notes = Vec::new();
+        if let (Some(path), None) = (&config.model.init_from, &place.checkpoint) {
+            notes.push(resume::initialise_from(world, Path::new(path), &net.params)?);
         }
-        let facts = [
-            ("data.train", data),
-            ("data.val", input.val.set.fingerprint()),
-            (
-                "set of first weights",
-                i64::try_from(replicas::checksum(net.params.flat())).expect("one").to_string(),
-            ),
-        ];
-        replicas::refuse_differences(world, &facts)?;
-        let log = RunLog::new(world, &place.dir, config, &net.params)?;
-        let notes = [started_from, note].into_iter().flatten().collect();
-        let started = Instant::now();
+        let mut model = Model::new(world, config, net, device);
+        let order =
+            Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() };
+        let (state, note) = resume::load_state(world, config, &place, order, &mut model)?;
+        notes.extend(note);
+        replicas::refuse_differences(
+            world,
+            &[
+                ("data.train", data.train.fingerprint()),
+                ("data.val", data.val.set.fingerprint()),
+                ("set of first weights", replicas::fingerprint(model.net.params.flat())),
+            ],
+        )?;
+        let log = RunLog::new(world, &place.dir, config, &model.net.params)?;
         Ok(Self {
             world,
             config,
-            place,
-            input,
-            net,
-            gradients,
-            over_ranks,
-            sgd,
-            ema,
-            costs,
             device,
+            data,
+            model,
             state,
-            meter: Meter::default(),
-            paths: None,
+            metrics: MetricsBuffer::default(),
+            hard_paths: None,
             log,
             notes,
+            checkpoint: place.checkpoint,
             command,
             stop,
-            started,
+            clock: Instant::now(),
         })
     }
 
-    /// All ranks: trains every stage to its end, and returns the last evaluation.
+    /// All ranks: trains every stage to its end and returns the last evaluation.
     pub fn run(&mut self) -> Result<Evaluation> {
         let config = self.config;
-        self.open()?;
-        self.greet();
-        let mut last = None;
-        while self.state.stage < config.stages.len() {
-            last = Some(self.run_stage(&config.stages[self.state.stage])?);
+        self.log.open(self.world, config, &self.state, self.data.class_names())?;
+        self.data.record_bad_in(self.log.dir());
+        for note in std::mem::take(&mut self.notes) {
+            self.log.say(&note);
         }
-        let evaluation = match last {
+        self.report_start();
+        let mut evaluation = None;
+        while self.state.stage < config.stages.len() {
+            evaluation = Some(self.run_stage(&config.stages[self.state.stage])?);
+        }
+        let evaluation = match evaluation {
             Some(evaluation) => evaluation,
-            None => self.evaluate_both()?, // resumed after its end
+            None => self.evaluate_with_ema()?, // resumed after its end
         };
         self.log.wait_for_save()?;
-        self.finish(&evaluation)?;
+        self.report_end(&evaluation)?;
         Ok(evaluation)
     }
 
-    /// All ranks: opens the run directory.
-    fn open(&mut self) -> Result<()> {
-        self.log.open(self.world, self.config, &self.state, self.input.class_names())?;
-        self.input.record_in(&self.place.dir);
-        std::mem::take(&mut self.notes).iter().for_each(|note| self.log.say(note));
-        Ok(())
-    }
-
-    /// All ranks: one stage, from where the state stands.
+    /// All ranks: trains one stage, from where the state stands.
     fn run_stage(&mut self, stage: &Stage) -> Result<Evaluation> {
-        let (config, steps) = (self.config, self.input.steps(self.config));
-        let batch_size = config.optim.batch_size as u64;
-        let before: u64 = config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
-        let (from, to) = (before + self.state.epoch, before + stage.epochs);
-        let first = Turn { of_epoch: self.state.epoch_samples / batch_size, of_run: self.state.step };
-        let mut uploads = self.uploads(from, first, to)?;
-        let mut pace = Pace::start(&uploads, self.world);
-        self.log.start_progress(stage.epochs * steps, self.step_of_stage());
+        let config = self.config;
+        let steps = self.data.steps_per_epoch(config);
+        let epoch_end = steps * config.optim.batch_size as u64;
+        let mut batches = self.stage_batches(stage)?;
+        let mut throughput = Throughput::start(&batches, self.world);
+        self.log.start_progress(stage.epochs * steps, self.step_in_stage());
         loop {
-            while self.state.epoch_samples < steps * batch_size {
-                let lr = config.lr_at(stage, self.step_of_stage() as f64 / steps as f64);
-                let gamma = self.state.price.gamma;
-                let stop = self.next_step(&mut uploads, stage, lr)?;
-                pace.steps += 1;
-                // Once in a while, rank 0 writes: the log.
+            while self.state.epoch_samples < epoch_end {
+                let lr = learning_rate(config, stage, self.step_in_stage() as f64 / steps as f64);
+                let gamma = self.state.gamma.gamma;
+                let stop = self.train_step(&mut batches, stage, lr)?;
+                throughput.steps += 1;
+
+                // Every `log_every` steps, all ranks gather their metrics and rank 0 writes a log line.
                 if self.state.step.is_multiple_of(config.run.log_every) {
-                    self.read_meter()?;
-                    let paths = self.last_paths()?;
-                    self.log_step(stage, gamma, lr, &pace, &uploads, &paths)?;
-                    self.state.training_seconds += pace.lap();
-                    pace = Pace::start(&uploads, self.world);
+                    self.collect_metrics()?;
+                    self.report_steps(stage, gamma, lr, &throughput, &batches)?;
+                    self.state.training_seconds += throughput.elapsed_since_last();
+                    throughput = Throughput::start(&batches, self.world);
                 } else {
-                    self.log.progress(self.step_of_stage(), None);
+                    self.log.progress(self.step_in_stage(), None);
                 }
                 self.log.check_save()?;
-                // Once in a while, before an evaluation, and when any rank was asked to stop: a checkpoint.
+
+                // Every `checkpoint_every` steps, before an evaluation, and when a rank was asked to stop: a checkpoint.
                 let every = config.run.checkpoint_every;
                 let due = every > 0 && self.state.step.is_multiple_of(every);
-                if stop || due || self.state.epoch_samples == steps * batch_size {
-                    self.state.training_seconds += pace.lap();
-                    self.checkpoint()?;
+                if stop || due || self.state.epoch_samples == epoch_end {
+                    self.state.training_seconds += throughput.elapsed_since_last();
+                    self.save_checkpoint()?;
                 }
                 if stop {
-                    return Err(self.interrupted());
+                    return Err(self.interrupt());
                 }
             }
-            self.state.training_seconds += pace.lap();
+            self.state.training_seconds += throughput.elapsed_since_last();
             let evaluation = self.end_epoch(stage)?;
-            if let Some(evaluation) = evaluation.filter(|_| self.state.epoch == 0) {
+            let stage_ended = self.state.epoch == 0;
+            if let Some(evaluation) = evaluation.filter(|_| stage_ended) {
                 self.log.end_progress();
                 return Ok(evaluation);
             }
-            pace = Pace::start(&uploads, self.world);
+            throughput = Throughput::start(&batches, self.world);
         }
     }
 
-    /// All ranks: what follows an epoch's last step: evaluation, once in a while, and then a checkpoint, which
-    /// stands at the start of what comes next.
+    /// All ranks: the batches of the rest of `stage`.
+    fn stage_batches(&self, stage: &Stage) -> Result<Prefetcher<'a>> {
+        let earlier: u64 = self.config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
+        let batch_size = self.config.optim.batch_size as u64;
+        let first = StepIndex { in_epoch: self.state.epoch_samples / batch_size, global: self.state.step };
+        self.batches(earlier + self.state.epoch, first, earlier + stage.epochs)
+    }
+
+    /// All ranks: batches from step `first` of epoch `from` up to epoch `to`; epochs are counted over all stages.
+    fn batches(&self, from: u64, first: StepIndex, to: u64) -> Result<Prefetcher<'a>> {
+        let loader = self.data.training_loader(self.config, self.world, from, first.in_epoch, to)?;
+        let gates = self.model.costs.size()[0] as usize;
+        let steps = self.data.steps_per_epoch(self.config);
+        Ok(Prefetcher::new(loader, self.config, self.device, gates, first, steps))
+    }
+
+    /// All ranks, after an epoch's last step: the evaluation, when one is due, and a checkpoint at the start of what comes
+    /// next.
     fn end_epoch(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
+        let run = &self.config.run;
         self.state.train_loss = std::mem::take(&mut self.state.epoch_loss).get();
         self.state.epoch += 1;
         self.state.epoch_samples = 0;
@@ -255,73 +201,70 @@ impl<'a> Trainer<'a> {
             self.calibrate(stage)?;
         }
         let mut evaluation = None;
-        if stage_ends || self.state.epoch.is_multiple_of(self.config.run.evaluate_every) {
+        if stage_ends || self.state.epoch.is_multiple_of(run.evaluate_every) {
             evaluation = Some(self.evaluate_epoch(stage)?);
-            let every = self.config.run.projector_every;
+            let every = run.projector_every;
             if every > 0 && self.config.gated() && (run_ends || self.state.epoch.is_multiple_of(every)) {
                 self.write_projector()?;
             }
         }
         if let Some(evaluation) = evaluation.as_ref().filter(|_| stage_ends) {
-            let relaxed = self.evaluate_relaxed(stage)?;
-            self.report_budget(stage, evaluation);
-            let train_loss = self.state.train_loss;
-            let result = report::stage_result(stage, evaluation, relaxed, train_loss, self.config);
-            self.state.stages.push(result);
+            let relaxed_top1 = self.relaxed_top1(stage)?;
+            self.report_stage(stage, evaluation, relaxed_top1);
             if !run_ends {
                 self.calibrate(stage)?; // the next stage trains at the budget
             }
-            (self.state.stage, self.state.epoch) = (self.state.stage + 1, 0);
+            self.state.stage += 1;
+            self.state.epoch = 0;
         }
-        self.checkpoint()?;
+        self.save_checkpoint()?;
         Ok(evaluation)
     }
 
-    /// Whether a signal or, on rank 0, a file named `stop` in the run directory asks for an end.
-    fn asked_to_stop(&self) -> bool {
+    /// Whether this rank was asked to stop: by a signal or, rank 0, by a file named `stop` in the run directory.
+    fn stop_requested(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.log.stop_file_exists()
     }
 
-    /// Steps of the current stage that are done.
-    fn step_of_stage(&self) -> u64 {
-        self.state.epoch * self.input.steps(self.config)
+    /// Completed steps of the current stage.
+    fn step_in_stage(&self) -> u64 {
+        self.state.epoch * self.data.steps_per_epoch(self.config)
             + self.state.epoch_samples / self.config.optim.batch_size as u64
     }
 
-    /// Images a step, over all ranks: every view counts.
-    fn images_a_step(&self) -> u64 {
-        (self.config.optim.batch_size * self.config.data.views) as u64
-    }
-
-    /// All ranks: a checkpoint of this moment, which is written while training goes on; weights that are not finite are
-    /// refused.
-    fn checkpoint(&mut self) -> Result<()> {
-        self.read_meter()?;
-        let largest = f64::try_from(self.net.params.flat().abs().max()).expect("one number");
-        let finite = match largest.is_finite() {
-            true => Ok(()),
-            false => Err(Error::diverged(self.state.step, "a weight is not finite")),
+    /// All ranks: copies the model and starts to write it as a checkpoint; training continues meanwhile.
+    ///
+    /// # Errors
+    /// A weight that is not finite.
+    fn save_checkpoint(&mut self) -> Result<()> {
+        self.collect_metrics()?;
+        let largest = f64::try_from(self.model.net.params.flat().abs().max()).expect("one number");
+        let finite = if largest.is_finite() {
+            Ok(())
+        } else {
+            Err(Error::diverged(self.state.step, "a weight is not finite"))
         };
-        dist::agree(self.world, finite)?; // it may be one rank's alone
-        self.state.seconds += self.started.elapsed().as_secs_f64();
-        self.started = Instant::now();
-        self.log.save(&self.net.params, &self.sgd.momentum, self.ema.as_ref(), self.state.clone())
+        dist::agree(self.world, finite)?; // one rank's weights may differ
+        self.state.seconds += self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+        let Model { net, sgd, ema, .. } = &self.model;
+        self.log.save(&net.params, &sgd.momentum, ema.as_ref(), self.state.clone())
     }
 
-    /// All ranks, after the checkpoint: leave together once it is on disk, and say how to go on.
-    fn interrupted(&mut self) -> Error {
+    /// All ranks, after a checkpoint: waits until it is on disk; returns the message that tells how to resume.
+    fn interrupt(&mut self) -> Error {
         if let Err(error) = self.log.wait_for_save() {
             return error;
         }
-        // srun ends the other ranks by SIGTERM once one has left; the second signal would be their end, with another code.
+        // srun sends SIGTERM to the other ranks once one has left: they must not take it for a second request.
         self.stop.store(false, Ordering::Relaxed);
         self.log.end_progress();
         self.log.remove_stop_file();
         let message = format!(
-            "stopped on request after step {}; to go on: {} --resume {}",
+            "stopped on request after step {}; to resume: {} --resume {}",
             self.state.step,
             self.command,
-            quoted(&self.place.dir.display().to_string())
+            quoted(&self.log.dir().display().to_string())
         );
         self.log.note(&message);
         Error::on_all_ranks(Exit::Interrupted, message)

@@ -1,28 +1,149 @@
-//! What a run says and records of itself.
+//! What a run logs and records about itself.
 
-use super::{Pace, Trainer};
-use crate::config::{Config, Gates, Stage};
-use crate::data::prefetch::Uploads;
+use super::Trainer;
+use super::evaluate::{Evaluation, sample_paths};
+use crate::config::{Gates, OnNonfinite, Stage};
+use crate::data::Prefetcher;
+use crate::dist::{Traffic, World};
 use crate::env;
 use crate::loss;
 use crate::metrics::routing::{self, Histogram};
-use crate::optim;
+use crate::optim::schedule::format_lr;
 use crate::run::checkpoint::{StageResult, State};
-use crate::run::events::{EmaSummary, EvaluationRecord, Summary, TrainRecord};
-use crate::run::quoted;
-use crate::run::{counted, projector};
-use crate::sys::error::Result;
-use crate::train::evaluate::{Evaluation, sample_paths};
-use std::time::Duration;
+use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, counted, projector, quoted};
+use crate::sys::error::{Error, Result};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind};
 
 /// Validation images in the embedding projector.
-const PROJECTED: usize = 1000;
+const PROJECTOR_IMAGES: usize = 1000;
+
+/// Speed since the last log line.
+pub(super) struct Throughput {
+    start: Instant,
+    /// Steps taken since then.
+    pub steps: u64,
+    /// Seconds that [`Throughput::elapsed_since_last`] has returned.
+    counted: f64,
+    loader_stall: Duration,
+    traffic: Traffic,
+}
+
+impl Throughput {
+    pub fn start(batches: &Prefetcher, world: &World) -> Self {
+        Self {
+            start: Instant::now(),
+            steps: 0,
+            counted: 0.0,
+            loader_stall: batches.stall_time(),
+            traffic: world.traffic(),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+
+    /// Seconds since the last call, or since the start.
+    pub fn elapsed_since_last(&mut self) -> f64 {
+        let now = self.seconds();
+        now - std::mem::replace(&mut self.counted, now)
+    }
+}
 
 impl Trainer<'_> {
-    /// Rank 0 writes: what an evaluation found.
+    /// All ranks: gathers the metrics of the last steps. One that is not finite ends the run or, with
+    /// `optim.on_nonfinite: skip`, is logged and counted.
+    pub(super) fn collect_metrics(&mut self) -> Result<()> {
+        for metrics in self.metrics.gather(self.world)? {
+            self.state.metrics_sum.add(&metrics);
+            let loss = metrics.get("loss");
+            if loss.is_finite() {
+                self.state.epoch_loss.add(loss);
+            }
+            let Some(what) = metrics.nonfinite else { continue };
+            let step = metrics.step;
+            if self.config.optim.on_nonfinite == OnNonfinite::Stop {
+                return Err(Error::diverged(step, &what));
+            }
+            let outcome = if metrics.finite {
+                "updated, because its gradient is finite".to_owned()
+            } else {
+                self.state.skipped += 1;
+                format!("skipped the update, {} so far", self.state.skipped)
+            };
+            self.log.say(&format!("step {step}: {what}; {outcome}"));
+            self.log.event(step, &Event::StepNotFinite { why: what, skipped: self.state.skipped })?;
+        }
+        Ok(())
+    }
+
+    /// All ranks: a log line; rank 0 writes it. Numbers are means over the steps since the last line.
+    pub(super) fn report_steps(
+        &mut self,
+        stage: &Stage,
+        gamma: f64,
+        lr: f64,
+        throughput: &Throughput,
+        batches: &Prefetcher,
+    ) -> Result<()> {
+        let paths = self.gather_hard_paths()?;
+        let State { step, samples, epoch, .. } = self.state;
+        let Some(mean) = self.state.metrics_sum.take_mean(step) else { return Ok(()) };
+        let seconds = throughput.seconds();
+        let share = |time: Duration| time.as_secs_f64() / seconds;
+        let images = throughput.steps * (self.config.optim.batch_size * self.config.data.views) as u64;
+        let images_per_second = images as f64 / seconds;
+        let traffic = self.world.traffic();
+        let before = throughput.traffic;
+        let record = TrainRecord {
+            epoch,
+            stage: &stage.name,
+            samples,
+            gamma: loss::gamma(stage, gamma),
+            budget_gmacs: self.config.budget(),
+            gmacs: self.model.net.costs.mean_macs(&mean.hard_rates) / 1e9,
+            lr,
+            images_per_second,
+            loader_wait: share(batches.stall_time() - throughput.loader_stall),
+            collective_wait: share(traffic.waited - before.waited),
+            collective_busy: share(traffic.busy - before.busy),
+            collective_bytes: (traffic.bytes - before.bytes) / throughput.steps,
+            rates: &mean.hard_rates,
+            rates_as_trained: &mean.rates,
+            distinct_paths: paths.distinct(),
+            path_entropy: paths.entropy(),
+            spread_margin: self.config.consistency.margin,
+            centre_distance_margin: self.config.diversity.margin,
+            scalars: mean.scalars.iter().copied().collect(),
+        };
+        self.log.train_step(step, &record)?;
+        let status = format!(
+            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {}  {images_per_second:.0} images/s",
+            mean.get("loss"),
+            mean.get("ce"),
+            mean.get("con"),
+            mean.get("div"),
+            mean.get("cost"),
+            format_lr(lr),
+        );
+        self.log.progress(self.step_in_stage(), Some((step, &status)));
+        Ok(())
+    }
+
+    /// All ranks: the paths in inference of the last step's views.
+    fn gather_hard_paths(&mut self) -> Result<Histogram> {
+        let own = self.hard_paths.take().expect("a log line follows a step").to_kind(Kind::Uint8);
+        let (views, gates) = own.size2().expect("[A·L·M, n]");
+        let all = self.world.all_gather(&own)?.to_device(Device::Cpu);
+        let rows = Vec::<u8>::try_from(all.view(-1)).expect("a vector of bytes");
+        Ok(Histogram::new(&rows, gates as usize, views as usize * self.world.ranks()))
+    }
+
+    /// Rank 0 writes: the results of an evaluation.
     pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
         let State { step, samples, epoch, train_loss, .. } = self.state;
-        let ema = evaluation.ema.as_ref();
+        let ema = evaluation.ema.as_deref();
         let record = EvaluationRecord {
             epoch,
             stage: &stage.name,
@@ -42,16 +163,14 @@ impl Trainer<'_> {
             ema_gmacs: ema.map(|ema| ema.gmacs),
         };
         self.log.evaluation(step, &record)?;
-        let mean = match &evaluation.ema {
-            Some(ema) => format!("  (mean of weights {:.2} %)", 100.0 * ema.top1),
-            None => String::new(),
-        };
         if evaluation.bad_images > 0 {
-            let (bad, all) = (evaluation.bad_images, evaluation.bad_images + evaluation.images);
-            self.log.say(&format!("{bad} of {all} validation images can't be used, and don't count"));
+            let bad = evaluation.bad_images;
+            let all = bad + evaluation.images;
+            self.log.say(&format!("{bad} of {all} validation images cannot be used and do not count"));
         }
+        let ema = ema.map(|ema| format!("  (moving average {:.2} %)", 100.0 * ema.top1)).unwrap_or_default();
         self.log.say(&format!(
-            "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{mean}  top-5 {:.2} %  {:.4} GMACs  {} paths",
+            "{} epoch {epoch}/{}  train loss {:.4}  top-1 {:.2} %{ema}  top-5 {:.2} %  {:.4} GMACs  {} paths",
             stage.name,
             stage.epochs,
             train_loss.unwrap_or(f64::NAN),
@@ -65,215 +184,148 @@ impl Trainer<'_> {
 
     /// All ranks: rank 0 writes the relaxed paths of some validation images for TensorBoard's embedding projector.
     pub(super) fn write_projector(&mut self) -> Result<()> {
-        let some = sample_paths(self.world, self.config, &self.net, &self.input.val, PROJECTED)?;
-        if self.log.writes() {
-            let row = |(label, path): (&i64, &[u8])| {
-                let blocks: u8 = path.iter().sum();
-                vec![label.to_string(), routing::text(path), blocks.to_string()]
-            };
-            let labels: Vec<Vec<String>> =
-                some.labels.iter().zip(some.paths.chunks(some.gates)).map(row).collect();
-            let (logs, name) =
-                (self.log.dir().join("tensorboard"), format!("paths-step-{:08}", self.state.step));
-            let columns = ["class", "path", "blocks run"];
-            projector::write(&logs, &name, &some.relaxed, some.gates, &columns, &labels)?;
+        let net = &self.model.net;
+        let sample = sample_paths(self.world, self.config, net, &self.data.val, PROJECTOR_IMAGES)?;
+        if !self.log.writes() {
+            return Ok(());
         }
-        Ok(())
+        let row = |(label, path): (&i64, &[u8])| {
+            let blocks: u8 = path.iter().sum();
+            vec![label.to_string(), routing::text(path), blocks.to_string()]
+        };
+        let rows: Vec<Vec<String>> =
+            sample.labels.iter().zip(sample.paths.chunks(sample.gates)).map(row).collect();
+        let folder = self.log.dir().join("tensorboard");
+        let name = format!("paths-step-{:08}", self.state.step);
+        let columns = ["class", "path", "blocks run"];
+        projector::write(&folder, &name, &sample.relaxed, sample.gates, &columns, &rows)
     }
 
-    /// Rank 0 says, at a stage's end: cost against budget.
-    pub(super) fn report_budget(&mut self, stage: &Stage, evaluation: &Evaluation) {
-        if let Some(budget) = self.config.budget() {
-            let off = 100.0 * (evaluation.gmacs - budget) / budget;
-            let gamma = loss::gamma(stage, self.state.price.gamma);
+    /// Rank 0, at a stage's end: adds its results to the state and compares the cost with the budget. `relaxed_top1` is
+    /// top-1 by the relaxed decisions of training; what hard decisions lack to it is the gap between training and
+    /// inference (Section 3.4).
+    pub(super) fn report_stage(&mut self, stage: &Stage, evaluation: &Evaluation, relaxed_top1: Option<f64>) {
+        let &Evaluation { top1, top5, gmacs, distinct_paths, .. } = evaluation;
+        let top1_as_trained = relaxed_top1.unwrap_or(top1);
+        let budget_gmacs = self.config.budget();
+        if let Some(budget) = budget_gmacs {
+            let deviation = 100.0 * (gmacs - budget) / budget;
+            let gamma = loss::gamma(stage, self.state.gamma.gamma);
             self.log.say(&format!(
-                "{}: {:.4} GMACs per image, {off:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
-                stage.name, evaluation.gmacs
+                "{}: {gmacs:.4} GMACs per image, {deviation:+.2} % off the budget of {budget:.4}; γ {gamma:.4}",
+                stage.name
             ));
         }
-    }
-
-    /// Rank 0 writes: one line of numbers, means over the steps since the last.
-    pub(super) fn log_step(
-        &mut self,
-        stage: &Stage,
-        gamma: f64,
-        lr: f64,
-        pace: &Pace,
-        uploads: &Uploads,
-        paths: &Histogram,
-    ) -> Result<()> {
-        let images = (pace.steps * self.images_a_step()) as f64 / pace.seconds();
-        let share = |time: Duration| time.as_secs_f64() / pace.seconds();
-        let loader_wait = share(uploads.wait() - pace.loader);
-        let (traffic, before) = (self.world.traffic(), pace.traffic);
-        let collective_bytes = (traffic.bytes - before.bytes) / pace.steps;
-        let State { step, samples, epoch, .. } = self.state;
-        let Some(mean) = self.state.tally.mean(step) else { return Ok(()) };
-        let gmacs = self.net.costs.mean_macs(&mean.hard_rates) / 1e9;
-        let record = TrainRecord {
-            epoch,
-            stage: &stage.name,
-            samples,
-            gamma: loss::gamma(stage, gamma),
-            budget_gmacs: self.config.budget(),
+        self.state.stages.push(StageResult {
+            name: stage.name.clone(),
+            epochs: stage.epochs,
+            top1,
+            top5,
+            top1_as_trained,
+            training_inference_gap: top1_as_trained - top1,
             gmacs,
-            lr,
-            images_per_second: images,
-            loader_wait,
-            collective_wait: share(traffic.waited - before.waited),
-            collective_busy: share(traffic.busy - before.busy),
-            collective_bytes,
-            rates: &mean.hard_rates,
-            rates_as_trained: &mean.rates,
-            distinct_paths: paths.distinct(),
-            path_entropy: paths.entropy(),
-            spread_margin: self.config.consistency.margin,
-            centre_distance_margin: self.config.diversity.margin,
-            scalars: mean.scalars.iter().copied().collect(),
-        };
-        self.log.train_step(step, &record)?;
-        let status = format!(
-            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {}  {images:.0} images/s",
-            mean.get("loss"),
-            mean.get("ce"),
-            mean.get("con"),
-            mean.get("div"),
-            mean.get("cost"),
-            optim::shown(lr),
-        );
-        self.log.progress(self.step_of_stage(), Some((step, &status)));
-        Ok(())
+            budget_gmacs,
+            distinct_paths,
+            train_loss: self.state.train_loss,
+        });
     }
 
-    /// Rank 0 says: what runs where.
-    pub(super) fn greet(&mut self) {
-        let (model, data, world) = (&self.config.model, &self.config.data, self.world.ranks());
+    /// Rank 0 logs: the network, the data, the ranks and the run directory.
+    pub(super) fn report_start(&mut self) {
+        let model = &self.config.model;
+        let world = self.world.ranks();
         let kind = match model.gates {
             Gates::All => "gated",
             Gates::SameShape => "gated where blocks keep their shape",
             Gates::None => "static",
         };
-        let from = match &self.place.checkpoint {
-            Some(folder) => format!("\ngoing on from {} (step {})", folder.display(), self.state.step),
-            None => String::new(),
-        };
-        let text = format!(
+        let backend = if world == 1 { String::new() } else { format!(", over {}", self.world.backend()) };
+        let resumed = self
+            .checkpoint
+            .as_ref()
+            .map(|folder| format!("\nresuming from {} (step {})", folder.display(), self.state.step))
+            .unwrap_or_default();
+        self.log.say(&format!(
             "{} {kind}, {} parameters · {} of {} training samples × {} views, {} validation images · \
-             {world} rank{} × {} threads, {:?}{}\nrun directory {}{from}",
+             {} × {} threads, {:?}{backend}\nrun directory {}{resumed}",
             model.arch,
-            self.net.params.count(),
-            self.input.samples,
-            self.input.train.len(),
-            data.views,
-            self.input.val.set.len(),
-            if world == 1 { "" } else { "s" },
+            self.model.net.params.count(),
+            self.data.samples,
+            self.data.train.len(),
+            self.config.data.views,
+            self.data.val.set.len(),
+            counted(world, "rank"),
             tch::get_num_threads(),
             self.device,
-            if world == 1 { String::new() } else { format!(", over {}", self.world.backend()) },
-            self.place.dir.display(),
-        );
-        self.log.say(&text);
+            self.log.dir().display(),
+        ));
         if let Some(job) = env::get(env::SLURM_JOB_ID) {
             let requeued = env::get(env::SLURM_RESTART_COUNT).unwrap_or_else(|| "0".into());
             self.log.say(&format!("SLURM job {job}, requeued {requeued} times"));
         }
     }
 
-    /// Rank 0 writes: `summary.json`, and the table that ends a run.
-    pub(super) fn finish(&mut self, evaluation: &Evaluation) -> Result<()> {
-        if !self.log.writes() {
-            return Ok(());
-        }
+    /// Rank 0 writes: `summary.json`, and the table at the end of a run.
+    pub(super) fn report_end(&mut self, evaluation: &Evaluation) -> Result<()> {
         let State { samples, training_seconds, seconds, train_loss, .. } = self.state;
-        let speed = (samples * self.config.data.views as u64) as f64 / training_seconds;
-        let gmacs_static = self.net.costs.static_macs() as f64 / 1e9;
-        let of_ema = |ema: &Evaluation| EmaSummary {
-            top1: ema.top1,
-            top5: ema.top5,
-            ce: ema.ce,
-            gmacs: ema.gmacs,
-            distinct_paths: ema.distinct_paths,
-        };
-        let summary = Summary {
+        let images_per_second = (samples * self.config.data.views as u64) as f64 / training_seconds;
+        let gmacs_static = self.model.net.costs.static_macs() as f64 / 1e9;
+        let world_size = self.world.ranks();
+        let budget_gmacs = self.config.budget();
+        self.log.finish(&Summary {
             top1: evaluation.top1,
             top5: evaluation.top5,
             ce: evaluation.ce,
             gmacs: evaluation.gmacs,
             gmacs_static,
-            budget_gmacs: self.config.budget(),
+            budget_gmacs,
             distinct_paths: evaluation.distinct_paths,
             path_entropy: evaluation.path_entropy,
             rates: &evaluation.rates,
             validation_images: evaluation.images,
-            images_per_second: speed,
-            world_size: self.world.ranks(),
+            images_per_second,
+            world_size,
             seconds,
             train_loss,
-            parameters: self.net.params.count(),
+            parameters: self.model.net.params.count(),
             stages: &self.state.stages,
-            ema: evaluation.ema.as_deref().map(of_ema),
-        };
-        self.log.finish(&summary)?;
-        let dir = self.place.dir.display();
-        let mut rows = vec![
-            ("top-1", format!("{:.2} % of {} images", 100.0 * evaluation.top1, evaluation.images)),
-            ("top-5", format!("{:.2} %", 100.0 * evaluation.top5)),
-            (
-                "MACs per image",
-                format!(
-                    "{:.4} G, {:.0} % of the static network's {gmacs_static:.4} G",
-                    evaluation.gmacs,
-                    100.0 * evaluation.gmacs / gmacs_static
-                ),
-            ),
-            ("routing paths", format!("{} distinct", evaluation.distinct_paths)),
-            ("training speed", format!("{speed:.0} images/s on {}", counted(self.world.ranks(), "rank"))),
-            ("time", format!("{seconds:.0} s")),
-            ("run directory", dir.to_string()),
-        ];
-        if let Some(budget) = self.config.budget() {
-            let off = 100.0 * (evaluation.gmacs - budget) / budget;
-            rows.insert(3, ("budget", format!("{budget:.4} G, off by {off:+.2} %")));
-        }
+            ema: evaluation.ema.as_ref().map(|ema| EmaSummary {
+                top1: ema.top1,
+                top5: ema.top5,
+                ce: ema.ce,
+                gmacs: ema.gmacs,
+                distinct_paths: ema.distinct_paths,
+            }),
+        })?;
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        let mut rows =
+            vec![("top-1", format!("{} of {} images", percent(evaluation.top1), evaluation.images))];
         if let Some(ema) = &evaluation.ema {
-            rows.insert(
-                1,
-                ("mean of weights", format!("{:.2} % at {:.4} GMACs", 100.0 * ema.top1, ema.gmacs)),
-            );
+            rows.push(("moving average", format!("{} at {:.4} GMACs", percent(ema.top1), ema.gmacs)));
         }
+        rows.push(("top-5", percent(evaluation.top5)));
+        let relative = 100.0 * evaluation.gmacs / gmacs_static;
+        rows.push((
+            "MACs per image",
+            format!("{:.4} G, {relative:.0} % of the static network's {gmacs_static:.4} G", evaluation.gmacs),
+        ));
+        if let Some(budget) = budget_gmacs {
+            let deviation = 100.0 * (evaluation.gmacs - budget) / budget;
+            rows.push(("budget", format!("{budget:.4} G, off by {deviation:+.2} %")));
+        }
+        let dir = self.log.dir().display().to_string();
+        rows.push(("routing paths", format!("{} distinct", evaluation.distinct_paths)));
+        let ranks = counted(world_size, "rank");
+        rows.push(("training speed", format!("{images_per_second:.0} images/s on {ranks}")));
+        rows.push(("time", format!("{seconds:.0} s")));
+        rows.push(("run directory", dir.clone()));
         let table: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<16}{value}")).collect();
         self.log.say(&format!(
-            "\n{}\n\n  look at it      tensorboard --logdir {dir}\n  go on, if it was stopped\n                  {} --resume {dir}",
+            "\n{}\n\n  view it         tensorboard --logdir {dir}\n  resume, if it was stopped\n                  {} --resume {dir}",
             table.join("\n"),
             self.command,
-            dir = quoted(&dir.to_string())
+            dir = quoted(&dir)
         ));
         Ok(())
-    }
-}
-
-/// What a stage came to. `relaxed` is top-1 by the decisions that it trained with; what hard decisions lack to it is the gap
-/// between training and inference (Section 3.4).
-pub(super) fn stage_result(
-    stage: &Stage,
-    evaluation: &Evaluation,
-    relaxed: Option<f64>,
-    train_loss: Option<f64>,
-    config: &Config,
-) -> StageResult {
-    let &Evaluation { top1, top5, gmacs, distinct_paths, .. } = evaluation;
-    let top1_as_trained = relaxed.unwrap_or(top1);
-    StageResult {
-        name: stage.name.clone(),
-        epochs: stage.epochs,
-        top1,
-        top5,
-        top1_as_trained,
-        training_inference_gap: top1_as_trained - top1,
-        gmacs,
-        budget_gmacs: config.budget(),
-        distinct_paths,
-        train_loss,
     }
 }

@@ -1,64 +1,80 @@
-//! Whether and how a run goes on from a checkpoint.
+//! Where a run starts: the weights of `model.init_from`, or a checkpoint's tensors and state.
 
+use super::model::Model;
 use crate::config::Config;
-use crate::dist::replicas;
-use crate::dist::{World, rank_zeros};
+use crate::dist::{World, rank_zeros, replicas};
 use crate::model::Params;
-use crate::optim::Ema;
+use crate::optim::GammaController;
 use crate::run::Place;
 use crate::run::checkpoint::{self, Order, State};
 use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
-use tch::Tensor;
 
-/// All ranks: fills the tensors from the place's checkpoint, and returns its state; where there is none, neither. Rank 0 alone
-/// reads: a file system that ranks share is not asked by each of them.
-pub(super) fn load(
+/// All ranks: copies the tensors of `model.init_from`, which rank 0 reads; returns a line for the log.
+pub(super) fn initialise_from(world: &World, path: &Path, params: &Params) -> Result<String> {
+    let note = rank_zeros(world, || checkpoint::start_from(path, params))?;
+    replicas::take_rank_zeros(world, &[params.flat(), params.flat_buffers()])?;
+    Ok(note)
+}
+
+/// All ranks: the state of a new run or, if `place` has a checkpoint, of that one, whose tensors are copied into `model`;
+/// and a note for the log.
+pub(super) fn load_state(
     world: &World,
-    place: &Place,
-    order: &Order,
     config: &Config,
-    params: &Params,
-    momentum: &Tensor,
-    mut ema: Option<&mut Ema>,
-) -> Result<Option<State>> {
-    let Some(folder) = &place.checkpoint else { return Ok(None) };
-    let state = rank_zeros(world, || {
+    place: &Place,
+    order: Order,
+    model: &mut Model,
+) -> Result<(State, Option<String>)> {
+    let initial = GammaController::new(config.cost.gamma);
+    let micro_batches = world.ranks() * config.optim.accumulate;
+    let Some(folder) = &place.checkpoint else {
+        return Ok((State { order, gamma: initial, micro_batches, ..State::default() }, None));
+    };
+    // Rank 0 reads the files, so that a shared file system serves one reader.
+    let text = rank_zeros(world, || {
         let mut state = checkpoint::read_state(folder)?;
-        checkpoint::load(folder, &state, params, momentum, ema.as_deref_mut())?;
-        check(&state, folder, order, config)?;
+        let Model { net, sgd, ema, .. } = model;
+        checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
+        check_compatible(&state, folder, &order, config)?;
         state.forget_lost_best(&place.dir);
         Ok(serde_json::to_string(&state).expect("a state is JSON"))
     })?;
-    let mut held = vec![params.flat(), params.flat_buffers(), momentum];
-    held.extend(ema.iter().flat_map(|ema| [&ema.flat, &ema.buffers]));
-    replicas::take_rank_zeros(world, &held)?;
-    Ok(Some(serde_json::from_str(&state).expect("rank 0 wrote it")))
+    replicas::take_rank_zeros(world, &model.saved())?;
+    let mut state: State = serde_json::from_str(&text).expect("rank 0 wrote it");
+    let note = redistribute(&mut state, world.ranks(), config);
+    if config.budget().is_none() {
+        state.gamma = initial;
+    }
+    Ok((state, note))
 }
 
-/// Another number of ranks than before takes the same micro-batches, where they can be shared out: each step is then what
-/// it would have been. Otherwise the batch comes in as many as the config says; and with synchronised batch norm, whose
-/// statistics are those of all ranks' micro-batches taken together, it always does.
-pub(super) fn share_out(state: &mut State, ranks: usize, config: &Config) -> Option<String> {
-    let (before, configured) = (state.micro_batches, ranks * config.optim.accumulate);
+/// Distributes a step's micro-batches over the present ranks. A changed number of ranks keeps the number of micro-batches if
+/// it divides them: each step is then what it was before. Otherwise, and always with synchronised batch norm, whose
+/// statistics cover all ranks' micro-batches together, the number follows from the config.
+fn redistribute(state: &mut State, ranks: usize, config: &Config) -> Option<String> {
+    let before = state.micro_batches;
+    let configured = ranks * config.optim.accumulate;
     if before == configured {
         return None;
     }
     let synchronised = config.model.sync_batch_norm;
     if !synchronised && before.is_multiple_of(ranks) && config.optim.batch_size.is_multiple_of(before) {
         return Some(format!(
-            "each of {ranks} ranks takes {} of a step's {before} micro-batches, as before",
+            "each of {ranks} ranks processes {} of a step's {before} micro-batches, as before",
             before / ranks
         ));
     }
     state.micro_batches = configured;
-    (!synchronised).then(|| format!(
-        "note: a step's batch came in {before} parts before and comes in {configured} now, so batch norm sees other batches"
-    ))
+    (!synchronised).then(|| {
+        format!(
+            "note: a step's batch had {before} parts before and has {configured} now, so batch norm sees other batches"
+        )
+    })
 }
 
-/// Refuses to go on from a checkpoint that this config cannot continue.
-fn check(state: &State, folder: &Path, order: &Order, config: &Config) -> Result<()> {
+/// Checks that this config can continue the checkpoint.
+fn check_compatible(state: &State, folder: &Path, order: &Order, config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", folder.display())));
     let Order { seed, samples, data } = &state.order;
     if *data != order.data {
@@ -70,20 +86,20 @@ fn check(state: &State, folder: &Path, order: &Order, config: &Config) -> Result
             order.seed, order.samples
         ));
     }
-    let batch = config.optim.batch_size as u64;
+    let batch_size = config.optim.batch_size as u64;
     let sample = state.epoch_samples;
-    if !sample.is_multiple_of(batch) {
+    if !sample.is_multiple_of(batch_size) {
         return refuse(format!(
-            "stands at sample {sample} of its epoch, no multiple of optim.batch_size {batch}"
+            "stands at sample {sample} of its epoch, not a multiple of optim.batch_size {batch_size}"
         ));
     }
-    let in_plan = match config.stages.get(state.stage) {
-        Some(stage) => state.epoch < stage.epochs,
-        None => state.stage == config.stages.len(),
+    let State { stage, epoch, .. } = *state;
+    let within_plan = match config.stages.get(stage) {
+        Some(stage) => epoch < stage.epochs,
+        None => stage == config.stages.len(),
     };
-    if !in_plan {
-        let State { stage, epoch, .. } = state;
-        return refuse(format!("stands after {epoch} epochs of stages.{stage}, where this config is over"));
+    if !within_plan {
+        return refuse(format!("stands after {epoch} epochs of stages.{stage}, past this config's end"));
     }
     Ok(())
 }

@@ -1,169 +1,296 @@
-//! A step of the loop: from the loader's next batch to the update, and what it measured.
+//! One training step (Section 3.4), top to bottom: a batch, the forward pass, the objective, the backward pass during
+//! which gradients are all-reduced, the update, and what the ranks learned of each other.
 
 use super::Trainer;
-use crate::config::{self, OnNonfinite, Routers, Scope, Stage};
-use crate::data::prefetch::{Turn, Upload, Uploads};
-use crate::dist::replicas;
-use crate::loss::{Labels, Objective};
-use crate::metrics::routing::Histogram;
-use crate::model::{Decisions, Statistics};
-use crate::run::events::Event;
-use crate::sys::error::{Error, Result};
+use crate::config::{self, Routers, Scope, Stage};
+use crate::data::{DeviceBatch, Prefetcher};
+use crate::dist::{Gradients, World, replicas};
+use crate::loss::{self, Labels, LossInputs, Objective};
+use crate::metrics::{HostCopy, StepMetrics};
+use crate::model::{Decisions, Net, Statistics, hard};
+use crate::run::Event;
+use crate::sys::error::Result;
 use crate::sys::span::{Phase, range};
-use crate::train::gradient::{MicroBatch, Step, Told};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-impl<'a> Trainer<'a> {
-    /// All ranks: the batches from `first` on of the epochs from `from` up to `to`.
-    pub(super) fn uploads(&self, from: u64, first: Turn, to: u64) -> Result<Uploads<'a>> {
-        let loader = self.input.training(self.config, self.world, from, first.of_epoch, to)?;
-        let (gates, steps) = (self.costs.size()[0] as usize, self.input.steps(self.config));
-        Ok(Uploads::new(loader, self.config, self.device, gates, first, steps))
-    }
+impl Trainer<'_> {
+    /// All ranks: one step on the next batch. Returns whether a rank was asked to stop.
+    pub(super) fn train_step(&mut self, batches: &mut Prefetcher, stage: &Stage, lr: f64) -> Result<bool> {
+        let _step = range(Phase::Step);
+        let step = self.state.step + 1;
+        let batch = batches.next().expect("a batch for every step")?;
+        self.data.record_bad(&batch.bad)?;
+        self.world.at_step(step);
 
-    /// All ranks: takes the next batch and a step with it; whether any rank was asked to stop.
-    pub(super) fn next_step(&mut self, uploads: &mut Uploads, stage: &Stage, lr: f64) -> Result<bool> {
-        let _range = range(Phase::Step);
-        let upload = uploads.next().expect("as many batches as steps")?;
-        self.input.note_bad(&upload.bad)?;
-        let told = self.step(&upload, stage, lr)?;
-        uploads.send_ahead();
-        let (stop, hard_rates) = told.read();
-        self.steer(stage, &hard_rates);
-        let batch_size = self.config.optim.batch_size as u64;
-        self.state.step += 1;
-        self.state.epoch_samples += batch_size;
-        self.state.samples += batch_size;
+        // Forward and backward: the gradient of the objective over the global batch.
+        let buffers_before = self.model.net.params.flat_buffers().copy();
+        let output = self.forward_backward(&batch, stage)?;
+
+        // The update; the host does not wait for the device to know whether the gradient is finite.
+        if self.config.optim.clip_norm.is_some() {
+            // Each rank sums its own norm, perhaps in another order; the clipped gradient must be bit-identical.
+            self.world.broadcast(&output.grad_norm, 0)?;
+        }
+        self.model.update(&output, &buffers_before, lr, stage.routers);
+        self.metrics.push(step, output.metrics);
+        self.hard_paths = Some(output.hard_paths);
+        self.compare_replicas(step)?;
+        batches.prefetch();
+
+        // What all ranks act on alike: the wish to stop, and γ, which follows the compute budget.
+        let (stop, hard_rates) = output.sync.wait();
+        self.update_gamma(stage, &hard_rates);
+        let samples = self.config.optim.batch_size as u64;
+        self.state.step = step;
+        self.state.epoch_samples += samples;
+        self.state.samples += samples;
         Ok(stop)
     }
 
-    /// All ranks: one step, the paper's Section 3.4. The host runs ahead of the device.
-    fn step(&mut self, upload: &Upload, stage: &Stage, lr: f64) -> Result<Told> {
-        let config = self.config;
-        self.world.at_step(self.state.step + 1);
-        let images = self.input.pixels(&upload.pixels); // [A·L·M, C, H, W]
-        // Micro-batch a of rank r is what rank r·A + a would have of A times as many ranks.
-        let micros = (self.state.micro_batches / self.world.ranks()) as i64;
-        let noises = upload.noise.chunk(micros, 0);
-        let batch = self.micro_batches(&images, &upload.labels, &noises, stage.routers);
-        let step = Step {
-            world: self.world,
-            net: &self.net,
-            gradients: &self.gradients,
-            costs: &self.costs,
-            objective: Objective::new(config, stage, self.state.price.gamma),
-            routers: stage.routers,
-            views: upload.views as i64,
-            // Where ranks have become fewer: all samples were told apart in one go before.
-            scope: if config.optim.accumulate == 1 { Scope::GlobalBatch } else { config.diversity.scope },
-            statistics: Statistics::Batch { seen: true, over: self.over_ranks.as_ref() },
-        };
-        let statistics = self.net.params.flat_buffers().copy();
-        let taken = step.gradient(&batch, self.asked_to_stop())?;
-        if config.optim.clip_norm.is_some() {
-            // Each rank adds up its own norm, perhaps in another order; clipping must be alike to the bit.
-            self.world.broadcast(&taken.norm, 0)?;
-        }
-        let updating = range(Phase::Optimizer);
-        // Where the gradient is not finite, the device leaves everything as it was.
-        self.sgd.step(&self.net.params, self.gradients.flat(), &taken.norm, &taken.finite, lr, stage.routers);
-        let now = self.net.params.flat_buffers();
-        let kept = now.where_self(&taken.finite.to_kind(Kind::Bool), &statistics);
-        now.shallow_clone().copy_(&kept);
-        if let Some(ema) = &mut self.ema {
-            ema.update(&self.net.params, &taken.finite);
-        }
-        drop(updating);
-        self.meter.push(self.state.step + 1, taken.row);
-        self.paths = Some(taken.paths);
-        self.compare_replicas()?;
-        Ok(taken.told)
-    }
-
-    /// This rank's share of the batch, as many equal parts as `noises`.
-    fn micro_batches<'n>(
-        &self,
-        images: &Tensor,
-        labels: &Labels,
-        noises: &'n [Tensor],
-        routers: Routers,
-    ) -> Vec<MicroBatch<'n>> {
+    /// All ranks: the gradient on a batch, in one or more micro-batches.
+    fn forward_backward(&self, batch: &DeviceBatch, stage: &Stage) -> Result<StepOutput> {
+        let images = self.data.normalise(&batch.pixels); // [A·L·M, C, H, W]
+        // Micro-batch a of rank r has the samples, views and noise of rank r·A + a in a world A times as large.
+        let count = (self.state.micro_batches / self.world.ranks()) as i64;
+        let noise = batch.noise.chunk(count, 0);
         let config::Router { temperature, relaxation, .. } = self.config.model.router;
-        let micros = noises.len() as i64;
-        let parts = images.chunk(micros, 0).into_iter().zip(labels.chunk(micros)).zip(noises);
-        let batch_of = |((images, labels), noise)| MicroBatch {
-            images,
-            labels,
-            decisions: match routers {
-                Routers::Train => Decisions::Relaxed { noise: Some(noise), temperature, relaxation },
-                Routers::Freeze => Decisions::Hard,
+        let parts = images.chunk(count, 0).into_iter().zip(batch.labels.chunk(count)).zip(&noise);
+        let micro_batches: Vec<MicroBatch> = parts
+            .map(|((images, labels), noise)| MicroBatch {
+                images,
+                labels,
+                decisions: match stage.routers {
+                    Routers::Train => Decisions::Relaxed { noise: Some(noise), temperature, relaxation },
+                    Routers::Freeze => Decisions::Hard,
+                },
+            })
+            .collect();
+        let step = TrainStep {
+            world: self.world,
+            net: &self.model.net,
+            gradients: &self.model.gradients,
+            costs: &self.model.costs,
+            objective: Objective::new(self.config, stage, self.state.gamma.gamma),
+            routers: stage.routers,
+            views: batch.views as i64,
+            // A run resumed on fewer ranks compares all samples at once, as the larger world did.
+            scope: if self.config.optim.accumulate == 1 {
+                Scope::GlobalBatch
+            } else {
+                self.config.diversity.scope
             },
+            statistics: self.model.batch_statistics(),
         };
-        parts.map(batch_of).collect()
+        step.forward_backward(&micro_batches, self.stop_requested())
     }
 
-    /// Where there is a budget: moves γ after a step in which gates would have decided like this; not where a gate's logit
-    /// was not finite.
-    fn steer(&mut self, stage: &Stage, hard_rates: &[f64]) {
-        let config = self.config;
-        let finite = hard_rates.iter().all(|rate| rate.is_finite());
-        if let Some(budget) = config.budget().filter(|_| config.steers(stage) && finite) {
-            let gmacs = self.net.costs.mean_macs(hard_rates) / 1e9;
-            // γ is the price of a block, in whatever unit the cost is.
-            let table = self.net.costs.table(config.cost.unit);
-            let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
-            self.state.price.follow(gmacs, budget, config.cost.gamma_step / mean_cost);
-        }
-    }
-
-    /// All ranks, at a log line: the paths that the last step's views would take in inference.
-    pub(super) fn last_paths(&mut self) -> Result<Histogram> {
-        let own = self.paths.take().expect("a log line follows a step").to_kind(Kind::Uint8);
-        let (views, gates) = (own.size()[0] as usize * self.world.ranks(), own.size()[1] as usize);
-        let all = self.world.all_gather(&own)?.to_device(Device::Cpu);
-        Ok(Histogram::new(&Vec::<u8>::try_from(all.view(-1)).expect("bits"), gates, views))
-    }
-
-    /// All ranks: takes in what the last steps measured. A step that was not finite ends the run, or is told and counted.
-    pub(super) fn read_meter(&mut self) -> Result<()> {
-        for measured in self.meter.read(self.world)? {
-            let (step, blame) = (measured.step, measured.blame.as_ref());
-            self.state.tally.add(&measured);
-            let loss = measured.get("loss");
-            if loss.is_finite() {
-                self.state.epoch_loss.add(loss);
-            }
-            let Some(what) = blame else { continue };
-            if self.config.optim.on_nonfinite == OnNonfinite::Stop {
-                return Err(Error::diverged(step, what));
-            }
-            self.state.skipped += u64::from(!measured.finite);
-            let skipped = self.state.skipped;
-            self.log.say(&match measured.finite {
-                true => format!("step {step}: {what}; taken, for its gradient is finite"),
-                false => format!("step {step}: {what}; left out, {skipped} so far"),
-            });
-            self.log.event(step, &Event::StepNotFinite { why: what.clone(), skipped })?;
-        }
-        Ok(())
-    }
-
-    /// All ranks, once in a while: whether they still hold the same.
-    fn compare_replicas(&mut self) -> Result<()> {
-        let (step, options) = (self.state.step + 1, &self.config.collective);
+    /// All ranks, every `collective.compare_every` steps: compares checksums of what must be bit-identical on all ranks.
+    fn compare_replicas(&mut self, step: u64) -> Result<()> {
+        let options = &self.config.collective;
         if options.compare_every == 0 || !step.is_multiple_of(options.compare_every) {
             return Ok(());
         }
-        let mut held = vec![self.net.params.flat(), &self.sgd.momentum];
-        held.extend(self.ema.as_ref().map(|ema| &ema.flat));
-        let mended = replicas::compare(self.world, &held, step, options.on_divergence)?;
-        if !mended.is_empty() {
-            let what = format!(
-                "step {step}: ranks {mended:?} had left the others, and took rank 0's weights, momenta and running mean"
-            );
-            self.log.say(&what);
-            self.log.event(step, &Event::ReplicasRepaired { ranks: mended })?;
+        let repaired = replicas::compare(self.world, &self.model.replicated(), step, options.on_divergence)?;
+        if repaired.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.log.say(&format!(
+            "step {step}: ranks {repaired:?} had diverged; they received rank 0's weights, momenta and moving average"
+        ));
+        self.log.event(step, &Event::ReplicasRepaired { ranks: repaired })
+    }
+
+    /// With a compute budget: updates γ after a step in which gates would have decided with these rates in inference,
+    /// unless a gate's logit was not finite.
+    fn update_gamma(&mut self, stage: &Stage, hard_rates: &[f64]) {
+        let config = self.config;
+        let Some(budget) = config.budget() else { return };
+        if !config.steers(stage) || !hard_rates.iter().all(|rate| rate.is_finite()) {
+            return;
+        }
+        let costs = &self.model.net.costs;
+        let gmacs = costs.mean_macs(hard_rates) / 1e9;
+        // γ is per block, whatever the unit of the cost.
+        let table = costs.table(config.cost.unit);
+        let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
+        self.state.gamma.update(gmacs, budget, config.cost.gamma_step / mean_cost);
+    }
+}
+
+/// The fixed inputs of a step's forward and backward pass.
+pub struct TrainStep<'a> {
+    /// The ranks that share the global batch.
+    pub world: &'a World,
+    /// The network.
+    pub net: &'a Net,
+    /// Receives the gradient.
+    pub gradients: &'a Gradients,
+    /// c_k of Eq. 11, `[n]`.
+    pub costs: &'a Tensor,
+    /// The objective.
+    pub objective: Objective<'a>,
+    /// Whether routers train; the gradient of frozen ones is zero.
+    pub routers: Routers,
+    /// M.
+    pub views: i64,
+    /// The samples that L_div compares: a micro-batch's, or the global batch's.
+    pub scope: Scope,
+    /// Batch norm's statistics. Training uses the batch's. Tests that compare world sizes use the running ones, because
+    /// each rank has batch statistics of its own.
+    pub statistics: Statistics<'a>,
+}
+
+/// One of the parts in which a rank's batch is processed.
+pub struct MicroBatch<'a> {
+    /// `[L·M, C, H, W]`.
+    pub images: Tensor,
+    /// Of L samples.
+    pub labels: Labels,
+    /// How gates decide for these images.
+    pub decisions: Decisions<'a>,
+}
+
+/// The results of a forward and backward pass, besides the gradient. The host has not waited for any of them.
+pub struct StepOutput {
+    /// L² norm of the averaged gradient, `[]`.
+    pub grad_norm: Tensor,
+    /// 1 if the averaged gradient is finite, else 0, f32 `[]`. The same on all ranks: what is not finite on one rank is
+    /// not finite in the mean.
+    pub finite: Tensor,
+    /// This rank's row of [`StepMetrics`].
+    pub metrics: Tensor,
+    /// Each gate's decision in inference (Eq. 13) for this rank's views, `[A·L·M, n]`.
+    pub hard_paths: Tensor,
+    /// What the ranks gathered along with the path centres.
+    pub sync: StepSync,
+}
+
+/// What the ranks gather along with the path centres, on its way to the host.
+pub struct StepSync(Vec<HostCopy>);
+
+impl StepSync {
+    /// Waits for it: whether a rank was asked to stop, and the mean of each gate's decisions in inference (Eq. 13) over all
+    /// ranks' views, `[n]`. Bit-identical on all ranks; NaN for a gate with a logit that is not finite.
+    pub fn wait(self) -> (bool, Vec<f64>) {
+        let gathered: Vec<Vec<f64>> = self.0.into_iter().map(HostCopy::wait).collect();
+        let mean =
+            |column: usize| gathered.iter().map(|values| values[column]).sum::<f64>() / gathered.len() as f64;
+        (mean(0) > 0.0, (1..gathered[0].len()).map(mean).collect())
+    }
+}
+
+impl TrainStep<'_> {
+    /// All ranks: leaves the mean gradient of the objective over the global batch in [`TrainStep::gradients`].
+    ///
+    /// `micro_batches` are this rank's share of the batch, all of one size; `stop` tells that this rank was asked to stop.
+    pub fn forward_backward(&self, micro_batches: &[MicroBatch], stop: bool) -> Result<StepOutput> {
+        self.gradients.zero();
+        let count = micro_batches.len();
+        let last = count - 1;
+        let mut sync = Vec::new();
+        let mut metrics = Vec::new();
+        let mut hard_paths = Vec::new();
+        let global_peers = if self.scope == Scope::GlobalBatch && count > 1 {
+            let (peers, copy) = self.gather_all_centres(micro_batches, stop)?;
+            sync.push(copy);
+            Some(peers)
+        } else {
+            None
+        };
+        for (a, micro_batch) in micro_batches.iter().enumerate() {
+            // Forward: logits and paths, relaxed (Eqs. 6 and 7) or hard.
+            let forward = range(Phase::Forward);
+            let output = self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(a));
+
+            // The objective (Eqs. 8 to 12), whose L_div compares this rank's path centres with those of all ranks.
+            let centres = loss::path_centres(&output.path, self.views); // [L, n]
+            let samples = centres.size()[0];
+            let rank = self.world.rank();
+            let (peers, offset) = match &global_peers {
+                Some(peers) => (peers.shallow_clone(), (rank * count + a) as i64 * samples),
+                None => {
+                    let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, stop)?;
+                    sync.push(copy);
+                    (peers, rank as i64 * samples)
+                }
+            };
+            let values = self.objective.evaluate(&LossInputs {
+                logits: &output.logits,
+                labels: &micro_batch.labels,
+                views: self.views,
+                paths: &output.path,
+                centres: &centres,
+                peers: &peers,
+                offset,
+                costs: self.costs,
+            });
+            drop(forward);
+
+            // Backward: gradients accumulate over micro-batches; during the last one buckets are all-reduced.
+            if a == last {
+                self.gradients.arm(self.routers);
+            }
+            let backward = range(Phase::Backward);
+            (&values.total / (count * self.world.ranks()) as f64).backward();
+            drop(backward);
+            let hard_path = hard(&output.gate_logits).detach();
+            let labels = &micro_batch.labels.own;
+            metrics.push(StepMetrics::pack_micro_batch(&values, &output, labels, self.views, &hard_path));
+            hard_paths.push(hard_path);
+        }
+        self.gradients.settle()?;
+        let grad_norm = self.gradients.flat().norm();
+        let finite = grad_norm.isfinite().to_kind(Kind::Float);
+        let metrics = StepMetrics::pack(&finite, &grad_norm, &metrics);
+        Ok(StepOutput {
+            grad_norm,
+            finite,
+            metrics,
+            hard_paths: Tensor::cat(&hard_paths, 0),
+            sync: StepSync(sync),
+        })
+    }
+
+    /// Batch norm's statistics in micro-batch `a`. Only the first updates the running ones: the model's are rank 0's, which
+    /// has just that micro-batch in a world A times as large.
+    fn statistics(&self, a: usize) -> Statistics<'_> {
+        match self.statistics {
+            Statistics::Batch { over, .. } if a > 0 => Statistics::Batch { seen: false, over },
+            statistics => statistics,
+        }
+    }
+
+    /// All ranks, in one all-gather: all ranks' path centres, `[G, n]`, and on its way to the host the mean over ranks of
+    /// `stop` and of the hard decisions. `centres` is `[L, n]`, `gate_logits` `[L·M, n]`.
+    fn gather_centres(
+        &self,
+        centres: &Tensor,
+        gate_logits: &Tensor,
+        stop: bool,
+    ) -> Result<(Tensor, HostCopy)> {
+        let (samples, gates) = centres.size2().expect("[L, n]");
+        let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
+        let nan_if_not_finite = gate_logits.detach() * 0.0;
+        let rates = (hard(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
+        let own = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
+        let all = self.world.all_gather(&own)?; // [W, L·n + 1 + n]
+        let peers = all.narrow(1, 0, samples * gates).reshape([-1, gates]);
+        let rest = all.narrow(1, samples * gates, 1 + gates).mean_dim([0].as_slice(), false, None);
+        Ok((peers, HostCopy::start(&rest)))
+    }
+
+    /// All ranks: the same for all micro-batches at once, by a forward pass without gradient or update of statistics.
+    fn gather_all_centres(&self, micro_batches: &[MicroBatch], stop: bool) -> Result<(Tensor, HostCopy)> {
+        let _forward = range(Phase::Forward);
+        let mut centres = Vec::new();
+        let mut gate_logits = Vec::new();
+        for micro_batch in micro_batches {
+            let output = tch::no_grad(|| {
+                self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(1))
+            });
+            centres.push(loss::path_centres(&output.path, self.views));
+            gate_logits.push(output.gate_logits);
+        }
+        self.gather_centres(&Tensor::cat(&centres, 0), &Tensor::cat(&gate_logits, 0), stop)
     }
 }

@@ -211,7 +211,7 @@ impl Subject<'_> {
         seed: u64,
         plan: Vec<BatchPlan>,
     ) -> Result<Loader> {
-        let spec = data::spec(self.config, transform, views);
+        let spec = data::loader_spec(self.config, transform, views);
         let spec = codinet_dataloader::LoaderSpec { seed, on_bad: OnBadSample::Replace, ..spec };
         Ok(Loader::new(self.data.clone(), spec, plan.into_iter())?)
     }

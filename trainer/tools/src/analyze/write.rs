@@ -411,7 +411,7 @@ impl Writer<'_> {
             (format!("{}  {count} images", text(path)), takers.into_iter().step_by(stride).collect())
         };
         let rows: Vec<(String, Vec<u32>)> = histogram.by_frequency().iter().take(paths).map(row).collect();
-        let spec = data::spec(subject.config, subject.config.evaluation(), 1);
+        let spec = data::loader_spec(subject.config, subject.config.evaluation(), 1);
         let draw = || {
             let sheet = ContactSheet::draw_rows(subject.data, &spec, &rows)?;
             Ok((sheet.png()?, (sheet.width, sheet.height)))

@@ -5,7 +5,7 @@ use super::source::{ImageBatch, Source};
 use super::{Engine, Paths};
 use crate::analyze::pictures::{self, Point};
 use crate::analyze::svg;
-use codinet_trainer::optim::budget::refuse_unmet;
+use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     if budgets.is_empty() {
         budgets = (0..=10).map(|i| least + (most - least) * f64::from(i) / 10.0).collect();
     }
-    budgets.iter().try_for_each(|&budget| refuse_unmet(engine.costs, "--budget-gmacs", budget))?;
+    budgets.iter().try_for_each(|&budget| check_reachable(engine.costs, "--budget-gmacs", budget))?;
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
     let mut lines = vec!["budget_gmacs,bias,gmacs,share_of_static,top1,distinct_paths,images".to_owned()];

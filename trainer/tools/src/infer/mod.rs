@@ -15,7 +15,7 @@ mod state;
 
 use codinet_trainer::model::router::Memory;
 use codinet_trainer::model::{Costs, Folded, FoldedBlock, FoldedGate, Net, Way};
-use codinet_trainer::optim::budget::nearest_bias;
+use codinet_trainer::optim::calibration::fit_bias;
 use codinet_trainer::sys::channels_last;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use layer::Layer;
@@ -107,7 +107,7 @@ impl<'a> Engine<'a> {
 
     /// Sets the bias that meets `budget` in GMACs on `batches`, as near as may be; what it gives.
     pub fn meet(&mut self, budget: f64, batches: &[Tensor]) -> Result<f64> {
-        let (bias, found) = nearest_bias(budget, |bias| {
+        let (bias, found) = fit_bias(budget, |bias| {
             self.bias = bias;
             let mut rates = (0.0, vec![0.0; self.gates()]);
             for x in batches {

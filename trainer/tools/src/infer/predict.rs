@@ -4,7 +4,7 @@ use super::cli::{Images, Network, output};
 use super::source::{ImageBatch, Source, Unread};
 use super::{Engine, Passed, Paths};
 use crate::trained::Trained;
-use codinet_trainer::optim::budget::refuse_unmet;
+use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
     let source = source.passing_over_bad(); // they get a line each
     if let Some(budget) = args.budget_gmacs {
         engine.need_gates()?;
-        refuse_unmet(engine.costs, "--budget-gmacs", budget)?;
+        check_reachable(engine.costs, "--budget-gmacs", budget)?;
         let first = source.inputs(BIASED_ON)?;
         if first.is_empty() {
             let what =

@@ -73,7 +73,7 @@ impl Source {
             }
         }
         close(&mut loose, &mut datasets)?;
-        let spec = data::spec(config, config.evaluation(), 1);
+        let spec = data::loader_spec(config, config.evaluation(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })

@@ -1,0 +1,217 @@
+//! What one training step measures. [`StepMetrics`] packs it into a row of numbers on the device and unpacks that row on
+//! the host; the layout of the row stands here only.
+
+use crate::dist::World;
+use crate::loss::{self, TERMS, TermValues};
+use crate::model::Output;
+use crate::sys::error::Result;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// One training step, or the mean of some: means over all ranks' views.
+///
+/// As a row: `finite`, the scalars, `rates`, `hard_rates`.
+#[derive(Clone, Debug)]
+pub struct StepMetrics {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Whether the averaged gradient was finite; otherwise the step changed nothing.
+    pub finite: bool,
+    /// By name: the L² norm of the averaged gradient (`grad_norm`), the objective's terms ([`TERMS`]), their weighted sum
+    /// (`loss`), the share of views whose most probable class was right (`top1`), and the terms' diagnostics.
+    pub scalars: Vec<(&'static str, f64)>,
+    /// Mean decision of each gate, `[n]`.
+    pub rates: Vec<f64>,
+    /// Mean of each gate's decision in inference (Eq. 13), `[n]`.
+    pub hard_rates: Vec<f64>,
+    /// If a number was not finite: which term, on which ranks.
+    pub nonfinite: Option<String>,
+}
+
+impl StepMetrics {
+    /// The scalars' names, in the order of a row.
+    fn scalar_names() -> impl Iterator<Item = &'static str> {
+        let terms = TERMS.iter().map(|term| term.name);
+        let diagnostics = TERMS.iter().filter_map(|term| term.diagnostic);
+        std::iter::once("grad_norm").chain(terms).chain(["loss", "top1"]).chain(diagnostics)
+    }
+
+    /// A micro-batch's part of the row: all but `finite` and `grad_norm`. `labels` is `[L]`, `hard_path` `[L·M, n]`.
+    pub fn pack_micro_batch(
+        values: &TermValues,
+        output: &Output,
+        labels: &Tensor,
+        views: i64,
+        hard_path: &Tensor,
+    ) -> Tensor {
+        let labels = loss::repeat_per_view(labels, views);
+        let correct = output.logits.argmax(1, false).eq_tensor(&labels);
+        let top1 = correct.to_kind(Kind::Float).mean(None);
+        let terms = values.terms.iter();
+        let scalars: Vec<&Tensor> = terms.chain([&values.total, &top1]).chain(&values.diagnostics).collect();
+        let rates = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
+        Tensor::cat(&[Tensor::stack(&scalars, 0), rates(&output.path), rates(hard_path)], 0).detach()
+    }
+
+    /// A rank's row: the mean over its micro-batches, with `finite` and the gradient's norm, `[]` each.
+    pub fn pack(finite: &Tensor, grad_norm: &Tensor, micro_batches: &[Tensor]) -> Tensor {
+        let mean = Tensor::stack(micro_batches, 0).mean_dim([0].as_slice(), false, None);
+        Tensor::cat(&[finite.view(1), grad_norm.view(1), mean], 0)
+    }
+
+    /// A step from all ranks' rows.
+    fn unpack_ranks(step: u64, rows: &[&[f64]]) -> Self {
+        let mean = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>() / rows.len() as f64;
+        let mut metrics = Self::unpack(step, &(0..rows[0].len()).map(mean).collect::<Vec<f64>>());
+        if !metrics.finite || !metrics.get("loss").is_finite() {
+            metrics.nonfinite = Some(metrics.describe_nonfinite(rows));
+        }
+        metrics
+    }
+
+    fn unpack(step: u64, row: &[f64]) -> Self {
+        let (finite, row) = row.split_first().expect("a row is not empty");
+        let scalars: Vec<_> = Self::scalar_names().zip(row.iter().copied()).collect();
+        let rates = &row[scalars.len()..];
+        let (rates, hard_rates) = rates.split_at(rates.len() / 2);
+        Self {
+            step,
+            finite: *finite == 1.0,
+            scalars,
+            rates: rates.to_vec(),
+            hard_rates: hard_rates.to_vec(),
+            nonfinite: None,
+        }
+    }
+
+    /// The numbers of a row.
+    fn to_row(&self) -> impl Iterator<Item = f64> {
+        let scalars = self.scalars.iter().map(|(_, value)| *value);
+        let rates = self.rates.iter().chain(&self.hard_rates).copied();
+        std::iter::once(f64::from(u8::from(self.finite))).chain(scalars).chain(rates)
+    }
+
+    /// The first term that is not finite on each rank, and the values.
+    fn describe_nonfinite(&self, rows: &[&[f64]]) -> String {
+        let is_term = |name: &str| TERMS.iter().any(|term| term.name == name);
+        let first_term = |(rank, row): (usize, &&[f64])| {
+            let mut terms = Self::scalar_names().zip(&row[1..]).filter(|(name, _)| is_term(name));
+            terms.find(|(_, value)| !value.is_finite()).map(|(name, _)| format!("{name} of rank {rank}"))
+        };
+        let terms: Vec<String> = rows.iter().enumerate().filter_map(first_term).collect();
+        let what = if terms.is_empty() { "the gradient".into() } else { terms.join(", ") };
+        let terms = self.scalars.iter().filter(|(name, _)| is_term(name));
+        let values: String = terms.map(|(name, value)| format!("{name} {value}, ")).collect();
+        format!("not finite: {what} ({values}gradient norm {})", self.get("grad_norm"))
+    }
+
+    /// The scalar `name`.
+    ///
+    /// # Panics
+    /// If no scalar has this name.
+    pub fn get(&self, name: &str) -> f64 {
+        let scalar = self.scalars.iter().find(|(known, _)| *known == name);
+        scalar.unwrap_or_else(|| panic!("no metric is named {name}")).1
+    }
+}
+
+/// Rows of steps that are still on the device. They are gathered when a log line or a checkpoint needs them: one
+/// collective and one wait of the host for many steps.
+#[derive(Debug, Default)]
+pub struct MetricsBuffer {
+    rows: Vec<(u64, Tensor)>,
+}
+
+impl MetricsBuffer {
+    /// Adds a step's row, of [`StepMetrics::pack`].
+    pub fn push(&mut self, step: u64, row: Tensor) {
+        self.rows.push((step, row));
+    }
+
+    /// All ranks: gathers the steps since the last call; bit-identical on all ranks.
+    pub fn gather(&mut self, world: &World) -> Result<Vec<StepMetrics>> {
+        let rows = std::mem::take(&mut self.rows);
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = Tensor::stack(&rows.iter().map(|(_, row)| row).collect::<Vec<_>>(), 0);
+        let all = world.all_gather(&own)?; // [W, steps, row]
+        let width = own.size()[1] as usize;
+        let values = Vec::<f64>::try_from(all.to_kind(Kind::Double).to_device(Device::Cpu).view(-1));
+        let values = values.expect("a vector of numbers");
+        let ranks: Vec<&[f64]> = values.chunks(rows.len() * width).collect();
+        let steps = rows.iter().enumerate().map(|(i, (step, _))| {
+            let rows: Vec<&[f64]> = ranks.iter().map(|rank| &rank[i * width..(i + 1) * width]).collect();
+            StepMetrics::unpack_ranks(*step, &rows)
+        });
+        Ok(steps.collect())
+    }
+}
+
+/// The sum over the steps since the last log line. It is part of a checkpoint, so that the first line after a resume
+/// covers the steps before the stop too.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetricsSum {
+    steps: u64,
+    sums: Vec<f64>,
+}
+
+impl MetricsSum {
+    /// Adds a step, unless a number of it is not finite.
+    pub fn add(&mut self, metrics: &StepMetrics) {
+        if metrics.nonfinite.is_some() {
+            return;
+        }
+        let row: Vec<f64> = metrics.to_row().collect();
+        self.sums.resize(row.len(), 0.0);
+        self.sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        self.steps += 1;
+    }
+
+    /// The mean over the steps, the last of which is `step`, and resets the sum; `None` if there were none.
+    pub fn take_mean(&mut self, step: u64) -> Option<StepMetrics> {
+        let Self { steps, sums } = std::mem::take(self);
+        let mean: Vec<f64> = sums.iter().map(|sum| sum / steps as f64).collect();
+        (steps > 0).then(|| StepMetrics::unpack(step, &mean))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist;
+
+    #[test]
+    fn rows_are_buffered_and_averaged_over_steps() {
+        let world = dist::join().unwrap();
+        let mut buffer = MetricsBuffer::default();
+        let mut sum = MetricsSum::default();
+        let row = |base: f32| {
+            let mut values: Vec<f32> = (0..16).map(|i| base + i as f32).collect();
+            values[0] = 1.0;
+            values
+        };
+        let mut broken = row(3.0);
+        broken[0] = 0.0;
+        broken[4] = f32::NAN;
+        for (step, values) in [row(1.0), row(2.0), broken].iter().enumerate() {
+            buffer.push(step as u64 + 1, Tensor::from_slice(values));
+        }
+        let steps = buffer.gather(&world).unwrap();
+        assert!(buffer.gather(&world).unwrap().is_empty());
+        let get = |step: usize, name| steps[step].get(name);
+        assert_eq!((get(0, "ce"), get(1, "loss"), get(1, "top1")), (3.0, 10.0, 11.0));
+        assert_eq!((get(0, "spread"), get(0, "centre_distance")), (11.0, 12.0));
+        assert_eq!(steps[0].rates, [13.0, 14.0]);
+        assert_eq!(steps[0].hard_rates, [15.0, 16.0]);
+        assert!(steps[1].nonfinite.is_none() && !steps[2].finite);
+        assert!(steps[2].nonfinite.as_ref().unwrap().starts_with("not finite: div of rank 0 (ce 5"));
+        steps.iter().for_each(|metrics| sum.add(metrics));
+        let mean = sum.take_mean(3).unwrap();
+        assert_eq!(
+            (mean.step, mean.get("ce"), mean.get("grad_norm"), mean.hard_rates[1]),
+            (3, 3.5, 2.5, 16.5)
+        );
+        assert!(sum.take_mean(4).is_none());
+    }
+}

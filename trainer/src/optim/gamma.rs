@@ -1,0 +1,75 @@
+//! γ tuned to a compute budget (Section 3.3, "γ is tuned adaptive").
+
+use serde::{Deserialize, Serialize};
+
+/// The decay per step of the moving average of the network's MACs.
+const EMA_DECAY: f64 = 0.95;
+/// The proportional term, in steps of the integral term; it damps the oscillation.
+const PROPORTIONAL_STEPS: f64 = 50.0;
+/// The limit of γ's integral, in steps at a gap of 100 %: an unreachable budget does not drive γ away for ever.
+const INTEGRAL_LIMIT: f64 = 5000.0;
+
+/// Dual ascent on mean MACs = budget; part of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GammaController {
+    /// γ of the next step.
+    pub gamma: f64,
+    /// γ's integral term.
+    base: f64,
+    /// Moving average of the network's MACs by hard decisions, in billions; `None` before the first step.
+    pub gmacs: Option<f64>,
+}
+
+impl GammaController {
+    /// A controller that starts at `gamma`.
+    pub fn new(gamma: f64) -> Self {
+        Self { gamma, base: gamma, gmacs: None }
+    }
+
+    /// Updates γ after a step whose hard decisions cost `gmacs`: it rises by `step_size` for each 100 % that the
+    /// recent mean exceeds `budget`, and falls likewise, below 0 if need be, where blocks are rewarded for running. A
+    /// proportional term damps the oscillation (Stooke et al., arXiv 2007.03964).
+    pub fn update(&mut self, gmacs: f64, budget: f64, step_size: f64) {
+        let mean = self.gmacs.map_or(gmacs, |mean| EMA_DECAY * mean + (1.0 - EMA_DECAY) * gmacs);
+        let gap = (mean - budget) / budget;
+        let limit = INTEGRAL_LIMIT * step_size;
+        self.gmacs = Some(mean);
+        self.base = (self.base + step_size * gap).clamp(-limit, limit);
+        self.gamma = self.base + PROPORTIONAL_STEPS * step_size * gap;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GammaController;
+
+    #[test]
+    fn gamma_rises_above_the_budget() {
+        let mut controller = GammaController::new(0.01);
+        controller.update(2.0, 1.0, 0.001);
+        assert!((controller.gamma - (0.01 + 0.001 + 0.05)).abs() < 1e-12);
+        assert_eq!(controller.gmacs, Some(2.0));
+        controller.update(1.0, 1.0, 0.001); // the mean is 1.95 now
+        assert!((controller.gamma - (0.011 + 0.95 * 0.001 + 0.05 * 0.95)).abs() < 1e-12);
+    }
+
+    /// A network whose MACs fall with a lag as γ rises converges to its budget.
+    #[test]
+    fn gamma_converges_where_macs_meet_the_budget() {
+        let mut controller = GammaController::new(0.0);
+        let mut gmacs = 1.0;
+        for _ in 0..20_000 {
+            gmacs += 0.02 * ((1.0 - 10.0 * controller.gamma).clamp(0.1, 1.0) - gmacs);
+            controller.update(gmacs, 0.6, 2e-4);
+        }
+        assert!((gmacs - 0.6).abs() < 1e-3, "{gmacs}");
+        assert!((controller.gamma - 0.04).abs() < 1e-3, "{}", controller.gamma);
+    }
+
+    #[test]
+    fn gamma_falls_below_zero_under_the_budget() {
+        let mut controller = GammaController::new(0.0);
+        (0..100).for_each(|_| controller.update(0.5, 0.6, 2e-4));
+        assert!(controller.gamma < 0.0);
+    }
+}

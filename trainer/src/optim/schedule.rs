@@ -1,0 +1,83 @@
+//! The learning rate over a stage.
+
+use crate::config::{Config, Schedule, Stage};
+use std::f64::consts::PI;
+
+/// The learning rate at `epoch` of `stage`, which has a fraction: its `lr`, scaled to the batch size (`optim.lr_batch_size`),
+/// times the warm-up and the schedule's factor.
+pub fn learning_rate(config: &Config, stage: &Stage, epoch: f64) -> f64 {
+    let optim = &config.optim;
+    let warmup = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
+    let scale = optim.lr_batch_size.map_or(1.0, |reference| optim.batch_size as f64 / reference as f64);
+    stage.lr * scale * warmup * factor(&stage.schedule, epoch, stage.epochs)
+}
+
+/// The schedule's factor at `epoch` of `epochs`.
+fn factor(schedule: &Schedule, epoch: f64, epochs: u64) -> f64 {
+    match schedule {
+        Schedule::Constant => 1.0,
+        Schedule::MultiStep { milestones, factor } => {
+            let passed = milestones.iter().filter(|&&milestone| epoch >= milestone as f64).count();
+            factor.powi(passed as i32)
+        }
+        Schedule::Cosine => cosine(1.0, 0.0, epoch / epochs as f64),
+        Schedule::OneCycle { rise } => {
+            let start = 1.0 / 25.0;
+            let progress = epoch / epochs as f64;
+            if progress < *rise {
+                cosine(start, 1.0, progress / rise)
+            } else {
+                cosine(1.0, start / 1e4, (progress - rise) / (1.0 - rise))
+            }
+        }
+    }
+}
+
+/// From `from` to `to` along half a cosine, at `progress` in 0 to 1.
+fn cosine(from: f64, to: f64, progress: f64) -> f64 {
+    to + (from - to) * 0.5 * (1.0 + (PI * progress).cos())
+}
+
+/// A learning rate for the log: 0.0500, 2.3e-5.
+pub fn format_lr(lr: f64) -> String {
+    if lr == 0.0 || lr >= 1e-3 { format!("{lr:.4}") } else { format!("{lr:.1e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_follow_their_formulas() {
+        use Schedule::*;
+        let mut config = Config::default();
+        let stage = |schedule, warmup_epochs| Stage {
+            epochs: 10,
+            lr: 0.2,
+            schedule,
+            warmup_epochs,
+            ..Default::default()
+        };
+        let steps = stage(MultiStep { milestones: vec![4, 8], factor: 0.1 }, 2.0);
+        for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (3.9, 0.2), (4.0, 0.02), (9.0, 0.002)] {
+            assert!((learning_rate(&config, &steps, epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+        // OneCycle: torch.optim.lr_scheduler.OneCycleLR(max_lr=0.2, total_steps=101, pct_start=0.3) at 0, 15, 30, 65, 100.
+        for (schedule, rates) in [
+            (Cosine, vec![(0.0, 0.2), (5.0, 0.1), (10.0, 0.0)]),
+            (
+                OneCycle { rise: 0.3 },
+                vec![(0.0, 0.008), (1.5, 0.104), (3.0, 0.2), (6.5, 0.1000004), (10.0, 8e-7)],
+            ),
+        ] {
+            for (epoch, lr) in rates {
+                let found = learning_rate(&config, &stage(schedule.clone(), 0.0), epoch);
+                assert!((found - lr).abs() < 1e-9, "{epoch}: {found}");
+            }
+        }
+        config.optim.batch_size = 512;
+        config.optim.lr_batch_size = Some(256);
+        let lr = learning_rate(&config, &stage(Constant, 0.0), 1.0);
+        assert!((lr - 0.4).abs() < 1e-12, "twice the batch size, twice the rate");
+    }
+}

@@ -1,0 +1,62 @@
+//! Benchmark steps: profiling and the batch-size search.
+
+use super::Trainer;
+use crate::config::Config;
+use crate::data::{Datasets, Prefetcher, StepIndex};
+use crate::dist::{World, agree};
+use crate::model::Costs;
+use crate::optim::schedule::learning_rate;
+use crate::run::Place;
+use crate::sys::error::{Error, Exit, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tch::Device;
+
+/// Training steps of a run's first stage, as many as asked for. Writes nothing.
+pub struct BenchmarkRun<'a> {
+    trainer: Trainer<'a>,
+    batches: Prefetcher<'a>,
+}
+
+impl<'a> BenchmarkRun<'a> {
+    /// All ranks: opens the data and builds the network, as a run of `config` does.
+    pub fn new(world: &'a World, config: &'a Config, device: Device, stop: Arc<AtomicBool>) -> Result<Self> {
+        let data = agree(world, Datasets::open(config, world, device))?;
+        let place = Place { dir: PathBuf::new(), checkpoint: None };
+        let trainer = Trainer::new(world, config, place, data, device, stop, String::new())?;
+        let batches = trainer.batches(0, StepIndex::default(), u64::MAX)?;
+        Ok(Self { trainer, batches })
+    }
+
+    /// All ranks: one step.
+    ///
+    /// # Errors
+    /// A rank was asked to stop.
+    pub fn step(&mut self) -> Result<()> {
+        let trainer = &mut self.trainer;
+        let config = trainer.config;
+        let stage = &config.stages[0];
+        let steps = trainer.data.steps_per_epoch(config);
+        let lr = learning_rate(config, stage, trainer.step_in_stage() as f64 / steps as f64);
+        if trainer.train_step(&mut self.batches, stage, lr)? {
+            return Err(Error::on_all_ranks(Exit::Interrupted, "stopped on request"));
+        }
+        if trainer.step_in_stage().is_multiple_of(steps) {
+            trainer.state.epoch_samples = 0; // another epoch of samples, and the learning rate from its start
+        }
+        Ok(())
+    }
+
+    /// Waits until the device has completed all work.
+    pub fn synchronize(&self) {
+        if let Device::Cuda(index) = self.trainer.device {
+            tch::Cuda::synchronize(index as i64);
+        }
+    }
+
+    /// The cost of each part of the network.
+    pub fn costs(&self) -> &Costs {
+        &self.trainer.model.net.costs
+    }
+}

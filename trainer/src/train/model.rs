@@ -1,0 +1,76 @@
+//! [`Model`]: what a step changes and a checkpoint saves.
+
+use super::step::StepOutput;
+use crate::config::{Config, Routers};
+use crate::dist::{Gradients, World};
+use crate::model::{Net, Statistics};
+use crate::optim::{Ema, Sgd};
+use crate::sys::native::RankMean;
+use crate::sys::span::{Phase, range};
+use tch::{Device, Kind, Tensor};
+
+/// A network in training, on one rank: its weights, their gradient, the optimiser and the moving average.
+pub(crate) struct Model {
+    pub net: Net,
+    pub gradients: Gradients,
+    pub sgd: Sgd,
+    pub ema: Option<Ema>,
+    /// c_k of Eq. 11, `[n]`.
+    pub costs: Tensor,
+    /// Averages batch norm's statistics over ranks, if `model.sync_batch_norm` is set.
+    sync_batch_norm: Option<RankMean>,
+}
+
+impl Model {
+    /// All ranks: puts `net` in training.
+    pub fn new(world: &World, config: &Config, net: Net, device: Device) -> Self {
+        Self {
+            gradients: Gradients::new(&net.params, world, &config.collective),
+            sgd: Sgd::new(&net.params, &config.optim),
+            ema: config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay)),
+            costs: Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device),
+            sync_batch_norm: config.model.sync_batch_norm.then(|| world.mean_operation()),
+            net,
+        }
+    }
+
+    /// Batch norm's statistics in training.
+    pub fn batch_statistics(&self) -> Statistics<'_> {
+        Statistics::Batch { seen: true, over: self.sync_batch_norm.as_ref() }
+    }
+
+    /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
+    /// batch norm's running statistics (`buffers_before`) included.
+    pub fn update(&mut self, output: &StepOutput, buffers_before: &Tensor, lr: f64, routers: Routers) {
+        let _update = range(Phase::Optimizer);
+        let StepOutput { grad_norm, finite, .. } = output;
+        let params = &self.net.params;
+        self.sgd.step(params, self.gradients.flat(), grad_norm, finite, lr, routers);
+        let buffers = params.flat_buffers();
+        let valid = buffers.where_self(&finite.to_kind(Kind::Bool), buffers_before);
+        buffers.shallow_clone().copy_(&valid);
+        if let Some(ema) = &mut self.ema {
+            ema.update(params, finite);
+        }
+    }
+
+    /// The tensors that must be bit-identical on all ranks.
+    pub fn replicated(&self) -> Vec<&Tensor> {
+        let ema = self.ema.as_ref().map(|ema| &ema.flat);
+        [self.net.params.flat(), &self.sgd.momentum].into_iter().chain(ema).collect()
+    }
+
+    /// Exchanges the weights and their moving average, if there is one; a second call undoes it.
+    pub fn exchange_ema(&mut self) {
+        if let Some(ema) = &mut self.ema {
+            ema.exchange(&self.net.params);
+        }
+    }
+
+    /// The tensors of a checkpoint.
+    pub fn saved(&self) -> Vec<&Tensor> {
+        let params = &self.net.params;
+        let ema = self.ema.iter().flat_map(|ema| [&ema.flat, &ema.buffers]);
+        [params.flat(), params.flat_buffers(), &self.sgd.momentum].into_iter().chain(ema).collect()
+    }
+}
