@@ -1,9 +1,10 @@
-# make quickstart   everything, from a fresh clone to a trained network and a table (10 minutes on two cores)
-# make setup        system packages, libtorch into .libtorch/ (CUDA=1: for GPUs, also where there is none)
+# make quickstart   from a fresh clone to a trained network and a table (10 minutes on two cores)
+# make setup        system packages, libtorch into .libtorch/ (CUDA=1: with CUDA, also on a machine without a GPU)
 # make build        the programs, in target/release/
 # make test         the whole test suite
-# make docs         the documentation as a book, in target/book/, held to the programs
-# make bench        speed beside PyTorch's, DALI's and our own static network (20 minutes; an idle machine)
+# make docs         the documentation as a book, in target/book/, checked against the programs
+# make bench        speed against PyTorch, DALI and our static network (20 minutes; an idle machine)
+# make lint         formatting and clippy
 # make install      the programs, libtorch, configs and shell completions under PREFIX
 
 PREFIX ?= /usr/local
@@ -20,8 +21,8 @@ BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-da
 
 quickstart: build data
 	@$(BIN)/codinet-launch --raw -n $(RANKS) $(QUICK) $(ARGS)
-	@echo "train again, longer: $(BIN)/codinet-launch -n $(RANKS) $(QUICK) --set stages.0.epochs=10"
-	@echo "(Ctrl-C stops it with a checkpoint, and says how to go on)"
+	@echo "train longer: $(BIN)/codinet-launch -n $(RANKS) $(QUICK) --set stages.0.epochs=10"
+	@echo "(Ctrl-C writes a checkpoint and prints the command that resumes)"
 
 setup:
 	@sh cluster/setup.sh
@@ -54,7 +55,7 @@ lint: setup
 	@$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
 install:
-	@test -x $(BIN)/codinet-train || { echo "run make build first (as the user who builds, not as root)" >&2; exit 1; }
+	@test -x $(BIN)/codinet-train || { echo "run make build first, as the user who builds, not as root" >&2; exit 1; }
 	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet $(PREFIX)/share/codinet/configs
 	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
 	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs

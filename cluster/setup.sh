@@ -1,10 +1,10 @@
 #!/bin/sh
-# What `make setup` does: sees to the system packages, and unpacks libtorch into .libtorch/. With the word `data`: sees to
-# Debian's package of Fashion-MNIST too. What is there already is left alone: packages, and a libtorch that LIBTORCH names.
+# `make setup`: installs missing system packages and unpacks libtorch into .libtorch/. With the argument `data` it also installs
+# Debian's package of Fashion-MNIST. Existing packages and an existing libtorch 2.11 (LIBTORCH) are reused.
 set -eu
 cd "$(dirname "$0")/.."
 torch=2.11.0 cudart=13.0.96 cupti=13.0.85
-# libtorch's CUDA half is fetched where the driver has a GPU, and with CUDA=1, as on a cluster's login node; never with CUDA=0.
+# libtorch's CUDA libraries are fetched if the driver has a GPU, or with CUDA=1, as on a cluster's login node; never with CUDA=0.
 gpus=$(ls /proc/driver/nvidia/gpus 2>/dev/null | grep -c . || true)
 cuda=${CUDA:-$gpus}
 say() { printf 'setup: %s\n' "$*"; }
@@ -12,12 +12,12 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; elif [ -t 0 ]; then sudo "$@"; else sudo -n "$@"; fi; }
 
-# Whether .libtorch has what is wanted of it: its CUDA half too only where that is asked for.
+# Whether .libtorch is complete, with the CUDA libraries if CUDA=1 asks for them.
 has_libtorch() { [ -e .libtorch/complete-$torch-cuda ] || { [ "${CUDA:-0}" = 0 ] && [ -e .libtorch/complete-$torch ]; }; }
 
 libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return
-    # The library, and the headers that it comes with.
+    # The library, and its own headers.
     ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib*/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null |
         grep -qv libclang-cpp && ls /usr/lib*/*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h \
         >/dev/null 2>&1
@@ -25,7 +25,7 @@ libclang() {
 
 has_daemon() { have "$1" || [ -x "/usr/sbin/$1" ]; }
 
-# Each line: how to tell that it is there, and the Debian package that brings it.
+# Each line: a test whether a tool is installed, and the Debian package that contains it.
 missing=
 need() { "$1" "$2" || missing="$missing $3"; }
 need have c++ g++
@@ -41,25 +41,25 @@ need libclang - libclang-dev
 }
 data=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 [ "${1:-}" != data ] || [ -e "$data" ] || missing="$missing dataset-fashion-mnist"
-# In CI, what tests make clusters of one machine with; elsewhere these tests are left out without it.
+# CI also needs the packages of tests that build a cluster on one machine; elsewhere these tests are skipped without them.
 if [ -n "${CI:-}" ]; then
     need has_daemon slurmctld slurm-wlm
     need has_daemon munged munge
     need has_daemon ip iproute2
 fi
 if [ -n "$missing" ]; then
-    have apt-get || fail "please install what these Debian packages hold:$missing"
-    [ "$(id -u)" = 0 ] || have sudo || fail "please have these packages installed: apt-get install$missing"
+    have apt-get || fail "install the equivalents of these Debian packages:$missing"
+    [ "$(id -u)" = 0 ] || have sudo || fail "ask an administrator to run: apt-get install$missing"
     say "installing$missing"
     { as_root apt-get update -qq &&
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null; } ||
-        fail "please have these packages installed: apt-get install$missing"
+        fail "ask an administrator to run: apt-get install$missing"
 fi
 
 have cargo || fail "Rust is missing: install rustup (the toolchain itself is pinned in rust-toolchain.toml)"
 
-# libtorch without Python: the part of PyTorch's wheel that a program links, and the two CUDA libraries that it
-# asks for on every machine; for GPUs all of it, and all libraries that the wheel names.
+# libtorch without Python: the libraries of PyTorch's wheel that a program links, and the two CUDA libraries that they
+# need on every machine. For GPUs: all libraries of the wheel and of its dependencies.
 fetch() {
     platforms=
     for n in 17 18 19 20 21 22 23 24 25 26 27 28; do
@@ -79,7 +79,7 @@ elif ! has_libtorch; then
         libraries='torch/lib/libtorch.so torch/lib/libtorch_cpu.so torch/lib/libc10.so torch/lib/libgomp*'
         complete=complete-$torch
     else
-        say "fetching libtorch $torch with its CUDA half (2.6 GB; CUDA=0 leaves it out)"
+        say "fetching libtorch $torch with its CUDA libraries (2.6 GB; CUDA=0 skips them)"
         fetch torch==$torch
         libraries='torch/lib/*.so*' complete=complete-$torch-cuda
     fi
@@ -95,6 +95,6 @@ elif ! has_libtorch; then
     cd ..
     rm -rf .libtorch && mv .libtorch.new .libtorch
 elif [ "$gpus" != 0 ] && [ -z "${CUDA:-}" ] && [ ! -e .libtorch/complete-$torch-cuda ]; then
-    say "this machine has a GPU; CUDA=1 fetches libtorch's CUDA half (2.6 GB)"
+    say "this machine has a GPU; CUDA=1 fetches libtorch's CUDA libraries (2.6 GB)"
 fi
 say "ready"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains alike under Open MPI and under MPICH, from two builds, and compares the losses in metrics.jsonl.
+"""Runs the same training with Open MPI and with MPICH, from two builds, and compares the losses in metrics.jsonl.
 
     MPICC=mpicc.mpich cargo build --release --locked -p codinet-trainer --target-dir target/mpich
     tests/compare_mpi.py target/release/codinet-train target/mpich/release/codinet-train data/fashion-mnist
 
-On two ranks they have to be identical, on four within 1e-5 of one another (MPIs add up in different orders). Needs both
-mpiruns, as mpirun.openmpi and mpirun.mpich (Debian: openmpi-bin, mpich), and Python 3 alone.
+On two ranks the losses must be identical, on four within 1e-5 (MPIs sum in different orders). Needs both mpiruns, as
+mpirun.openmpi and mpirun.mpich (Debian: openmpi-bin, mpich), and Python 3 without packages.
 """
 
 import json
@@ -20,10 +20,10 @@ STEPS = 20
 
 
 def train(mpirun, program, ranks, data, run):
-    words = [mpirun, "-n", str(ranks)]
+    command = [mpirun, "-n", str(ranks)]
     if mpirun.endswith("openmpi"):
-        words += ["--oversubscribe", "--bind-to", "none"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
-    words += [str(program), "fashion_quick.yaml"]
+        command += ["--oversubscribe", "--bind-to", "none"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
+    command += [str(program), "fashion_quick.yaml"]
     settings = {
         "run.dir": run,
         "run.device": "cpu",
@@ -36,10 +36,10 @@ def train(mpirun, program, ranks, data, run):
         "stages.1.epochs": 1,
     }
     for key, value in settings.items():
-        words += ["--set", f"{key}={value}"]
-    done = subprocess.run(words, capture_output=True, text=True)
+        command += ["--set", f"{key}={value}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in LOSSES} for line in lines if line["kind"] == "train"]
 
@@ -47,7 +47,7 @@ def train(mpirun, program, ranks, data, run):
 def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    open_mpi, mpich, data = (pathlib.Path(word).resolve() for word in sys.argv[1:])
+    open_mpi, mpich, data = (pathlib.Path(argument).resolve() for argument in sys.argv[1:])
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         for ranks, tolerance in [(2, 0.0), (4, 1e-5)]:

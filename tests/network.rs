@@ -120,7 +120,7 @@ fn a_wire_that_is_cut_ends_the_job_and_it_resumes() {
         std::thread::sleep(Duration::from_millis(100));
     }
 
-    assert!(hosts.command(&["mend"]).status().unwrap().success());
+    assert!(hosts.command(&["reconnect"]).status().unwrap().success());
     let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
     let step: u64 = latest.trim().trim_start_matches("step-").parse().unwrap();
     let epochs = step / 12 + 1;

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Two hosts on this machine: network namespaces joined by a veth pair, each with a host name of its own. Needs root.
+# Two hosts on this machine: network namespaces connected by a veth pair, each with its own host name. Needs root.
 #
-#     tests/two_hosts.sh NAME            makes hosts NAME-a (10.213.77.1) and NAME-b (10.213.77.2), prints "ready", and takes
-#                                        them away, with all their processes, once standard input closes
-#     tests/two_hosts.sh NAME on a|b CMD…    runs CMD on one of them
-#     tests/two_hosts.sh NAME cut|mend       parts and joins them
+#     tests/two_hosts.sh NAME                 creates hosts NAME-a (10.213.77.1) and NAME-b (10.213.77.2), prints "ready", and
+#                                             removes them, with all their processes, once standard input closes
+#     tests/two_hosts.sh NAME on a|b CMD…     runs CMD on one of them
+#     tests/two_hosts.sh NAME cut|reconnect   cuts and restores the connection
 #
-# NAME has at most ten characters. Namespaces and addresses are seen by nobody else, so several pairs may be there at once.
+# NAME has at most ten characters. Namespaces and addresses are private, so several pairs may exist at once.
 set -euo pipefail
 name=$1
 case ${2:-make} in
@@ -16,7 +16,7 @@ on)
     exec ip netns exec "$host" unshare --uts sh -c 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"' "$host" "$@"
     ;;
 cut) ip -n "$name-b" link set dev veth down ;;
-mend) ip -n "$name-b" link set dev veth up ;;
+reconnect) ip -n "$name-b" link set dev veth up ;;
 make)
     stop() {
         trap - EXIT

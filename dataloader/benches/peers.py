@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Images a second of codinet-data's loader beside PyTorch's, DALI's and FFCV's, on the same photographs and the same cores.
+"""Compares codinet-data's loader with PyTorch's, DALI's and FFCV's, in images per second, on the same photographs and cores.
 
     photographs.py photos                                            # once
     codinet-data import imagefolder --src photos --output tiled         # once
     codinet-data import imagefolder --src photos --output plain --no-tile
     peers.py --photos photos --tiled tiled --plain plain --rounds 3
 
-Needs: pip install torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset; FFCV where it is installed. Who is
-missing is left out, and named. Every program runs once a round, pinned to the same cores by taskset, and rounds start with
-another program each. A program goes through the photographs once to warm up, then is timed over two epochs; page caches
-are warm. All do RandomResizedCrop(224), a flip, and hand over batches of 64 in the order of a shuffle: PyTorch's, DALI's
-and FFCV's as normalised floats, as their users have them; ours as u8, which codinet-train normalises where the model runs
-(`ours, f32` adds that on the same core). With --views 2 or 4 PyTorch decodes a sample once a view, as the authors' code does.
-PyTorch, DALI and FFCV run with glibc's allocator tuned, their best case (MALLOC_MMAP_MAX_=0 and so on).
+Needs: pip install torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset; FFCV if installed. Missing programs are
+skipped with a message. Each program runs once per round, pinned to the same cores by taskset; each round starts with another
+program. A program reads the photographs once to warm up, then is timed over two epochs, with warm page caches. All do
+RandomResizedCrop(224) and a flip, and return shuffled batches of 64. PyTorch, DALI and FFCV return normalised floats, as
+their users do. Ours returns u8, which codinet-train normalises on the model's device (`ours, f32` adds that on the same
+core). With --views 2 or 4, PyTorch decodes a sample once per view, as the code of the paper's authors does. PyTorch, DALI and
+FFCV run with tuned settings of glibc's allocator, their best case (MALLOC_MMAP_MAX_=0 and so on).
 """
 
 import argparse
@@ -27,23 +27,26 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-BATCH, EPOCHS = 64, 2
+MEAN = [0.485, 0.456, 0.406]
+STD = [0.229, 0.224, 0.225]
+BATCH = 64
+EPOCHS = 2
 
 
-def timed(epoch):
-    """Samples a second of `epoch()`, which returns how many it served, after one to warm up."""
+def measure_rate(epoch):
+    """Samples per second of `epoch()`, which returns its number of samples, after one epoch of warm-up."""
     epoch()
     start = time.perf_counter()
-    served = sum(epoch() for _ in range(EPOCHS))
-    return served / (time.perf_counter() - start)
+    samples = sum(epoch() for _ in range(EPOCHS))
+    return samples / (time.perf_counter() - start)
 
 
 class Views:
-    """The authors' way: the dataset is asked for the sample once a view."""
+    """Several views as in the code of the paper's authors: the dataset returns the sample once per view."""
 
     def __init__(self, dataset, views):
-        self.dataset, self.views = dataset, views
+        self.dataset = dataset
+        self.views = views
 
     def __len__(self):
         return len(self.dataset)
@@ -51,8 +54,8 @@ class Views:
     def __getitem__(self, index):
         import torch
 
-        made = [self.dataset[index] for _ in range(self.views)]
-        return torch.stack([image for image, _ in made]), made[0][1]
+        views = [self.dataset[index] for _ in range(self.views)]
+        return torch.stack([image for image, _ in views]), views[0][1]
 
 
 def torch_loader(dataset, threads):
@@ -70,7 +73,7 @@ def torchvision(options, threads):
     steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     dataset = datasets.ImageFolder(options.photos, transforms.Compose(steps))
     loader = torch_loader(Views(dataset, options.views) if options.views > 1 else dataset, threads)
-    return timed(lambda: sum(len(labels) for _, labels in loader))
+    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
 
 
 def torchvision_v2(options, threads):
@@ -83,7 +86,7 @@ def torchvision_v2(options, threads):
     read = lambda path: io.decode_jpeg(io.read_file(path), io.ImageReadMode.RGB)
     dataset = datasets.ImageFolder(options.photos, v2.Compose(steps), loader=read)
     loader = torch_loader(Views(dataset, options.views) if options.views > 1 else dataset, threads)
-    return timed(lambda: sum(len(labels) for _, labels in loader))
+    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
 
 
 def webdataset(options, threads):
@@ -95,11 +98,11 @@ def webdataset(options, threads):
     shards = sorted(str(path) for path in options.plain.glob("*.tar"))
     dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(500).decode("pil").to_tuple("jpg;jpeg;JPEG", "cls").map_tuple(steps, int)
     loader = webdataset.WebLoader(dataset, batch_size=BATCH, num_workers=threads if threads > 1 else 0)
-    return timed(lambda: sum(len(labels) for _, labels in loader))
+    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
 
 
 def dali(options, threads):
-    """DALI on the CPU, decoding the crop alone."""
+    """DALI on the CPU, decoding only the crop."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -117,11 +120,11 @@ def dali(options, threads):
     pipe.build()
     names = [f"view{i}" for i in range(options.views)] + ["label"]
     loader = DALIGenericIterator(pipe, names, reader_name="reader", auto_reset=True, last_batch_policy=LastBatchPolicy.PARTIAL)
-    return timed(lambda: sum(len(batch[0]["label"]) for batch in loader))
+    return measure_rate(lambda: sum(len(batch[0]["label"]) for batch in loader))
 
 
 def ffcv(options, threads):
-    """FFCV on JPEGs as they are (quality 96 keeps their mean size: its writer decodes and encodes them)."""
+    """FFCV on JPEGs. Its writer decodes and encodes them; quality 96 keeps their mean size."""
     import numpy
     import torch
     from ffcv.fields import IntField, RGBImageField
@@ -139,14 +142,14 @@ def ffcv(options, threads):
     normalise = NormalizeImage(255 * numpy.array(MEAN), 255 * numpy.array(STD), numpy.float32)
     image = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip(), normalise, ToTensor(), ToTorchImage()]
     loader = Loader(str(path), batch_size=BATCH, num_workers=threads, order=OrderOption.RANDOM, pipelines={"image": image, "label": [IntDecoder(), ToTensor()]})
-    return timed(lambda: sum(len(labels) for _, labels in loader))
+    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
 
 
 PEERS = {"torchvision": torchvision, "torchvision v2": torchvision_v2, "webdataset": webdataset, "DALI": dali, "FFCV": ffcv}
 
 
-def one(name, options, threads):
-    """Samples a second of one program in a process of its own, pinned; none where it can't run."""
+def run_program(name, options, threads):
+    """Samples per second of one program in its own process, pinned to cores; None if it cannot run."""
     pin = ["taskset", "-c", ",".join(map(str, range(threads)))]
     if name in PEERS:
         command = [sys.executable, __file__, "--one", name, "--threads", str(threads), "--views", str(options.views), "--photos", options.photos]
@@ -159,8 +162,8 @@ def one(name, options, threads):
         env = os.environ
     done = subprocess.run([*pin, *map(str, command)], env=env, capture_output=True, text=True)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no word"]
-        print(f"{name}: left out ({last[0]})", file=sys.stderr)
+        last = done.stderr.strip().splitlines()[-1:] or ["no error output"]
+        print(f"{name}: skipped ({last[0]})", file=sys.stderr)
         return None
     return float(done.stdout.split()[-1])
 
@@ -182,20 +185,21 @@ def main():
     names = ["ours, tiled", "ours, tiled, f32", "ours, plain", *PEERS]
     if options.views > 1:
         names = [name for name in names if name not in ("webdataset", "FFCV")]
-    found, out = collections.defaultdict(list), set()
+    rates_of = collections.defaultdict(list)
+    skipped = set()
     for turn in range(options.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rate = None if name in out else one(name, options, options.threads)
+            rate = None if name in skipped else run_program(name, options, options.threads)
             if rate is None:
-                out.add(name)
+                skipped.add(name)
             else:
-                found[name].append(rate)
+                rates_of[name].append(rate)
                 print(f"round {turn + 1}: {name}: {rate:.1f} samples/s", file=sys.stderr, flush=True)
-    ours = statistics.median(found["ours, tiled"])
+    ours = statistics.median(rates_of["ours, tiled"])
     print(f"{options.views} view(s), {options.threads} core(s), {options.rounds} rounds\n")
-    print("| loader | samples/s (least to most) | images/s | ours, tiled, against it |\n|---|---|---|---|")
-    for name in (name for name in names if name in found):
-        rates = found[name]
+    print("| loader | samples/s (min to max) | images/s | ours, tiled, against it |\n|---|---|---|---|")
+    for name in (name for name in names if name in rates_of):
+        rates = rates_of[name]
         rate = statistics.median(rates)
         print(f"| {name} | {rate:.0f} ({min(rates):.0f} to {max(rates):.0f}) | {rate * options.views:.0f} | {ours / rate:.2f} |")
 

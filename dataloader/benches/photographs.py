@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Makes photographs of ImageNet's sizes to time loaders on: an ImageFolder of 20 classes.
+"""Generates photographs of ImageNet's sizes for timing loaders: an ImageFolder of 20 classes.
 
     photographs.py OUT [--count 1200] [--wallpapers FOLDER]     (needs Pillow and numpy)
 
 They are cut from the wallpapers of Debian's mate-backgrounds, plasma-workspace-wallpapers, lomiri-wallpapers-16.04 and
-lomiri-wallpapers-20.04 (apt-get download, dpkg -x). ImageNet's training images are 110 kB and 400x350 pixels in the mean,
-500x375 in the mode. Wallpapers are denoised, hence some grain and sharpening: without them, JPEGs of this size have half
-as many bytes to decode. Few scenes, so good for speed alone.
+lomiri-wallpapers-20.04 (apt-get download, dpkg -x). ImageNet's training images have a mean of 110 kB and 400x350
+pixels; their most common size is 500x375. Wallpapers are denoised, so the script adds grain and sharpening: without them, JPEGs of
+this size have half as many bytes to decode. There are few scenes, so the images are only fit for timing.
 """
 
 import argparse
@@ -24,9 +24,9 @@ options = parser.parse_args()
 
 draw = random.Random(1)
 grain = np.random.default_rng(1)
-found = [path for path in sorted(options.wallpapers.rglob("*")) if path.suffix in (".jpg", ".jpeg", ".png") and not path.is_symlink()]
+images = [path for path in sorted(options.wallpapers.rglob("*")) if path.suffix in (".jpg", ".jpeg", ".png") and not path.is_symlink()]
 scenes = []
-for path in found:
+for path in images:
     if path.stat().st_size < 200_000:
         continue
     scene = Image.open(path).convert("RGB")
@@ -55,4 +55,4 @@ for i in range(options.count):
     sampling = {} if grey else {"subsampling": draw.choices([2, 0], [87, 13])[0]}
     (image.convert("L") if grey else image).save(path, "JPEG", quality=draw.randint(93, 98), **sampling)
     total += path.stat().st_size
-print(f"{options.count} photographs, {total / options.count / 1000:.1f} kB in the mean, from {len(scenes)} wallpapers")
+print(f"{options.count} photographs, {total / options.count / 1000:.1f} kB on average, from {len(scenes)} wallpapers")

@@ -1,15 +1,14 @@
-"""The same training step in PyTorch, with DistributedDataParallel over gloo: what compare.py holds codinet-train against.
+"""The same training step in PyTorch, with DistributedDataParallel over gloo: the reference of compare.py.
 
     mpirun -n 2 --bind-to core python3 tests/bench/ddp.py fashion_r20 --dtype bf16 --layout channels_last
     torchrun --nproc-per-node 2 tests/bench/ddp.py fashion_r20
 
-Prints one line of JSON: images/s over the measured steps, and their median. Needs: pip install torch==2.11.0 numpy pillow
+Prints one line of JSON: images/s over the measured steps, and the median step. Needs: pip install torch==2.11.0 numpy pillow
 
-The tensors are those of tests/golden/reference.py, which tests/golden.rs holds the Rust program against; the forward
-pass and the losses are written anew, fast, with fused and in-place operations, and `compare.py check` holds them
-against the reference. Choices are PyTorch's best ones known to us, and where something is left out it is left out here:
-no loader process (images lie in memory as bytes, or are made up once), no log, no loss read back, running statistics
-not sent around, no wrapper around a model that is alone.
+The tensors are those of tests/golden/reference.py, against which the golden test checks the Rust program. The forward pass
+and the losses are a fast version with fused and in-place operations, and `compare.py check` compares them with the reference.
+The settings are the fastest in PyTorch that we know. Work that PyTorch can avoid is avoided: no loader process (images are
+bytes in memory, or generated once), no log, no loss read back, no broadcast of running statistics, no DDP on one rank.
 """
 
 import argparse
@@ -33,7 +32,7 @@ import reference  # noqa: E402
 
 @dataclasses.dataclass
 class Case:
-    """What a shipped config says, as far as a step's work depends on it."""
+    """The settings of a shipped config that determine the work of a step."""
 
     kind: str
     depths: list
@@ -68,11 +67,12 @@ CASES = {
 
 
 class Net(reference.Net):
-    """The reference's tensors under its names; the forward pass in place and fused."""
+    """The reference's tensors and names, with a forward pass in place and fused."""
 
     def forward(self, x, noise):
         x = self.pool(F.relu_(self.bn1(self.conv1(x))))
-        logits, path = [], []
+        logits = []
+        path = []
         for block in self.blocks():
             u = block.router(x)
             logits.append(u[:, 1] - u[:, 0])
@@ -82,7 +82,7 @@ class Net(reference.Net):
 
     @staticmethod
     def run(block, x):
-        """What the block makes of x."""
+        """The output of the block for x."""
         y = block.bn1(block.conv1(x))
         y = block.bn2(block.conv2(F.relu_(y)))
         if block.convs == 3:
@@ -97,52 +97,55 @@ class Net(reference.Net):
 
     def block(self, block, x, v):
         ran = self.run(block, x)
-        around = F.relu_(block.skip(x)) if block.skip is not None else x
-        return torch.lerp(around, ran, v.to(ran.dtype)[:, None, None, None])
+        skipped = F.relu_(block.skip(x)) if block.skip is not None else x
+        return torch.lerp(skipped, ran, v.to(ran.dtype)[:, None, None, None])
 
 
 def losses(path, keys, first, cost, views, m_c, m_d):
-    """Eqs. 8, 9 and 11 over all pairs at once. `keys` are the centres of all ranks, of which this rank has those from
-    `first` on; the diversity loss is this rank's share, both ends of each pair of which have the gradient: the sum
-    over ranks is Eq. 9, and so is the gradient."""
+    """Eqs. 8, 9 and 11 over all pairs at once. `keys` are the centres of all ranks; this rank's own start at `first`. The
+    diversity loss is this rank's share, with the gradient at both ends of each pair. The sum over ranks is Eq. 9, for value
+    and gradient."""
     groups = path.view(-1, views, path.shape[1])
     centres = groups.mean(1)
     con = F.relu((groups - centres.unsqueeze(1)).norm(dim=2) - m_c).square().mean()
     n = len(keys)
     near = F.relu(m_d - torch.cdist(centres, keys, compute_mode="donot_use_mm_for_euclid_dist")).square()
-    itself = near.diagonal(first).sum()
-    share = (near.sum() - itself) / (n * (n - 1))
+    self_pairs = near.diagonal(first).sum()
+    share = (near.sum() - self_pairs) / (n * (n - 1))
     div = 2 * share - share.detach()
     return con, div, (path * cost).sum(1).mean()
 
 
 class Images:
-    """Two random views of each of a batch's samples; memory and time are next to nothing."""
+    """Two random views of each sample of a batch, at almost no cost in memory and time."""
 
     def __init__(self, case, data, samples, layout, rank, world):
-        self.case, self.samples, self.layout = case, samples, layout
+        self.case = case
+        self.samples = samples
+        self.layout = layout
         self.random = torch.Generator().manual_seed(rank)
         self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (case.mean, case.std))
-        if data:  # grey images from shards; each rank has its own stretch
+        if data:  # grey images from shards; each rank has its own range
             first = rank * 1024
             self.pixels, self.labels = read(data, first, first + 1024)
             self.pixels = F.pad(self.pixels, (2, 2, 2, 2))
         else:
             shape = (samples * case.views, case.channels, case.size, case.size)
-            self.made_up = torch.randn(shape, generator=self.random).contiguous(memory_format=layout)
+            self.generated = torch.randn(shape, generator=self.random).contiguous(memory_format=layout)
             self.labels = torch.randint(case.classes, (samples,), generator=self.random)
 
     def draw(self, *args):
         return torch.randint(*args, (self.samples * self.case.views, 1), generator=self.random)
 
     def batch(self):
-        views, size = self.case.views, self.case.size
+        views = self.case.views
+        size = self.case.size
         if not hasattr(self, "pixels"):
-            return self.made_up, self.labels.repeat_interleave(views)
+            return self.generated, self.labels.repeat_interleave(views)
         chosen = torch.randint(len(self.labels), (self.samples,), generator=self.random).repeat_interleave(views)
-        places = torch.arange(size)
-        columns = torch.where(self.draw(2) == 1, places.flip(0), places) + self.draw(5)
-        rows = places + self.draw(5)
+        positions = torch.arange(size)
+        columns = torch.where(self.draw(2) == 1, positions.flip(0), positions) + self.draw(5)
+        rows = positions + self.draw(5)
         bytes = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]].unsqueeze(1)
         images = bytes.float().div_(255).sub_(self.mean).div_(self.std)
         return images.contiguous(memory_format=self.layout), self.labels[chosen]
@@ -152,19 +155,21 @@ def read(folder, first, last):
     """Grey images `first` to `last` of a folder of shards, [N, H, W] u8, and their labels."""
     from PIL import Image
 
-    images, labels, at = [], [], 0
+    images = []
+    labels = []
+    index = 0
     for shard in sorted(pathlib.Path(folder).glob("*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar:
-                if first <= at < last:
+                if first <= index < last:
                     content = tar.extractfile(member).read()
                     if member.name.endswith(".cls"):
                         labels.append(int(content))
                     else:
                         image = Image.open(io.BytesIO(content))
                         images.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width))
-                at += member.name.endswith(".cls")  # the second of a sample's two files
-                if at == last:
+                index += member.name.endswith(".cls")  # the second of a sample's two files
+                if index == last:
                     return torch.stack(images), torch.tensor(labels)
     return torch.stack(images), torch.tensor(labels)
 
@@ -179,12 +184,12 @@ def train(options, rank, world):
     net = net.to(memory_format=layout).train()
     model = net
     if world > 1:
-        # Each rank keeps its own running statistics, and gradients are not copied: both save time.
+        # Each rank keeps its own running statistics, and gradients are views of the buckets: both save time.
         model = torch.nn.parallel.DistributedDataParallel(
             net, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
         )
-    how = {options.sgd: True}
-    optimiser = torch.optim.SGD(net.parameters(), case.lr, case.momentum, weight_decay=case.weight_decay, **how)
+    implementation = {options.sgd: True}
+    optimiser = torch.optim.SGD(net.parameters(), case.lr, case.momentum, weight_decay=case.weight_decay, **implementation)
     images = Images(case, options.data, options.batch // world, layout, rank, world)
     gates = len(net.gated())
 
@@ -223,20 +228,21 @@ def train(options, rank, world):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data", help="folder of shards of grey images; without, images are made up")
+    parser.add_argument("--data", help="folder of shards of grey images; default: random images")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
     parser.add_argument("--sgd", choices=["fused", "foreach"], default="fused")
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all ranks")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--warm-up", type=int, default=5, help="steps before those that are measured")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before the measurement")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
 
     def environment(*names):
         return next((int(os.environ[name]) for name in names if name in os.environ), None)
 
-    rank, world = environment("OMPI_COMM_WORLD_RANK", "RANK") or 0, environment("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE") or 1
+    rank = environment("OMPI_COMM_WORLD_RANK", "RANK") or 0
+    world = environment("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE") or 1
     if world > 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")

@@ -1,12 +1,12 @@
-"""Holds codinet-infer and the exports against PyTorch and onnxruntime, on the images of a set of shards.
+"""Compares codinet-infer and the exports with PyTorch and onnxruntime, on the images of a set of shards.
 
     infer_check.py --run RUN --shards data/fashion-mnist/test [--bin target/release] [--images 10000] [--onnx 100]
 
-codinet-infer (batches of 64, blocks really skipped), examples/codinet.py (masked, and skipping) and, for the first images,
-onnxruntime and TorchScript must give each image the same class and path, and logits within 1e-4; the file for torchvision must
-leave no key of its resnet50 missing, and compute what the gated network does with every block run. Needs torch, safetensors,
-numpy, Pillow; onnxruntime and torchvision for what concerns them. An image where they differ is printed, with how near to 0 its
-nearest gate is: there, rounding decides.
+Compared are codinet-infer (batches of 64, skipped blocks not computed) and examples/codinet.py (masked, and skipping). For the
+first images also onnxruntime and torch.export. Each image must have the same class and path, and logits within 1e-4. The
+torchvision file must fill every key of torchvision's resnet50, and compute the same as the gated network with every block run.
+Needs torch, safetensors, numpy and Pillow; onnxruntime and torchvision for their parts. For each image that differs, the script
+prints the gate nearest to 0: there, rounding decides.
 """
 
 import argparse
@@ -29,41 +29,41 @@ import codinet  # noqa: E402
 
 def images(shards, most):
     """The first images of all shards, u8 [N, C, H, W], in the order of the shards."""
-    found = []
+    result = []
     for shard in sorted(pathlib.Path(shards).glob("*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar:
-                if member.name.rsplit(".", 1)[-1] in ("png", "jpg", "jpeg") and len(found) < most:
+                if member.name.rsplit(".", 1)[-1] in ("png", "jpg", "jpeg") and len(result) < most:
                     pixels = numpy.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())))
-                    found.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
-    return torch.stack(found)
+                    result.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
+    return torch.stack(result)
 
 
 def compare(name, infer, logits, path, gates):
-    """Prints how often class and path differ, and by how much the logits where the path is the same."""
+    """Prints how many classes and paths differ, and the largest difference of logits where the paths are equal."""
     ours = torch.tensor([line["logits"] for line in infer])
     bits = torch.tensor([[int(bit) for bit in line["path"]] for line in infer]).reshape(len(infer), -1)
     other_path = (bits != path.int()).any(1)
     same = ~other_path
     classes = int((ours.argmax(1) != logits.argmax(1)).sum())
     off = float((ours - logits)[same].abs().max())
-    print(f"{name}: {len(infer)} images, {classes} other classes, {int(other_path.sum())} other paths, logits off by {off:.2e}")
+    print(f"{name}: {len(infer)} images, {classes} classes differ, {int(other_path.sum())} paths differ, logits differ by {off:.2e}")
     for n in other_path.nonzero().flatten().tolist():
         print(f"  {infer[n]['image']}: nearest gate {float(gates[n].abs().min()):.1e}")
     return classes == 0 and not other_path.any() and off <= 1e-4
 
 
-def torchvisions(bin, folder):
-    """Whether an untrained gated ResNet-50 goes through --format torchvision into torchvision's own."""
+def check_torchvision(bin, folder):
+    """Loads an untrained gated ResNet-50, exported with --format torchvision, into torchvision's network."""
     import torchvision
     from safetensors.torch import load_file, save_file
 
-    about = {"arch": "resnet50", "gates": "all", "skip": "project", "stride_in": "conv2", "router": "fc"}
-    about |= {"classes": 1000, "channels": 3}
-    widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 2]  # what each block takes
+    meta = {"arch": "resnet50", "gates": "all", "skip": "project", "stride_in": "conv2", "router": "fc"}
+    meta |= {"classes": 1000, "channels": 3}
+    widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 2]  # input channels of each block
     names = [f"layer{s + 1}.{b}" for s, depth in enumerate([3, 4, 6, 3]) for b in range(depth)]
     hidden = {f"{name}.router.fc1.weight": torch.empty(64, width) for name, width in zip(names, widths)}
-    net = codinet.CoDiNet(about, hidden).eval()
+    net = codinet.CoDiNet(meta, hidden).eval()
     for block in net.blocks():
         block.router.fc2.bias.data.copy_(torch.tensor([0.0, 1e3]))
     tensors = {name: t.contiguous() for name, t in net.state_dict().items() if "num_batches" not in name}
@@ -72,12 +72,13 @@ def torchvisions(bin, folder):
     command = [f"{bin}/codinet-export", "--checkpoint", folder / "r50.safetensors", "--config", folder / "r50.yaml"]
     command += ["--format", "torchvision", "--output", folder / "tv.safetensors"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    theirs = torchvision.models.resnet50().eval()
-    missing, unexpected = theirs.load_state_dict(load_file(folder / "tv.safetensors"), strict=False)
+    reference = torchvision.models.resnet50().eval()
+    missing, unexpected = reference.load_state_dict(load_file(folder / "tv.safetensors"), strict=False)
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        ours, off = net(x)[0], float((net(x)[0] - theirs(x)).abs().max())
-    print(f"torchvision's resnet50: {len(missing)} keys missing, {len(unexpected)} unexpected, logits off by {off:.2e}")
+        ours = net(x)[0]
+        off = float((ours - reference(x)).abs().max())
+    print(f"torchvision's resnet50: {len(missing)} keys missing, {len(unexpected)} unexpected, logits differ by {off:.2e}")
     return not missing and not unexpected and off <= 1e-4 * max(1, float(ours.abs().max()))
 
 
@@ -106,21 +107,21 @@ def main():
         net = codinet.load(export("safetensors", "net.safetensors"))
         x = codinet.prepare(net, images(args.shards, args.images))
         assert len(x) == len(infer), (len(x), len(infer))
-        fine = True
+        equal = True
         with torch.no_grad():
             for skip in (False, True):
                 parts = [torch.cat(part) for part in zip(*(net(part, skip) for part in x.split(256)))]
-                fine &= compare(f"PyTorch, {'skipping' if skip else 'masked'}", infer, parts[0], parts[2], parts[1])
+                equal &= compare(f"PyTorch, {'skipping' if skip else 'masked'}", infer, parts[0], parts[2], parts[1])
             macs = net.macs(parts[2])
             wrong = int((macs - torch.tensor([line["macs"] for line in infer]).double()).abs().gt(0.5).sum())
             print(f"MACs: {wrong} differ")
-            fine &= wrong == 0
+            equal &= wrong == 0
             few = x[: args.onnx]
-            scripted = folder / "net.pt"
-            command = [sys.executable, ROOT / "examples/codinet.py", folder / "net.safetensors", "--torchscript", scripted]
+            exported = folder / "net.pt2"
+            command = [sys.executable, ROOT / "examples/codinet.py", folder / "net.safetensors", "--export", exported]
             subprocess.run(command, check=True)
-            logits, gates, path = torch.jit.load(str(scripted))(few)
-            fine &= compare("TorchScript", infer[: args.onnx], logits, path, gates)
+            logits, gates, path = torch.export.load(str(exported)).module()(few)
+            equal &= compare("torch.export", infer[: args.onnx], logits, path, gates)
         try:
             import onnxruntime
 
@@ -128,15 +129,15 @@ def main():
             options.intra_op_num_threads = args.threads
             session = onnxruntime.InferenceSession(str(export("onnx", "net.onnx")), options, providers=["CPUExecutionProvider"])
             logits, gates, path = map(torch.from_numpy, session.run(["logits", "gates", "path"], {"images": few.numpy()}))
-            fine &= compare("onnxruntime", infer[: args.onnx], logits, path, gates)
+            equal &= compare("onnxruntime", infer[: args.onnx], logits, path, gates)
         except ImportError:
             print("onnxruntime: not installed")
         try:
-            fine &= torchvisions(args.bin, folder)
+            equal &= check_torchvision(args.bin, folder)
         except ImportError:
             print("torchvision: not installed")
-    print("all the same" if fine else "THEY DIFFER")
-    sys.exit(not fine)
+    print("all equal" if equal else "THEY DIFFER")
+    sys.exit(not equal)
 
 
 if __name__ == "__main__":

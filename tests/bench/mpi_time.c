@@ -1,6 +1,6 @@
-/* MPI's profiling interface, to be preloaded: appends to $MPI_TIME.<rank> a line for each collective, with its name,
- * the bytes that this rank hands in, the seconds that it waits for the other ranks, and the seconds that it takes once
- * all have come. The barrier that tells these two apart is not in an ordinary run. */
+/* A library on MPI's profiling interface, to be preloaded. For each collective it appends a line to $MPI_TIME.<rank>: the
+ * name, the bytes that this rank passes in, the seconds that it waits for the other ranks, and the seconds that the collective
+ * then takes. The barrier that separates the two times is not in an ordinary run. */
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Every benchmark that needs no GPU, one after another: `make bench`, on an otherwise idle machine. Results go to the terminal and
-# to target/bench/. The peers come from PyPI into .bench/ (5 GB), unless PYTHON names a Python that has them.
+# `make bench`: every benchmark that needs no GPU, in sequence, on an otherwise idle machine. Results go to the terminal and to
+# target/bench/. The programs to compare with come from PyPI into .bench/ (5 GB), unless PYTHON names a Python that has them.
 #   tests/bench/run.sh            # 20 minutes on two cores
-#   tests/bench/run.sh --quick    # one round of each, to see that all of it runs
+#   tests/bench/run.sh --quick    # one round of each, to check that all benchmarks run
 set -eu
 cd "$(dirname "$0")/../.."
 rounds=3
 [ "${1:-}" != --quick ] || rounds=1
 python=${PYTHON:-.bench/bin/python}
 if [ -z "${PYTHON:-}" ] && [ ! -x .bench/bin/pip ]; then
-    python3 -m venv .bench || { echo "error: python3 makes no venv; apt-get install python3-venv, or name a PYTHON" >&2; exit 1; }
+    python3 -m venv .bench || { echo "error: python3 cannot make a venv; apt-get install python3-venv, or set PYTHON" >&2; exit 1; }
 fi
 if [ -z "${PYTHON:-}" ]; then
     .bench/bin/pip install --quiet torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset numpy pillow
@@ -17,7 +17,7 @@ fi
 out=target/bench
 mkdir -p $out
 
-# run NAME COMMAND...: shows what it prints, and keeps it.
+# run NAME COMMAND...: runs the command, and writes its output to the terminal and to target/bench/NAME.txt.
 run() {
     name=$1
     shift

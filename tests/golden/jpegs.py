@@ -1,8 +1,8 @@
-"""JPEGs of the kinds that ImageNet holds and our own encoder doesn't write, and what Pillow makes of them.
+"""Writes JPEGs of the kinds that ImageNet contains and our encoder does not write, and Pillow's pixels of them.
 
-    python jpegs.py            writes jpeg/ beside this file (needs Pillow and numpy)
+    python jpegs.py            writes jpeg/ next to this file (needs Pillow and numpy)
 
-The tests in dataloader/src/decode.rs hold the decoder against the .rgb files: Pillow's pixels after convert("RGB").
+The dataloader's tests compare its decoder with the .rgb files: Pillow's pixels after convert("RGB").
 """
 
 import io
@@ -15,7 +15,7 @@ FOLDER = pathlib.Path(__file__).with_name("jpeg")
 
 
 def picture(width, height, channels):
-    """Waves with an edge in them, so that chroma and luma have detail."""
+    """Waves with an edge, so that chroma and luma have detail."""
     y, x, c = np.mgrid[:height, :width, :channels]
     waves = 128 + 90 * np.sin(x * (0.11 + 0.05 * c) + y * 0.07 * (c + 1)) + 40 * np.sign(x - y + 9 * c)
     return np.clip(waves, 0, 255).astype(np.uint8)
@@ -34,7 +34,7 @@ def write(name, mode, width, height, **options):
 
 FOLDER.mkdir(exist_ok=True)
 exif = Image.Exif()
-exif[0x0112] = 6  # orientation: to be turned by 90°, which training ignores
+exif[0x0112] = 6  # orientation: rotate by 90°, which training ignores
 write("progressive", "RGB", 97, 71, progressive=True, subsampling=2)
 write("progressive_444", "RGB", 49, 40, progressive=True, subsampling=0)
 write("rgb", "RGB", 70, 45, keep_rgb=True, subsampling=0)

@@ -1,10 +1,10 @@
-"""An independent PyTorch version of the network and the objective, and the golden numbers it gives.
+"""An independent PyTorch version of the network and the objective, and the golden numbers computed with it.
 
-    python reference.py            writes golden.json beside this file (needs torch; any recent version)
+    python reference.py            writes golden.json next to this file (needs torch; any recent version)
 
-tests/golden.rs holds the Rust program against golden.json. Nothing here is derived from the Rust code: the backbone
-is written after He et al. and torchvision, the gates and losses after the paper, plainly, pair by pair. Weights,
-inputs and noise are sines of their indices, so that the golden file holds results only.
+The golden test compares the Rust program with golden.json. Nothing here is derived from the Rust code: the backbone follows
+He et al. and torchvision, the gates and losses follow the paper, plainly, pair by pair. Weights, inputs and noise are sines of
+their indices, so that the golden file holds only results.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ OPTIONS = {
     "relaxation": "gumbel",  # or straight_through
     "temperature": 1.0,
     "gated": "all",  # or same_shape: blocks that change the shape always run
-    "skip": "project",  # or shortcut: around a block that changes the shape goes that block's own shortcut
+    "skip": "project",  # or shortcut: a skipped block that changes the shape uses its own shortcut
     "label_smoothing": 0.0,
     "target_rate": [0.0, 0.5],  # weight and rate of Conv-AIG's loss
     "run_rate": 0.0,  # weight of SkipNet's penalty
@@ -39,8 +39,8 @@ def relu(x):
 
 @contextlib.contextmanager
 def rounding():
-    """Inside, the inputs of each ReLU are off by about as much as fp32 makes them. Where one is nearer to 0 than that,
-    a gradient jumps, and what fp32 finds may differ from fp64 by as much."""
+    """In this context the inputs of each ReLU have errors of about the size of fp32's. If an input is nearer to 0 than that,
+    a gradient jumps, and fp32 may differ from fp64 by as much."""
     global ROUNDING
     ROUNDING = 5e-7
     yield
@@ -50,7 +50,8 @@ def rounding():
 class FcRouter(nn.Module):
     def __init__(self, cin, hidden):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(cin, hidden), nn.Linear(hidden, 2)
+        self.fc1 = nn.Linear(cin, hidden)
+        self.fc2 = nn.Linear(hidden, 2)
 
     def forward(self, x):
         return self.fc2(relu(self.fc1(x.mean((2, 3)))))
@@ -59,20 +60,22 @@ class FcRouter(nn.Module):
 class CnnRouter(nn.Module):
     def __init__(self, cin, hidden):
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(cin, hidden, 3, 1, 1), nn.Linear(hidden, 2)
+        self.conv = nn.Conv2d(cin, hidden, 3, 1, 1)
+        self.fc = nn.Linear(hidden, 2)
 
     def forward(self, x):
         return self.fc(relu(self.conv(x)).mean((2, 3)))
 
 
 class RnnRouter(nn.Module):
-    """One for the whole network; its state goes from gated block to gated block."""
+    """One router for the whole network; its state passes from gated block to gated block."""
 
     def __init__(self, widths):
         super().__init__()
         for c in widths:
             setattr(self, f"input{c}", nn.Linear(c, 10))
-        self.lstm, self.fc = nn.LSTMCell(10, 10), nn.Linear(10, 2)
+        self.lstm = nn.LSTMCell(10, 10)
+        self.fc = nn.Linear(10, 2)
 
     def forward(self, x, state):
         h, c = self.lstm(getattr(self, f"input{x.shape[1]}")(x.mean((2, 3))), state)
@@ -94,12 +97,16 @@ class Block(nn.Module):
         for i, (a, b, k, s) in enumerate(plan, 1):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, k, s, k // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(b))
-        self.convs, self.stride, self.extra = len(plan), stride, cout - cin
-        self.option_a, self.reshapes = kind == "small", stride != 1 or cin != cout
+        self.convs = len(plan)
+        self.stride = stride
+        self.extra = cout - cin
+        self.option_a = kind == "small"
+        self.reshapes = stride != 1 or cin != cout
         self.downsample = self.router = self.skip = None
         if not self.option_a and self.reshapes:
             self.downsample = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
-        self.cin, self.gated = cin, option["gated"] == "all" or not self.reshapes
+        self.cin = cin
+        self.gated = option["gated"] == "all" or not self.reshapes
         if self.gated and option["router"] != "rnn":
             router = {"fc": FcRouter, "cnn": CnnRouter}[option["router"]]
             self.router = router(cin, option["hidden"] or cin)
@@ -107,7 +114,7 @@ class Block(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
 
     def forward(self, x, v):
-        """v: the decision of each input, or None where the block always runs."""
+        """v: the decision of each input, or None if the block always runs."""
         y = x
         for i in range(1, self.convs + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
@@ -119,11 +126,11 @@ class Block(nn.Module):
         ran = relu(y + short)
         if v is None:
             return ran
-        around = x
+        skipped = x
         if self.reshapes:
-            around = relu(self.skip(x) if self.skip is not None else short)
+            skipped = relu(self.skip(x) if self.skip is not None else short)
         w = v[:, None, None, None]
-        return w * ran + (1 - w) * around
+        return w * ran + (1 - w) * skipped
 
 
 class Net(nn.Module):
@@ -166,7 +173,8 @@ class Net(nn.Module):
         """Returns output, logits (u1 - u0) and decisions of the gated blocks."""
         x = self.pool(relu(self.bn1(self.conv1(x))))
         state = None
-        logits, path = [], []
+        logits = []
+        path = []
         for block in self.blocks():
             v = None
             if block.gated:
@@ -207,8 +215,8 @@ def fill(net):
 
 
 def costs(net, size, channels):
-    """FLOPs of each gated block, its shortcut included, by hooks on a real forward pass; in units of their mean."""
-    found = []
+    """FLOPs of each gated block and its shortcut, counted by hooks in a real forward pass, divided by their mean."""
+    counted = []
     for block in net.gated():
         total = []
 
@@ -217,18 +225,18 @@ def costs(net, size, channels):
 
         convs = [getattr(block, f"conv{i}") for i in range(1, block.convs + 1)]
         convs += [block.downsample[0]] if block.downsample is not None else []
-        found.append((total, [conv.register_forward_hook(count) for conv in convs]))
+        counted.append((total, [conv.register_forward_hook(count) for conv in convs]))
     net.eval()
     net(torch.zeros(1, channels, size, size), None)
-    for _, hooks in found:
+    for _, hooks in counted:
         for hook in hooks:
             hook.remove()
-    flops = torch.tensor([float(sum(total)) for total, _ in found])
+    flops = torch.tensor([float(sum(total)) for total, _ in counted])
     return flops / flops.mean()
 
 
 def losses(path, cost, views, m_c, m_d):
-    """Eqs. 8, 9 and 11, written as they stand: sums over samples, views and pairs."""
+    """Eqs. 8, 9 and 11 as in the paper: sums over samples, views and pairs."""
     groups = path.split(views)
     centres = [g.mean(0) for g in groups]
     con = sum(F.relu((r - c).norm() - m_c) ** 2 for g, c in zip(groups, centres) for r in g) / len(path)
@@ -247,7 +255,7 @@ def gradients(net):
 
 
 def case(label, name, kind, depths, stride_in, channels, size, classes, batch_statistics, samples=3, views=2, **options):
-    """Small images, few of them. Deep networks take running statistics."""
+    """A case with few small images. Deep networks use running statistics."""
     option = {**OPTIONS, **options}
     assert set(option) == set(OPTIONS), options
     torch.manual_seed(0)
@@ -255,7 +263,8 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
     with torch.no_grad():
         fill(net)
         cost = costs(net, size, channels)
-    n, gated = samples * views, len(net.gated())
+    n = samples * views
+    gated = len(net.gated())
     x = torch.sin(0.7 * torch.arange(n * channels * size * size, dtype=torch.float64) + 2).view(n, channels, size, size)
     x = x * (0.8 + 0.15 * torch.arange(n)).view(n, 1, 1, 1)  # bright and dark images, which take different paths
     noise = (2 * torch.sin(1.3 * torch.arange(n * gated, dtype=torch.float64))).view(n, gated)
@@ -267,12 +276,13 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
     margin = 0.5 * math.sqrt(gated)
 
     def backward():
-        """Everything that the loss is made of, with its gradients in the parameters."""
+        """Computes all terms of the loss, and the gradients of the parameters."""
         logits, gates, path = net(x, noise)
         ce = F.cross_entropy(logits, labels.repeat_interleave(views), label_smoothing=option["label_smoothing"])
         con, div, c = losses(path, cost, views, 0.1, margin)
         weight, rate = option["target_rate"]
-        target, run = ((path.mean(0) - rate) ** 2).sum(), path.mean()
+        target = ((path.mean(0) - rate) ** 2).sum()
+        run = path.mean()
         net.zero_grad()
         (ce + 0.7 * con + 0.9 * div + 0.02 * c + weight * target + option["run_rate"] * run).backward()
         return logits, gates, path, ce, con, div, c, target, run
@@ -284,10 +294,11 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
             backward()
         for key, near in gradients(net).items():
             grads[key][2] = max([grads[key][2]] + [abs(a - b) for a, b in zip(near[:2], grads[key])])
-    smallest, smallest_noisy = hard_gates.abs().min().item(), (gates + noise).abs().min().item()
+    smallest = hard_gates.abs().min().item()
+    smallest_noisy = (gates + noise).abs().min().item()
     print(f"{label}: smallest |logit| {smallest:.2g}, with noise {smallest_noisy:.2g}, hard run rate {hard_path.mean():.2f}")
-    assert smallest > 1e-4, "a hard decision too near a tie"
-    assert option["relaxation"] != "straight_through" or smallest_noisy > 1e-3, "a noisy decision too near a tie"
+    assert smallest > 1e-4, "a hard decision is too close to 0"
+    assert option["relaxation"] != "straight_through" or smallest_noisy > 1e-3, "a noisy decision is too close to 0"
     return {
         "case": label, "name": name, "channels": channels, "size": size, "classes": classes, "samples": samples,
         "views": views, "stride_in": stride_in, "batch_statistics": batch_statistics, **option,

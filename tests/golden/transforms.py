@@ -1,9 +1,9 @@
-"""What torchvision makes of small images, for tests/dataloader/transforms.rs.
+"""torchvision's results for small images, for tests/dataloader/transforms.rs.
 
-    python transforms.py           writes transforms.json beside this file (needs torchvision 0.26 and Pillow)
+    python transforms.py           writes transforms.json next to this file (needs torchvision 0.26 and Pillow)
 
-Prints how far torchvision's versions for tensors are from its versions for PIL images, which are the ones that
-the data loader follows. Images are formulas, here and in the test; the file holds results only.
+Prints the differences between torchvision's operations on tensors and on PIL images; the data loader follows the latter.
+Images are formulas, here and in the test; the file holds only results.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from torchvision.transforms import InterpolationMode
 
 def image(kind, side, channels):
     y, x, c = np.meshgrid(np.arange(side), np.arange(side), np.arange(channels), indexing="ij")
-    if kind == "texture":  # every value, and neighbours far apart
+    if kind == "texture":  # every value; neighbours differ much
         values = x * x * 7 + y * y * 3 + x * y * (c + 2) * 5 + 31 * c
-    elif kind == "soft":  # few values, and neighbours near each other
+    elif kind == "soft":  # few values; neighbours differ little
         values = 60 + (3 * x + 2 * y + 5 * c) % 110
     elif kind == "flat":
         values = 200 - 60 * c + 0 * x
-    elif kind == "colours":  # all whose red, green and blue are multiples of 5; 0 to 255 has 52 of these
+    elif kind == "colours":  # all colours with multiples of 5 in red, green and blue; 0 to 255 has 52 multiples
         n = y * side + x
         values = 5 * (n // 52 ** (2 - c) % 52)
     return (values % 256).astype(np.uint8)

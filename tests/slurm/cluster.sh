@@ -1,10 +1,10 @@
 #!/bin/bash
-# A SLURM of two nodes, n1 and n2, on this machine, for as long as standard input stays open:
+# Runs a SLURM cluster of two nodes, n1 and n2, on this machine while standard input stays open:
 #
-#     tests/slurm/cluster.sh FOLDER CPUS     prints "ready" once both nodes are idle; then SLURM_CONF=FOLDER/slurm.conf
+#     tests/slurm/cluster.sh FOLDER CPUS     prints "ready" once both nodes are idle; then set SLURM_CONF=FOLDER/slurm.conf
 #
-# FOLDER is new or empty. Ports, sockets and folders are its own, so that several may run at once. At its end, whatever
-# that is, no process is left that was started by it or by its jobs. Debian's slurm-wlm and munge are needed; root is not.
+# FOLDER is new or empty. Ports, sockets and folders are private, so several clusters may run at once. However it ends, it kills
+# all processes that it or its jobs started. Needs Debian's slurm-wlm and munge, but not root.
 set -euo pipefail
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 cpus=$2
@@ -15,8 +15,8 @@ export SLURM_CONF=$dir/slurm.conf
 
 fail() { echo "cluster.sh: $*" >&2; tail -n 5 "$dir"/*.log >&2 2>/dev/null || true; exit 1; }
 
-# Processes of this cluster and of its jobs, by what all of them have inherited.
-ours() {
+# Processes of this cluster and of its jobs, found by the SLURM_CONF that they inherit.
+cluster_pids() {
     local environ pid
     for environ in /proc/[0-9]*/environ; do
         pid=${environ//[!0-9]/}
@@ -28,15 +28,15 @@ stop() {
     trap - EXIT
     local try pids
     for try in TERM KILL KILL; do
-        pids=$(ours) && [ -n "$pids" ] || return 0
+        pids=$(cluster_pids) && [ -n "$pids" ] || return 0
         kill -"$try" $pids 2>/dev/null || true
-        for _ in 1 2 3 4 5 6 7 8 9 10; do [ -n "$(ours)" ] && sleep 0.2 || return 0; done
+        for _ in 1 2 3 4 5 6 7 8 9 10; do [ -n "$(cluster_pids)" ] && sleep 0.2 || return 0; done
     done
 }
 trap stop EXIT
 trap 'exit 1' HUP INT TERM
 
-free_port() { # one that nobody listens at; another copy that finds the same one loses the race and says so
+free_port() { # a port without a listener; if another copy picks the same one, its daemon fails with a message
     local port
     for _ in $(seq 100); do
         port=$((20000 + RANDOM % 12000))
@@ -60,7 +60,7 @@ SlurmUser=$me
 SlurmdUser=$me
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job starts once its credentials have expired: after 5 s, not 120.
+# A requeued job starts once its credentials have expired: after 5 s instead of 120.
 AuthInfo=socket=$dir/munge/socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/%n
@@ -68,7 +68,7 @@ SlurmctldPidFile=$dir/slurmctld.pid
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/slurmctld.log
 SlurmdLogFile=$dir/slurmd-%n.log
-# Without a folder for each node the nodes' PMIx servers collide.
+# Each node needs its own folder, or the nodes' PMIx servers collide.
 TmpFS=$dir/tmp_%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -90,7 +90,7 @@ CONF
 munged --foreground --force --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" \
     --seed-file="$dir/munge/seed" --log-file="$dir/munged.log" </dev/null >"$dir/munged.out.log" 2>&1 &
 for _ in $(seq 50); do [ -S "$dir/munge/socket" ] && break; sleep 0.1; done
-[ -S "$dir/munge/socket" ] || fail "munged does not start"
+[ -S "$dir/munge/socket" ] || fail "munged did not start"
 slurmctld -D </dev/null >"$dir/slurmctld.out.log" 2>&1 &
 for node in n1 n2; do slurmd -D -N $node </dev/null >"$dir/slurmd-$node.out.log" 2>&1 & done
 idle=0
@@ -99,6 +99,6 @@ for _ in $(seq 120); do
     [ "$idle" = 2 ] && break
     sleep 0.25
 done
-[ "$idle" = 2 ] || fail "the nodes do not come up"
+[ "$idle" = 2 ] || fail "the nodes did not become idle"
 echo ready
 cat >/dev/null
