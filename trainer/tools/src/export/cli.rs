@@ -56,8 +56,8 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new(Exit::Config, "--checkpoint, --format and --output are needed"));
     };
     if format == Format::Torchscript {
-        let what = "--format torchscript: TorchScript is compiled from Python; export as safetensors, then run \
-                    examples/codinet.py FILE --torchscript OUT";
+        let what = "--format torchscript: TorchScript is deprecated since torch 2.11; export as safetensors, then run \
+                    examples/codinet.py FILE with --export OUT.pt2 (torch.export) or --torchscript OUT.pt";
         return Err(Error::new(Exit::Config, what));
     }
     let trained = Trained::open(checkpoint, args.config.as_deref(), Device::Cpu)?;
