@@ -1,8 +1,6 @@
 //! `--profile`, `--find-batch`, and what happens where memory does not suffice.
 
-mod common;
-
-use common::{Bench, finish, refused, succeed};
+use crate::common::{Bench, finish, refused, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,11 @@
 #!/bin/bash
 # Runs a SLURM cluster of two nodes, n1 and n2, on this machine while standard input stays open:
 #
-#     tests/slurm/cluster.sh FOLDER CPUS     prints "ready" once both nodes are idle; then set SLURM_CONF=FOLDER/slurm.conf
+<<<<<<< HEAD:tests/exclusive/slurm.sh
+#     tests/exclusive/slurm.sh FOLDER CPUS     prints "ready" once both nodes are idle; then set SLURM_CONF=FOLDER/slurm.conf
+=======
+#     tests/exclusive/slurm.sh FOLDER CPUS     prints "ready" once both nodes are idle; then SLURM_CONF=FOLDER/slurm.conf
+>>>>>>> 5b4850d (tests: join the trainer's tests into two binaries of modules):tests/exclusive/slurm.sh
 #
 # FOLDER is new or empty. Ports, sockets and folders are private, so several clusters may run at once. However it ends, it kills
 # all processes that it or its jobs started. Needs Debian's slurm-wlm and munge, but not root.
@@ -13,7 +17,7 @@ me=$(id -un)
 export PATH=$PATH:/usr/sbin
 export SLURM_CONF=$dir/slurm.conf
 
-fail() { echo "cluster.sh: $*" >&2; tail -n 5 "$dir"/*.log >&2 2>/dev/null || true; exit 1; }
+fail() { echo "slurm.sh: $*" >&2; tail -n 5 "$dir"/*.log >&2 2>/dev/null || true; exit 1; }
 
 # Processes of this cluster and of its jobs, found by the SLURM_CONF that they inherit.
 cluster_pids() {

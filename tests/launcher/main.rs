@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// A stand-in for `codinet-train` beside a copy of the launcher: it tells its ranks and arguments, and how it was
-/// stopped. What `--dry-run=json` has it print is what codinet-train prints: tests/program.rs holds it to that.
+/// stopped. What `--dry-run=json` has it print is what codinet-train prints: tests/trainer/program.rs holds it to that.
 ///
 /// Made once, before any test starts a process: one that is forked while a program is still being written keeps it busy.
 static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {

@@ -1,4 +1,4 @@
-//! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-trainer --test env`.
+//! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-trainer --test trainer docs::`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -31,9 +31,10 @@ fn table() -> String {
     for variable in codinet_launcher::env::ALL {
         rows.entry(variable.name).or_default().push(("codinet-launch", variable.what));
     }
-    let mut text = "# Environment variables\n\nMade from the code by tests/env.rs. None has to be set.\n\n\
+    let mut text =
+        "# Environment variables\n\nMade from the code by tests/trainer/docs/env.rs. None has to be set.\n\n\
                     | Variable | By | What |\n|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for (name, readers) in rows {
         for (program, what) in readers {
             let _ = writeln!(text, "| `{name}` | {program} | {what} |");

@@ -195,7 +195,7 @@ fn check(case: &Case) {
 #[test]
 fn forward_losses_and_gradients_are_pytorchs() {
     tch::set_num_threads(1);
-    let golden: Golden = serde_json::from_str(include_str!("golden/golden.json")).unwrap();
+    let golden: Golden = serde_json::from_str(include_str!("../golden/golden.json")).unwrap();
     assert_eq!(golden.cases.len(), 11);
     golden.cases.iter().for_each(check);
 }

@@ -1,16 +1,15 @@
-//! Two hosts with addresses of their own, joined by a wire that is cut in mid-run: tests/two_hosts.sh makes them of network
+//! Two hosts with addresses of their own, joined by a wire that is cut in mid-run: tests/exclusive/two_hosts.sh makes them of network
 //! namespaces. Left out, with the reason, where that is not allowed.
 
-mod common;
-
-use common::Bench;
+use crate::common::{Bench, finish};
+use crate::reserve_machine;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/two_hosts.sh");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/exclusive/two_hosts.sh");
 
 /// A pair of hosts; it goes when this does, or when this process ends.
 struct Hosts {
@@ -58,6 +57,7 @@ impl Drop for Hosts {
 
 #[test]
 fn a_wire_that_is_cut_ends_the_job_and_it_resumes() {
+    let _machine = reserve_machine();
     let hosts = match Hosts::make() {
         Ok(hosts) => hosts,
         Err(reason) => return println!("skipped: {reason}"),
@@ -124,14 +124,14 @@ fn a_wire_that_is_cut_ends_the_job_and_it_resumes() {
     let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
     let step: u64 = latest.trim().trim_start_matches("step-").parse().unwrap();
     let epochs = step / 12 + 1;
-    let output = common::finish(&mut train(&run, epochs));
+    let output = finish(&mut train(&run, epochs));
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
     assert!(told.contains(&format!("(step {step})")), "{told}");
 
     // As a run of two ranks that no wire was cut for.
     let whole = bench.path("whole");
-    assert!(common::finish(&mut train(&whole, epochs)).status.success());
+    assert!(finish(&mut train(&whole, epochs)).status.success());
     let weights = |run: &Path| {
         let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
         fs::read(run.join("checkpoints").join(latest.trim()).join("model.safetensors")).unwrap()

@@ -3,8 +3,7 @@
 //! Each test starts mpirun on itself: the same function is the parent and, where `CODINET_TEST_OUT` is set,
 //! one of its ranks.
 
-mod common;
-
+use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
     self, Config, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
 };
@@ -33,9 +32,9 @@ fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&World) -> Vec<u8>) -> Optio
     }
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let mut command = common::mpirun(ranks);
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
-    common::succeed(command.env("CODINET_TEST_OUT", &out));
+    let mut command = mpirun(ranks);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", &format!("ranks::{name}"), "--nocapture"]);
+    succeed(command.env("CODINET_TEST_OUT", &out));
     Some(read(&out))
 }
 

@@ -1,9 +1,7 @@
 //! What bad input gets: one clear line and a non-zero exit on every rank, with no hang, no backtrace and
 //! nothing half-written.
 
-mod common;
-
-use common::{Bench, refused, succeed, write_shards};
+use crate::common::{Bench, finish, mpirun, refused, succeed, write_shards};
 use std::fs;
 
 #[test]
@@ -134,7 +132,7 @@ fn a_config_is_wrong() {
     let text = fs::read_to_string(&bench.config).unwrap();
     fs::write(&bench.config, text.replace("batch_size: 8\n  eval", "batchsize: 8\n  eval")).unwrap();
     refused(&mut bench.train(2, &[]), 2, &["bars.yaml:11", "`batchsize`", "`batch_size`"]);
-    refused(common::mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
+    refused(mpirun(2).arg(env!("CARGO_BIN_EXE_codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&bench.config, &text).unwrap();
     refused(&mut bench.train(2, &["--set", "cost.gamma=-1"]), 2, &["--set cost.gamma=-1", "at least 0"]);
     refused(
@@ -157,7 +155,7 @@ fn a_checkpoint_is_of_another_network_or_damaged() {
     let bench = Bench::new();
     let run = bench.path("run");
     let set = format!("run.dir={}", run.display());
-    common::succeed(&mut bench.train(1, &["--set", &set]));
+    succeed(&mut bench.train(1, &["--set", &set]));
     let resume = ["--resume", run.to_str().unwrap()];
     let other = [&resume[..], &["--set", "model.arch=resnet32"]].concat();
     refused(&mut bench.train(2, &other), 4, &["another network", "layer1.3.conv1.weight"]);
@@ -178,7 +176,7 @@ fn a_checkpoint_is_of_another_network_or_damaged() {
     fs::write(&model, &bytes).unwrap();
     let step = model.parent().unwrap();
     refused(&mut bench.train(2, &["--resume", step.to_str().unwrap()]), 4, &["model.safetensors", "damaged"]);
-    let output = common::finish(&mut bench.train(2, &resume));
+    let output = finish(&mut bench.train(2, &resume));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("warning: ") && said.contains("damaged"), "the one before is taken: {said}");
     fs::write(&model, &bytes[..middle]).unwrap();
@@ -199,7 +197,7 @@ fn a_run_directory_belongs_to_one_run_at_a_time() {
     other.lock().unwrap();
     refused(&mut bench.train(2, &["--set", &set]), 2, &["in use", "run.dir"]);
     other.unlock().unwrap();
-    common::succeed(&mut bench.train(1, &["--set", &set]));
+    succeed(&mut bench.train(1, &["--set", &set]));
     refused(&mut bench.train(2, &["--set", &set]), 2, &["holds a run", "--resume auto"]);
     // Nor may a run branch off into another's directory, or go on past the end of its config.
     let branch = bench.path("branch");
@@ -231,7 +229,7 @@ fn a_disk_is_read_only_or_full() {
     refused(&mut bench.train(2, &["--set", "run.dir=/proc/codinet"]), 6, &["/proc/codinet"]);
     // A limit on file sizes stands in for a full disk: the write of the 45 MB model itself fails.
     let run = bench.path("run");
-    let mut limited = common::mpirun(2);
+    let mut limited = mpirun(2);
     limited.args([
         "sh",
         "-c",
@@ -253,7 +251,7 @@ fn a_disk_is_read_only_or_full() {
 #[test]
 fn ranks_that_share_a_checkpoint_see_no_common_disk() {
     let bench = Bench::new();
-    let mut apart = common::mpirun(2);
+    let mut apart = mpirun(2);
     let each_its_own = format!("cd \"$(mktemp -d -p {})\"; exec \"$@\"", bench.folder.path().display());
     apart.args(["sh", "-c", &each_its_own, "sh", env!("CARGO_BIN_EXE_codinet-train")]).arg(&bench.config);
     apart.args(["--set", "run={dir: run, shard_optimizer: true}", "--set", "collective.timeout_s=4"]);

@@ -1,8 +1,8 @@
-//! The scripts of cluster/slurm on a SLURM of two nodes, which tests/slurm/cluster.sh makes on this machine. Left out, with
+//! The scripts of cluster/slurm on a SLURM of two nodes, which tests/exclusive/slurm.sh makes on this machine. Left out, with
 //! the reason, where SLURM's programs are not installed.
 
-mod common;
-
+use crate::common::{mpirun, succeed};
+use crate::reserve_machine;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ struct Cluster {
 impl Cluster {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/slurm/cluster.sh");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/exclusive/slurm.sh");
         let mut script = Command::new(script)
             .args([&folder.path().join("slurm"), Path::new("1")])
             .stdin(Stdio::piped())
@@ -167,6 +167,7 @@ fn summary(run: &Path) -> serde_json::Value {
 
 #[test]
 fn two_nodes_checkpoint_requeue_and_finish() {
+    let _machine = reserve_machine();
     if let Some(reason) = lacking() {
         println!("skipped: {reason}");
         return;
@@ -185,9 +186,9 @@ fn two_nodes_checkpoint_requeue_and_finish() {
 
     // A run that nobody stops, by mpirun.
     let whole = cluster.path("whole");
-    let mut mpirun = common::mpirun(2);
+    let mut mpirun = mpirun(2);
     mpirun.arg(env!("CARGO_BIN_EXE_codinet-train")).arg(&config);
-    common::succeed(mpirun.args(["--set", &format!("run.dir={}", whole.display())]));
+    succeed(mpirun.args(["--set", &format!("run.dir={}", whole.display())]));
 
     // The signal that SLURM sends before the limit: a checkpoint, the queue, and the rest of the run.
     let job = cluster.submit("train.sbatch", &config, &[]);

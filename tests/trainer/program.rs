@@ -1,8 +1,6 @@
 //! `codinet-train` as a user runs it: alone and under mpirun, stopped and resumed.
 
-mod common;
-
-use common::{Bench, finish, succeed};
+use crate::common::{Bench, finish, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

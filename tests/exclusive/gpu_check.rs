@@ -1,6 +1,7 @@
 //! cluster/gpu/check.sh without a GPU: the same code on the CPU, small, half a minute. Needs a Python with torch, which PYTHON may
 //! name; said to be left out where there is none.
 
+use crate::reserve_machine;
 use std::path::Path;
 use std::process::Command;
 
@@ -19,6 +20,7 @@ fn check(args: &[&str], out: &Path) -> (bool, String) {
 
 #[test]
 fn the_check_runs_on_a_cpu() {
+    let _machine = reserve_machine();
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let torch = "import torch; print(torch.cuda.is_available())";
     let found = Command::new(&python).args(["-c", torch]).output();

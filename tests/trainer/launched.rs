@@ -1,8 +1,6 @@
 //! `codinet-launch` with the real codinet-train: crashes survived, and a machine looked over.
 
-mod common;
-
-use common::{Bench, succeed};
+use crate::common::{Bench, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

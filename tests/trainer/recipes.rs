@@ -1,12 +1,10 @@
 //! The shipped configs are what they say: each sound, ablations apart by one thing alone, and the ImageNet recipes
 //! trained for some steps on photographs; and what a recipe may start from and keep.
 
-mod common;
-
+use crate::common::{Bench, finish, mpirun, succeed};
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, DatasetInfo, ShardWriter};
 use codinet_trainer::config::{BUILT_IN, load};
-use common::{Bench, finish, mpirun, succeed};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,9 +1,8 @@
 //! What becomes of a job when one of its ranks dies or stops moving: nothing hangs, the cause is named, and the last
 //! checkpoint is good.
 
-mod common;
-
-use common::{Bench, succeed};
+use crate::common::{Bench, succeed};
+use crate::reserve_machine;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,6 +70,7 @@ fn goes_on(bench: &Bench, run: &Path) {
 
 #[test]
 fn a_rank_that_is_killed_ends_the_job() {
+    let _machine = reserve_machine();
     let bench = Bench::new();
     for rank in [0, 2] {
         let run = bench.path(&format!("run{rank}"));
@@ -84,6 +84,7 @@ fn a_rank_that_is_killed_ends_the_job() {
 
 #[test]
 fn a_rank_that_stops_moving_is_named() {
+    let _machine = reserve_machine();
     let bench = Bench::new();
     for rank in [0, 3] {
         let run = bench.path(&format!("run{rank}"));
@@ -113,6 +114,7 @@ fn checkpoints(run: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
 /// goes on from the last whole checkpoint, and it ends as one that was never killed.
 #[test]
 fn a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before() {
+    let _machine = reserve_machine();
     let bench = Bench::new();
     let command = |run: &Path, every: u64| {
         let set = format!("run.dir={}", run.display());
@@ -191,8 +193,9 @@ enum Fault {
 /// Each fault so many times at random moments: how the job ended, after how long, and whether the run that goes on from its
 /// last checkpoint ends with the weights of one that was never hurt. Prints a table.
 #[test]
-#[ignore = "takes half an hour: cargo test --release --test faults -- --ignored --nocapture"]
+#[ignore = "takes half an hour: cargo test --release --test exclusive -- --ignored --nocapture"]
 fn a_soak_of_faults() {
+    let _machine = reserve_machine();
     let bench = Bench::new();
     let times = std::env::var("TIMES").map_or(20, |times| times.parse().unwrap());
     let command = |run: &Path| {

@@ -1,0 +1,14 @@
+//! The trainer's tests: the network and its losses by numbers, and `codinet-train` as its users run it.
+
+mod bad_input;
+mod docs;
+mod golden;
+mod launched;
+mod paper;
+mod profile;
+mod program;
+mod ranks;
+mod recipes;
+
+#[path = "../common/mod.rs"]
+mod common;
