@@ -274,7 +274,8 @@ impl TrainStep<'_> {
         let rates = (hard(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
         let own = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&own)?; // [W, L·n + 1 + n]
-        let peers = all.narrow(1, 0, samples * gates).reshape([-1, gates]);
+        let rows = self.world.ranks() as i64 * samples;
+        let peers = all.narrow(1, 0, samples * gates).reshape([rows, gates]);
         let rest = all.narrow(1, samples * gates, 1 + gates).mean_dim([0].as_slice(), false, None);
         Ok((peers, HostCopy::start(&rest)))
     }
