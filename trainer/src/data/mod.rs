@@ -68,9 +68,8 @@ impl Datasets {
 
     /// Steps of one epoch. A tail smaller than a batch is left out, a different one each epoch.
     pub fn steps_per_epoch(&self, config: &Config) -> u64 {
-        // Lanes are of equal length, to the sample.
-        let (lanes, batch) = (config.data.lanes.map_or(1, |lanes| lanes.count), config.optim.batch_size);
-        (self.samples / lanes / (batch / lanes)) as u64
+        let lanes = config.data.lanes.map_or(1, |lanes| lanes.count); // of equal length, to the sample
+        (self.samples / lanes / (config.optim.batch_size / lanes)) as u64
     }
 
     /// This rank's training batches, from step `first` of epoch `from` to the end of epoch `to` − 1; epochs are
@@ -83,9 +82,12 @@ impl Datasets {
         first: u64,
         to: u64,
     ) -> Result<Loader> {
-        let (seed, samples, batch) = (config.run.seed, self.samples, config.optim.batch_size);
-        let (rank, ranks, steps) = (world.rank(), world.ranks(), self.steps_per_epoch(config));
-        let held_out = self.held_out;
+        let Self { samples, held_out, .. } = *self;
+        let seed = config.run.seed;
+        let batch = config.optim.batch_size;
+        let rank = world.rank();
+        let ranks = world.ranks();
+        let steps = self.steps_per_epoch(config);
         let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
         let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
         let plan = (from..to).flat_map(move |epoch| {
@@ -162,7 +164,8 @@ pub fn batch_size_unit(config: &Config, ranks: usize) -> usize {
 
 /// Checks that `ranks` ranks can share a batch evenly.
 fn check_batch_size(config: &Config, ranks: usize) -> Result<()> {
-    let (batch, micros) = (config.optim.batch_size, config.optim.accumulate);
+    let batch = config.optim.batch_size;
+    let micros = config.optim.accumulate;
     let parts = ranks * micros;
     let uneven = |key: &str, value: usize| {
         format!(

@@ -63,8 +63,8 @@ pub struct StepIndex {
 }
 
 impl<'a> Prefetcher<'a> {
-    /// The batches of `loader`, the first of which is for the step `first`, for a network of `gates` gates. A run resumed
-    /// after an epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
+    /// The batches of `loader`, from the one for the step `first` on, for a network of `gates` gates. A run resumed after an
+    /// epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
     pub fn new(
         loader: Loader,
         config: &'a Config,
@@ -191,7 +191,8 @@ mod tests {
             BatchPlan::new(step / 3, (first..first + 4).collect())
         });
         let mut spec = data::loader_spec(config, config.augmentation(), 2);
-        (spec.on_bad, spec.threads) = (on_bad, 2);
+        spec.on_bad = on_bad;
+        spec.threads = 2;
         let first = StepIndex { in_epoch: from, global: 30 + from };
         Prefetcher::new(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
     }
@@ -215,7 +216,8 @@ mod tests {
         }
         writer.finish().unwrap();
         let load = |set: &[String]| config::load("fashion_r20.yaml", set).unwrap();
-        let (plain, mixed) = (load(&[]), load(&["data.mix.mixup_alpha=1".into()]));
+        let plain = load(&[]);
+        let mixed = load(&["data.mix.mixup_alpha=1".into()]);
 
         // The third batch lacks sample 9: it is odd and cannot be mixed.
         for (config, steps) in [(&plain, 6), (&mixed, 2)] {

@@ -1,27 +1,28 @@
-//! What a set of hard routing paths is like: how often each was taken, and how evenly.
+//! Statistics of hard routing paths: how many images take each path, and how evenly.
 
 use crate::dist::{World, all_gather_lists};
 use crate::sys::error::Result;
 use std::collections::BTreeMap;
 
-/// How many images took each path; a path is a byte a gated block, 1 where it ran.
+/// The number of images on each path. A path has one byte per gated block: 1 if it ran, else 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     counts: BTreeMap<Vec<u8>, u64>,
 }
 
 impl Histogram {
-    /// Counts rows of `gates` bytes each; without gates every one of `images` takes the one empty path.
+    /// Counts paths, `[images, gates]`. Without gates all images take the empty path.
     pub fn new(rows: &[u8], gates: usize, images: usize) -> Self {
         let mut histogram = Self::default();
-        match gates {
-            0 => histogram.add(&[], images as u64),
-            _ => rows.chunks(gates).for_each(|path| histogram.add(path, 1)),
+        if gates == 0 {
+            histogram.add(&[], images as u64);
+        } else {
+            rows.chunks(gates).for_each(|path| histogram.add(path, 1));
         }
         histogram
     }
 
-    /// Counts `images` more on a path.
+    /// Adds `images` to the count of a path.
     pub fn add(&mut self, path: &[u8], images: u64) {
         match self.counts.get_mut(path) {
             Some(count) => *count += images,
@@ -30,12 +31,12 @@ impl Histogram {
         }
     }
 
-    /// Adds what another counted.
+    /// Adds another histogram's counts.
     pub fn merge(&mut self, other: &Self) {
         other.iter().for_each(|(path, images)| self.add(path, images));
     }
 
-    /// All ranks: the sum of their histograms, on each of them.
+    /// All ranks: the sum of the ranks' histograms.
     pub fn over_ranks(&self, world: &World, gates: usize) -> Result<Self> {
         let row = |(path, images): (&[u8], u64)| [&images.to_le_bytes()[..], path].concat();
         let mine: Vec<u8> = self.iter().flat_map(row).collect();
@@ -57,25 +58,25 @@ impl Histogram {
         self.counts.get(path).copied().unwrap_or(0)
     }
 
-    /// How many different paths were taken.
+    /// The number of distinct paths.
     pub fn distinct(&self) -> usize {
         self.counts.len()
     }
 
-    /// How many images took one.
+    /// The number of images.
     pub fn images(&self) -> u64 {
         self.counts.values().sum()
     }
 
-    /// Paths and counts, the most frequent first; of equally frequent ones the one that runs fewer blocks first.
+    /// Paths and counts, the most frequent first; equally frequent ones in the order of the paths.
     pub fn by_frequency(&self) -> Vec<(&[u8], u64)> {
         let mut sorted: Vec<(&[u8], u64)> = self.iter().collect();
         sorted.sort_by_key(|(_, count)| std::cmp::Reverse(*count)); // stable: ties keep the order of the paths
         sorted
     }
 
-    /// Entropy of the paths' frequencies in bits: 0 where all images take one path, log₂ of the number of paths where all
-    /// are equally frequent.
+    /// Entropy of the paths' frequencies in bits: from 0, if all images take one path, to log₂ of the number of paths, if
+    /// all are equally frequent.
     pub fn entropy(&self) -> f64 {
         let all = self.images() as f64;
         let bits = |count: &u64| {
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frequencies_and_entropy() {
+    fn counts_and_entropy_match_hand_worked_values() {
         // Four of eight on one path, two on another, one each on two more: ½·1 + ¼·2 + 2·⅛·3 = 1.75 bits.
         let rows = [[1, 0], [1, 0], [0, 0], [1, 1], [1, 0], [1, 1], [1, 0], [0, 1]].concat();
         let histogram = Histogram::new(&rows, 2, 8);
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_static_network_has_one_path() {
+    fn static_network_has_one_path() {
         let histogram = Histogram::new(&[], 0, 5);
         assert_eq!((histogram.distinct(), histogram.images(), histogram.entropy()), (1, 5, 0.0));
     }

@@ -168,7 +168,7 @@ impl MetricsSum {
         self.steps += 1;
     }
 
-    /// The mean over the steps, the last of which is `step`, and resets the sum; `None` if there were none.
+    /// The mean over the steps up to `step`, and resets the sum; `None` if there were none.
     pub fn take_mean(&mut self, step: u64) -> Option<StepMetrics> {
         let Self { steps, sums } = std::mem::take(self);
         let mean: Vec<f64> = sums.iter().map(|sum| sum / steps as f64).collect();
