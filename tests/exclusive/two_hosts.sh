@@ -1,17 +1,11 @@
 #!/bin/bash
 # Two hosts on this machine: network namespaces connected by a veth pair, each with its own host name. Needs root.
 #
-<<<<<<< HEAD:tests/exclusive/two_hosts.sh
-#     tests/exclusive/two_hosts.sh NAME                 creates hosts NAME-a (10.213.77.1) and NAME-b (10.213.77.2), prints "ready", and
-#                                             removes them, with all their processes, once standard input closes
+#     tests/exclusive/two_hosts.sh NAME                 creates hosts NAME-a (10.213.77.1) and NAME-b (10.213.77.2), prints
+#                                                       "ready", and removes them, with all their processes, once standard
+#                                                       input closes
 #     tests/exclusive/two_hosts.sh NAME on a|b CMD…     runs CMD on one of them
 #     tests/exclusive/two_hosts.sh NAME cut|reconnect   cuts and restores the connection
-=======
-#     tests/exclusive/two_hosts.sh NAME            makes hosts NAME-a (10.213.77.1) and NAME-b (10.213.77.2), prints "ready", and takes
-#                                        them away, with all their processes, once standard input closes
-#     tests/exclusive/two_hosts.sh NAME on a|b CMD…    runs CMD on one of them
-#     tests/exclusive/two_hosts.sh NAME cut|mend       parts and joins them
->>>>>>> 5b4850d (tests: join the trainer's tests into two binaries of modules):tests/exclusive/two_hosts.sh
 #
 # NAME has at most ten characters. Namespaces and addresses are private, so several pairs may exist at once.
 set -euo pipefail
