@@ -5,18 +5,10 @@
 
 Prints one line of JSON: images/s over the measured steps, and the median step. Needs: pip install torch==2.11.0 numpy pillow
 
-<<<<<<< HEAD
 The tensors are those of tests/golden/reference.py, against which the golden test checks the Rust program. The forward pass
 and the losses are a fast version with fused and in-place operations, and `compare.py check` compares them with the reference.
 The settings are the fastest in PyTorch that we know. Work that PyTorch can avoid is avoided: no loader process (images are
 bytes in memory, or generated once), no log, no loss read back, no broadcast of running statistics, no DDP on one rank.
-=======
-The tensors are those of tests/golden/reference.py, which tests/trainer/golden.rs holds the Rust program against; the forward
-pass and the losses are written anew, fast, with fused and in-place operations, and `compare.py check` holds them
-against the reference. Choices are PyTorch's best ones known to us, and where something is left out it is left out here:
-no loader process (images lie in memory as bytes, or are made up once), no log, no loss read back, running statistics
-not sent around, no wrapper around a model that is alone.
->>>>>>> 5b4850d (tests: join the trainer's tests into two binaries of modules)
 """
 
 import argparse

@@ -1,11 +1,7 @@
 #!/bin/bash
 # Runs a SLURM cluster of two nodes, n1 and n2, on this machine while standard input stays open:
 #
-<<<<<<< HEAD:tests/exclusive/slurm.sh
 #     tests/exclusive/slurm.sh FOLDER CPUS     prints "ready" once both nodes are idle; then set SLURM_CONF=FOLDER/slurm.conf
-=======
-#     tests/exclusive/slurm.sh FOLDER CPUS     prints "ready" once both nodes are idle; then SLURM_CONF=FOLDER/slurm.conf
->>>>>>> 5b4850d (tests: join the trainer's tests into two binaries of modules):tests/exclusive/slurm.sh
 #
 # FOLDER is new or empty. Ports, sockets and folders are private, so several clusters may run at once. However it ends, it kills
 # all processes that it or its jobs started. Needs Debian's slurm-wlm and munge, but not root.

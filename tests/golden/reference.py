@@ -2,15 +2,9 @@
 
     python reference.py            writes golden.json next to this file (needs torch; any recent version)
 
-<<<<<<< HEAD
 The golden test compares the Rust program with golden.json. Nothing here is derived from the Rust code: the backbone follows
 He et al. and torchvision, the gates and losses follow the paper, plainly, pair by pair. Weights, inputs and noise are sines of
 their indices, so that the golden file holds only results.
-=======
-tests/trainer/golden.rs holds the Rust program against golden.json. Nothing here is derived from the Rust code: the backbone
-is written after He et al. and torchvision, the gates and losses after the paper, plainly, pair by pair. Weights,
-inputs and noise are sines of their indices, so that the golden file holds results only.
->>>>>>> 5b4850d (tests: join the trainer's tests into two binaries of modules)
 """
 
 import contextlib
