@@ -65,7 +65,7 @@ fn goes_on(bench: &Bench, run: &Path) {
     let step: usize = latest.trim_start_matches("step-").parse().unwrap();
     let epochs = format!("stages.0.epochs={}", step / 12 + 1);
     let out = succeed(&mut bench.train(2, &["--resume", "auto", "--set", &set, "--set", &epochs]));
-    assert!(out.contains("going on from"), "{out}");
+    assert!(out.contains("resuming from"), "{out}");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before() {
         let output = mpirun.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         if let Some(from) = before.last() {
-            assert!(said.contains(&format!("going on from {}", from.display())), "{from:?}: {said}");
+            assert!(said.contains(&format!("resuming from {}", from.display())), "{from:?}: {said}");
         }
         kills += usize::from(!output.status.success());
         in_mid_save += usize::from(!checkpoints(&killed).1.is_empty());
@@ -160,7 +160,7 @@ fn a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before() {
     assert!(kills >= 4 && in_mid_save >= 2, "{kills} kills, {in_mid_save} of them in mid-save");
     let from = checkpoints(&killed).0.pop().unwrap();
     let out = succeed(&mut command(&killed, 1));
-    assert!(out.contains(&format!("going on from {}", from.display())), "{out}");
+    assert!(out.contains(&format!("resuming from {}", from.display())), "{out}");
 
     let ends = [&whole, &killed].map(|run| {
         let (mut steps, begun) = checkpoints(run);

@@ -196,7 +196,7 @@ fn two_nodes_checkpoint_requeue_and_finish() {
     cluster.says("scancel", &["--signal=USR2", &job]);
     cluster.wait(&job, "end", || cluster.state(&job) == "COMPLETED");
     let log = cluster.log(&job);
-    for said in ["requeued 0 times", "stopped on request after step ", "requeued 1 times", "going on from "] {
+    for said in ["requeued 0 times", "stopped on request after step ", "requeued 1 times", "resuming from "] {
         assert!(log.contains(said), "{said}: {log}");
     }
     let run = cluster.path(&format!("runs/codinet-{job}"));

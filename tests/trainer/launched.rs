@@ -97,7 +97,7 @@ fn three_kills_of_random_ranks_are_survived() {
         );
     }
     assert!(errors.contains(" failed first; its last lines:"), "{errors}");
-    assert_eq!(said().matches("going on from").count(), 3, "{}", said());
+    assert_eq!(said().matches("resuming from").count(), 3, "{}", said());
     assert!(weights(&whole) == weights(&killed), "the weights and momenta are the same to the bit");
 }
 
@@ -178,7 +178,7 @@ fn a_restart_finds_its_own_run() {
     wait_for("] step ", 5);
     let victim = format!("kill -9 {}", ranks(&launched)[1]);
     assert!(Command::new("sh").args(["-c", &victim]).status().unwrap().success());
-    wait_for("going on from", 1);
+    wait_for("resuming from", 1);
     wait_for("] step ", 8);
     // Asked to stop, it does, and is not started again.
     assert!(

@@ -176,7 +176,7 @@ fn fewer_ranks_go_on_as_more_would_have() {
         assert!(last(&parted, &format!("optimizer-{:04}.safetensors", ranks - 1)).is_some());
     }
     let out = succeed(&mut command(&parted, 1, &[]));
-    assert!(out.contains("each of 1 ranks takes 4 of a step's 4 micro-batches, as before"), "{out}");
+    assert!(out.contains("each of 1 ranks processes 4 of a step's 4 micro-batches, as before"), "{out}");
     let (ours, theirs) = (lines(&parted, "train"), lines(&whole, "train"));
     assert_eq!((ours.len(), theirs.len()), (24, 24));
     for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
@@ -225,10 +225,10 @@ fn auto_finds_the_newest_run_of_an_equal_config() {
     let run = fs::read_dir(bench.path("runs")).unwrap().next().unwrap().unwrap().path();
     assert!(run.file_name().unwrap().to_string_lossy().starts_with("bars-"));
     let out = succeed(&mut bench.train(1, &["--resume", "auto"]));
-    assert!(out.contains("going on from"), "{out}");
+    assert!(out.contains("resuming from"), "{out}");
     // Another learning rate is another run.
     let out = succeed(&mut bench.train(1, &["--resume", "auto", "--set", "stages.0.lr=0.02"]));
-    assert!(!out.contains("going on from"), "{out}");
+    assert!(!out.contains("resuming from"), "{out}");
     assert_eq!(fs::read_dir(bench.path("runs")).unwrap().count(), 2);
 }
 

@@ -127,7 +127,7 @@ fn three_steps(recipe: &str, gmacs_static: &str) {
     let stopped = finish(&mut train(&[]));
     assert_eq!(stopped.status.code(), Some(75), "{}", String::from_utf8_lossy(&stopped.stderr));
     let out = succeed(&mut train(&["--resume", "auto"]));
-    assert!(out.contains("going on from") && out.contains("(step 1)"), "{out}");
+    assert!(out.contains("resuming from") && out.contains("(step 1)"), "{out}");
     let summary: Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     assert_eq!(summary["validation_images"], 5);
     assert_eq!(format!("{:.6}", summary["gmacs_static"].as_f64().unwrap()), gmacs_static);
