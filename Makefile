@@ -38,7 +38,7 @@ data/fashion-mnist/test/dataset.json: | build
 
 test: setup
 	@$(CARGO) test --release --locked --workspace
-	@$(CARGO) test --release --locked -p codinet-dataloader --features parquet,store-tests --test dataloader -- stores:: import_images::
+	@$(CARGO) test --release --locked -p codinet-data --features parquet,store-tests --test dataloader -- stores:: import_images::
 
 docs: build
 	@$(MDBOOK) --version 2>/dev/null | grep -qx "mdbook v$(MDBOOK_VERSION)" || $(CARGO) install mdbook --locked \

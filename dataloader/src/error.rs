@@ -1,9 +1,10 @@
-//! What can go wrong with data. Every message is one line that says what is wrong, where, and how to mend it.
+//! Errors of the data, the machine under it, or the request. Every message is one line: what is wrong, where, and how
+//! to fix it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The result of everything in this crate that can fail; of what concerns one image, with [`BadImage`].
+/// The result of every fallible function of this crate; the error is [`BadImage`] where it concerns one image.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Something is wrong with the data, the machine under it, or the request.
@@ -13,42 +14,42 @@ pub enum Error {
     /// A file or folder is missing, or the system refused to read or write it.
     #[error("cannot {action} {}: {cause}", path.display())]
     Io {
-        /// What was tried, phrased to follow "cannot": `read`, `create`.
+        /// The operation, phrased to follow "cannot": `read`, `create`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said; part of the message, so not also `source()`.
+        /// The system's error; part of the message, so not also `source()`.
         cause: io::Error,
     },
 
-    /// An object in a store can't be had.
+    /// An object in a store can't be read or listed.
     #[error("cannot {action} {url}: {what}")]
     Store {
-        /// What was tried, phrased to follow "cannot": `read`, `list`.
+        /// The operation, phrased to follow "cannot": `read`, `list`.
         action: &'static str,
         /// The object or folder.
         url: String,
-        /// What went wrong, and how to mend it. Never a credential.
+        /// What went wrong, and how to fix it. Never a credential.
         what: String,
     },
 
-    /// A file is there and readable, but isn't what its format demands.
+    /// A file can be read but breaks its format.
     #[error("{}: {what}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong, where in the file, and how to mend it.
+        /// What is wrong, where in the file, and how to fix it.
         what: String,
     },
 
-    /// A sample's image can't be decoded, or can't be cropped as asked.
-    #[error("{}: {reason}", place(shard, key))]
+    /// A sample's image can't be decoded, or can't be cropped with these settings.
+    #[error("{}: {reason}", sample_location(shard, key))]
     Undecodable {
         /// The shard that holds the sample.
         shard: PathBuf,
         /// The sample's key in it.
         key: String,
-        /// What is wrong with the image, and how to mend it.
+        /// What is wrong with the image, and how to fix it.
         reason: String,
     },
 
@@ -59,7 +60,7 @@ pub enum Error {
         shard: PathBuf,
         /// The sample's key in it.
         key: String,
-        /// What is wrong with the label, and how to mend it.
+        /// What is wrong with the label, and how to fix it.
         reason: String,
     },
 
@@ -70,11 +71,11 @@ pub enum Error {
     Empty {
         /// What wasn't found: shards or samples.
         what: &'static str,
-        /// The pattern as it was given.
+        /// The pattern as the user gave it.
         pattern: String,
     },
 
-    /// The shards found aren't all of those (or more than those) that `dataset.json`, or another tool's list, counts.
+    /// The shards found are fewer or more than `dataset.json`, or another tool's list, states.
     #[error(
         "expected {expected} {unit}, found {found}, by {}; copy the missing shards, or write the dataset again",
         manifest.display()
@@ -90,7 +91,7 @@ pub enum Error {
         found: u64,
     },
 
-    /// A setting or argument that can't be right whatever the data is.
+    /// A setting or argument that is wrong whatever the data is.
     #[error("{0}")]
     InvalidArgument(String),
 
@@ -101,7 +102,7 @@ pub enum Error {
     /// A decode thread panicked: a bug in this program, not in the data.
     #[error("a decode thread panicked at sample {sample} ({message}); please report this as a bug")]
     Panicked {
-        /// Dataset index of the sample it was at.
+        /// Dataset index of the sample that the thread was decoding.
         sample: u32,
         /// The panic's message.
         message: String,
@@ -114,24 +115,24 @@ impl Error {
     }
 }
 
-/// Why an image can't be used, and how to mend it, said by code that doesn't know where the image came from.
-/// [`BadImage::at`] adds that.
+/// Why an image can't be used, and how to fix it, from code that doesn't know where the image came from.
+/// [`BadImage::in_sample`] adds the location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadImage(pub String);
 
 impl BadImage {
     /// The same as an [`Error`] that names the shard and the key.
-    pub fn at(self, shard: &Path, key: &str) -> Error {
+    pub fn in_sample(self, shard: &Path, key: &str) -> Error {
         Error::Undecodable { shard: shard.to_owned(), key: key.to_owned(), reason: self.0 }
     }
 }
 
-/// A sample's place: its shard and key, or the path of an image that lies in no shard.
-fn place(shard: &Path, key: &str) -> String {
+/// The shard and key of a sample, or the path of an image that lies in no shard.
+fn sample_location(shard: &Path, key: &str) -> String {
     if shard.as_os_str().is_empty() { key.to_owned() } else { format!("{}, key '{key}'", shard.display()) }
 }
 
-/// Adds what was tried, and on which path, to an I/O error.
+/// Adds the operation and the path to an I/O error.
 pub(crate) trait IoContext<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T>;
 }

@@ -1,7 +1,7 @@
-//! Files that are either there and whole, or not there.
+//! Files that are replaced as a whole, and folders whose renames survive a power cut.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use crate::error::{IoContext, Result};
 
 /// Replaces the file at `path` by `contents` in one step: a reader sees the old file or the new one.
 /// Several processes, on several machines, may do so at once; the last one wins.
-pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
     let temporary = unique_sibling(path);
     let written = File::create(&temporary)
         .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
@@ -21,17 +21,16 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> Result<()> {
     written.context("write", path)
 }
 
-/// Removes the file at `path`, if it is there.
-pub(crate) fn remove(path: &Path) -> Result<()> {
+/// Removes the file at `path`; a missing one is no error.
+pub(crate) fn remove_if_exists(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => removed.context("remove", path),
     }
 }
 
-/// Removes what killed programs left in `folder` of files that never got their names. Only for who alone writes
-/// there.
-pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
+/// Removes the temporary files that killed programs left in `folder`. The caller must be the only writer there.
+pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
     for entry in folder.read_dir().context("list", folder)? {
         let path = entry.context("list", folder)?.path();
         let name = file_name(&path);
@@ -42,9 +41,17 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a rename in `folder` survive a power cut.
-pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).context("write to", folder)
+/// Makes the renames in `folder` survive a power cut, where the file system can: some network and FUSE file systems
+/// refuse `fsync` of a folder, and there the rename is as safe as that file system makes it.
+///
+/// # Errors
+/// The folder can't be opened, or the disk failed.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // EINVAL, ENOSYS and ENOTSUP.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The file's name for messages and fingerprints; lossy where it isn't UTF-8.
@@ -52,7 +59,7 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A hidden name beside `path` that no other thread, process or machine picks: process ids repeat across
+/// A hidden name in the folder of `path` that no other thread, process or machine picks. Process ids repeat across
 /// machines that share a file system, hence the clock as well.
 fn unique_sibling(path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);

@@ -1,14 +1,14 @@
 //! Image data for training: tar shards in, batches of augmented views out.
 //!
 //! ```text
-//! *.tar shards ─► Dataset (read one sample's bytes) ─► Decoder (JPEG, PNG to u8 pixels)
-//!     ─► Transform (draw M views, cut, resize, flip, augment) ─► Loader: batches u8 [L, M, H, W, C]
+//! *.tar shards ─► Dataset (reads one sample's bytes) ─► Decoder (JPEG, PNG to u8 pixels)
+//!     ─► Transform (draws M views; crops, resizes, flips, augments) ─► Loader: batches u8 [L, M, H, W, C]
 //! ```
 //!
-//! Two properties hold throughout. *Order*: which samples a batch holds and how each is cropped is a pure
-//! function of (seed, epoch, position, view), see [`random`] and [`EpochOrder`]; the number of threads, the number
-//! of ranks and timing have no part in it. *Honesty*: whatever is wrong with the data is an [`Error`] that
-//! names the shard and the key; nothing is skipped or padded in silence.
+//! Two properties hold throughout. *Order*: the samples of a batch and their crops are a pure function of
+//! (seed, epoch, position, view), see [`random`] and [`EpochOrder`]. They don't depend on the number of threads or
+//! ranks, nor on timing. *Honesty*: bad data is an [`Error`] that names the shard and the key; nothing is skipped or
+//! padded in silence.
 
 pub mod contact_sheet;
 pub mod encode;
@@ -36,6 +36,7 @@ mod source;
 pub use dataset::{Dataset, DatasetInfo, SampleInfo, ShardInfo};
 pub use decode::{Channels, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
+pub use files::sync_folder;
 pub use loader::{
     BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderSpec, Mix, MixTargets, OnBadSample,
     Replacements, eval_samples,

@@ -1,4 +1,4 @@
-//! Work that is cut in numbered pieces, shared out among threads.
+//! Numbered pieces of work, shared among threads.
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
@@ -9,18 +9,19 @@ use std::thread;
 use crate::error::{Error, Result};
 
 /// Threads that can compute at once.
-pub(crate) fn cores() -> usize {
+pub(crate) fn count_cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// `work(position, item)` for each of `items`, in their order; the first error in that order, if any was met.
-/// After an error nothing more is begun.
+/// Calls `work(position, item)` for each of `items` and returns the results in their order, or the first error in
+/// that order. After an error no further item is begun.
 pub(crate) fn map<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
     work: impl Fn(usize, &T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+    let next = AtomicUsize::new(0);
+    let failed = AtomicUsize::new(usize::MAX);
     let done = Mutex::new(Vec::with_capacity(items.len()));
     let run = || {
         let mut mine = Vec::new();
@@ -38,7 +39,7 @@ pub(crate) fn map<T: Sync, R: Send>(
         done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
     };
     thread::scope(|scope| {
-        // Where the machine refuses a thread, the others (at least this one) do its share.
+        // Where the machine refuses a thread, the others (at least this one) do its work.
         for number in 1..threads.min(items.len()) {
             let _ = thread::Builder::new().name(format!("open-{number}")).spawn_scoped(scope, run);
         }
@@ -49,11 +50,11 @@ pub(crate) fn map<T: Sync, R: Send>(
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Calls `work` once for each number of 0..count, in ascending order but for what runs at the same time, and
-/// returns each thread's tools, which `start` made. After an error no further piece is begun.
+/// Calls `work` once for each number in 0..count, begun in ascending order, and returns each thread's `Tools`, which
+/// `start` made. After an error no further number is begun.
 ///
 /// # Errors
-/// The first error of the thread that comes first among those that met one; a thread that can't be started.
+/// The error of the first thread that failed; a thread that can't be started.
 pub(crate) fn for_each<Tools: Send>(
     count: usize,
     threads: usize,

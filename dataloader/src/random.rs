@@ -1,13 +1,13 @@
-//! Random numbers as a pure function of what they are for.
+//! Random numbers as a pure function of their purpose.
 //!
-//! Every use asks for its own [`stream`], keyed by what it is drawn for (a seed, an epoch or step, a sample, a
-//! view). No generator is shared or carried along, so a number never depends on the thread, the rank or the
-//! moment it is drawn, and a resumed run draws what the uninterrupted one would have.
+//! Every use has its own [`stream`], keyed by its purpose (a seed, an epoch or step, a sample, a view). No generator
+//! is shared or carried along, so a number never depends on the thread, the rank or the moment. A resumed run draws
+//! the numbers of the uninterrupted one.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What random numbers are drawn for; streams of different domains are unrelated.
+/// The purpose of random numbers; streams of different domains are unrelated.
 ///
 /// The discriminants are part of every key: **never renumber or reuse one**, or old runs can't be reproduced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,17 +16,17 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub enum Domain {
     /// The order of samples; keyed (seed, epoch, 0, 0).
     Order = 1,
-    /// The crop, flips and further changes of a view; keyed (seed, epoch, sample, view).
+    /// The crop, flips and augmentation of a view; keyed (seed, epoch, sample, view).
     View = 2,
     /// Initial weights; keyed (seed, parameter, 0, 0).
     Init = 3,
     /// Gumbel noise in the routers; keyed (seed, step, sample, view).
     Gumbel = 4,
-    /// How a batch is mixed; keyed (seed, epoch, step, 0).
+    /// Mixup and CutMix of a batch; keyed (seed, epoch, step, 0).
     Mix = 5,
     /// The order in which an import puts samples into shards; keyed (seed, 0, 0, 0).
     Import = 10,
-    /// How images are augmented and pictures begun in an analysis; keyed (seed, purpose, sample, view).
+    /// Augmentations and initial layouts in an analysis; keyed (seed, purpose, sample, view).
     Analysis = 11,
 }
 
@@ -41,8 +41,8 @@ pub fn stream(domain: Domain, seed: u64, a: u64, b: u64, c: u64) -> ChaCha8Rng {
     rng
 }
 
-/// A number in [0, 1), a multiple of 2⁻⁵³. Written here, like [`draw_below`], so that a new release of a random
-/// number library can't change it.
+/// A number in [0, 1), a multiple of 2⁻⁵³. It is written here, like [`draw_below`], so that a new release of a
+/// random number library can't change what a seed means.
 pub fn draw_unit(rng: &mut impl Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -56,7 +56,7 @@ fn odd_images_are_served() {
         let mut encoder = Encoder::new(Encoding::Png).unwrap();
         encoder.encode(&[77; 40 * 36 * 3], 40, 36, Channels::Rgb).unwrap()
     };
-    let golden = |name: &str| fs::read(format!("../tests/golden/jpeg/{name}.jpg")).unwrap();
+    let golden = |name: &str| fs::read(format!("../../tests/golden/jpeg/{name}.jpg")).unwrap();
     let images = [
         png, // named .JPEG
         golden("cmyk"),

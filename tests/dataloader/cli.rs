@@ -114,7 +114,7 @@ fn inspect_tells_what_is_there() {
 
     fs::remove_file(train.join("train-000001.idx")).unwrap();
     let text = stdout(&codinet_data(&["inspect", train.to_str().unwrap(), "--decode", "2"]));
-    assert!(text.contains("1 missing or out of date, written anew") && text.contains("2 decoded"), "{text}");
+    assert!(text.contains("1 missing or out of date, rebuilt") && text.contains("2 decoded"), "{text}");
 
     // Scribble over the second image: its header is 512 bytes, after 3 blocks at least of the first sample.
     let shard = train.join("train-000000.tar");

@@ -90,7 +90,12 @@ fn a_web_servers_shards_are_the_files() {
     assert_same(&remote, &local);
 
     let text = stdout(&codinet_data(&["index", &url(&server, "x-000002.tar")]));
-    assert!(text.starts_with("scanned, for no index can be written there: 1 shard, 2 samples, "), "{text}");
+    assert!(
+        text.starts_with(
+            "scanned, but the folder can't be written, so the index wasn't saved: 1 shard, 2 samples, "
+        ),
+        "{text}"
+    );
     let list = r#"{"wids_version": 1, "shardlist": [{"url": "x-000001.tar", "nsamples": 4}]}"#;
     fs::write(folder.path().join("list.json"), list).unwrap();
     assert_eq!(Dataset::open(&url(&server, "list.json")).unwrap().sample_info(0).unwrap().key, "k004");
@@ -100,7 +105,7 @@ fn a_web_servers_shards_are_the_files() {
         assert!(message.contains("can't list") && message.contains("list"), "{message}");
     }
     let message = open_error(&url(&server, "x-{000002..000003}.tar"), &impatient());
-    assert!(message.contains("/x-000003.tar: it isn't there; check the URL"), "{message}");
+    assert!(message.contains("/x-000003.tar: not found; check the URL"), "{message}");
 }
 
 #[test]
@@ -195,10 +200,15 @@ fn s3_is_read_with_keys_from_the_environment() {
     assert!(text.starts_with("already indexed: 3 shards, 10 samples, "), "{text}");
     remove_indices(&folder);
     let text = stdout(&with_secret("the-secret", &["index", "s3://bucket/data/train"]));
-    assert!(text.starts_with("scanned, for no index can be written there: 3 shards, 10 samples"), "{text}");
+    assert!(
+        text.starts_with(
+            "scanned, but the folder can't be written, so the index wasn't saved: 3 shards, 10 samples"
+        ),
+        "{text}"
+    );
 
     let error = data_error(&inspect("s3://bucket/data/train/y-{0..1}.tar"));
-    assert!(error.contains("s3://bucket/data/train/y-0.tar: it isn't there"), "{error}");
+    assert!(error.contains("s3://bucket/data/train/y-0.tar: not found"), "{error}");
     assert!(data_error(&inspect("s3://bucket/elsewhere")).contains("no shards at 's3://bucket/elsewhere'"));
     for pattern in ["s3://bucket/data/train", "s3://bucket/data/train/x-{000000..000002}.tar"] {
         let error = data_error(&with_secret("wrong-secret", &["inspect", pattern]));

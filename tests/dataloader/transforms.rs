@@ -151,7 +151,7 @@ fn policies_draw_torchvisions_operations() {
 fn drawn(policy: Policy, count: u64) -> Vec<Op> {
     let augment = Augment { policy: Some(policy), ..Augment::NONE };
     let transform = Transform::Train { crop: Crop::None, flip: 0.0, augment };
-    let ops = |n| transform.draw(224, 224, 224, &mut stream(Domain::View, 0, 0, n, 0)).unwrap().ops;
+    let ops = |n| transform.draw_view(224, 224, 224, &mut stream(Domain::View, 0, 0, n, 0)).unwrap().ops;
     (0..count).flat_map(ops).collect()
 }
 

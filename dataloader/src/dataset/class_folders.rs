@@ -45,7 +45,7 @@ pub(crate) fn list(root: &Path) -> Result<(ShardIndex, DatasetInfo)> {
         }
     }
     classes.sort();
-    let listed = parallel::map(&classes, parallel::cores(), |_, class| {
+    let listed = parallel::map(&classes, parallel::count_cores(), |_, class| {
         let mut files = Vec::new();
         walk(root, class, MOST_DEPTH, &mut files)?;
         if files.is_empty() {

@@ -65,12 +65,12 @@ impl DatasetInfo {
         let path = folder.join(Self::FILE);
         let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::from).context("write", &path)?;
         text.push(b'\n');
-        files::replace(&path, &text)?;
-        files::sync_folder(folder)
+        files::replace_file(&path, &text)?;
+        files::sync_folder(folder).context("write to", folder)
     }
 
     /// Removes `folder`'s `dataset.json`, if any: what is there is no longer complete.
     pub fn remove(folder: &Path) -> Result<()> {
-        files::remove(&folder.join(Self::FILE))
+        files::remove_if_exists(&folder.join(Self::FILE))
     }
 }

@@ -270,7 +270,7 @@ fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<D
     }
     allow_open_files(locations.len());
     // What a store takes to answer is spent waiting, not computing.
-    let threads = if is_url(&locations[0].name) { 32 } else { parallel::cores() };
+    let threads = if is_url(&locations[0].name) { 32 } else { parallel::count_cores() };
     let mut shards = parallel::map(&locations, threads, |_, location| {
         let source = storage.open(location)?;
         let (index, index_state) = ShardIndex::of(&source, options.rebuild_indices)?;

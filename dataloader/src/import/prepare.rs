@@ -1,4 +1,4 @@
-//! What an encoded image becomes on its way into a shard: mostly, what it was.
+//! Prepares an encoded image for a shard. Most images stay as they are.
 
 use std::borrow::Cow;
 
@@ -26,15 +26,15 @@ pub(super) struct Preparer {
 impl Preparer {
     pub(super) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
         let jpeg = Encoder::new(Encoding::Jpeg { quality: QUALITY })?;
-        let (decoder, png) = (Decoder::new(), Encoder::new(Encoding::Png)?);
-        Ok(Preparer { tile, max_side, decoder, jpeg, png, pixels: Vec::new() })
+        let png = Encoder::new(Encoding::Png)?;
+        Ok(Preparer { tile, max_side, decoder: Decoder::new(), jpeg, png, pixels: Vec::new() })
     }
 
-    /// The extension and the bytes that `encoded` is stored with. The extension is the true format's, which
-    /// the first bytes tell: ImageNet holds a PNG named `.JPEG`.
+    /// The extension and the bytes to store for `encoded`. The extension follows the first bytes, not the name: ImageNet
+    /// has a PNG named `.JPEG`.
     ///
     /// # Errors
-    /// Neither a JPEG nor a PNG, or far too large; one that has to be decoded and can't be.
+    /// Neither a JPEG nor a PNG, or far too large; an image to shrink that can't be decoded.
     pub(super) fn prepare<'a>(
         &mut self,
         encoded: &'a [u8],
@@ -56,15 +56,15 @@ impl Preparer {
         Ok((if format == Format::Jpeg { "jpg" } else { "png" }, image))
     }
 
-    /// The image with its longer side brought down to `max_side`, in its own format; a JPEG with its own
-    /// chroma sampling. `None` where that isn't asked for, or the image is no larger.
+    /// Shrinks the image's longer side to `max_side`, in its own format and chroma sampling. `None` if the image is small
+    /// enough, or without `max_side`.
     fn shrink(&mut self, encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
-        let Some(most) = self.max_side else { return Ok(None) };
+        let Some(max_side) = self.max_side else { return Ok(None) };
         let header = self.decoder.header(encoded)?;
-        if header.width.max(header.height) <= most {
+        if header.width.max(header.height) <= max_side {
             return Ok(None);
         }
-        let size = resize::fitted(header.width, header.height, most);
+        let size = resize::fit_size(header.width, header.height, max_side);
         let sampling = match header.format {
             Format::Jpeg => Some(sampling(encoded)?),
             Format::Png => None,
@@ -73,7 +73,7 @@ impl Preparer {
         let channels = if grey { Channels::Grey } else { Channels::Rgb };
         self.decoder.decode(encoded, &header, channels, &mut self.pixels)?;
         let Header { width, height, .. } = header;
-        let pixels = resize::resized(&self.pixels, (width, height), size, channels)?;
+        let pixels = resize::resize_image(&self.pixels, (width, height), size, channels)?;
         let smaller = match sampling {
             Some(sampling) => self.jpeg.encode_jpeg(&pixels, size, channels, sampling),
             None => self.png.encode(&pixels, size.0, size.1, channels),
@@ -83,7 +83,7 @@ impl Preparer {
     }
 }
 
-/// The chroma sampling to encode a JPEG with again: its own, or 4:2:0 where that has no name.
+/// The chroma sampling for encoding a JPEG again: its own, or 4:2:0 where its own isn't a standard one.
 fn sampling(encoded: &[u8]) -> Result<Subsamp, BadImage> {
     let header = turbojpeg::read_header(encoded)
         .map_err(|error| BadImage(format!("broken JPEG ({error}); replace the image")))?;

@@ -1,4 +1,4 @@
-//! The loader: from a plan of batches to batches of pixels, prepared ahead by a pool of threads.
+//! The loader turns a plan of batches into batches of pixels. A pool of threads prepares them ahead.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -22,12 +22,12 @@ mod pool;
 pub use mix::{Mix, MixTargets};
 pub use order::{BatchPlan, EpochOrder, Lanes, Replacements, eval_samples};
 
-use pool::{Fill, Pending, Pool};
+use pool::{PendingBatch, SlotWorker, WorkerPool};
 
-/// What a [`Loader`] makes of each sample, and with how many hands.
+/// How a [`Loader`] transforms each sample, and with how many threads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderSpec {
-    /// How images become network inputs.
+    /// The transform from images to network inputs.
     pub transform: Transform,
     /// Width and height of a view in pixels.
     pub image_size: u32,
@@ -39,26 +39,26 @@ pub struct LoaderSpec {
     pub seed: u64,
     /// Decode threads.
     pub threads: usize,
-    /// Batches prepared ahead of the one being consumed. Together with that one, this many are in memory.
+    /// Batches prepared ahead. One more, the batch being consumed, is in memory as well.
     pub prefetch: usize,
-    /// What becomes of samples that can't be read or decoded.
+    /// What happens at a sample that can't be read or decoded.
     pub on_bad: OnBadSample,
 }
 
-/// What becomes of a sample that can't be read or decoded.
+/// What happens at a sample that can't be read or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadSample {
-    /// It is an error.
+    /// The loader ends with an error.
     #[default]
     Fail,
-    /// Another sample, the next good one that the same place of a batch would have had, is served instead: batches stay as
-    /// large as they are. An evaluation, which has none to spare, leaves the bad one out.
+    /// Another sample replaces it: the next good one in the same slot of a later batch. Batches keep their size. An
+    /// evaluation has no replacements and leaves the bad sample out.
     Replace,
 }
 
-/// A sample that couldn't be served.
+/// A sample that couldn't be read or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadSample {
     /// Dataset index.
@@ -67,7 +67,7 @@ pub struct BadSample {
     pub shard: PathBuf,
     /// Its key in the shard.
     pub key: String,
-    /// What is wrong, and how to mend it.
+    /// What is wrong, and how to fix it.
     pub reason: String,
 }
 
@@ -76,11 +76,11 @@ pub struct BadSample {
 pub struct Batch {
     /// The epoch it was planned for.
     pub epoch: u64,
-    /// Dataset indices, `[L]`: of what is there, not of what was planned.
+    /// Dataset indices, `[L]`, of the samples in the batch; replacements differ from the plan.
     pub samples: Vec<u32>,
     /// Class numbers, `[L]`.
     pub labels: Vec<i64>,
-    /// Samples that were planned, or their replacements, and couldn't be served.
+    /// Samples, planned or replacements, that couldn't be read or decoded.
     pub bad: Vec<BadSample>,
     /// M.
     pub views: usize,
@@ -88,28 +88,27 @@ pub struct Batch {
     pub images: BytesMut,
 }
 
-/// Serves batches in the order of the plan: `Some(Ok(batch))` each, then `None`.
+/// Iterates over batches in the order of the plan: `Some(Ok(batch))` for each, then `None`.
 ///
-/// What is in a batch is a function of the dataset, the plan and the seed; the number of threads and timing have
-/// no part in it. What can't be used is handled by [`OnBadSample`]; an `Err`, in the place of its batch, is the last thing
-/// served.
-/// Dropping the loader stops its threads.
+/// The contents of a batch are a function of the dataset, the plan and the seed; they don't depend on the number of
+/// threads or on timing. [`OnBadSample`] decides about bad samples. An `Err` comes in the place of its batch, and
+/// nothing follows it. Dropping the loader stops its threads.
 pub struct Loader {
-    pool: Option<Pool<Served>>,
+    pool: Option<WorkerPool<SlotResult>>,
     plan: Box<dyn Iterator<Item = BatchPlan> + Send>,
-    in_flight: VecDeque<Arc<Pending<Served>>>,
+    in_flight: VecDeque<Arc<PendingBatch<SlotResult>>>,
     prefetch: usize,
     views: usize,
     sample_bytes: usize,
-    spare: Vec<BytesMut>,
-    waited: Duration,
+    free_buffers: Vec<BytesMut>,
+    stall_time: Duration,
 }
 
 impl Loader {
-    /// Starts the threads, and with them the first batches.
+    /// Starts the threads, and the first batches.
     ///
     /// # Errors
-    /// Settings that can't be right, or threads that can't be started.
+    /// Settings out of bounds, or threads that can't be started.
     pub fn new(
         dataset: Arc<Dataset>,
         spec: LoaderSpec,
@@ -126,59 +125,59 @@ impl Loader {
         let worker = |_| Worker::new(dataset.clone(), spec.clone(), channels, view_bytes);
         let workers = (0..spec.threads).map(worker).collect();
         let mut loader = Loader {
-            pool: Some(Pool::new(workers)?),
+            pool: Some(WorkerPool::new(workers)?),
             plan: Box::new(plan.fuse()),
             in_flight: VecDeque::with_capacity(spec.prefetch),
             prefetch: spec.prefetch,
             views: spec.views,
             sample_bytes: spec.views * view_bytes,
-            spare: Vec::new(),
-            waited: Duration::ZERO,
+            free_buffers: Vec::new(),
+            stall_time: Duration::ZERO,
         };
-        loader.top_up();
+        loader.submit_ahead();
         Ok(loader)
     }
 
-    /// Gives a consumed batch's memory back, for a later batch. Without it each batch allocates its own.
+    /// Takes a consumed batch's memory back for a later batch. Batches that aren't recycled are allocated.
     pub fn recycle(&mut self, batch: Batch) {
-        if self.spare.len() <= self.prefetch {
-            self.spare.push(batch.images);
+        if self.free_buffers.len() <= self.prefetch {
+            self.free_buffers.push(batch.images);
         }
     }
 
-    /// How long [`next`](Iterator::next) has waited for batches, in total: time in which the consumer was
-    /// starved of data.
+    /// The total time that [`next`](Iterator::next) has waited for batches.
     pub fn stall_time(&self) -> Duration {
-        self.waited
+        self.stall_time
     }
 
     /// Submits batches until `prefetch` are in flight, or the plan ends.
-    fn top_up(&mut self) {
+    fn submit_ahead(&mut self) {
         let Some(pool) = &self.pool else { return };
         while self.in_flight.len() < self.prefetch {
             let Some(plan) = self.plan.next() else { return };
             let bytes = plan.samples.len() * self.sample_bytes;
-            // Only a buffer of the same size will do: all batches but an evaluation's last have one size.
-            let spare = self.spare.pop().filter(|buffer| buffer.len() == bytes);
-            let buffer = spare.unwrap_or_else(|| BytesMut::zeroed(bytes));
-            self.in_flight.push_back(pool.submit(plan, buffer));
+            // A free buffer of another size is dropped; all batches but an evaluation's last have one size.
+            let free = self.free_buffers.pop().filter(|buffer| buffer.len() == bytes);
+            let buffer = free.unwrap_or_else(|| BytesMut::zeroed(bytes));
+            self.in_flight.push_back(pool.submit_batch(plan, buffer));
         }
     }
 
-    /// Puts a batch together; slots that stayed empty are closed up.
-    fn batch(&self, epoch: u64, mut images: BytesMut, served: Vec<Served>) -> Batch {
+    /// Assembles a batch; slots without a sample are removed.
+    fn assemble_batch(&self, epoch: u64, mut images: BytesMut, slots: Vec<SlotResult>) -> Batch {
         let mut batch = Batch {
             epoch,
-            samples: Vec::with_capacity(served.len()),
-            labels: Vec::with_capacity(served.len()),
+            samples: Vec::with_capacity(slots.len()),
+            labels: Vec::with_capacity(slots.len()),
             bad: Vec::new(),
             views: self.views,
             images: BytesMut::new(),
         };
-        for (slot, Served { sample, bad }) in served.into_iter().enumerate() {
+        for (slot, SlotResult { sample, bad }) in slots.into_iter().enumerate() {
             batch.bad.extend(bad);
             let Some((sample, label)) = sample else { continue };
-            let (from, to) = (slot * self.sample_bytes, batch.samples.len() * self.sample_bytes);
+            let from = slot * self.sample_bytes;
+            let to = batch.samples.len() * self.sample_bytes;
             if from != to {
                 images.copy_within(from..from + self.sample_bytes, to);
             }
@@ -196,26 +195,26 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<Result<Batch>> {
         let front = self.in_flight.pop_front()?;
-        self.top_up();
+        self.submit_ahead();
         let start = Instant::now();
-        let done = front.wait();
-        self.waited += start.elapsed();
-        if done.is_err() {
+        let finished = front.wait();
+        self.stall_time += start.elapsed();
+        if finished.is_err() {
             self.in_flight.clear();
-            self.pool = None; // no batch is served after an error
+            self.pool = None; // no batch follows an error
         }
-        Some(done.map(|(images, served)| self.batch(front.plan.epoch, images, served)))
+        Some(finished.map(|(images, slots)| self.assemble_batch(front.plan.epoch, images, slots)))
     }
 }
 
-/// What a slot holds.
-struct Served {
-    /// The sample and its label; none where it and all its replacements were bad.
+/// The result of filling one slot.
+struct SlotResult {
+    /// The sample and its label; none where the sample was bad and had no replacement.
     sample: Option<(u32, i64)>,
     bad: Vec<BadSample>,
 }
 
-/// One decode thread's tools and buffers.
+/// One decode thread's decoder and buffers.
 struct Worker {
     dataset: Arc<Dataset>,
     spec: LoaderSpec,
@@ -228,7 +227,7 @@ struct Worker {
     pixels: Vec<u8>,
     views: Vec<View>,
     regions: Vec<Region>,
-    /// What is decoded at a time, and where among them each view's region is.
+    /// Regions that are decoded one at a time, and for each view the number of its group.
     groups: Vec<Region>,
     group_of: Vec<usize>,
 }
@@ -252,23 +251,23 @@ impl Worker {
         }
     }
 
-    /// Fills `piece` and returns the label.
-    fn serve(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<i64> {
+    /// Decodes a sample into `slot_buf` and returns its label.
+    fn decode_sample(&mut self, epoch: u64, sample: u32, slot_buf: &mut [u8]) -> Result<i64> {
         let dataset = self.dataset.clone();
         let info = dataset.read(sample as usize, &mut self.encoded)?;
-        self.render(epoch, sample, piece).map_err(|bad| bad.at(info.shard, info.key))?;
+        self.render_views(epoch, sample, slot_buf).map_err(|bad| bad.in_sample(info.shard, info.key))?;
         Ok(info.label.into())
     }
 
-    /// All views of the encoded image, [M, H, W, C].
-    fn render(&mut self, epoch: u64, sample: u32, piece: &mut [u8]) -> Result<(), BadImage> {
+    /// Renders all views of the encoded image, [M, H, W, C].
+    fn render_views(&mut self, epoch: u64, sample: u32, slot_buf: &mut [u8]) -> Result<(), BadImage> {
         let LoaderSpec { transform, image_size, views, seed, .. } = &self.spec;
         let header = self.decoder.header(&self.encoded)?;
-        // Every view is drawn before the decode, which is of the parts that they show.
+        // Every view is drawn before the decode, so that only the regions of the views are decoded.
         self.views.clear();
         for view in 0..*views as u64 {
             let mut rng = random::stream(Domain::View, *seed, epoch, sample.into(), view);
-            self.views.push(transform.draw(header.width, header.height, *image_size, &mut rng)?);
+            self.views.push(transform.draw_view(header.width, header.height, *image_size, &mut rng)?);
         }
         self.regions.clear();
         self.regions.extend(self.views.iter().map(|view| view.region));
@@ -281,9 +280,9 @@ impl Worker {
                 region,
                 &mut self.pixels,
             )?;
-            let pieces = piece.chunks_exact_mut(self.view_bytes);
+            let view_bufs = slot_buf.chunks_exact_mut(self.view_bytes);
             for ((view, out), _) in
-                self.views.iter().zip(pieces).zip(&self.group_of).filter(|(_, of)| **of == group)
+                self.views.iter().zip(view_bufs).zip(&self.group_of).filter(|(_, of)| **of == group)
             {
                 self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
                 self.augmenter.apply(&view.ops, out, *image_size, self.channels);
@@ -293,28 +292,28 @@ impl Worker {
     }
 }
 
-impl Fill for Worker {
-    type Done = Served;
+impl SlotWorker for Worker {
+    type Output = SlotResult;
 
-    /// All views of a sample, [M, H, W, C], from one read.
-    fn fill(&mut self, plan: &BatchPlan, slot: usize, piece: &mut [u8]) -> Result<Served> {
+    /// Fills a slot with all views of its sample, [M, H, W, C], or of the first good replacement.
+    fn fill_slot(&mut self, plan: &BatchPlan, slot: usize, slot_buf: &mut [u8]) -> Result<SlotResult> {
         let mut bad = Vec::new();
         let mut sample = plan.samples[slot];
         loop {
-            let reason = match self.serve(plan.epoch, sample, piece) {
-                Ok(label) => return Ok(Served { sample: Some((sample, label)), bad }),
+            let reason = match self.decode_sample(plan.epoch, sample, slot_buf) {
+                Ok(label) => return Ok(SlotResult { sample: Some((sample, label)), bad }),
                 Err(error) if self.spec.on_bad == OnBadSample::Fail => return Err(error),
                 Err(Error::Undecodable { reason, .. }) => reason,
                 Err(error) => error.to_string(),
             };
-            let place = self.dataset.sample_info(sample as usize);
-            let (shard, key) =
-                place.map_or_else(Default::default, |place| (place.shard.to_owned(), place.key.to_owned()));
+            let info = self.dataset.sample_info(sample as usize);
+            let shard = info.map_or_else(PathBuf::new, |info| info.shard.to_owned());
+            let key = info.map_or_else(String::new, |info| info.key.to_owned());
             bad.push(BadSample { sample, shard, key, reason });
             sample = match &plan.replacements {
-                None => return Ok(Served { sample: None, bad }),
+                None => return Ok(SlotResult { sample: None, bad }),
                 Some(replacements) if bad.len() < Replacements::MAX_TRIES => {
-                    replacements.sample(slot, bad.len())
+                    replacements.pick(slot, bad.len())
                 }
                 Some(_) => {
                     let count = bad.len();

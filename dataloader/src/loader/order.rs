@@ -1,10 +1,10 @@
-//! Which samples are served when, and by which rank: pure functions of (seed, epoch) and (rank, world).
+//! The order of samples and each rank's part of it: pure functions of (seed, epoch) and (rank, world).
 //!
-//! Two orders: a shuffle of all samples, for disks that read anywhere at the same cost; and [`Lanes`], for network file
-//! systems and object stores, which reads shards from end to end.
+//! There are two orders. A shuffle of all samples suits disks that read anywhere at the same cost. [`Lanes`] read shards
+//! from end to end, which suits network file systems and object stores.
 //!
-//! The order is that of *global* batches. A rank serves its contiguous part of each, so that the union over the
-//! ranks is the same batch whatever the number of ranks, and a run can resume with a different number.
+//! The order is that of *global* batches. A rank loads its contiguous part of each. So the union over the ranks is the
+//! same batch for any number of ranks, and a run can resume with a different number.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl EpochOrder {
         EpochOrder { samples }
     }
 
-    /// Whole shards in lanes, shuffled within windows: see [`Lanes`]. `shards` has each shard's samples.
+    /// Reads whole shards in lanes, shuffled within windows, see [`Lanes`]. `shards` has each shard's samples.
     ///
     /// # Panics
     /// Where `lanes.count` is 0 or does not divide `global_batch`, or `lanes.window` is 0.
@@ -55,7 +55,8 @@ impl EpochOrder {
         let shuffled = EpochOrder::new(seed, epoch, shards.len());
         let all: Vec<u32> =
             shuffled.samples.iter().flat_map(|&shard| &shards[shard as usize]).copied().collect();
-        let (each, share) = (all.len() / count, global_batch / count);
+        let each = all.len() / count;
+        let share = global_batch / count;
         let lane = |lane: usize| {
             let mut rng = random::stream(Domain::Order, seed, epoch, 1 + lane as u64, 0);
             let mut waiting = all[lane * each..][..each].iter().copied();
@@ -81,8 +82,8 @@ impl EpochOrder {
         &self.samples
     }
 
-    /// Whole global batches in the epoch. The samples left over are not served in this epoch; since each epoch
-    /// is shuffled anew, they are different ones each time.
+    /// Whole global batches in the epoch. The remaining samples are left out of this epoch; every epoch is shuffled
+    /// differently, so they differ each time.
     ///
     /// # Panics
     /// Where `global_batch` is 0.
@@ -90,12 +91,11 @@ impl EpochOrder {
         self.samples.len() / global_batch
     }
 
-    /// The L = global_batch / world samples that `rank` serves of global batch `step`: slots
-    /// [rank·L, (rank + 1)·L) of it.
+    /// The L = global_batch / world samples of global batch `step` that `rank` loads: slots [rank·L, (rank + 1)·L).
     ///
     /// # Panics
     /// Where `step` is not below [`steps`](Self::steps), `rank` not below `world`, or `world` doesn't divide
-    /// `global_batch`: all known before a run starts, and to be refused there.
+    /// `global_batch`. Callers check these before a run starts.
     pub fn rank_samples(&self, step: usize, global_batch: usize, rank: usize, world: usize) -> &[u32] {
         assert!(rank < world && global_batch.is_multiple_of(world), "{rank} of {world} for {global_batch}");
         let local = global_batch / world;
@@ -103,63 +103,63 @@ impl EpochOrder {
     }
 }
 
-/// Sequential reading. The epoch's shards, in shuffled order, are cut into `count` lanes of equal length; each lane serves its
-/// shards one after another, through a window from which the next sample is drawn at random. Every global batch has as many
-/// samples of each lane, lane after lane, so that a rank, which serves a contiguous part of it, has lanes of its own for any
-/// world size that divides their number.
+/// Sequential reading. The epoch's shards, in shuffled order, are split into `count` lanes of equal length. Each lane
+/// reads its shards one after another, through a window from which the next sample is drawn at random. Every global
+/// batch has equally many samples of each lane, lane after lane. So a rank, which loads a contiguous part, has its own
+/// lanes for any world size that divides their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Lanes {
-    /// Lanes; the global batch is a multiple of it, and it of the number of ranks.
+    /// Number of lanes: a divisor of the global batch and a multiple of the number of ranks.
     pub count: usize,
-    /// Samples among which the next one of a lane is drawn.
+    /// Number of samples from which a lane draws the next one.
     pub window: usize,
 }
 
 /// The samples of one batch, in order.
 #[derive(Debug, Clone)]
 pub struct BatchPlan {
-    /// The epoch, which the crops depend on.
+    /// The epoch; crops depend on it.
     pub epoch: u64,
     /// Dataset indices.
     pub samples: Vec<u32>,
-    /// What bad samples are replaced by; none: nothing.
+    /// Replacements of bad samples; without them, bad samples leave their slots empty.
     pub replacements: Option<Replacements>,
 }
 
 impl BatchPlan {
-    /// A batch whose bad samples nothing replaces.
+    /// A batch without replacements.
     pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
         BatchPlan { epoch, samples, replacements: None }
     }
 }
 
-/// What bad samples of a batch are replaced by: the sample that the same slot has in the next global batch, or in the one
-/// after that. It is the same whichever rank meets the bad one.
+/// Replacements of bad samples: the sample in the same slot of the next global batch, or of the one after that. They
+/// don't depend on the number of ranks.
 #[derive(Debug, Clone)]
 pub struct Replacements {
     /// The epoch's order.
     pub order: Arc<EpochOrder>,
-    /// Place in the order of the batch's first slot.
+    /// Position in the order of the batch's first slot.
     pub first: usize,
     /// Samples of a global batch.
     pub global_batch: usize,
 }
 
 impl Replacements {
-    /// Tries before a batch is given up.
+    /// Bad samples in a row after which the batch is an error.
     pub const MAX_TRIES: usize = 64;
 
-    /// What the `attempt`-th replacement of `slot` is, counted from 1.
-    pub fn sample(&self, slot: usize, attempt: usize) -> u32 {
+    /// The `attempt`-th replacement for `slot`, counted from 1.
+    pub fn pick(&self, slot: usize, attempt: usize) -> u32 {
         let samples = &self.order.samples;
         samples[(self.first + slot + attempt * self.global_batch) % samples.len()]
     }
 }
 
-/// The samples of an evaluation that `rank` serves, in dataset order: the ranks' shares are disjoint, cover
-/// `0..len`, and differ in size by at most one. Nothing is padded or left out, so that a count is a count.
+/// The samples of an evaluation that `rank` loads, in dataset order. The ranks' shares are disjoint, cover `0..len`,
+/// and differ in size by at most one. Nothing is padded or left out, so counts are exact.
 ///
 /// # Panics
 /// Where `rank` is not below `world`, or `len` exceeds `u32::MAX`.
@@ -175,7 +175,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn an_epoch_serves_each_sample_once() {
+    fn epoch_has_each_sample_once() {
         let order = EpochOrder::new(7, 3, 1003);
         let mut sorted = order.samples().to_vec();
         assert_ne!(sorted, (0..1003).collect::<Vec<u32>>(), "not shuffled at all");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_global_batch_is_the_same_for_every_world() {
+    fn global_batch_is_the_same_for_every_world() {
         let order = EpochOrder::new(1, 0, 103);
         for step in 0..order.steps(8) {
             for world in [1, 2, 4] {
@@ -220,7 +220,7 @@ mod tests {
         for lane in 0..4 {
             let of_lane: Vec<u32> =
                 order.samples().chunks(16).flat_map(|batch| batch[lane * 4..][..4].to_vec()).collect();
-            // A lane is mostly inside two shards at a time; over the epoch it reads a quarter of them and a bit.
+            // A lane mostly reads two shards at a time; over the epoch it reads slightly more than a quarter of them.
             let open =
                 |part: &[u32]| part.iter().map(|&sample| shard_of(sample)).collect::<BTreeSet<_>>().len();
             let parts: Vec<usize> = of_lane.windows(20).map(open).collect();
@@ -231,7 +231,7 @@ mod tests {
                 of_lane.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count() < of_lane.len() / 10,
                 "shuffled"
             );
-            // A rank of two, or of four, has the lane to itself.
+            // The lane belongs to one rank of two, or of four.
             for world in [1, 2, 4] {
                 let rank = lane * world / 4;
                 let part = order.rank_samples(3, 16, rank, world);
@@ -247,10 +247,11 @@ mod tests {
         let order = Arc::new(EpochOrder::new(1, 0, 10));
         let at = |place: usize| order.samples()[place % 10];
         // Slot 3 of global batch 1 of 4, as a world of one has it and as the second of two ranks has.
-        let (whole, half) = (4, 4 + 2);
+        let whole = 4;
+        let half = 4 + 2;
         for (first, slot) in [(whole, 3), (half, 1)] {
             let replacements = Replacements { order: order.clone(), first, global_batch: 4 };
-            assert_eq!([1, 2, 3].map(|attempt| replacements.sample(slot, attempt)), [at(11), at(15), at(19)]);
+            assert_eq!([1, 2, 3].map(|attempt| replacements.pick(slot, attempt)), [at(11), at(15), at(19)]);
         }
     }
 
@@ -280,7 +281,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "0 of 3 for 8")]
-    fn an_uneven_split_is_refused() {
+    fn uneven_split_is_refused() {
         EpochOrder::new(0, 0, 100).rank_samples(0, 8, 0, 3);
     }
 }

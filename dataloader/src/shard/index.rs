@@ -108,7 +108,7 @@ impl ShardIndex {
         if let Some(index) = kept.filter(|index| !matches!(source, Source::File(_)) || index.fits(source)) {
             return Some(index);
         }
-        let index = ShardIndex::of_copy(&source.beside("idx", most_index_bytes(source))?, source)?;
+        let index = ShardIndex::of_copy(&source.read_sibling("idx", most_index_bytes(source))?, source)?;
         index.keep(source); // else it is asked for again
         Some(index)
     }
@@ -141,7 +141,7 @@ impl ShardIndex {
         let mut end = 0; // of the last member, padding included
         for member in archive.entries_with_seek().map_err(broken)? {
             let mut member = member.map_err(broken)?;
-            reader.next_member();
+            reader.start_member();
             let name = String::from_utf8(member.path_bytes().into_owned())
                 .map_err(|error| broken(std::io::Error::other(error)))?;
             let (offset, length) = (member.raw_file_position(), member.size());
@@ -192,12 +192,13 @@ impl ShardIndex {
     fn fits(&self, source: &Source) -> bool {
         let Some(last) = self.get(self.len().wrapping_sub(1)) else { return true };
         let mut header = [0; HEADER];
-        source.peek(&mut header, last.offset - HEADER as u64).is_ok() && header_crc(&header) == last.header
+        source.read_uncached(&mut header, last.offset - HEADER as u64).is_ok()
+            && header_crc(&header) == last.header
     }
 
     /// Writes the index beside `tar`, in one step.
     pub fn save(&self, tar: &Path) -> Result<()> {
-        files::replace(&index_path(tar), self.to_text().as_bytes())
+        files::replace_file(&index_path(tar), self.to_text().as_bytes())
     }
 
     /// What [`save`](Self::save) writes.

@@ -61,8 +61,8 @@ impl ShardWriter {
         })
     }
 
-    /// Writes one shard, `NAME-000000.tar` with this number, that takes as many samples as there are.
-    pub(crate) fn one(folder: &Path, name: &str, number: u32) -> Result<ShardWriter> {
+    /// Writes a single shard with this number and any number of samples.
+    pub(crate) fn new_single(folder: &Path, name: &str, number: u32) -> Result<ShardWriter> {
         let writer = ShardWriter::new(folder, name, u32::MAX)?;
         Ok(ShardWriter { shards: number, ..writer })
     }
@@ -147,7 +147,7 @@ impl OpenShard {
             .and_then(|mut buffer| buffer.flush().and_then(|()| buffer.get_ref().sync_all()))
             .context("write", &temporary.0)?;
         fs::rename(&temporary.0, &path).context("rename to", &path)?;
-        files::sync_folder(folder)?;
+        files::sync_folder(folder).context("write to", folder)?;
         ShardIndex::rebuild(&path)?.save(&path) // the index holds the modification time: after the rename
     }
 }

@@ -1,8 +1,8 @@
 //! Local copies of shards from stores, in a folder that processes share.
 //!
-//! A copy is `NAME-HASH.tar`; the hash is of its URL, version and size, so that a changed object is another file.
-//! Until it is whole it is `NAME-HASH.part`, held locked by the process that fetches it. Whenever a process dies,
-//! a `.tar` is whole and a `.part` that nobody holds is rubbish.
+//! A copy is `NAME-HASH.tar`. The hash covers its URL, version and size, so a changed object is another file. An
+//! incomplete copy is `NAME-HASH.part`, locked by the process that fetches it. So after a process dies, every `.tar` is
+//! complete, and a `.part` without a lock is abandoned.
 
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::options::Cache;
 use crate::error::{IoContext, Result};
 
-/// The folder, and how much it may hold.
+/// The folder and its size limit.
 #[derive(Debug)]
 pub(crate) struct SharedFolder {
     folder: PathBuf,
@@ -28,8 +28,8 @@ impl SharedFolder {
         Ok(SharedFolder { folder: folder.clone(), limit: *limit_bytes })
     }
 
-    /// Where the copy of a shard belongs.
-    pub(crate) fn path(&self, url: &str, version: &str, size: u64) -> PathBuf {
+    /// The path of a shard's copy.
+    pub(crate) fn copy_path(&self, url: &str, version: &str, size: u64) -> PathBuf {
         let mut hash = Sha256::new();
         for part in [url, version] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -43,17 +43,17 @@ impl SharedFolder {
         self.folder.join(format!("{}-{hash}.tar", name.chars().take(100).collect::<String>()))
     }
 
-    /// The whole copy at `path`, which `fetch` writes if it isn't there; of several that ask at once, threads or
-    /// processes, one fetches and the others wait for it. `None` where the folder has no room for it.
-    pub(crate) fn file(
+    /// Opens the complete copy at `path`, which `fetch` writes if it is missing. Of several threads or processes, one
+    /// fetches and the others wait for it. `None` where the folder has no space for it.
+    pub(crate) fn open_or_fetch(
         &self,
         path: &Path,
         size: u64,
         fetch: impl Fn(&File) -> Result<()>,
     ) -> Result<Option<File>> {
         loop {
-            if let Some(file) = whole(path, size) {
-                // What was read longest ago goes first. A file system that can't note it falls back to any order.
+            if let Some(file) = open_complete(path, size) {
+                // Marks it as recently used. A file system without access times removes copies in any order.
                 let _ = file.set_times(FileTimes::new().set_accessed(SystemTime::now()));
                 return Ok(Some(file));
             }
@@ -61,10 +61,10 @@ impl SharedFolder {
             let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&part);
             let file = open.context("create", &part)?;
             file.lock().context("lock", &part)?;
-            if !is_at(&file, &part) {
-                continue; // whoever held it has completed it, or given up
+            if !is_same_file(&file, &part) {
+                continue; // the process that held the lock has completed or removed it
             }
-            if !self.make_room(&file, &part, size)? {
+            if !self.make_space(&file, &part, size)? {
                 let _ = fs::remove_file(&part);
                 return Ok(None);
             }
@@ -78,12 +78,13 @@ impl SharedFolder {
         }
     }
 
-    /// Removes copies until `size` bytes fit, and takes them for `file` at `part`. False where they can't.
-    fn make_room(&self, file: &File, part: &Path, size: u64) -> Result<bool> {
+    /// Removes copies until `size` bytes fit, and reserves them for `file` at `part`. False where they can't fit.
+    fn make_space(&self, file: &File, part: &Path, size: u64) -> Result<bool> {
         let lock = self.folder.join(".lock");
         let one_at_a_time = File::create(&lock).context("create", &lock)?;
         one_at_a_time.lock().context("lock", &lock)?;
-        let (mut used, mut copies) = (0, Vec::new());
+        let mut used = 0;
+        let mut copies = Vec::new();
         for entry in self.folder.read_dir().context("list", &self.folder)? {
             let path = entry.context("list", &self.folder)?.path();
             let Ok(metadata) = path.metadata() else { continue }; // removed meanwhile
@@ -112,20 +113,20 @@ impl SharedFolder {
     }
 }
 
-/// The copy at `path`, if it is there and of the right length.
-fn whole(path: &Path, size: u64) -> Option<File> {
+/// Opens the copy at `path` if it has the right length.
+fn open_complete(path: &Path, size: u64) -> Option<File> {
     let file = File::open(path).ok()?;
     (file.metadata().ok()?.len() == size).then_some(file)
 }
 
-/// Whether `path` still names `file`.
-fn is_at(file: &File, path: &Path) -> bool {
+/// Whether `path` is still the path of `file`.
+fn is_same_file(file: &File, path: &Path) -> bool {
     let (Ok(file), Ok(there)) = (file.metadata(), path.metadata()) else { return false };
     (file.dev(), file.ino()) == (there.dev(), there.ino())
 }
 
-/// Removes the part at `path` if no process holds it; false where one does. Whoever waits for its lock finds that it
-/// is gone.
+/// Removes the part at `path` unless a process has it locked; false where one has. A process that waits for the lock
+/// notices the removal.
 fn remove_abandoned(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return true };
     file.try_lock().is_ok() && fs::remove_file(path).is_ok()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext, Result};
 
-/// A file held open, and its state when it was opened.
+/// An open file, with its size and version when it was opened.
 #[derive(Debug)]
 pub(crate) struct LocalFile {
     path: PathBuf,
@@ -36,7 +36,7 @@ impl LocalFile {
         &self.version
     }
 
-    /// Fills both buffers by one system call, unless it is cut short.
+    /// Fills both buffers, by one system call unless it is interrupted.
     pub(crate) fn read_exact_at(&self, header: &mut [u8], body: &mut [u8], offset: u64) -> Result<()> {
         read_exact_at(&self.file, header, body, offset).context("read", &self.path)
     }
@@ -49,7 +49,8 @@ pub(crate) fn read_exact_at(file: &File, header: &mut [u8], body: &mut [u8], off
         Err(rustix::io::Errno::INTR) => 0,
         read => read?,
     };
-    let (in_header, in_body) = (read.min(header.len()), read.saturating_sub(header.len()));
+    let in_header = read.min(header.len());
+    let in_body = read.saturating_sub(header.len());
     file.read_exact_at(&mut header[in_header..], offset + in_header as u64)?;
     file.read_exact_at(&mut body[in_body..], offset + header.len() as u64 + in_body as u64)
 }

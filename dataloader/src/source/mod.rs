@@ -1,7 +1,7 @@
 //! Where a shard's bytes come from: a file, an object in a store, or a local copy of one.
 //!
-//! A [`Source`] is read by position, from many threads at once. Files are read by `pread`, never mapped: one that
-//! shrinks while it is read is an error, where a mapping would kill the process.
+//! A [`Source`] is read by position, from many threads at once. Files are read by `pread`, never mapped. So a file that
+//! shrinks while it is read is an error; a mapping would kill the process.
 
 use std::fs;
 use std::io::{self, Read};
@@ -39,7 +39,7 @@ impl Source {
         }
     }
 
-    /// Bytes of the shard, as it was when it was opened.
+    /// Bytes of the shard when it was opened.
     pub(crate) fn size(&self) -> u64 {
         match self {
             Source::File(file) => file.size(),
@@ -48,7 +48,7 @@ impl Source {
         }
     }
 
-    /// What changes when the contents do, in one word: a file's modification time, an object's ETag.
+    /// The version of the contents, without blanks: a file's modification time, an object's ETag.
     pub(crate) fn version(&self) -> &str {
         match self {
             Source::File(file) => file.version(),
@@ -66,8 +66,8 @@ impl Source {
         }
     }
 
-    /// As [`read_exact_at`](Self::read_exact_at), for a few bytes for which no shard is to be fetched.
-    pub(crate) fn peek(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+    /// As [`read_exact_at`](Self::read_exact_at), but never fetches a whole shard into the cache.
+    pub(crate) fn read_uncached(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         match self {
             Source::File(file) => file.read_exact_at(&mut [], bytes, offset),
             #[cfg(feature = "remote")]
@@ -75,7 +75,7 @@ impl Source {
         }
     }
 
-    /// How many bytes a scan of the headers had best read at once.
+    /// The best number of bytes to read at once while scanning headers.
     fn scan_block(&self) -> usize {
         match self {
             Source::File(_) => 4096, // a label with its header and the next image's
@@ -84,7 +84,7 @@ impl Source {
         }
     }
 
-    /// Where its bytes lie as a file on this machine, or would, were they fetched.
+    /// The file on this machine that holds its bytes, or will hold them once they are fetched.
     pub(crate) fn local_path(&self) -> Option<PathBuf> {
         match self {
             Source::File(file) => Some(file.path().to_owned()),
@@ -93,23 +93,23 @@ impl Source {
         }
     }
 
-    /// Of an object: the contents of the one beside it that differs in its extension, if it has at most `most_bytes`.
-    #[cfg_attr(not(feature = "remote"), expect(unused_variables, reason = "of stores alone"))]
-    pub(crate) fn beside(&self, extension: &str, most_bytes: u64) -> Option<Vec<u8>> {
+    /// For an object: the contents of the object of this name with another extension, if it has at most `max_bytes`.
+    #[cfg_attr(not(feature = "remote"), expect(unused_variables, reason = "only stores use it"))]
+    pub(crate) fn read_sibling(&self, extension: &str, max_bytes: u64) -> Option<Vec<u8>> {
         match self {
             Source::File(_) => None,
             #[cfg(feature = "remote")]
-            Source::Object(object) => object.beside(extension, most_bytes),
+            Source::Object(object) => object.read_sibling(extension, max_bytes),
         }
     }
 }
 
-/// Whether a pattern, or an entry of a list of shards, names an object in a store.
+/// Whether a pattern, or an entry of a list of shards, is the URL of an object in a store.
 pub(crate) fn is_url(location: &str) -> bool {
     ["s3://", "gs://", "http://", "https://"].iter().any(|scheme| location.starts_with(scheme))
 }
 
-/// Opens what paths and URLs name. What stores need (threads, connections) begins with the first URL.
+/// Opens files by paths and objects by URLs. Threads and connections for stores start with the first URL.
 #[derive(Debug)]
 pub(crate) struct Storage {
     #[cfg(feature = "remote")]
@@ -118,12 +118,12 @@ pub(crate) struct Storage {
     remote: std::sync::OnceLock<std::sync::Arc<remote::Remote>>,
 }
 
-/// A shard that a listing found. Of an object it also says the state, which needn't be asked for again.
+/// The path or URL of a shard. A listing of a store also returns the object's state, which saves a request.
 #[derive(Debug)]
 pub(crate) struct Location {
     pub(crate) name: String,
     #[cfg(feature = "remote")]
-    state: Option<remote::State>,
+    state: Option<remote::ObjectState>,
 }
 
 impl Location {
@@ -158,25 +158,25 @@ impl Storage {
         Err(without_stores(&location.name))
     }
 
-    /// The contents of a small file, such as a list of shards; `None` where there is none. Of one that is `optional`
-    /// a store needn't say whether it is there.
+    /// Reads a small file, such as a list of shards; `None` where it is missing. With `optional`, a store that denies
+    /// access counts as missing.
     ///
     /// # Errors
-    /// One that can't be read, or is larger than a list could be.
+    /// The file can't be read, or is larger than a list of shards can be.
     pub(crate) fn read_small(&self, location: &str, optional: bool) -> Result<Option<Vec<u8>>> {
-        const MOST_BYTES: u64 = 64 << 20;
+        const MAX_BYTES: u64 = 64 << 20;
         let too_large = || {
-            let what = format!("over {} MiB, larger than a list of shards; is it one?", MOST_BYTES >> 20);
+            let what = format!("over {} MiB, larger than a list of shards; is it one?", MAX_BYTES >> 20);
             Err(Error::malformed(Path::new(location), what))
         };
         if is_url(location) {
             #[cfg(feature = "remote")]
-            return match self.remote()?.read_whole(location, MOST_BYTES)? {
-                remote::Whole::Missing => Ok(None),
-                remote::Whole::Denied(_) if optional => Ok(None),
-                remote::Whole::Denied(error) => Err(error),
-                remote::Whole::TooLarge => too_large(),
-                remote::Whole::Bytes(bytes) => Ok(Some(bytes)),
+            return match self.remote()?.read_small(location, MAX_BYTES)? {
+                remote::SmallObject::Missing => Ok(None),
+                remote::SmallObject::Denied(_) if optional => Ok(None),
+                remote::SmallObject::Denied(error) => Err(error),
+                remote::SmallObject::TooLarge => too_large(),
+                remote::SmallObject::Bytes(bytes) => Ok(Some(bytes)),
             };
             #[cfg(not(feature = "remote"))]
             return if optional { Ok(None) } else { Err(without_stores(location)) };
@@ -185,14 +185,14 @@ impl Storage {
         let mut text = Vec::new();
         match fs::File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file
-                .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text))
-                .context("read", path)?,
+            file => {
+                file.and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut text)).context("read", path)?
+            }
         };
-        if text.len() as u64 > MOST_BYTES { too_large() } else { Ok(Some(text)) }
+        if text.len() as u64 > MAX_BYTES { too_large() } else { Ok(Some(text)) }
     }
 
-    /// The shards in a store that `pattern` takes, sorted: a glob, or a folder for every `.tar` directly in it.
+    /// Lists the shards in a store that `pattern` matches, sorted: a glob, or a folder for every `.tar` directly in it.
     pub(crate) fn list(&self, pattern: &str) -> Result<Vec<Location>> {
         #[cfg(feature = "remote")]
         return self.remote()?.list(pattern);
@@ -217,12 +217,12 @@ fn without_stores(url: &str) -> Error {
     ))
 }
 
-/// A path that may be a URL, whose slashes are kept as they are.
+/// The folder of a path or URL; slashes stay as they are.
 pub(crate) fn folder_of(location: &str) -> &str {
     location.rfind('/').map_or("", |slash| if slash == 0 { "/" } else { &location[..slash] })
 }
 
-/// `name` in `folder`, both of which may be URLs; a name that is complete by itself stays what it is.
+/// Joins `name` to `folder`. Both may be URLs; an absolute name stays as it is.
 pub(crate) fn join(folder: &str, name: &str) -> String {
     if is_url(folder) && !is_url(name) && !name.starts_with('/') {
         let name = name.trim_start_matches("./");

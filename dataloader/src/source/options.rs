@@ -1,32 +1,32 @@
-//! How a data set is opened.
+//! Options of opening a data set.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a dataset is opened.
+/// Options of opening a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where shards from stores are kept on this machine; without it each sample is read from the store.
+    /// Where copies of shards are kept on this machine; without it each sample is read from the store.
     pub cache: Option<Cache>,
-    /// The longest that one read from a store may take, with all that is tried again in it.
+    /// Time limit of one read from a store, retries included.
     pub timeout: Duration,
-    /// Whether to make every index anew, even one that fits.
+    /// Whether to rebuild every index, even a valid one.
     pub rebuild_indices: bool,
 }
 
 impl Default for Options {
-    /// No cache, 2 minutes, indices that fit are kept.
+    /// No cache, 2 minutes, valid indices are used.
     fn default() -> Options {
         Options { cache: None, timeout: Duration::from_secs(120), rebuild_indices: false }
     }
 }
 
-/// A folder that holds whole shards from stores. All processes of a machine may share it: each shard is fetched
-/// once, and the one that was read longest ago makes room.
+/// A folder of whole shards, copied from stores. All processes of a machine may share it: each shard is fetched once,
+/// and the least recently used one is removed to make space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
-    /// The folder, best on a local disk; it is made where needed, and holds nothing else.
+    /// The folder, ideally on a local disk. It is created where needed, and must hold nothing else.
     pub folder: PathBuf,
-    /// Bytes that it may take. A shard for which there is no room is read from the store.
+    /// Limit of its size in bytes. A shard that doesn't fit is read from the store.
     pub limit_bytes: u64,
 }

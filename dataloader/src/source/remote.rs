@@ -1,8 +1,7 @@
 //! Shards in stores: S3 and what speaks its protocol, Google Cloud Storage, web servers.
 //!
-//! What is asked of a store is tried again with growing pauses where the store or the way to it fails, as long as
-//! [`Options::timeout`] allows. Messages name the URL and say what to do; what a server answered besides its
-//! status isn't repeated, for it may hold parts of credentials.
+//! Requests that fail are retried with growing pauses until [`Options::timeout`]. Messages name the URL and the fix. They
+//! never repeat a server's answer besides its status, because it may contain parts of credentials.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -27,13 +26,13 @@ use super::options::Options;
 use super::{Location, is_url, local};
 use crate::error::{Error, IoContext, Result};
 
-/// What one request asks for where much is wanted: of a scan, and of a shard that is fetched whole.
+/// Bytes of one request while scanning or fetching a shard.
 const PART: u64 = 8 << 20;
 
-/// Parts of one shard asked for at once.
+/// Simultaneous requests for parts of one shard.
 const PARTS_AT_ONCE: usize = 4;
 
-/// The stores that a dataset's shards lie in, and the threads that talk to them.
+/// The stores of a dataset's shards, and the threads that send requests to them.
 #[derive(Debug)]
 pub(crate) struct Remote {
     runtime: Runtime,
@@ -42,12 +41,12 @@ pub(crate) struct Remote {
     cache: Option<SharedFolder>,
 }
 
-/// An object as it was when it was opened or listed.
+/// The state of an object when it was opened or listed.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
+pub(crate) struct ObjectState {
     size: u64,
     etag: Option<String>,
-    /// The ETag, or where there is none the time of the last change, without blanks.
+    /// The ETag, or without one the time of the last change; without blanks.
     version: String,
 }
 
@@ -55,28 +54,28 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Object {
     remote: Arc<Remote>,
-    place: Place,
+    location: ObjectLocation,
     url: PathBuf,
-    state: State,
+    state: ObjectState,
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+struct ObjectLocation {
     store: Arc<dyn ObjectStore>,
     path: object_store::path::Path,
     url: String,
 }
 
-/// What came of reading a small object.
-pub(crate) enum Whole {
+/// The result of reading a small object.
+pub(crate) enum SmallObject {
     Missing,
-    /// Access is denied; S3 says so of what is missing, too, to those who may not list.
+    /// Access is denied. S3 also answers so for a missing object where listing isn't allowed.
     Denied(Error),
     TooLarge,
     Bytes(Vec<u8>),
 }
 
-/// Why a request came to nothing.
+/// Why a request failed.
 enum Failure {
     Store(object_store::Error),
     Changed,
@@ -88,23 +87,23 @@ impl From<object_store::Error> for Failure {
     }
 }
 
-impl State {
-    fn of(meta: &ObjectMeta) -> State {
+impl ObjectState {
+    fn from_meta(meta: &ObjectMeta) -> ObjectState {
         let etag =
             meta.e_tag.as_deref().map(|etag| etag.replace(|c: char| c.is_whitespace() || c == '"', ""));
         let version = etag.clone().unwrap_or_else(|| meta.last_modified.timestamp().to_string());
-        State { size: meta.size, etag, version }
+        ObjectState { size: meta.size, etag, version }
     }
 
-    /// Whether `now` is certainly another object. Not every answer of every server has an ETag.
-    fn differs(&self, now: &State) -> bool {
+    /// Whether `now` is certainly another object. Some answers have no ETag.
+    fn differs_from(&self, now: &ObjectState) -> bool {
         self.size != now.size || self.etag.is_some() && now.etag.is_some() && self.etag != now.etag
     }
 }
 
 impl Remote {
     pub(crate) fn start(options: &Options) -> Result<Remote> {
-        // Fails where the process has chosen already, which is as well.
+        // Fails where the process has chosen a provider already; that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -116,29 +115,29 @@ impl Remote {
         Ok(Remote { runtime, stores: Mutex::default(), timeout: options.timeout, cache })
     }
 
-    /// The object's contents, if it is there and has at most `most` bytes.
-    pub(crate) fn read_whole(&self, url: &str, most: u64) -> Result<Whole> {
-        let place = self.place(url)?;
-        let read = self.run(&place.url, || async {
-            let result = place.store.get_opts(&place.path, GetOptions::default()).await?;
-            if result.meta.size > most {
+    /// Reads a whole object of at most `max_bytes`.
+    pub(crate) fn read_small(&self, url: &str, max_bytes: u64) -> Result<SmallObject> {
+        let location = self.locate(url)?;
+        let read = self.send(&location.url, || async {
+            let result = location.store.get_opts(&location.path, GetOptions::default()).await?;
+            if result.meta.size > max_bytes {
                 return Ok(None);
             }
             Ok(Some(result.bytes().await?))
         });
         match read {
-            Ok(Some(bytes)) => Ok(Whole::Bytes(bytes.into())),
-            Ok(None) => Ok(Whole::TooLarge),
-            Err(Failure::Store(object_store::Error::NotFound { .. })) => Ok(Whole::Missing),
+            Ok(Some(bytes)) => Ok(SmallObject::Bytes(bytes.into())),
+            Ok(None) => Ok(SmallObject::TooLarge),
+            Err(Failure::Store(object_store::Error::NotFound { .. })) => Ok(SmallObject::Missing),
             Err(failure) => {
                 let denied = matches!(failure, Failure::Store(object_store::Error::PermissionDenied { .. }));
-                let error = self.explain("read", &place.url, failure);
-                if denied { Ok(Whole::Denied(error)) } else { Err(error) }
+                let error = self.describe("read", &location.url, failure);
+                if denied { Ok(SmallObject::Denied(error)) } else { Err(error) }
             }
         }
     }
 
-    /// The shards that a glob or a folder names, sorted.
+    /// Lists the shards that a glob or a folder matches, sorted.
     pub(crate) fn list(&self, pattern: &str) -> Result<Vec<Location>> {
         if pattern.starts_with("http") {
             return Err(Error::InvalidArgument(format!(
@@ -146,35 +145,35 @@ impl Remote {
                  x-{{000000..000012}}.tar or by a list (_info.json, shardindex.json)"
             )));
         }
-        let (folder, name) = match pattern.contains(['*', '?', '[']) {
-            true => pattern.rsplit_once('/').unwrap_or((pattern, "")),
-            false => (pattern.trim_end_matches('/'), "*.tar"),
+        let (folder, name) = if pattern.contains(['*', '?', '[']) {
+            pattern.rsplit_once('/').unwrap_or((pattern, ""))
+        } else {
+            (pattern.trim_end_matches('/'), "*.tar")
         };
         let glob = glob::Pattern::new(name).ok().filter(|_| !folder.contains(['*', '?', '[']));
         let glob = glob.ok_or_else(|| {
-            let form = "with wildcards behind the last slash only";
             Error::InvalidArgument(format!(
-                "'{pattern}' isn't a glob that stores are asked for; write it {form}"
+                "'{pattern}': a store lists only one folder; write wildcards only after the last slash"
             ))
         })?;
-        let place = self.place(folder)?;
-        let listed =
-            self.run(folder, || async { Ok(place.store.list_with_delimiter(Some(&place.path)).await?) });
-        let listed = listed.map_err(|failure| self.explain("list", folder, failure))?;
+        let location = self.locate(folder)?;
+        let listed = self
+            .send(folder, || async { Ok(location.store.list_with_delimiter(Some(&location.path)).await?) });
+        let listed = listed.map_err(|failure| self.describe("list", folder, failure))?;
         let mut shards: Vec<Location> = listed
             .objects
             .iter()
             .filter_map(|meta| {
                 let name = meta.location.filename().filter(|name| glob.matches(name))?;
-                Some(Location { name: format!("{folder}/{name}"), state: Some(State::of(meta)) })
+                Some(Location { name: format!("{folder}/{name}"), state: Some(ObjectState::from_meta(meta)) })
             })
             .collect();
         shards.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(shards)
     }
 
-    fn place(&self, url: &str) -> Result<Place> {
-        let wrong = |what: &str| Error::InvalidArgument(format!("'{}': {what}", without_password(url)));
+    fn locate(&self, url: &str) -> Result<ObjectLocation> {
+        let wrong = |what: &str| Error::InvalidArgument(format!("'{}': {what}", hide_password(url)));
         let (scheme, rest) =
             url.split_once("://").filter(|_| is_url(url)).ok_or_else(|| wrong("not a URL"))?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -182,7 +181,7 @@ impl Remote {
             return Err(wrong("no bucket or host in it"));
         }
         if host.contains('@') {
-            return Err(wrong("holds a password, which would end up in logs; take it out"));
+            return Err(wrong("contains a password, which would end up in logs; remove it"));
         }
         let parsed = match scheme {
             "http" | "https" => object_store::path::Path::from_url_path(path),
@@ -199,14 +198,14 @@ impl Remote {
                 store
             }
         };
-        Ok(Place { store, path, url: url.to_owned() })
+        Ok(ObjectLocation { store, path, url: url.to_owned() })
     }
 
     fn connect(&self, scheme: &str, host: &str) -> Result<Arc<dyn ObjectStore>> {
         let retry = RetryConfig {
             backoff: BackoffConfig { max_backoff: self.timeout / 8, ..BackoffConfig::default() },
             max_retries: 10,
-            retry_timeout: self.timeout / 2, // so that the last failure is told, not that time is up
+            retry_timeout: self.timeout / 2, // so that the message has the last failure, not the time limit
         };
         let timeout = format!("{}ms", self.timeout.as_millis());
         let stalled = format!("{}ms", (self.timeout / 4).as_millis());
@@ -241,7 +240,7 @@ impl Remote {
             }
             _ => {
                 let plain = (scheme == "http").to_string();
-                // Without TLS no certificates are needed, which a small machine may not have.
+                // Plain HTTP needs no certificates; a small machine may have none.
                 let client = client.into_iter().chain([
                     (ClientConfigKey::AllowHttp, plain.clone()),
                     (ClientConfigKey::NoSystemCertificates, plain),
@@ -251,22 +250,22 @@ impl Remote {
                 builder.build().map(|store| Arc::new(store) as _)
             }
         };
-        store.map_err(|error| self.explain("connect to", &url, error.into()))
+        store.map_err(|error| self.describe("connect to", &url, error.into()))
     }
 
-    /// Runs `request` until it is answered. What fails before the answer begins the store's client tries again;
-    /// this does so where an answer breaks off.
-    fn run<T, F: Future<Output = Result<T, Failure>>>(
+    /// Sends `request` until it is answered. The store's client retries what fails before an answer begins; this
+    /// function retries answers that break off.
+    fn send<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         url: &str,
         request: impl Fn() -> F,
     ) -> Result<T, Failure> {
-        const MOST_TRIES: u32 = 4;
+        const MAX_TRIES: u32 = 4;
         let until_answered = async {
             let mut tries = 1;
             loop {
                 match request().await {
-                    Err(Failure::Store(error)) if breaks_off(&error) && tries < MOST_TRIES => {
+                    Err(Failure::Store(error)) if is_truncated(&error) && tries < MAX_TRIES => {
                         tokio::time::sleep((self.timeout / 64).min(Duration::from_secs(1)) * tries * tries)
                             .await;
                         tries += 1;
@@ -282,8 +281,8 @@ impl Remote {
         })
     }
 
-    fn explain(&self, action: &'static str, url: &str, failure: Failure) -> Error {
-        let url = without_password(url);
+    fn describe(&self, action: &'static str, url: &str, failure: Failure) -> Error {
+        let url = hide_password(url);
         let credentials = match url.split(':').next() {
             Some("s3") => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an account that may read it \
@@ -295,7 +294,7 @@ impl Remote {
         use object_store::Error as E;
         let what = match &failure {
             Failure::Changed => "it has changed since it was opened; start again".to_owned(),
-            Failure::Store(E::NotFound { .. }) => "it isn't there; check the URL".to_owned(),
+            Failure::Store(E::NotFound { .. }) => "not found; check the URL".to_owned(),
             Failure::Store(E::PermissionDenied { .. } | E::Unauthenticated { .. }) => {
                 format!("access denied; {credentials}")
             }
@@ -305,7 +304,7 @@ impl Remote {
             Failure::Store(error) => {
                 let text = error.to_string();
                 let status = text.split_once("status code: ").and_then(|(_, rest)| rest.split(':').next());
-                let kind = http_error(error).map(HttpError::kind);
+                let kind = find_http_error(error).map(HttpError::kind);
                 if text.contains("169.254.169.254") || text.contains("metadata.google.internal") {
                     format!("no credentials; {credentials}")
                 } else if status.is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
@@ -326,8 +325,8 @@ impl Remote {
     }
 }
 
-/// The transport's part in an error, if it has one.
-fn http_error(error: &object_store::Error) -> Option<&HttpError> {
+/// The transport error in the chain of causes, if there is one.
+fn find_http_error(error: &object_store::Error) -> Option<&HttpError> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(found) = error.downcast_ref() {
@@ -338,14 +337,15 @@ fn http_error(error: &object_store::Error) -> Option<&HttpError> {
     None
 }
 
-/// Whether an answer began and didn't end.
-fn breaks_off(error: &object_store::Error) -> bool {
+/// Whether an answer began and broke off.
+fn is_truncated(error: &object_store::Error) -> bool {
     use HttpErrorKind::{Decode, Interrupted, Timeout, Unknown};
-    http_error(error).is_some_and(|error| matches!(error.kind(), Decode | Interrupted | Timeout | Unknown))
+    find_http_error(error)
+        .is_some_and(|error| matches!(error.kind(), Decode | Interrupted | Timeout | Unknown))
 }
 
-/// The URL for messages.
-fn without_password(url: &str) -> String {
+/// The URL without its password, for messages.
+fn hide_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     match host.rsplit_once('@') {
@@ -354,7 +354,7 @@ fn without_password(url: &str) -> String {
     }
 }
 
-/// Whether an endpoint is on this machine and without TLS, where nobody else hears.
+/// Whether an endpoint is plain HTTP on this machine, which nobody else can read.
 fn is_loopback_http(endpoint: &str) -> bool {
     let Some(rest) = endpoint.strip_prefix("http://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();
@@ -365,17 +365,19 @@ fn is_loopback_http(endpoint: &str) -> bool {
 }
 
 impl Object {
-    pub(crate) fn open(remote: &Arc<Remote>, location: &Location) -> Result<Object> {
-        let place = remote.place(&location.name)?;
-        let state = match &location.state {
+    pub(crate) fn open(remote: &Arc<Remote>, listed: &Location) -> Result<Object> {
+        let location = remote.locate(&listed.name)?;
+        let state = match &listed.state {
             Some(state) => state.clone(),
             None => {
-                let meta = remote.run(&place.url, || async { Ok(place.store.head(&place.path).await?) });
-                State::of(&meta.map_err(|failure| remote.explain("open shard", &place.url, failure))?)
+                let meta = remote
+                    .send(&location.url, || async { Ok(location.store.head(&location.path).await?) })
+                    .map_err(|failure| remote.describe("open shard", &location.url, failure))?;
+                ObjectState::from_meta(&meta)
             }
         };
-        let url = PathBuf::from(&place.url);
-        Ok(Object { remote: remote.clone(), place, url, state })
+        let url = PathBuf::from(&location.url);
+        Ok(Object { remote: remote.clone(), location, url, state })
     }
 
     pub(crate) fn url(&self) -> &Path {
@@ -394,18 +396,18 @@ impl Object {
         PART as usize
     }
 
-    /// Fills both buffers, from the local copy if there is a cache, which is filled where it has room.
+    /// Fills both buffers, from the local copy if there is a cache with space for it.
     pub(crate) fn read_exact_at(&self, header: &mut [u8], body: &mut [u8], offset: u64) -> Result<()> {
         if let Some(cache) = &self.remote.cache {
-            let path = self.cached(cache);
-            if let Some(file) = cache.file(&path, self.size(), |file| self.fetch(file, &path))? {
+            let path = self.copy_path(cache);
+            if let Some(file) = cache.open_or_fetch(&path, self.size(), |file| self.fetch(file, &path))? {
                 return local::read_exact_at(&file, header, body, offset).context("read", &path);
             }
         }
         self.read_from_store(header, body, offset)
     }
 
-    /// Fills both buffers from the store, whatever the cache holds.
+    /// Fills both buffers from the store, without the cache.
     pub(crate) fn read_from_store(&self, header: &mut [u8], body: &mut [u8], offset: u64) -> Result<()> {
         let range = offset..offset + (header.len() + body.len()) as u64;
         if range.end > self.size() {
@@ -415,52 +417,58 @@ impl Object {
         if range.is_empty() {
             return Ok(());
         }
-        let bytes = self.remote.run(&self.place.url, || get(&self.place, &self.state, range.clone()));
-        let bytes = bytes.map_err(|failure| self.remote.explain("read", &self.place.url, failure))?;
+        let bytes =
+            self.remote.send(&self.location.url, || fetch_range(&self.location, &self.state, range.clone()));
+        let bytes = bytes.map_err(|failure| self.remote.describe("read", &self.location.url, failure))?;
         let (first, rest) = bytes.split_at(header.len());
         header.copy_from_slice(first);
         body.copy_from_slice(rest);
         Ok(())
     }
 
-    /// Brings the whole shard into `file`, several parts at a time.
+    /// Fetches the whole shard into `file`, several parts at a time.
     fn fetch(&self, file: &std::fs::File, path: &Path) -> Result<()> {
         let starts: Vec<u64> = (0..self.size()).step_by(PART as usize).collect();
         crate::parallel::map(&starts, PARTS_AT_ONCE, |_, &start| {
             let range = start..self.size().min(start + PART);
-            let bytes = self.remote.run(&self.place.url, || get(&self.place, &self.state, range.clone()));
-            let bytes = bytes.map_err(|failure| self.remote.explain("read", &self.place.url, failure))?;
+            let bytes = self
+                .remote
+                .send(&self.location.url, || fetch_range(&self.location, &self.state, range.clone()));
+            let bytes = bytes.map_err(|failure| self.remote.describe("read", &self.location.url, failure))?;
             std::os::unix::fs::FileExt::write_all_at(file, &bytes, start).context("write", path)
         })?;
         Ok(())
     }
 
-    fn cached(&self, cache: &SharedFolder) -> PathBuf {
-        cache.path(&self.place.url, &self.state.version, self.size())
+    fn copy_path(&self, cache: &SharedFolder) -> PathBuf {
+        cache.copy_path(&self.location.url, &self.state.version, self.size())
     }
 
-    /// Where its copy lies in the cache, or would.
+    /// The path of its copy in the cache.
     pub(crate) fn cached_path(&self) -> Option<PathBuf> {
-        self.remote.cache.as_ref().map(|cache| self.cached(cache))
+        self.remote.cache.as_ref().map(|cache| self.copy_path(cache))
     }
 
-    /// The contents of the object that is called as this one, but for `extension`, if there is one of at most
-    /// `most_bytes`.
-    pub(crate) fn beside(&self, extension: &str, most_bytes: u64) -> Option<Vec<u8>> {
-        let url = format!("{}.{extension}", self.place.url.strip_suffix(".tar")?);
-        match self.remote.read_whole(&url, most_bytes) {
-            Ok(Whole::Bytes(bytes)) => Some(bytes),
+    /// The contents of the object of this name with another `extension`, if it has at most `max_bytes`.
+    pub(crate) fn read_sibling(&self, extension: &str, max_bytes: u64) -> Option<Vec<u8>> {
+        let url = format!("{}.{extension}", self.location.url.strip_suffix(".tar")?);
+        match self.remote.read_small(&url, max_bytes) {
+            Ok(SmallObject::Bytes(bytes)) => Some(bytes),
             _ => None,
         }
     }
 }
 
-/// The bytes of a range of the object, if it is the one that was opened.
-async fn get(place: &Place, state: &State, range: Range<u64>) -> Result<Bytes, Failure> {
+/// The bytes of a range of the object, if it hasn't changed since it was opened.
+async fn fetch_range(
+    location: &ObjectLocation,
+    state: &ObjectState,
+    range: Range<u64>,
+) -> Result<Bytes, Failure> {
     let wanted = range.end - range.start;
     let options = GetOptions::default().with_range(Some(range));
-    let result = place.store.get_opts(&place.path, options).await?;
-    if state.differs(&State::of(&result.meta)) {
+    let result = location.store.get_opts(&location.path, options).await?;
+    if state.differs_from(&ObjectState::from_meta(&result.meta)) {
         return Err(Failure::Changed);
     }
     let bytes = result.bytes().await?;
@@ -472,7 +480,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_may_be_asked_without_tls() {
+    fn only_this_machine_is_read_without_tls() {
         for loopback in ["http://127.0.0.1:9000", "http://localhost/x", "http://[::1]:80", "http://127.1.2.3"]
         {
             assert!(is_loopback_http(loopback), "{loopback}");

@@ -1,4 +1,4 @@
-//! Reading a shard from its start to its end, for its headers.
+//! Reads a shard's headers from its start to its end.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -6,43 +6,43 @@ use std::io::{self, Read, Seek, SeekFrom};
 use super::Source;
 use crate::error::{Error, Result};
 
-/// A tar's headers for one member, long names included, are never more than this.
-const MOST_BEFORE_A_MEMBER: u64 = 1 << 20;
+/// Limit of the headers of one member in bytes, long names included.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// A cursor over a [`Source`] that reads a block ahead, so that headers that lie together take one read (and one
-/// request, of an object). `&ScanReader` is what reads.
+/// A cursor over a [`Source`] that reads a block ahead. So adjacent headers take one read, or one request to a store.
+/// `&ScanReader` implements `Read` and `Seek`.
 pub(crate) struct ScanReader<'a> {
     source: &'a Source,
-    state: RefCell<State>,
+    state: RefCell<ReadAhead>,
 }
 
-struct State {
+struct ReadAhead {
     position: u64,
     block: Vec<u8>,
     block_start: u64,
-    /// Bytes read since [`ScanReader::next_member`].
+    /// Bytes read since [`ScanReader::start_member`].
     read: u64,
-    /// The source's own error, which says more than an `io::Error` may.
+    /// The source's own error, which has more details than the `io::Error`.
     failed: Option<Error>,
 }
 
 impl<'a> ScanReader<'a> {
     pub(crate) fn new(source: &'a Source) -> ScanReader<'a> {
-        let state = State { position: 0, block: Vec::new(), block_start: 0, read: 0, failed: None };
+        let state = ReadAhead { position: 0, block: Vec::new(), block_start: 0, read: 0, failed: None };
         ScanReader { source, state: RefCell::new(state) }
     }
 
-    /// A member has been met: what describes the next one is counted anew.
-    pub(crate) fn next_member(&self) {
+    /// Resets the count of header bytes for the next member.
+    pub(crate) fn start_member(&self) {
         self.state.borrow_mut().read = 0;
     }
 
-    /// Why reading failed, where it was the source that failed.
+    /// The source's error, if the source failed.
     pub(crate) fn take_error(&self) -> Option<Error> {
         self.state.borrow_mut().failed.take()
     }
 
-    /// The bytes at `offset`, by way of the block where they are in it.
+    /// Reads the bytes at `offset`, from the block where it holds them.
     pub(crate) fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         let state = self.state.borrow();
         let held = offset.checked_sub(state.block_start).and_then(|start| {
@@ -57,9 +57,9 @@ impl<'a> ScanReader<'a> {
     }
 }
 
-impl State {
-    /// The rest of the block at the position, which is read where the position has left it; empty at the end.
-    fn available(&mut self, source: &Source) -> Result<&[u8]> {
+impl ReadAhead {
+    /// The rest of the block from the position on. Reads the next block where the position has left it; empty at the end.
+    fn fill_block(&mut self, source: &Source) -> Result<&[u8]> {
         let end = self.block_start + self.block.len() as u64;
         if !(self.block_start..end).contains(&self.position) {
             let left = source.size().saturating_sub(self.position);
@@ -74,7 +74,7 @@ impl State {
 impl Read for &ScanReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let state = &mut *self.state.borrow_mut();
-        let bytes = match state.available(self.source) {
+        let bytes = match state.fill_block(self.source) {
             Ok(available) => {
                 let bytes = available.len().min(out.len());
                 out[..bytes].copy_from_slice(&available[..bytes]);
@@ -89,7 +89,7 @@ impl Read for &ScanReader<'_> {
         };
         state.position += bytes as u64;
         state.read += bytes as u64;
-        if state.read > MOST_BEFORE_A_MEMBER {
+        if state.read > MAX_HEADER_BYTES {
             return Err(io::Error::other("over 1 MiB of headers for one member"));
         }
         Ok(bytes)

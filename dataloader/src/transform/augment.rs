@@ -1,8 +1,8 @@
-//! What else a training view undergoes after it was cut: the settings, and the draws.
+//! Augmentation of a training view after its crop: the settings, and the random draws.
 //!
-//! Each setting is named after torchvision's transform and has its law. [`Augment::draw`] turns them into a list of
-//! [`Op`]s in which nothing is random any more, in the order of torchvision's reference recipes: vertical flip, colour
-//! jitter, policy, erasing. What is not set draws nothing.
+//! Each setting is named after torchvision's transform and has its distribution. [`Augment::draw_ops`] turns them into
+//! a list of [`Op`]s without randomness, in the order of torchvision's reference recipes: vertical flip, colour
+//! jitter, policy, erasing. A setting that is off draws nothing.
 
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct Augment {
     pub vertical_flip: f64,
     /// Random brightness, contrast, saturation and hue.
     pub color_jitter: Option<ColorJitter>,
-    /// Operations picked at random from a fixed set.
+    /// Operations drawn at random from a fixed set.
     pub policy: Option<Policy>,
     /// A rectangle of one colour at a random place.
     pub erase: Option<Erase>,
@@ -43,28 +43,28 @@ pub struct ColorJitter {
     pub hue: f64,
 }
 
-/// Which operations, how many and how strong. What they leave uncovered is black; pixels are moved to the nearest
-/// place, as by torchvision's default.
+/// Which operations, how many and how strong. Uncovered pixels become black; moved pixels are taken from the nearest
+/// origin, as by torchvision's default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Policy {
     /// torchvision's `RandAugment` (arXiv 1909.13719): operations one after another, all of one strength.
     RandAugment {
-        /// How many.
-        #[serde(default = "two")]
+        /// Number of operations.
+        #[serde(default = "default_num_ops")]
         num_ops: u32,
         /// Strength, from 0 to below `num_magnitude_bins`.
-        #[serde(default = "nine")]
+        #[serde(default = "default_magnitude")]
         magnitude: u32,
-        /// How many strengths there are, from none to full.
-        #[serde(default = "thirty_one")]
+        /// Number of strengths, from none to full.
+        #[serde(default = "default_magnitude_bins")]
         num_magnitude_bins: u32,
     },
     /// torchvision's `TrivialAugmentWide` (arXiv 2103.10158): one operation of random strength.
     TrivialAugmentWide {
-        /// How many strengths there are, from none to full.
-        #[serde(default = "thirty_one")]
+        /// Number of strengths, from none to full.
+        #[serde(default = "default_magnitude_bins")]
         num_magnitude_bins: u32,
     },
 }
@@ -77,10 +77,10 @@ pub struct Erase {
     /// Probability, 0 to 1, that a view loses a rectangle.
     pub probability: f64,
     /// Smallest and largest area, as a share of the view's.
-    #[serde(default = "erase_scale")]
+    #[serde(default = "default_erase_scale")]
     pub scale: (f64, f64),
     /// Smallest and largest ratio of height to width.
-    #[serde(default = "erase_ratio")]
+    #[serde(default = "default_erase_ratio")]
     pub ratio: (f64, f64),
     /// The rectangle's colour: red, green and blue, 0 to 1. A grey view gets its luma (ITU-R 601).
     ///
@@ -90,28 +90,28 @@ pub struct Erase {
     pub value: [f64; 3],
 }
 
-fn two() -> u32 {
+fn default_num_ops() -> u32 {
     2
 }
 
-fn nine() -> u32 {
+fn default_magnitude() -> u32 {
     9
 }
 
-fn thirty_one() -> u32 {
+fn default_magnitude_bins() -> u32 {
     31
 }
 
-fn erase_scale() -> (f64, f64) {
+fn default_erase_scale() -> (f64, f64) {
     (0.02, 0.33)
 }
 
-fn erase_ratio() -> (f64, f64) {
+fn default_erase_ratio() -> (f64, f64) {
     (0.3, 3.3)
 }
 
 /// More operations than anyone applies to one image.
-const MOST_OPS: u32 = 100;
+const MAX_OPS: u32 = 100;
 
 impl Augment {
     /// No changes: the default, as a constant.
@@ -120,9 +120,9 @@ impl Augment {
     /// Checks each setting.
     ///
     /// # Errors
-    /// A probability, range or count that can't be meant.
+    /// A probability, range or count out of bounds.
     pub fn check(&self) -> Result<()> {
-        probability("vertical_flip", self.vertical_flip)?;
+        check_probability("vertical_flip", self.vertical_flip)?;
         if let Some(ColorJitter { brightness, contrast, saturation, hue }) = self.color_jitter {
             for (name, value) in
                 [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)]
@@ -136,10 +136,10 @@ impl Augment {
         match self.policy {
             None => {}
             Some(Policy::RandAugment { num_ops, magnitude, num_magnitude_bins: bins }) => {
-                require(num_ops <= MOST_OPS, || {
-                    format!("rand_augment.num_ops must be at most {MOST_OPS}, not {num_ops}")
+                require(num_ops <= MAX_OPS, || {
+                    format!("rand_augment.num_ops must be at most {MAX_OPS}, not {num_ops}")
                 })?;
-                enough_bins("rand_augment", bins)?;
+                check_bins("rand_augment", bins)?;
                 require(magnitude < bins, || {
                     format!(
                         "rand_augment.magnitude must be below num_magnitude_bins ({bins}), not {magnitude}"
@@ -147,11 +147,11 @@ impl Augment {
                 })?;
             }
             Some(Policy::TrivialAugmentWide { num_magnitude_bins }) => {
-                enough_bins("trivial_augment_wide", num_magnitude_bins)?;
+                check_bins("trivial_augment_wide", num_magnitude_bins)?;
             }
         }
         if let Some(Erase { probability: p, scale, ratio, value }) = &self.erase {
-            probability("erase.probability", *p)?;
+            check_probability("erase.probability", *p)?;
             require(0.0 <= scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0, || {
                 format!("erase.scale must be two shares of the view, 0 <= low <= high <= 1, not {scale:?}")
             })?;
@@ -165,28 +165,28 @@ impl Augment {
         Ok(())
     }
 
-    /// Draws what becomes of one view of `image_size`² pixels.
-    pub(super) fn draw(&self, image_size: u32, rng: &mut impl Rng) -> Vec<Op> {
-        let mut ops = Vec::new(); // allocates nothing unless there is something to do
+    /// Draws the operations on one view of `image_size`² pixels.
+    pub(super) fn draw_ops(&self, image_size: u32, rng: &mut impl Rng) -> Vec<Op> {
+        let mut ops = Vec::new(); // allocates nothing while it is empty
         if self.vertical_flip > 0.0 && draw_unit(rng) < self.vertical_flip {
             ops.push(Op::FlipVertical);
         }
         if let Some(jitter) = &self.color_jitter {
-            jitter.draw(rng, &mut ops);
+            jitter.draw_ops(rng, &mut ops);
         }
         if let Some(policy) = &self.policy {
-            policy.draw(image_size, rng, &mut ops);
+            policy.draw_ops(image_size, rng, &mut ops);
         }
         if let Some(erase) = &self.erase {
-            ops.extend(erase.draw(image_size, rng));
+            ops.extend(erase.draw_op(image_size, rng));
         }
         ops
     }
 }
 
 impl ColorJitter {
-    /// The order is drawn first, then the factors.
-    fn draw(&self, rng: &mut impl Rng, ops: &mut Vec<Op>) {
+    /// Draws the order first, then the factors.
+    fn draw_ops(&self, rng: &mut impl Rng, ops: &mut Vec<Op>) {
         let mut order = [0, 1, 2, 3];
         shuffle(rng, &mut order);
         let mut factor = |strength: f64| {
@@ -202,8 +202,8 @@ impl ColorJitter {
 }
 
 impl Policy {
-    /// Each operation's kind is drawn first, then its strength where that is random, then its sign.
-    fn draw(&self, image_size: u32, rng: &mut impl Rng, ops: &mut Vec<Op>) {
+    /// Draws each operation's kind first, then its strength where that is random, then its sign.
+    fn draw_ops(&self, image_size: u32, rng: &mut impl Rng, ops: &mut Vec<Op>) {
         match *self {
             Policy::RandAugment { num_ops, magnitude, num_magnitude_bins } => {
                 let full = Strengths {
@@ -276,7 +276,7 @@ impl Strengths {
 
 impl Erase {
     /// torchvision's `RandomErasing.get_params`.
-    fn draw(&self, image_size: u32, rng: &mut impl Rng) -> Option<Op> {
+    fn draw_op(&self, image_size: u32, rng: &mut impl Rng) -> Option<Op> {
         if draw_unit(rng) >= self.probability {
             return None;
         }
@@ -304,11 +304,11 @@ fn require(met: bool, what: impl FnOnce() -> String) -> Result<()> {
     if met { Ok(()) } else { Err(Error::InvalidArgument(what())) }
 }
 
-fn probability(name: &str, value: f64) -> Result<()> {
+fn check_probability(name: &str, value: f64) -> Result<()> {
     require((0.0..=1.0).contains(&value), || format!("{name} is a probability, 0 to 1, not {value}"))
 }
 
-fn enough_bins(policy: &str, bins: u32) -> Result<()> {
+fn check_bins(policy: &str, bins: u32) -> Result<()> {
     require(bins >= 2, || format!("{policy}.num_magnitude_bins must be at least 2, not {bins}"))
 }
 
@@ -327,7 +327,7 @@ mod tests {
     const WIDE: Policy = Policy::TrivialAugmentWide { num_magnitude_bins: 31 };
 
     fn draws(augment: &Augment, image_size: u32, count: u64) -> Vec<Vec<Op>> {
-        (0..count).map(|n| augment.draw(image_size, &mut stream(Domain::View, 1, 2, n, 0))).collect()
+        (0..count).map(|n| augment.draw_ops(image_size, &mut stream(Domain::View, 1, 2, n, 0))).collect()
     }
 
     #[test]
@@ -411,9 +411,10 @@ mod tests {
         let train = |augment| Transform::Train { crop: crop.clone(), flip: 0.5, augment };
         for n in 0..100 {
             let view = |transform: Transform| {
-                transform.draw(90, 70, 32, &mut stream(Domain::View, 3, 0, n, 1)).unwrap()
+                transform.draw_view(90, 70, 32, &mut stream(Domain::View, 3, 0, n, 1)).unwrap()
             };
-            let (plain, augmented) = (view(train(Augment::NONE)), view(train(all.clone())));
+            let plain = view(train(Augment::NONE));
+            let augmented = view(train(all.clone()));
             assert_eq!((plain.region, plain.flip), (augmented.region, augmented.flip));
             assert!(plain.ops.is_empty());
             // In the order of torchvision's recipes: the erased rectangle last, the flip before the jitter.
@@ -465,7 +466,8 @@ mod tests {
     #[test]
     fn policies_draw_each_operation_alike() {
         let mut counts = BTreeMap::new();
-        let (mut negative, mut positive) = (0, 0);
+        let mut negative = 0;
+        let mut positive = 0;
         let key = |op: &Op| format!("{:?}", discriminant(op));
         let drawn = draws(&Augment { policy: Some(WIDE), ..Augment::NONE }, 224, 14_000);
         for op in drawn.iter().flatten() {
@@ -505,7 +507,8 @@ mod tests {
                         region.left + region.width <= image_size && region.top + region.height <= image_size
                     );
                     assert_eq!(colour, [124, 116, 104]); // of 123.7, 116.3, 103.5
-                    let (width, height) = (f64::from(region.width), f64::from(region.height));
+                    let width = f64::from(region.width);
+                    let height = f64::from(region.height);
                     (width * height / (side * side), height / width)
                 }));
             }

@@ -1,4 +1,4 @@
-//! Changes of colour, with Pillow's arithmetic: what is rounded when, and to which precision, is its own.
+//! Colour operations with Pillow's arithmetic: it decides when to round, and to which precision.
 
 use crate::decode::{self, Channels};
 
@@ -6,14 +6,15 @@ pub(super) fn luma([red, green, blue]: [u8; 3]) -> u8 {
     decode::luma(red, green, blue)
 }
 
-/// From `degenerate` (factor 0) over `value` (1) and beyond; fractions are cut off, the rest clipped to a u8.
+/// Interpolates from `degenerate` (factor 0) to `value` (1) and beyond. Fractions are cut off, then clipped to a u8.
 pub(super) fn blend(degenerate: u8, value: u8, factor: f32) -> u8 {
-    let (degenerate, value) = (f32::from(degenerate), f32::from(value));
+    let degenerate = f32::from(degenerate);
+    let value = f32::from(value);
     (degenerate + factor * (value - degenerate)) as u8
 }
 
-/// Replaces every value by what `change` makes of it, by a table.
-pub(super) fn map(pixels: &mut [u8], change: impl Fn(u8) -> u8) {
+/// Replaces every value by `change` of it, by a table.
+pub(super) fn map_values(pixels: &mut [u8], change: impl Fn(u8) -> u8) {
     let table: [u8; 256] = std::array::from_fn(|value| change(value as u8));
     pixels.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
 }
@@ -37,21 +38,22 @@ pub(super) fn saturate(pixels: &mut [u8], channels: Channels, factor: f32) {
     }
 }
 
-/// Turns the hue by `turn` of the circle. As in Pillow, 255 is once around, and sums wrap at 256.
-pub(super) fn turn_hue(pixels: &mut [u8], channels: Channels, turn: f64) {
+/// Rotates the hue by `turn` of the circle. As in Pillow, 255 is once around, and sums wrap at 256.
+pub(super) fn rotate_hue(pixels: &mut [u8], channels: Channels, turn: f64) {
     if channels == Channels::Grey {
         return;
     }
     let steps = (turn * 255.0) as i32 as u8; // cut to a whole number, then modulo 256
     let turned: [Hue; 256] = std::array::from_fn(|hue| Hue::new((hue as u8).wrapping_add(steps)));
     for pixel in pixels.as_chunks_mut().0 {
-        let [hue, saturation, value] = hsv(*pixel);
-        *pixel = turned[usize::from(hue)].rgb(saturation, value);
+        let [hue, saturation, value] = rgb_to_hsv(*pixel);
+        *pixel = turned[usize::from(hue)].to_rgb(saturation, value);
     }
 }
 
-fn hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
-    let (most, least) = (red.max(green).max(blue), red.min(green).min(blue));
+fn rgb_to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
+    let most = red.max(green).max(blue);
+    let least = red.min(green).min(blue);
     if most == least {
         return [0, 0, most];
     }
@@ -84,7 +86,7 @@ impl Hue {
         Hue { sixth: sixth % 6, within: (sixths - f64::from(sixth)) as f32 }
     }
 
-    fn rgb(self, saturation: u8, value: u8) -> [u8; 3] {
+    fn to_rgb(self, saturation: u8, value: u8) -> [u8; 3] {
         let saturation = (f64::from(saturation) / 255.0) as f32;
         let scaled = |share: f64| (f64::from(value) * share + 0.5) as u8;
         let low = scaled(1.0 - f64::from(saturation));
@@ -142,8 +144,8 @@ fn map_channels<const C: usize>(pixels: &mut [u8], table: fn(&[u32; 256]) -> [u8
     }
 }
 
-/// From the smallest value there is to the largest one becomes 0 to 255; a flat channel stays.
-pub(super) fn stretching(histogram: &[u32; 256]) -> [u8; 256] {
+/// Maps the smallest to the largest value in the channel to 0 to 255; a flat channel stays.
+pub(super) fn stretch_table(histogram: &[u32; 256]) -> [u8; 256] {
     let low = histogram.iter().position(|&count| count > 0).unwrap_or(0);
     let high = histogram.iter().rposition(|&count| count > 0).unwrap_or(0);
     if high <= low {
@@ -154,9 +156,9 @@ pub(super) fn stretching(histogram: &[u32; 256]) -> [u8; 256] {
     std::array::from_fn(|value| (value as f64 * scale + offset) as u8)
 }
 
-/// A value becomes the share of pixels below it, in 255 steps; a channel with too few pixels below its largest value
+/// Maps a value to the share of pixels below it, in 255 steps; a channel with too few pixels below its largest value
 /// stays.
-pub(super) fn equalizing(histogram: &[u32; 256]) -> [u8; 256] {
+pub(super) fn equalize_table(histogram: &[u32; 256]) -> [u8; 256] {
     let largest = histogram.iter().rfind(|&&count| count > 0).unwrap_or(&0);
     let step = (histogram.iter().sum::<u32>() - largest) / 255;
     if step == 0 {

@@ -1,4 +1,4 @@
-//! Changes of place: flips, shears, translations, rotations, filled rectangles.
+//! Geometric operations: flips, shears, translations, rotations, filled rectangles.
 
 use crate::decode::Channels;
 use crate::region::Region;
@@ -11,7 +11,7 @@ pub(super) fn flip_vertical(pixels: &mut [u8], pitch: usize) {
     }
 }
 
-pub(super) fn fill<const C: usize>(pixels: &mut [u8], side: usize, region: Region, colour: [u8; C]) {
+pub(super) fn fill_region<const C: usize>(pixels: &mut [u8], side: usize, region: Region, colour: [u8; C]) {
     let Region { left, top, width, height } = region;
     let rows = &mut pixels.as_chunks_mut().0[top as usize * side..][..height as usize * side];
     for row in rows.chunks_exact_mut(side) {
@@ -19,9 +19,9 @@ pub(super) fn fill<const C: usize>(pixels: &mut [u8], side: usize, region: Regio
     }
 }
 
-/// Where the pixel at (x, y) comes from: column ax + by + c, row dx + ey + f, for [a, b, c, d, e, f].
+/// The origin of the pixel at (x, y): column ax + by + c, row dx + ey + f, for [a, b, c, d, e, f].
 ///
-/// The functions below compute it by the same trigonometry as torchvision, so that rounding is the same.
+/// The functions below use the same trigonometry as torchvision, so that rounding is the same.
 pub(super) type Origin = [f64; 6];
 
 pub(super) fn shear_x(share: f64) -> Origin {
@@ -61,12 +61,14 @@ fn warp_pixels<const C: usize>(before: &[u8], out: &mut [u8], side: usize, [a, b
     let fixed = |number: f64| (number * 65536.0 + 0.5).floor() as i64;
     // The first pixel's middle, and the steps from column to column and from row to row.
     let mut start = (fixed(c + a * 0.5 + b * 0.5), fixed(f + d * 0.5 + e * 0.5));
-    let (right, down) = ((fixed(a), fixed(d)), (fixed(b), fixed(e)));
+    let right = (fixed(a), fixed(d));
+    let down = (fixed(b), fixed(e));
     let before = before.as_chunks::<C>().0;
     for row in out.as_chunks_mut::<C>().0.chunks_exact_mut(side) {
         let (mut x, mut y) = start;
         for pixel in row {
-            let (column, row) = ((x >> 16) as usize, (y >> 16) as usize); // huge where negative
+            let column = (x >> 16) as usize; // huge where negative
+            let row = (y >> 16) as usize;
             let inside = column < side && row < side;
             *pixel = if inside { before[row * side + column] } else { [0; C] };
             (x, y) = (x + right.0, y + right.1);

@@ -1,11 +1,11 @@
-//! Which part of an image each view shows, and how it becomes a square of `image_size` pixels.
+//! Views: random crops of an image, and how a crop becomes a square of `image_size` pixels.
 //!
-//! In two steps. [`Transform::draw`] needs only the image's size, so it runs before the decode and tells
-//! the decoder which part is wanted. [`Renderer::render`] then cuts, resizes and mirrors the decoded pixels, and
-//! [`Augmenter::apply`] does the rest of what was drawn: colours, policies, erasing.
+//! A view is made in two steps. [`Transform::draw_view`] needs only the image's size. It runs before the decode, so
+//! that only the cropped part is decoded. [`Renderer::render`] then crops, resizes and mirrors the decoded pixels, and
+//! [`Augmenter::apply`] applies the drawn operations: colours, policies, erasing.
 //!
-//! Laws and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
-//! bilinear); its random *stream* is not.
+//! Distributions and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
+//! bilinear); the random *stream* is not.
 
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
@@ -33,15 +33,15 @@ pub use render::Renderer;
 pub enum Transform {
     /// Augmented, for training: each view is drawn at random.
     Train {
-        /// Which part of the image a view shows.
+        /// The part of the image that a view shows.
         crop: Crop,
         /// Probability, 0 to 1, that a view is mirrored left to right.
         flip: f64,
-        /// What else becomes of a view; nothing by default.
+        /// Further augmentation; none by default.
         #[serde(default)]
         augment: Augment,
     },
-    /// The same for every epoch and view, for evaluation: the centre square of `image_size` pixels.
+    /// For evaluation, the same in every epoch and view: the centre square of `image_size` pixels.
     Eval {
         /// Pixels the image's shorter side is resized to beforehand (256 for ImageNet at 224); must be at least
         /// `image_size`. Without it, images are cut as they are.
@@ -71,8 +71,8 @@ pub enum Crop {
     },
 }
 
-/// What one view shows: `region` of the image, resized to `scaled`, of which the square of `image_size` pixels
-/// at `corner` is taken (black where it lies outside), mirrored if `flip`; then `ops` are applied in order.
+/// One view. `region` of the image is resized to `scaled`. The square of `image_size` pixels at `corner` is cut from
+/// it (black where it lies outside) and mirrored if `flip`. Then `ops` are applied in order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     /// The only pixels of the image that the view depends on.
@@ -83,7 +83,7 @@ pub struct View {
     pub corner: (i64, i64),
     /// Whether left and right are exchanged.
     pub flip: bool,
-    /// What [`Augmenter::apply`] does to the square.
+    /// The operations that [`Augmenter::apply`] applies to the square.
     pub ops: Vec<Op>,
 }
 
@@ -91,26 +91,24 @@ impl Transform {
     /// Checks the settings against each other and against `image_size`.
     ///
     /// # Errors
-    /// A probability, range or size that can't be meant.
+    /// A probability, range or size out of bounds.
     pub fn check(&self, image_size: u32) -> Result<()> {
         let invalid = |what: String| Err(Error::InvalidArgument(what));
-        if image_size == 0 || image_size > MOST_SIDE {
-            return invalid(format!("image_size must be 1 to {MOST_SIDE} pixels, not {image_size}"));
+        if image_size == 0 || image_size > MAX_SIDE {
+            return invalid(format!("image_size must be 1 to {MAX_SIDE} pixels, not {image_size}"));
         }
         if let Transform::Train { augment, .. } = self {
             augment.check()?;
         }
         match self {
-            Transform::Eval { resize: Some(resize) } if !(image_size..=MOST_SIDE).contains(resize) => {
-                invalid(format!(
-                    "resize must be {image_size} (image_size) to {MOST_SIDE} pixels, not {resize}"
-                ))
-            }
+            Transform::Eval { resize: Some(resize) } if !(image_size..=MAX_SIDE).contains(resize) => invalid(
+                format!("resize must be {image_size} (image_size) to {MAX_SIDE} pixels, not {resize}"),
+            ),
             Transform::Train { flip, .. } if !(0.0..=1.0).contains(flip) => {
                 invalid(format!("flip is a probability, 0 to 1, not {flip}"))
             }
-            Transform::Train { crop: Crop::Pad { pixels }, .. } if *pixels > MOST_SIDE => {
-                invalid(format!("pad.pixels must be at most {MOST_SIDE}, not {pixels}"))
+            Transform::Train { crop: Crop::Pad { pixels }, .. } if *pixels > MAX_SIDE => {
+                invalid(format!("pad.pixels must be at most {MAX_SIDE}, not {pixels}"))
             }
             Transform::Train { crop: Crop::RandomResized { scale, ratio }, .. } => {
                 let ordered = |(low, high): (f64, f64)| 0.0 < low && low <= high && high.is_finite();
@@ -128,12 +126,12 @@ impl Transform {
         }
     }
 
-    /// Draws one view of an image of `width` × `height` pixels. The crop is drawn first, then the flip, then the
-    /// rest: so that no setting of the rest changes crops and flips.
+    /// Draws one view of an image of `width` × `height` pixels: the crop, then the flip, then the augmentation. In
+    /// this order no setting of the augmentation changes crops and flips.
     ///
     /// # Errors
     /// An image too small to cut `image_size` pixels from.
-    pub fn draw(
+    pub fn draw_view(
         &self,
         width: u32,
         height: u32,
@@ -143,24 +141,26 @@ impl Transform {
         let whole = Region::whole(width, height);
         let (region, scaled, corner) = match self {
             Transform::Eval { resize: None } | Transform::Train { crop: Crop::None, .. } => {
-                (whole, (width, height), centre(width, height, image_size)?)
+                (whole, (width, height), centre_corner(width, height, image_size)?)
             }
             Transform::Eval { resize: Some(shorter) } => {
-                let scaled = shorter_side_to(width, height, *shorter)?;
-                (whole, scaled, centre(scaled.0, scaled.1, image_size)?)
+                let scaled = scale_shorter_side(width, height, *shorter)?;
+                (whole, scaled, centre_corner(scaled.0, scaled.1, image_size)?)
             }
             Transform::Train { crop: Crop::Pad { pixels }, .. } => {
-                let top = padded_offset(height, *pixels, image_size, rng);
-                let left = padded_offset(width, *pixels, image_size, rng);
+                let top = draw_padded_offset(height, *pixels, image_size, rng);
+                let left = draw_padded_offset(width, *pixels, image_size, rng);
                 let corner = left.zip(top).ok_or_else(|| too_small(width, height, image_size))?;
                 (whole, (width, height), corner)
             }
             Transform::Train { crop: Crop::RandomResized { scale, ratio }, .. } => {
-                (resized_crop(width, height, *scale, *ratio, rng), (image_size, image_size), (0, 0))
+                (draw_resized_crop(width, height, *scale, *ratio, rng), (image_size, image_size), (0, 0))
             }
         };
         let (flip, ops) = match self {
-            Transform::Train { flip, augment, .. } => (draw_unit(rng) < *flip, augment.draw(image_size, rng)),
+            Transform::Train { flip, augment, .. } => {
+                (draw_unit(rng) < *flip, augment.draw_ops(image_size, rng))
+            }
             Transform::Eval { .. } => (false, Vec::new()),
         };
         Ok(View { region, scaled, corner, flip, ops })
@@ -168,11 +168,11 @@ impl Transform {
 }
 
 /// More than any image side in use; keeps sizes in bytes far from overflow.
-const MOST_SIDE: u32 = 16_384;
+const MAX_SIDE: u32 = 16_384;
 
-/// torchvision's `center_crop`, which rounds halves to even; but an image that is too small is refused, where
-/// torchvision pads it.
-fn centre(width: u32, height: u32, image_size: u32) -> Result<(i64, i64), BadImage> {
+/// torchvision's `center_crop`, which rounds halves to even. torchvision pads an image that is too small; here it is
+/// an error.
+fn centre_corner(width: u32, height: u32, image_size: u32) -> Result<(i64, i64), BadImage> {
     if width < image_size || height < image_size {
         return Err(too_small(width, height, image_size));
     }
@@ -187,8 +187,9 @@ fn too_small(width: u32, height: u32, image_size: u32) -> BadImage {
 }
 
 /// torchvision's `Resize`: the shorter side becomes `shorter`, the longer one keeps the ratio, rounded down.
-fn shorter_side_to(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage> {
-    let (short, long) = (width.min(height), width.max(height));
+fn scale_shorter_side(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), BadImage> {
+    let short = width.min(height);
+    let long = width.max(height);
     let longer = u64::from(shorter) * u64::from(long) / u64::from(short).max(1);
     if longer * u64::from(shorter) > MOST_PIXELS {
         return Err(BadImage(format!(
@@ -199,16 +200,22 @@ fn shorter_side_to(width: u32, height: u32, shorter: u32) -> Result<(u32, u32), 
     Ok(if width <= height { (shorter, longer) } else { (longer, shorter) })
 }
 
-/// Where, along one side, the square begins relative to the image: -pad to side + pad - image_size, each
+/// Draws where, along one side, the square begins relative to the image: -pad to side + pad - image_size, each
 /// equally likely. `None` where the padded side is shorter than the square.
-fn padded_offset(side: u32, pad: u32, image_size: u32, rng: &mut impl Rng) -> Option<i64> {
+fn draw_padded_offset(side: u32, pad: u32, image_size: u32, rng: &mut impl Rng) -> Option<i64> {
     let room = (u64::from(side) + 2 * u64::from(pad)).checked_sub(image_size.into())?;
     Some(i64::from(draw_below(rng, room as u32 + 1)) - i64::from(pad))
 }
 
 /// torchvision's `RandomResizedCrop.get_params`: ten tries at a rectangle that fits, then the largest one in
 /// the centre whose ratio is allowed.
-fn resized_crop(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut impl Rng) -> Region {
+fn draw_resized_crop(
+    width: u32,
+    height: u32,
+    scale: (f64, f64),
+    ratio: (f64, f64),
+    rng: &mut impl Rng,
+) -> Region {
     let area = f64::from(width) * f64::from(height);
     for _ in 0..10 {
         let target = area * draw_uniform(rng, scale.0, scale.1);
@@ -222,7 +229,8 @@ fn resized_crop(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), r
         }
     }
     let aspect = f64::from(width) / f64::from(height);
-    let (mut w, mut h) = (width, height);
+    let mut w = width;
+    let mut h = height;
     if aspect < ratio.0 {
         h = ((f64::from(width) / ratio.0).round_ties_even() as u32).clamp(1, height);
     } else if aspect > ratio.1 {

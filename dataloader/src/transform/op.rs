@@ -1,16 +1,16 @@
 //! Operations on a finished view, u8 [S, S, C], in place.
 //!
-//! Each is torchvision's function of that name on a *PIL* image, which is what its reference recipes use, to the
-//! last bit (`tests/dataloader/transforms.rs`). On tensors torchvision rounds otherwise: values differ by up to 1
-//! after contrast, sharpness and auto-contrast, 3 after saturation and 15 after hue; a rotation takes some pixels from
-//! the neighbour of their origin (measured by `tests/golden/transforms.py`, on its images).
+//! Each equals torchvision's function of that name on a *PIL* image, which its reference recipes use, to the last bit
+//! (`tests/dataloader/transforms.rs`). torchvision's tensor functions round differently: values differ by up to 1
+//! after contrast, sharpness and auto-contrast, 3 after saturation and 15 after hue. A rotation there takes some pixels
+//! from the neighbour of their origin. `tests/golden/transforms.py` measured this on its images.
 
 use super::colour;
 use super::geometry::{self, Origin};
 use crate::decode::Channels;
 use crate::region::Region;
 
-/// One operation, with all that was random in it decided.
+/// One operation, with its random parameters already drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// Exchanges top and bottom.
@@ -21,7 +21,7 @@ pub enum Op {
     Contrast(f32),
     /// Blends each pixel with its own luma. Changes nothing in a grey view.
     Saturation(f32),
-    /// Turns the hue, by -0.5 to 0.5 of the circle. Changes nothing in a grey view.
+    /// Rotates the hue, by -0.5 to 0.5 of the circle. Changes nothing in a grey view.
     Hue(f64),
     /// Blends with a smoothed copy; 0 is that copy, above 1 sharpens. The outermost pixels stay.
     Sharpness(f32),
@@ -81,28 +81,31 @@ impl Augmenter {
         let pitch = side * channels.count();
         match *op {
             Op::FlipVertical => geometry::flip_vertical(pixels, pitch),
-            Op::Brightness(factor) => colour::map(pixels, |value| colour::blend(0, value, factor)),
+            Op::Brightness(factor) => colour::map_values(pixels, |value| colour::blend(0, value, factor)),
             Op::Contrast(factor) => {
                 let mean = colour::mean_luma(pixels, channels);
-                colour::map(pixels, |value| colour::blend(mean, value, factor));
+                colour::map_values(pixels, |value| colour::blend(mean, value, factor));
             }
             Op::Saturation(factor) => colour::saturate(pixels, channels, factor),
-            Op::Hue(turn) => colour::turn_hue(pixels, channels, turn),
+            Op::Hue(turn) => colour::rotate_hue(pixels, channels, turn),
             Op::Sharpness(factor) => colour::sharpen(self.copy(pixels), pixels, side, channels, factor),
-            Op::Posterize(bits) => colour::map(pixels, |value| value & !(0xFF_u32 >> bits) as u8),
+            Op::Posterize(bits) => colour::map_values(pixels, |value| value & !(0xFF_u32 >> bits) as u8),
             Op::Solarize(threshold) => {
-                colour::map(pixels, |value| if f64::from(value) < threshold { value } else { 255 - value });
+                colour::map_values(
+                    pixels,
+                    |value| if f64::from(value) < threshold { value } else { 255 - value },
+                );
             }
-            Op::AutoContrast => colour::map_by_histogram(pixels, channels, colour::stretching),
-            Op::Equalize => colour::map_by_histogram(pixels, channels, colour::equalizing),
+            Op::AutoContrast => colour::map_by_histogram(pixels, channels, colour::stretch_table),
+            Op::Equalize => colour::map_by_histogram(pixels, channels, colour::equalize_table),
             Op::ShearX(share) => self.warp(pixels, side, channels, geometry::shear_x(share)),
             Op::ShearY(share) => self.warp(pixels, side, channels, geometry::shear_y(share)),
             Op::TranslateX(right) => self.warp(pixels, side, channels, geometry::translate(right, 0)),
             Op::TranslateY(down) => self.warp(pixels, side, channels, geometry::translate(0, down)),
             Op::Rotate(degrees) => self.warp(pixels, side, channels, geometry::rotate(degrees, side)),
             Op::Erase { region, colour } => match channels {
-                Channels::Grey => geometry::fill(pixels, side, region, [colour::luma(colour)]),
-                Channels::Rgb => geometry::fill(pixels, side, region, colour),
+                Channels::Grey => geometry::fill_region(pixels, side, region, [colour::luma(colour)]),
+                Channels::Rgb => geometry::fill_region(pixels, side, region, colour),
             },
         }
     }
@@ -136,7 +139,8 @@ mod tests {
         let grey = apply(op, &[1, 2, 3, 4, 5, 6, 7, 8, 9], 3, Channels::Grey);
         assert_eq!(grey, [1, luma, luma, 4, luma, luma, 7, 8, 9]);
         let rgb = apply(op, &[9; 27], 3, Channels::Rgb);
-        let (old, new) = ([9, 9, 9], [255, 0, 10]);
+        let old = [9, 9, 9];
+        let new = [255, 0, 10];
         assert_eq!(rgb.as_chunks().0, [old, new, new, old, new, new, old, old, old]);
         let nothing = Op::Erase { region: Region { width: 0, ..region }, colour: [1; 3] };
         assert_eq!(apply(nothing, &[9; 27], 3, Channels::Rgb), [9; 27]);

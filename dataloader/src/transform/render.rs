@@ -1,14 +1,14 @@
-//! Cuts, resizes and mirrors decoded pixels.
+//! Crops, resizes and mirrors decoded pixels.
 
 use super::View;
 use crate::decode::Channels;
 use crate::error::BadImage;
 use crate::region::Region;
-use crate::resize::{Resize, Source};
+use crate::resize::{ImageResizer, ResizeInput};
 
 /// Renders views one after another, reusing its buffers. Each worker thread has its own.
 pub struct Renderer {
-    resize: Resize,
+    resizer: ImageResizer,
     scaled: Vec<u8>,
 }
 
@@ -21,14 +21,14 @@ impl Default for Renderer {
 impl Renderer {
     /// A renderer with empty buffers.
     pub fn new() -> Renderer {
-        Renderer { resize: Resize::new(), scaled: Vec::new() }
+        Renderer { resizer: ImageResizer::new(), scaled: Vec::new() }
     }
 
-    /// Renders `view` of an image into `out` (u8 [S, S, C], S = `image_size`). Of the image `pixels` (u8 [H, W, C]) has the
-    /// region `shown`.
+    /// Renders `view` of an image into `out` (u8 [S, S, C], S = `image_size`). `pixels` (u8 [H, W, C]) holds the region
+    /// `shown` of the image.
     ///
     /// # Errors
-    /// Where the view's region isn't in that one, or the sizes don't fit the slices: a view of another image.
+    /// The view's region isn't in `shown`, or the sizes don't fit the slices: it is a view of another image.
     pub fn render(
         &mut self,
         pixels: &[u8],
@@ -45,31 +45,33 @@ impl Renderer {
             || pixels.len() != pitch * shown.height as usize
             || out.len() != image_size as usize * image_size as usize * c
         {
-            return Err(BadImage(format!("a view of another image was asked for: {view:?} of {shown:?}")));
+            return Err(BadImage(format!(
+                "the view {view:?} isn't of this image, {shown:?}; please report this as a bug"
+            )));
         }
         let within = Region { left: region.left - shown.left, top: region.top - shown.top, ..region };
         if scaled == (region.width, region.height) {
             let start = within.top as usize * pitch + within.left as usize * c;
-            cut(&pixels[start..], pitch, view, image_size, c, out);
+            crop_square(&pixels[start..], pitch, view, image_size, c, out);
             return Ok(());
         }
-        let image = Source { pixels, size: (shown.width, shown.height), region: within, channels };
+        let image = ResizeInput { pixels, size: (shown.width, shown.height), region: within, channels };
         if (scaled, corner) == ((image_size, image_size), (0, 0)) {
-            self.resize.resize(image, scaled, out)?;
+            self.resizer.resize(image, scaled, out)?;
             if flip {
-                mirror(out, image_size as usize, c);
+                flip_horizontal(out, image_size as usize, c);
             }
             return Ok(());
         }
         self.scaled.resize(scaled.0 as usize * scaled.1 as usize * c, 0);
-        self.resize.resize(image, scaled, &mut self.scaled)?;
-        cut(&self.scaled, scaled.0 as usize * c, view, image_size, c, out);
+        self.resizer.resize(image, scaled, &mut self.scaled)?;
+        crop_square(&self.scaled, scaled.0 as usize * c, view, image_size, c, out);
         Ok(())
     }
 }
 
 /// Exchanges left and right.
-fn mirror(pixels: &mut [u8], width: usize, channels: usize) {
+fn flip_horizontal(pixels: &mut [u8], width: usize, channels: usize) {
     for row in pixels.chunks_exact_mut(width * channels) {
         if channels == 1 {
             row.reverse();
@@ -81,7 +83,7 @@ fn mirror(pixels: &mut [u8], width: usize, channels: usize) {
 }
 
 /// Copies the square at the view's corner from `source`, the scaled region, whose rows are `pitch` bytes apart.
-fn cut(source: &[u8], pitch: usize, view: &View, image_size: u32, channels: usize, out: &mut [u8]) {
+fn crop_square(source: &[u8], pitch: usize, view: &View, image_size: u32, channels: usize, out: &mut [u8]) {
     let row_bytes = view.scaled.0 as usize * channels;
     for (y, out_row) in out.chunks_exact_mut(image_size as usize * channels).enumerate() {
         let y = view.corner.1 + y as i64;
@@ -95,14 +97,16 @@ fn cut(source: &[u8], pitch: usize, view: &View, image_size: u32, channels: usiz
 
 /// Copies the pixels of `row` from column `left` on into `out`, mirrored if `flip`; black where `row` has none.
 fn copy_row(row: &[u8], left: i64, channels: usize, flip: bool, out: &mut [u8]) {
-    let (width, size) = ((row.len() / channels) as i64, (out.len() / channels) as i64);
+    let width = (row.len() / channels) as i64;
+    let size = (out.len() / channels) as i64;
     // Columns of the output, before mirroring, that fall on the row.
     let first = (-left).clamp(0, size);
     let last = (width - left).clamp(first, size);
     let byte = |column: i64| column as usize * channels;
     let source = if first < last { &row[byte(left + first)..byte(left + last)] } else { &[] };
     let (black_left, black_right) = if flip { (size - last, first) } else { (first, size - last) };
-    let (start, end) = (byte(black_left), byte(size - black_right));
+    let start = byte(black_left);
+    let end = byte(size - black_right);
     out[..start].fill(0);
     out[end..].fill(0);
     let target = &mut out[start..end];

@@ -1,4 +1,4 @@
-//! Crops by their law, pixels by hand.
+//! Crops follow their distribution; pixels are checked by hand.
 
 use super::*;
 use crate::decode::Channels;
@@ -13,7 +13,7 @@ fn train(crop: Crop, flip: f64) -> Transform {
 
 fn draws(transform: &Transform, size: (u32, u32), image_size: u32, count: u64) -> Vec<View> {
     let rng = |view| stream(Domain::View, 1, 2, 3, view);
-    (0..count).map(|view| transform.draw(size.0, size.1, image_size, &mut rng(view)).unwrap()).collect()
+    (0..count).map(|view| transform.draw_view(size.0, size.1, image_size, &mut rng(view)).unwrap()).collect()
 }
 
 fn render(pixels: &[u8], width: u32, channels: Channels, view: &View, image_size: u32) -> Vec<u8> {
@@ -78,12 +78,16 @@ fn pad_crops_cover_all_offsets_and_no_others() {
 
 #[test]
 fn random_resized_crops_obey_their_law() {
-    let (width, height) = (500, 375);
+    let width = 500;
+    let height = 375;
     let views =
         draws(&train(Crop::RandomResized { scale: SCALE, ratio: RATIO }, 0.5), (width, height), 224, 4000);
     let area = f64::from(width * height);
-    let (mut flips, mut small, mut mean) = (0, 0, 0.0);
-    let (mut lefts, mut tops) = (Vec::new(), Vec::new()); // as shares of the room there is
+    let mut flips = 0;
+    let mut small = 0;
+    let mut mean = 0.0;
+    let mut lefts = Vec::new();
+    let mut tops = Vec::new(); // as shares of the room there is
     for View { region, scaled, corner, flip, .. } in views {
         assert!(region.left + region.width <= width && region.top + region.height <= height);
         assert_eq!((scaled, corner), ((224, 224), (0, 0)));
@@ -122,7 +126,9 @@ fn random_resized_falls_back_to_the_centre() {
 #[test]
 fn evaluation_rounds_as_torchvision() {
     let view = |resize, width, height, size| {
-        Transform::Eval { resize }.draw(width, height, size, &mut stream(Domain::View, 0, 0, 0, 0)).unwrap()
+        Transform::Eval { resize }
+            .draw_view(width, height, size, &mut stream(Domain::View, 0, 0, 0, 0))
+            .unwrap()
     };
     // Resize(256) of 500x375: int(256 * 500 / 375) = 341. CenterCrop(224): round(58.5) = 58 (to even), 16.
     let photo = view(Some(256), 500, 375, 224);
@@ -140,11 +146,11 @@ fn images_too_small_or_too_narrow_are_refused() {
     for transform in
         [Transform::Eval { resize: None }, train(Crop::None, 0.0), train(Crop::Pad { pixels: 1 }, 0.0)]
     {
-        let error = transform.draw(28, 25, 28, rng).unwrap_err();
+        let error = transform.draw_view(28, 25, 28, rng).unwrap_err();
         assert!(error.0.contains("28x25 pixels are too few to cut 28x28"), "{error:?}");
     }
-    assert!(train(Crop::Pad { pixels: 2 }, 0.0).draw(28, 25, 28, rng).is_ok());
-    assert!(Transform::Eval { resize: Some(256) }.draw(1, 1_000_000, 224, rng).is_err());
+    assert!(train(Crop::Pad { pixels: 2 }, 0.0).draw_view(28, 25, 28, rng).is_ok());
+    assert!(Transform::Eval { resize: Some(256) }.draw_view(1, 1_000_000, 224, rng).is_err());
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn validation_labels_by_a_list() {
         (vec!["5".into(); 10], "label 5 is outside the 5 classes; they are numbered from 0"),
         (vec!["n09999999".into(); 10], "'n09999999' isn't one of the 5 classes"),
         (vec!["cat".into(); 10], "line 1: 'cat' is neither a class number nor a WordNet id"),
-        (vec!["x.JPEG 1".into(); 2], "line 2: 'x.JPEG' is here twice"),
+        (vec!["x.JPEG 1".into(); 2], "line 2: 'x.JPEG' occurs twice"),
         (vec!["x.JPEG 1".into()], "no label for 'ILSVRC2012_val_00000001.JPEG'"),
     ];
     for (lines, reason) in cases {
@@ -210,7 +210,7 @@ fn validation_labels_by_a_list() {
     assert!(error.contains("label 1000 is outside the 1000 classes"), "{error}");
     let out = tempfile::tempdir().unwrap();
     let error = data_error(&import("imagenet", source.path(), out.path(), &["--split", "val"]));
-    assert!(error.contains("put ILSVRC2012_devkit_t12.tar.gz beside them"), "{error}");
+    assert!(error.contains("put ILSVRC2012_devkit_t12.tar.gz in the same folder"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "refused before anything was written");
 }
 
@@ -242,7 +242,7 @@ fn broken_imagenet_archives_are_refused() {
     stdout(&import("imagenet", source.path(), out.path(), &["--split", "train"]));
     assert_eq!(samples(&out.path().join("train")).len(), 12, "only the class with a proper name is taken");
     fs::write(&train, tar(&[("photos.tar".into(), class)])).unwrap();
-    assert!(refused().contains("'photos' isn't called by a WordNet id"));
+    assert!(refused().contains("'photos' isn't named by a WordNet id"));
 }
 
 #[test]

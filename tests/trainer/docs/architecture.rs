@@ -95,6 +95,7 @@ fn crates_know_those_below_them() {
     assert_eq!(dependencies("trainer"), ["codinet-config", "codinet-dataloader"]);
     assert_eq!(dependencies("trainer/tools"), ["codinet-dataloader", "codinet-trainer"]);
     assert_eq!(dependencies("configs"), ["codinet-dataloader"]);
+    assert_eq!(dependencies("dataloader/cli"), ["codinet-config", "codinet-dataloader"]);
     assert!(dependencies("dataloader").is_empty() && dependencies("launcher").is_empty());
     for path in sources(&Path::new(ROOT).join("dataloader/src")) {
         let code = fs::read_to_string(&path).unwrap();

@@ -28,6 +28,7 @@ use saver::Saver;
 pub use tensorboard::EventFile;
 
 use crate::sys::error::{Error, Result};
+use codinet_dataloader::sync_folder;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -56,9 +57,4 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::disk("write", path, &error)
     })
-}
-
-/// Makes the names in a folder last.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
 }

@@ -7,11 +7,12 @@
 
 use super::checkpoint::{EMA, MODEL, State, VERSION, checksum, optimizer_file, step_name, steps};
 use super::copied::{Copied, Shape};
-use super::{sync_folder, write_whole};
+use super::write_whole;
 use crate::config::{Config, Run};
 use crate::model::Params;
 use crate::optim::Ema;
 use crate::sys::error::{Error, Result};
+use codinet_dataloader::sync_folder;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,5 +1,5 @@
-//! Where encoded images lie, before they are read: files in folders, and members of tar archives, which are
-//! read in place. Nothing is ever extracted, and of a member's path only the last part is used, as a name.
+//! The files to import: in folders, and in tar archives, which are read in place. Nothing is ever extracted. Only the
+//! last part of a member's path is used, as its name.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,102 +7,100 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::broken;
-use crate::error::{Error, IoContext, Result};
+use super::broken_source;
+use crate::error::{IoContext, Result};
 use crate::shard::MOST_IMAGE_BYTES;
 
-/// The most bytes of headers in a row, the long names in them included, that a tar may have.
-const MOST_HEADER_BYTES: u64 = 1 << 24;
+/// Limit of consecutive header bytes in a tar, long names included.
+const MAX_HEADER_BYTES: u64 = 1 << 24;
 
-/// Something with a name that can be read.
+/// A file, a folder or an archive, with its name.
 #[derive(Clone)]
-pub(super) struct Found {
+pub(super) struct Input {
     pub(super) name: String,
-    pub(super) place: Place,
+    pub(super) location: InputLocation,
 }
 
-/// Where the bytes are.
+/// Where an input lies.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum InputLocation {
     /// A file, or a folder.
     Path(PathBuf),
-    /// A part of an archive.
+    /// A member of an archive.
     Member { archive: Arc<Archive>, offset: u64, length: u64 },
 }
 
-/// An opened tar archive.
+/// An open tar archive.
 pub(super) struct Archive {
     path: PathBuf,
     file: File,
 }
 
-impl Place {
-    /// The archive at `path`, whole.
-    pub(super) fn archive(path: &Path) -> Result<Place> {
+impl InputLocation {
+    /// Opens the archive at `path`.
+    pub(super) fn open_archive(path: &Path) -> Result<InputLocation> {
         let file = File::open(path).context("open", path)?;
         let length = file.metadata().context("read", path)?.len();
         let archive = Arc::new(Archive { path: path.to_owned(), file });
-        Ok(Place::Member { archive, offset: 0, length })
+        Ok(InputLocation::Member { archive, offset: 0, length })
     }
 
-    /// The file that holds it.
+    /// The file or archive.
     pub(super) fn path(&self) -> &Path {
         match self {
-            Place::Path(path) => path,
-            Place::Member { archive, .. } => &archive.path,
+            InputLocation::Path(path) => path,
+            InputLocation::Member { archive, .. } => &archive.path,
         }
     }
 
-    /// Replaces the contents of `bytes` by those of the file or member, of which those past
-    /// [`MOST_IMAGE_BYTES`] + 1 are left out.
+    /// Replaces the contents of `bytes` by those of the file or member, at most [`MOST_IMAGE_BYTES`] + 1.
     pub(super) fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
         match self {
-            Place::Path(path) => {
+            InputLocation::Path(path) => {
                 bytes.clear();
                 let file = File::open(path).context("open", path)?;
                 file.take(MOST_IMAGE_BYTES + 1).read_to_end(bytes).context("read", path).map(drop)
             }
-            Place::Member { archive, offset, length } => {
+            InputLocation::Member { archive, offset, length } => {
                 bytes.resize(*length.min(&(MOST_IMAGE_BYTES + 1)) as usize, 0);
                 archive.file.read_exact_at(bytes, *offset).context("read", &archive.path)
             }
         }
     }
 
-    /// What is in it, sorted by name, where it is a folder (and the folders in that one) or a tar archive; of
-    /// plain files only, hidden ones left out.
+    /// Lists the plain files in a folder, at any depth, or in a tar archive, sorted by name. Hidden files are left out.
     ///
     /// # Errors
-    /// A folder that can't be listed, an archive that is cut short or isn't one.
-    pub(super) fn contents(&self) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
+    /// A folder that can't be listed, an archive that is cut short or isn't a tar.
+    pub(super) fn list_files(&self) -> Result<Vec<Input>> {
+        let mut files = Vec::new();
         match self {
-            Place::Path(folder) => list(folder, &mut found)?,
-            Place::Member { archive, offset, length } => {
+            InputLocation::Path(folder) => collect_files(folder, &mut files)?,
+            InputLocation::Member { archive, offset, length } => {
                 let window = Window { archive, offset: *offset, length: *length, at: 0, since_seek: 0 };
-                found = members(window).map_err(|what| broken(&archive.path, &what))?;
+                files = list_members(window).map_err(|what| broken_source(&archive.path, &what))?;
             }
         }
-        // The folders within a class may hold files of one name.
-        found.sort_by(|a, b| (&a.name, a.place.path()).cmp(&(&b.name, b.place.path())));
-        Ok(found)
+        // The folders within a class may hold files of the same name.
+        files.sort_by(|a, b| (&a.name, a.location.path()).cmp(&(&b.name, b.location.path())));
+        Ok(files)
     }
 }
 
-/// The folders in `folder`, sorted by name, hidden ones left out.
-pub(super) fn folders(folder: &Path) -> Result<Vec<Found>> {
+/// Lists the folders in `folder`, sorted by name. Hidden ones are left out.
+pub(super) fn list_folders(folder: &Path) -> Result<Vec<Input>> {
     let mut found = Vec::new();
-    for (name, path, is_folder) in entries(folder)? {
+    for (name, path, is_folder) in list_entries(folder)? {
         if is_folder {
-            found.push(Found { name, place: Place::Path(path) });
+            found.push(Input { name, location: InputLocation::Path(path) });
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
 
-/// What is in `folder`: names as text, paths, and whether they (or what they are links to) are folders.
-fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
+/// Lists `folder`: names as text, paths, and whether they are folders or links to folders.
+fn list_entries(folder: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
     let mut found = Vec::new();
     for entry in folder.read_dir().context("list", folder)? {
         let entry = entry.context("list", folder)?;
@@ -121,27 +119,28 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
     Ok(found)
 }
 
-fn list(folder: &Path, found: &mut Vec<Found>) -> Result<()> {
-    for (name, path, is_folder) in entries(folder)? {
+fn collect_files(folder: &Path, files: &mut Vec<Input>) -> Result<()> {
+    for (name, path, is_folder) in list_entries(folder)? {
         if is_folder {
-            list(&path, found)?;
+            collect_files(&path, files)?;
         } else {
-            found.push(Found { name, place: Place::Path(path) });
+            files.push(Input { name, location: InputLocation::Path(path) });
         }
     }
     Ok(())
 }
 
-/// The members of the tar archive in `window`. Only headers are read.
-fn members(window: Window) -> Result<Vec<Found>, String> {
-    let (archive, start, length) = (window.archive, window.offset, window.length);
+/// Lists the members of the tar archive in `window`. Only headers are read.
+fn list_members(window: Window) -> Result<Vec<Input>, String> {
+    let Window { archive, offset: start, length, .. } = window;
     let unreadable = |error: io::Error| format!("not a readable tar archive ({error})");
     let mut tar = tar::Archive::new(window);
     let mut found = Vec::new();
     let mut end = 0_u64;
     for member in tar.entries_with_seek().map_err(unreadable)? {
         let member = member.map_err(unreadable)?;
-        let (offset, size) = (member.raw_file_position(), member.size());
+        let offset = member.raw_file_position();
+        let size = member.size();
         let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
         end = offset.saturating_add(size);
         if end > length {
@@ -149,8 +148,9 @@ fn members(window: Window) -> Result<Vec<Found>, String> {
         }
         let name = path.rsplit('/').next().unwrap_or_default();
         if member.header().entry_type().is_file() && !name.starts_with('.') {
-            let place = Place::Member { archive: archive.clone(), offset: start + offset, length: size };
-            found.push(Found { name: name.to_owned(), place });
+            let location =
+                InputLocation::Member { archive: archive.clone(), offset: start + offset, length: size };
+            found.push(Input { name: name.to_owned(), location });
         }
     }
     // Cut exactly between two members, a tar looks whole but for the zero block that should end it.
@@ -166,8 +166,8 @@ struct Window<'a> {
     offset: u64,
     length: u64,
     at: u64,
-    /// Bytes read since the last seek. The tar crate holds a member's long name in memory, whatever its size;
-    /// contents, which it seeks over, are of no concern.
+    /// Bytes read since the last seek. The tar crate holds a member's long name in memory, whatever its size. It seeks
+    /// over contents, so they don't count.
     since_seek: u64,
 }
 
@@ -177,8 +177,8 @@ impl Read for Window<'_> {
         let read = self.archive.file.read_at(&mut bytes[..left], self.offset + self.at)?;
         self.at += read as u64;
         self.since_seek += read as u64;
-        if self.since_seek > MOST_HEADER_BYTES {
-            return Err(io::Error::other(format!("headers of more than {MOST_HEADER_BYTES} bytes")));
+        if self.since_seek > MAX_HEADER_BYTES {
+            return Err(io::Error::other(format!("headers of more than {MAX_HEADER_BYTES} bytes")));
         }
         Ok(read)
     }
@@ -197,17 +197,9 @@ impl Seek for Window<'_> {
     }
 }
 
-/// The first of some names in `folder` that is there.
-pub(super) fn first_existing(folder: &Path, candidates: &[&str]) -> Option<PathBuf> {
+/// The first of `candidates` that exists in `folder`.
+pub(super) fn find_first(folder: &Path, candidates: &[&str]) -> Option<PathBuf> {
     candidates.iter().map(|candidate| folder.join(candidate)).find(|path| path.exists())
-}
-
-/// Refuses a source that isn't there, before anything else is said about it.
-pub(super) fn check_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    Err(Error::malformed(folder, "not a folder; give the folder that holds the data set"))
 }
 
 #[cfg(test)]
@@ -224,7 +216,7 @@ mod tests {
         header
     }
 
-    fn contents(bytes: &[u8], sparse_length: u64) -> Result<Vec<Found>> {
+    fn list(bytes: &[u8], sparse_length: u64) -> Result<Vec<Input>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.tar");
         fs::write(&path, bytes).unwrap();
@@ -234,7 +226,7 @@ mod tests {
             .unwrap()
             .set_len(sparse_length.max(bytes.len() as u64))
             .unwrap();
-        Place::archive(&path).unwrap().contents()
+        InputLocation::open_archive(&path).unwrap().list_files()
     }
 
     #[test]
@@ -248,11 +240,11 @@ mod tests {
         let link = header(tar::EntryType::Symlink, "link.jpg", 0);
         bytes.extend_from_slice(link.as_bytes());
         bytes.extend_from_slice(&[0; 1024]);
-        let found = contents(&bytes, 0).unwrap();
+        let found = list(&bytes, 0).unwrap();
         let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(names, ["a.jpg", "b.png", "passwd.jpg"]);
         let mut read = vec![1; 9];
-        found[0].place.read(&mut read).unwrap();
+        found[0].location.read(&mut read).unwrap();
         assert_eq!(read, [7; 3]);
     }
 
@@ -260,25 +252,25 @@ mod tests {
     fn claims_of_size_are_checked_before_memory_is_taken() {
         // An image of 8 GiB in a file of a kilobyte; a name of 4 GiB in a file that has as many, all holes.
         let huge = header(tar::EntryType::Regular, "huge.jpg", 1 << 33);
-        let error = contents(&[huge.as_bytes(), &[0; 512][..]].concat(), 0).err().unwrap();
+        let error = list(&[huge.as_bytes(), &[0; 512][..]].concat(), 0).err().unwrap();
         assert!(error.to_string().contains("cut short inside 'huge.jpg'"), "{error}");
         let name = header(tar::EntryType::GNULongName, "././@LongLink", 1 << 32);
-        let error = contents(name.as_bytes(), 1 << 33).err().unwrap();
+        let error = list(name.as_bytes(), 1 << 33).err().unwrap();
         assert!(error.to_string().contains("headers of more than 16777216 bytes"), "{error}");
 
         // A member that is as large as it says, and all holes.
-        let whole = contents(huge.as_bytes(), (1 << 33) + 1024).unwrap();
-        assert!(matches!(whole[0].place, Place::Member { length: 0x2_0000_0000, .. }));
+        let whole = list(huge.as_bytes(), (1 << 33) + 1024).unwrap();
+        assert!(matches!(whole[0].location, InputLocation::Member { length: 0x2_0000_0000, .. }));
     }
 
     #[test]
-    fn an_archive_cut_anywhere_is_refused() {
+    fn archive_cut_anywhere_is_refused() {
         let mut bytes = header(tar::EntryType::Regular, "a.jpg", 600).as_bytes().to_vec();
         bytes.resize(512 + 1024, 9);
         bytes.resize(512 + 1024 + 1024, 0);
-        assert_eq!(contents(&bytes, 0).unwrap().len(), 1);
+        assert_eq!(list(&bytes, 0).unwrap().len(), 1);
         for keep in [0, 100, 512, 700, 1536] {
-            assert!(contents(&bytes[..keep], 0).is_err(), "{keep} bytes");
+            assert!(list(&bytes[..keep], 0).is_err(), "{keep} bytes");
         }
     }
 }

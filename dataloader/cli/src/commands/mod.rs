@@ -6,10 +6,10 @@ pub mod bench;
 pub mod import;
 pub mod index;
 pub mod inspect;
-mod meter;
+mod progress;
 pub mod verify;
 
-/// What a command looks at.
+/// The data that a command reads.
 #[derive(clap::Args)]
 struct Shards {
     /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar'), one shard, a list of
@@ -18,13 +18,13 @@ struct Shards {
     shards: String,
 }
 
-/// Prints to stdout. A reader that has gone away (`| head`) is no error.
+/// Prints to stdout. A closed pipe (`| head`) is no error.
 fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// The number of threads to use where none was asked for.
-fn cores() -> usize {
+/// The default number of threads.
+fn count_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

@@ -11,7 +11,7 @@ use codinet_dataloader::{
     OnBadSample, Result, Transform, jpeg,
 };
 
-use super::meter::Meter;
+use super::progress::ProgressMeter;
 use super::{Shards, print};
 
 const EXAMPLES: &str = "\
@@ -121,14 +121,14 @@ fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
     let mut loader = Loader::new(dataset.clone(), spec, plan)?;
     let (mut start, mut served) = (Instant::now(), 0);
     let mut floats = Vec::new();
-    let (meter, all) = (Meter::new()?, (epochs + 1) * len as u64);
+    let (meter, all) = (ProgressMeter::new()?, (epochs + 1) * len as u64);
     while let Some(batch) = loader.next() {
         let batch = batch?;
         match batch.epoch {
             0 => start = Instant::now(),
             _ => served += batch.samples.len(),
         }
-        meter.set(len as u64 + served as u64, all, None);
+        meter.update(len as u64 + served as u64, all, None);
         if arguments.floats {
             normalise(&batch.images, &mut floats);
             std::hint::black_box(&floats);
@@ -169,9 +169,9 @@ impl Stages {
         let (mut groups, mut group_of) = (Vec::new(), Vec::new());
         let mut out = vec![0; image_size as usize * image_size as usize * 3];
         let mut stages = Stages::default();
-        let meter = Meter::new()?;
+        let meter = ProgressMeter::new()?;
         for sample in 0..dataset.len() {
-            meter.set(sample as u64, dataset.len() as u64, None);
+            meter.update(sample as u64, dataset.len() as u64, None);
             let mut start = Instant::now();
             let mut lap = |stage: &mut Duration| {
                 *stage += start.elapsed();
@@ -188,7 +188,7 @@ impl Stages {
                 let header = decoder.header(&encoded)?;
                 let draw = |view| {
                     let mut rng = random::stream(Domain::View, 0, 0, sample as u64, view);
-                    transform().draw(header.width, header.height, image_size, &mut rng)
+                    transform().draw_view(header.width, header.height, image_size, &mut rng)
                 };
                 let views: Vec<View> = (0..views as u64).map(draw).collect::<Result<_, _>>()?;
                 let regions: Vec<_> = views.iter().map(|view| view.region).collect();
@@ -205,7 +205,7 @@ impl Stages {
                 stages.tiled += usize::from(header.is_tiled());
                 Ok(())
             };
-            rest().map_err(|bad: BadImage| bad.at(info.shard, info.key))?;
+            rest().map_err(|bad: BadImage| bad.in_sample(info.shard, info.key))?;
             stages.bytes += encoded.len();
         }
         meter.finish();

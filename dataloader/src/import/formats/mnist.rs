@@ -1,45 +1,38 @@
-//! Fashion-MNIST: 60,000 + 10,000 grey images of clothing, 28×28, 10 classes, in four IDX files.
+//! The files of MNIST and its descendants: two IDX files for each of two splits, 28×28 grey pixels.
 
 use std::path::Path;
 
-use super::{Each, Source, SourceSplit, check_label, idx};
+use super::idx;
 use crate::decode::Channels;
 use crate::error::{Error, Result};
-
-const CLASSES: [&str; 10] = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-];
+use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, check_label};
 
 const SIZE: usize = 28;
 
-/// The split's name here, and its files' prefix.
+/// Each split's name here, and the prefix of its files.
 const SPLITS: [(&str, &str); 2] = [("train", "train"), ("test", "t10k")];
 
-pub(super) fn source(folder: &Path) -> Source {
+/// The data set `name` in `folder`, whose classes have these names.
+pub(in crate::import) fn open_files(
+    folder: &Path,
+    name: &'static str,
+    classes: &'static [&str],
+) -> PixelSource {
     let split = |(name, prefix)| {
         let folder = folder.to_owned();
-        SourceSplit { name, read: Box::new(move |each| read(&folder, prefix, each)) }
+        PixelSplit { name, read: Box::new(move |sink| read_split(&folder, prefix, classes.len(), sink)) }
     };
-    Source {
-        name: "fashion-mnist",
-        classes: CLASSES.len(),
-        class_names: Some(CLASSES.map(String::from).to_vec()),
+    PixelSource {
+        name,
+        classes: classes.len(),
+        class_names: Some(classes.iter().map(|&name| name.to_owned()).collect()),
         image_size: SIZE,
         channels: Channels::Grey,
         splits: SPLITS.map(split).into(),
     }
 }
 
-fn read(folder: &Path, prefix: &str, each: &mut Each) -> Result<()> {
+fn read_split(folder: &Path, prefix: &str, classes: usize, sink: &mut SampleSink) -> Result<()> {
     let images = idx::read(folder, &format!("{prefix}-images-idx3-ubyte"), 3)?;
     let labels = idx::read(folder, &format!("{prefix}-labels-idx1-ubyte"), 1)?;
     let count = labels.bytes.len();
@@ -52,8 +45,8 @@ fn read(folder: &Path, prefix: &str, each: &mut Each) -> Result<()> {
     }
     let images = images.bytes.chunks_exact(SIZE * SIZE);
     for (position, (image, &label)) in images.zip(&labels.bytes).enumerate() {
-        check_label(&labels.path, position, label, CLASSES.len())?;
-        each(image, label)?;
+        check_label(&labels.path, position, label, classes)?;
+        sink(image, label)?;
     }
     Ok(())
 }

@@ -1,30 +1,49 @@
 //! CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour photographs, 32×32, in the published binary version.
 //!
-//! A file is records and nothing else: a label (CIFAR-100: a coarse one and a fine one), then the red, the green and
-//! the blue plane by rows, all of single bytes.
+//! A file consists of records: a label (CIFAR-100: a coarse and a fine one), then the red, the green and the blue plane
+//! by rows, all in single bytes.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Each, Source, SourceSplit, broken, check_label, gzipped_member, interleave, unreadable};
 use crate::decode::Channels;
+use crate::encode::Encoding;
 use crate::error::{Error, IoContext, Result};
+use crate::import::entry::{Entry, Importer, PixelImporter};
+use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, check_label, interleave_planes};
+use crate::import::{broken_source, describe_unreadable, read_gzipped_member};
 
-/// How one of the two is published.
-pub(super) struct Layout {
+pub(super) const CIFAR10: Entry = Entry {
+    name: LAYOUT_10.name,
+    about: "CIFAR-10: 60,000 colour 32x32 photographs in 10 classes, from the binary version (or its .tar.gz)",
+    source: SOURCE,
+    importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_cifar10 }),
+};
+
+pub(super) const CIFAR100: Entry = Entry {
+    name: LAYOUT_100.name,
+    about: "CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz)",
+    source: SOURCE,
+    importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_cifar100 }),
+};
+
+const SOURCE: &str = "The .tar.gz, or the folder of the binary version's files; nothing in it is changed";
+
+/// The published files of one of the two.
+struct Layout {
     name: &'static str,
     folder: &'static str,
     archive: &'static str,
-    /// The number of classes of each label in a record; the last is the label taken.
+    /// The number of classes of each label in a record; the last label is used.
     labels: &'static [usize],
-    /// The file of the class names, and the names where it is missing; none where they aren't known.
+    /// The file of the class names, and the names where it is missing; empty if unknown.
     class_file: &'static str,
     class_names: &'static [&'static str],
     splits: [(&'static str, &'static [&'static str]); 2],
 }
 
-pub(super) const CIFAR10: Layout = Layout {
+const LAYOUT_10: Layout = Layout {
     name: "cifar10",
     folder: "cifar-10-batches-bin",
     archive: "cifar-10-binary.tar.gz",
@@ -46,7 +65,7 @@ pub(super) const CIFAR10: Layout = Layout {
     ],
 };
 
-pub(super) const CIFAR100: Layout = Layout {
+const LAYOUT_100: Layout = Layout {
     name: "cifar100",
     folder: "cifar-100-binary",
     archive: "cifar-100-binary.tar.gz",
@@ -58,75 +77,87 @@ pub(super) const CIFAR100: Layout = Layout {
 
 const SIZE: usize = 32;
 
-pub(super) fn source(folder: &Path, layout: &'static Layout) -> Result<Source> {
-    let place = Place::find(folder, layout)?;
+pub(super) fn open_cifar10(folder: &Path) -> Result<PixelSource> {
+    open_files(folder, &LAYOUT_10)
+}
+
+fn open_cifar100(folder: &Path) -> Result<PixelSource> {
+    open_files(folder, &LAYOUT_100)
+}
+
+fn open_files(folder: &Path, layout: &'static Layout) -> Result<PixelSource> {
+    let container = Container::find(folder, layout)?;
     let split = |(name, files): (_, &'static [&str])| {
-        let place = place.clone();
-        let read = move |each: &mut Each| files.iter().try_for_each(|file| read(&place, file, layout, each));
-        SourceSplit { name, read: Box::new(read) }
+        let container = container.clone();
+        let read = move |sink: &mut SampleSink| {
+            files.iter().try_for_each(|file| read_file(&container, file, layout, sink))
+        };
+        PixelSplit { name, read: Box::new(read) }
     };
-    Ok(Source {
+    Ok(PixelSource {
         name: layout.name,
         classes: layout.labels[layout.labels.len() - 1],
-        class_names: class_names(&place, layout)?,
+        class_names: read_class_names(&container, layout)?,
         image_size: SIZE,
         channels: Channels::Rgb,
         splits: layout.splits.map(split).into(),
     })
 }
 
-fn class_names(place: &Place, layout: &Layout) -> Result<Option<Vec<String>>> {
+fn read_class_names(container: &Container, layout: &Layout) -> Result<Option<Vec<String>>> {
     let known: Vec<String> = layout.class_names.iter().map(|&name| name.into()).collect();
-    let Some(text) = place.read(layout.class_file)? else { return Ok(Some(known).filter(|n| !n.is_empty())) };
+    let Some(text) = container.read(layout.class_file)? else {
+        return Ok(Some(known).filter(|n| !n.is_empty()));
+    };
     let lines = String::from_utf8_lossy(&text);
     let names: Vec<String> =
         lines.lines().map(|line| line.trim().into()).filter(|name: &String| !name.is_empty()).collect();
     let classes = layout.labels[layout.labels.len() - 1];
     if names.len() != classes {
         let what = format!("names {} classes, not {classes}", names.len());
-        return Err(broken(&place.path(layout.class_file), &what));
+        return Err(broken_source(&container.path(layout.class_file), &what));
     }
     Ok(Some(names))
 }
 
-fn read(place: &Place, file: &str, layout: &Layout, each: &mut Each) -> Result<()> {
-    let path = place.path(file);
-    let bytes = place.read(file)?.ok_or_else(|| {
+fn read_file(container: &Container, file: &str, layout: &Layout, sink: &mut SampleSink) -> Result<()> {
+    let path = container.path(file);
+    let bytes = container.read(file)?.ok_or_else(|| {
         Error::malformed(&path, format!("missing; fetch or unpack {} again", layout.archive))
     })?;
     let record = layout.labels.len() + 3 * SIZE * SIZE;
     if bytes.is_empty() || bytes.len() % record != 0 {
         let what = format!("cut short: {} bytes are not a number of records of {record}", bytes.len());
-        return Err(broken(&path, &what));
+        return Err(broken_source(&path, &what));
     }
     for (position, record) in bytes.chunks_exact(record).enumerate() {
         let (labels, planes) = record.split_at(layout.labels.len());
         for (&label, &classes) in labels.iter().zip(layout.labels) {
             check_label(&path, position, label, classes)?;
         }
-        each(&interleave(planes, SIZE, 1), labels[labels.len() - 1])?;
+        sink(&interleave_planes(planes, SIZE, 1), labels[labels.len() - 1])?;
     }
     Ok(())
 }
 
-/// Where the files are.
+/// The folder or archive that holds the files.
 #[derive(Clone)]
-enum Place {
+enum Container {
     Folder(PathBuf),
     /// A gzipped tar.
     Archive(PathBuf),
 }
 
-impl Place {
+impl Container {
     /// Looks in `source`, in the published folder in it, and for the published archive there.
-    fn find(source: &Path, layout: &Layout) -> Result<Place> {
+    fn find(source: &Path, layout: &Layout) -> Result<Container> {
         let first = layout.splits[0].1[0];
         let mut folders = [source.to_owned(), source.join(layout.folder)].into_iter();
         if let Some(folder) = folders.find(|folder| folder.join(first).exists()) {
-            return Ok(Place::Folder(folder));
+            return Ok(Container::Folder(folder));
         }
         let mut archives = [source.to_owned(), source.join(layout.archive)].into_iter();
-        archives.find(|archive| archive.is_file()).map(Place::Archive).ok_or_else(|| {
+        archives.find(|archive| archive.is_file()).map(Container::Archive).ok_or_else(|| {
             let Layout { folder, archive, .. } = layout;
             let what = format!(
                 "neither {first} nor {folder}/ nor {archive} is here; give the folder of the binary version's files"
@@ -135,25 +166,26 @@ impl Place {
         })
     }
 
-    /// The name of `file` for messages.
+    /// The path of `file` for messages.
     fn path(&self, file: &str) -> PathBuf {
-        let (Place::Folder(place) | Place::Archive(place)) = self;
-        place.join(file)
+        let (Container::Folder(path) | Container::Archive(path)) = self;
+        path.join(file)
     }
 
-    /// The contents of `file`; `None` where there is no such file.
+    /// The contents of `file`; `None` where it is missing.
     fn read(&self, file: &str) -> Result<Option<Vec<u8>>> {
         match self {
-            Place::Folder(folder) => {
+            Container::Folder(folder) => {
                 let path = folder.join(file);
                 match fs::read(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                     read => read.context("read", &path).map(Some),
                 }
             }
-            Place::Archive(archive) => {
+            Container::Archive(archive) => {
                 let opened = File::open(archive).context("open", archive)?;
-                gzipped_member(opened, file).map_err(|error| broken(archive, &unreadable(error)))
+                read_gzipped_member(opened, file)
+                    .map_err(|error| broken_source(archive, &describe_unreadable(error)))
             }
         }
     }

@@ -12,7 +12,7 @@ use codinet_dataloader::{
     Channels, Dataset, Decoder, EpochOrder, Error, IndexState, LoaderSpec, OnBadSample, Result, Transform,
 };
 
-use super::{Shards, cores, print};
+use super::{Shards, count_cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +35,8 @@ pub struct Arguments {
 
 #[derive(Args)]
 struct SheetArguments {
-    /// Draws a contact sheet to this PNG file instead: the first samples of epoch 0, each beside views as
-    /// training with this seed makes them.
+    /// Draws a contact sheet to this PNG file instead: the first samples of epoch 0, each followed by the views that
+    /// training with this seed makes of it.
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
 
@@ -68,7 +68,7 @@ const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[
 pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open(&arguments.shards.shards)?;
     if let Some(path) = &arguments.sheet.sheet {
-        return draw(dataset, path, &arguments.sheet);
+        return draw_sheet(dataset, path, &arguments.sheet);
     }
     let images = decode_some(&dataset, arguments.decode)?;
     let mut text = String::new();
@@ -86,16 +86,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn draw(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()> {
+fn draw_sheet(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()> {
     let transform: Transform = serde_json::from_str(&arguments.transform)
-        .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; mend the JSON")))?;
+        .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; correct the JSON")))?;
     let spec = LoaderSpec {
         transform,
         image_size: arguments.image_size,
         channels: dataset.info().map_or(3, |info| info.channels),
         views: arguments.views.into(),
         seed: arguments.seed,
-        threads: cores(),
+        threads: count_cores(),
         prefetch: 2,
         on_bad: OnBadSample::Fail,
     };
@@ -119,12 +119,13 @@ fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
     }
     let bytes: u64 = dataset.shards().map(|shard| shard.bytes).sum();
     let index = |state| dataset.shards().filter(|shard| shard.index == state).count();
-    let (rebuilt, unsaved) = (index(IndexState::Rebuilt), index(IndexState::Unsaved));
+    let rebuilt = index(IndexState::Rebuilt);
+    let unsaved = index(IndexState::Unsaved);
     writeln!(text, "shards   {}, {:.1} MB", dataset.shards().len(), bytes as f64 / 1e6)?;
     writeln!(text, "samples  {}", dataset.len())?;
     match (rebuilt, unsaved) {
         (0, 0) => writeln!(text, "index    up to date"),
-        (_, 0) => writeln!(text, "index    {rebuilt} missing or out of date, written anew"),
+        (_, 0) => writeln!(text, "index    {rebuilt} missing or out of date, rebuilt"),
         _ => writeln!(text, "index    {unsaved} missing or out of date, and the folder can't be written"),
     }?;
     writeln!(text, "content  sha256 {}", dataset.fingerprint())
@@ -148,7 +149,7 @@ fn describe_classes(text: &mut String, dataset: &Dataset) -> std::fmt::Result {
     Ok(())
 }
 
-/// What came of decoding some of the images.
+/// The result of decoding some of the images.
 struct Images {
     decoded: usize,
     /// Format and size, and how many have them.
@@ -156,11 +157,13 @@ struct Images {
     bad: Vec<Error>,
 }
 
-fn decode_some(dataset: &Dataset, most: usize) -> Result<Images> {
+fn decode_some(dataset: &Dataset, limit: usize) -> Result<Images> {
     let channels = Channels::new(dataset.info().map_or(3, |info| info.channels))?;
     let mut images = Images { decoded: 0, kinds: BTreeMap::new(), bad: Vec::new() };
-    let (mut decoder, mut encoded, mut pixels) = (Decoder::new(), Vec::new(), Vec::new());
-    let count = most.min(dataset.len());
+    let mut decoder = Decoder::new();
+    let mut encoded = Vec::new();
+    let mut pixels = Vec::new();
+    let count = limit.min(dataset.len());
     for sample in (0..count).map(|step| step * dataset.len() / count) {
         let info = dataset.read(sample, &mut encoded)?;
         let decoded = decoder.header(&encoded).and_then(|header| {
@@ -170,23 +173,23 @@ fn decode_some(dataset: &Dataset, most: usize) -> Result<Images> {
         images.decoded += 1;
         match decoded {
             Ok(kind) => *images.kinds.entry(kind).or_default() += 1,
-            Err(bad) => images.bad.push(bad.at(info.shard, info.key)),
+            Err(bad) => images.bad.push(bad.in_sample(info.shard, info.key)),
         }
     }
     Ok(images)
 }
 
 fn describe_images(text: &mut String, images: &Images) -> std::fmt::Result {
-    const MOST_KINDS: usize = 10; // photographs come in hundreds of sizes
+    const MAX_KINDS: usize = 10; // photographs come in hundreds of sizes
     writeln!(text, "images   {} decoded, {} bad", images.decoded, images.bad.len())?;
     let mut kinds: Vec<_> = images.kinds.iter().collect();
     kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    for (kind, count) in kinds.iter().take(MOST_KINDS) {
+    for (kind, count) in kinds.iter().take(MAX_KINDS) {
         writeln!(text, "  {count:>5}  {kind}")?;
     }
-    if kinds.len() > MOST_KINDS {
-        let rest: usize = kinds[MOST_KINDS..].iter().map(|(_, count)| **count).sum();
-        writeln!(text, "  {rest:>5}  in {} other sizes", kinds.len() - MOST_KINDS)?;
+    if kinds.len() > MAX_KINDS {
+        let rest: usize = kinds[MAX_KINDS..].iter().map(|(_, count)| **count).sum();
+        writeln!(text, "  {rest:>5}  in {} other sizes", kinds.len() - MAX_KINDS)?;
     }
     for bad in &images.bad {
         writeln!(text, "  bad    {bad}")?;

@@ -1,9 +1,9 @@
-//! Parquet files of encoded images, as Hugging Face distributes them: a column `image` of `bytes` (and
-//! `path`), and a column `label` of class numbers, whose names are in the files' metadata.
+//! Rows of Parquet files: a column `image` of `bytes` (and `path`), and a column `label` of class numbers. The files'
+//! metadata names the classes.
 //!
-//! Such a file is read by row groups, far larger than an image, so samples aren't shuffled one by one: the
-//! row groups of all files are, then the samples within each gigabyte of row groups. A shard holds a part of
-//! one such gigabyte, or of two; no row group is read twice.
+//! Such a file is read by row groups, which are far larger than an image. So samples aren't shuffled one by one: first
+//! the row groups of all files are shuffled, then the samples within each gigabyte of row groups. A shard holds a part
+//! of one or two such gigabytes, and no row group is read twice.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,48 +19,53 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 
-use super::broken;
-use super::image_folder::Keys;
-use super::images::{ImageSet, Images, split_name};
 use crate::dataset::globbed;
 use crate::error::{Error, IoContext, Result};
+use crate::import::broken_source;
+use crate::import::entry::ImageRequest;
+use crate::import::image_set::{ImageReader, ImageSet, UniqueKeys};
 use crate::random::{self, Domain};
 use crate::shard::MOST_IMAGE_BYTES;
 
-/// Row groups of so many bytes together are shuffled.
+/// Samples are shuffled within so many bytes of row groups.
 const BLOCK_BYTES: i64 = 1 << 30;
 
 const BYTES: &str = "image.bytes";
 const LABEL: &str = "label";
 
-/// The images of all these files, folders and globs.
-pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
-    let paths = files(sources)?;
+/// The images of all files, folders and globs after `--src`.
+pub(super) fn find_images(request: &ImageRequest) -> Result<Vec<ImageSet>> {
+    let paths = list_files(&request.sources)?;
     let mut table = Table { files: Vec::new(), groups: Vec::new(), starts: Vec::new() };
-    let (mut samples, mut class_names, mut keys) = (Vec::new(), None, Keys::default());
+    let mut samples = Vec::new();
+    let mut class_names = None;
+    let mut keys = UniqueKeys::default();
     for path in paths {
         let file = File::open(&path).context("open", &path)?;
         let length = file.metadata().context("read", &path)?.len();
         let file = Positional { file: Arc::new(file), length, at: 0 };
-        let reader = SerializedFileReader::new(file).map_err(|error| unreadable(&path, &error))?;
+        let reader = SerializedFileReader::new(file).map_err(|error| unreadable_file(&path, &error))?;
         let metadata = reader.metadata().file_metadata();
         if table.files.is_empty() {
             let entries = metadata.key_value_metadata().map_or(&[][..], Vec::as_slice);
             let entry = entries.iter().find(|entry| entry.key == "huggingface");
-            class_names = entry.and_then(|entry| names(entry.value.as_deref()?));
+            class_names = entry.and_then(|entry| parse_class_names(entry.value.as_deref()?));
         }
-        let prefix = keys.unique(&path.file_name().unwrap_or_default().to_string_lossy());
-        let bytes = column(&path, &reader, BYTES, Type::BYTE_ARRAY)?;
-        let label = column(&path, &reader, LABEL, Type::INT64)?;
+        let prefix = keys.make(&path.file_name().unwrap_or_default().to_string_lossy());
+        let bytes = find_column(&path, &reader, BYTES, Type::BYTE_ARRAY)?;
+        let label = find_column(&path, &reader, LABEL, Type::INT64)?;
         let mut row = 0;
         for (number, group) in reader.metadata().row_groups().iter().enumerate() {
-            let labels =
-                values::<Int64Type>(&reader, number, label).map_err(|error| unreadable(&path, &error))?;
+            let labels = read_values::<Int64Type>(&reader, number, label)
+                .map_err(|error| unreadable_file(&path, &error))?;
             let labels: Vec<i64> = labels.into_iter().flatten().collect();
             if labels.len() as i64 != group.num_rows() {
                 let what =
                     format!("row group {number} has {} labels for {} rows", labels.len(), group.num_rows());
-                return Err(broken(&path, &format!("{what}; rows without a label can't be trained on")));
+                return Err(broken_source(
+                    &path,
+                    &format!("{what}; rows without a label can't be trained on"),
+                ));
             }
             table.starts.push(samples.len());
             for label in labels {
@@ -76,9 +81,9 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
                 number,
                 column: bytes,
                 size: group.column(bytes).uncompressed_size(),
-                state: Mutex::new(State {
+                state: Mutex::new(GroupState {
                     images: None,
-                    left: samples.len() - table.starts[table.groups.len()],
+                    unread: samples.len() - table.starts[table.groups.len()],
                 }),
             });
         }
@@ -94,10 +99,10 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
     let classes = class_names.as_ref().map_or(most as usize + 1, Vec::len);
     if most as usize >= classes {
         let what = format!("label {most} is outside the {classes} classes that its metadata names");
-        return Err(broken(&table.files[0].0, &what));
+        return Err(broken_source(&table.files[0].0, &what));
     }
-    let split = split_name(out);
-    Ok(ImageSet {
+    let split = request.split_name();
+    Ok(vec![ImageSet {
         name: split.clone(),
         split,
         classes,
@@ -105,11 +110,11 @@ pub(super) fn find(sources: &[String], out: &Path) -> Result<ImageSet> {
         samples,
         images: Box::new(table),
         ignored: 0,
-    })
+    }])
 }
 
 /// The files of one split, sorted by path.
-fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
+fn list_files(sources: &[String]) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for source in sources {
         let folder = Path::new(source);
@@ -120,14 +125,14 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
         } else {
             source.clone()
         };
-        let found = globbed(&pattern)?;
-        if found.is_empty() {
+        let matches = globbed(&pattern)?;
+        if matches.is_empty() {
             return Err(Error::malformed(
                 folder,
                 "no .parquet files here; give such files, a folder or a glob",
             ));
         }
-        paths.extend(found);
+        paths.extend(matches);
     }
     paths.sort();
     paths.dedup();
@@ -146,12 +151,12 @@ fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn unreadable(path: &Path, error: &ParquetError) -> Error {
-    broken(path, &format!("not a readable Parquet file ({error})"))
+fn unreadable_file(path: &Path, error: &ParquetError) -> Error {
+    broken_source(path, &format!("not a readable Parquet file ({error})"))
 }
 
 /// The class names, by the metadata that the `datasets` library writes.
-fn names(metadata: &str) -> Option<Vec<String>> {
+fn parse_class_names(metadata: &str) -> Option<Vec<String>> {
     let metadata: serde_json::Value = serde_json::from_str(metadata).ok()?;
     let names = metadata.pointer("/info/features/label/names")?.as_array()?;
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
@@ -159,8 +164,7 @@ fn names(metadata: &str) -> Option<Vec<String>> {
 
 type Reader = SerializedFileReader<Positional>;
 
-/// A file read at given places. The crate reads a plain `File` by moving its one cursor, so that threads would
-/// move it under each other.
+/// A file that is read by position. The crate moves the cursor of a plain `File`, so threads would disturb each other.
 #[derive(Clone)]
 struct Positional {
     file: Arc<File>,
@@ -200,7 +204,7 @@ impl ChunkReader for Positional {
 }
 
 /// The number of the column of this name and type.
-fn column(path: &Path, reader: &Reader, name: &str, kind: Type) -> Result<usize> {
+fn find_column(path: &Path, reader: &Reader, name: &str, kind: Type) -> Result<usize> {
     let schema = reader.metadata().file_metadata().schema_descr();
     let found = schema.columns().iter().position(|column| column.path().string() == name);
     match found.filter(|&found| {
@@ -217,8 +221,8 @@ fn column(path: &Path, reader: &Reader, name: &str, kind: Type) -> Result<usize>
     }
 }
 
-/// The values of a column in a row group, in the order of the rows; of rows without one, `None`.
-fn values<T: DataType>(
+/// The values of a column in a row group, in the order of the rows; `None` in a row without a value.
+fn read_values<T: DataType>(
     reader: &Reader,
     group: usize,
     column: usize,
@@ -227,7 +231,8 @@ fn values<T: DataType>(
     let rows = group.metadata().num_rows() as usize;
     let defined = group.metadata().column(column).column_descr().max_def_level();
     let mut column = get_typed_column_reader::<T>(group.get_column_reader(column)?);
-    let (mut levels, mut values) = (Vec::new(), Vec::new());
+    let mut levels = Vec::new();
+    let mut values = Vec::new();
     let mut read = 0;
     while read < rows {
         match column.read_records(rows - read, Some(&mut levels), None, &mut values)? {
@@ -256,13 +261,14 @@ struct Group {
     column: usize,
     /// Bytes of its images.
     size: i64,
-    state: Mutex<State>,
+    state: Mutex<GroupState>,
 }
 
-/// The images of a row group, held from the first one asked for to the last.
-struct State {
+/// The images of a row group, in memory from the first read to the last.
+struct GroupState {
     images: Option<Vec<Option<ByteArray>>>,
-    left: usize,
+    /// Samples that are still to be read.
+    unread: usize,
 }
 
 impl Table {
@@ -273,21 +279,21 @@ impl Table {
     }
 }
 
-impl Images for Table {
+impl ImageReader for Table {
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()> {
         let (group, row) = self.locate(sample);
         let (path, reader) = &self.files[group.file];
         let mut state = group.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.images.is_none() {
-            let images = values::<ByteArrayType>(reader, group.number, group.column);
-            state.images = Some(images.map_err(|error| unreadable(path, &error))?);
+            let images = read_values::<ByteArrayType>(reader, group.number, group.column);
+            state.images = Some(images.map_err(|error| unreadable_file(path, &error))?);
         }
         let image = state.images.as_ref().and_then(|images| images.get(row)?.as_ref());
-        let image = image.map_or(&[][..], ByteArray::data); // none is as bad as an empty one
+        let image = image.map_or(&[][..], ByteArray::data); // a missing image is as bad as an empty one
         bytes.clear();
         bytes.extend_from_slice(&image[..image.len().min(MOST_IMAGE_BYTES as usize + 1)]);
-        state.left = state.left.saturating_sub(1);
-        if state.left == 0 {
+        state.unread = state.unread.saturating_sub(1);
+        if state.unread == 0 {
             state.images = None;
         }
         Ok(())
@@ -297,17 +303,18 @@ impl Images for Table {
         &self.files[self.locate(sample).0.file].0
     }
 
-    fn pass_over(&self, sample: usize) {
+    fn skip(&self, sample: usize) {
         let mut state = self.locate(sample).0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.left = state.left.saturating_sub(1);
+        state.unread = state.unread.saturating_sub(1);
     }
 
-    fn order(&self, count: usize, seed: u64) -> Vec<u32> {
+    fn shuffle_samples(&self, count: usize, seed: u64) -> Vec<u32> {
         let mut rng = random::stream(Domain::Import, seed, 0, 0, 0);
         let mut groups: Vec<usize> = (0..self.groups.len()).collect();
         random::shuffle(&mut rng, &mut groups);
         let mut order = Vec::with_capacity(count);
-        let (mut block, mut size) = (0, 0_i64);
+        let mut block = 0;
+        let mut size = 0_i64;
         for group in groups {
             if size.saturating_add(self.groups[group].size) > BLOCK_BYTES {
                 random::shuffle(&mut rng, &mut order[block..]);

@@ -4,32 +4,42 @@
 
 use std::path::Path;
 
-use super::mat::Array;
-use super::{Each, Source, SourceSplit, broken, interleave};
 use crate::decode::Channels;
+use crate::encode::Encoding;
 use crate::error::{Error, Result};
+use crate::import::broken_source;
+use crate::import::entry::{Entry, Importer, PixelImporter};
+use crate::import::formats::mat::Array;
+use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, interleave_planes};
+
+pub(super) const ENTRY: Entry = Entry {
+    name: "svhn",
+    about: "SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped digits",
+    source: "Folder of train_32x32.mat, test_32x32.mat and, if wanted, extra_32x32.mat; nothing in it is changed",
+    importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_files }),
+};
 
 const SIZE: usize = 32;
 
-pub(super) fn source(folder: &Path) -> Source {
+fn open_files(folder: &Path) -> Result<PixelSource> {
     let split = |name| {
         let path = folder.join(format!("{name}_32x32.mat"));
-        // The extra images are more than all others, and few want them.
+        // The extra images outnumber all others, and most runs don't use them.
         (name != "extra" || path.exists())
-            .then(|| SourceSplit { name, read: Box::new(move |each| read(&path, each)) })
+            .then(|| PixelSplit { name, read: Box::new(move |sink| read_split(&path, sink)) })
     };
-    Source {
-        name: "svhn",
+    Ok(PixelSource {
+        name: ENTRY.name,
         classes: 10,
         class_names: Some((0..10).map(|digit: u8| digit.to_string()).collect()),
         image_size: SIZE,
         channels: Channels::Rgb,
         splits: ["train", "test", "extra"].into_iter().filter_map(split).collect(),
-    }
+    })
 }
 
-fn read(path: &Path, each: &mut Each) -> Result<()> {
-    let digits = digits(path)?;
+fn read_split(path: &Path, sink: &mut SampleSink) -> Result<()> {
+    let digits = read_digits(path)?;
     let mut images = Array::open(path, "X")?;
     if images.dimensions() != [SIZE, SIZE, 3, digits.len()] || !images.is_bytes() {
         let what = format!("{images}; expected 32x32x3x{} uint8, an image a label", digits.len());
@@ -38,12 +48,12 @@ fn read(path: &Path, each: &mut Each) -> Result<()> {
     let mut image = [0; 3 * SIZE * SIZE];
     for digit in digits {
         images.read(&mut image)?;
-        each(&interleave(&image, 1, SIZE), digit)?;
+        sink(&interleave_planes(&image, 1, SIZE), digit)?;
     }
-    images.finish()
+    images.check_end()
 }
 
-fn digits(path: &Path) -> Result<Vec<u8>> {
+fn read_digits(path: &Path) -> Result<Vec<u8>> {
     let labels = Array::open(path, "y")?;
     if !matches!(labels.dimensions(), [count, 1] if *count > 0) {
         return Err(Error::malformed(path, format!("{labels}; expected Nx1, N at least 1")));
@@ -51,7 +61,7 @@ fn digits(path: &Path) -> Result<Vec<u8>> {
     let digit = |(position, label): (usize, f64)| {
         let valid = (1.0..=10.0).contains(&label) && label.fract() == 0.0;
         let what = || format!("label {position} is {label}, not one of 1 to 10 (which stands for 0)");
-        if valid { Ok(label as u8 % 10) } else { Err(broken(path, &what())) }
+        if valid { Ok(label as u8 % 10) } else { Err(broken_source(path, &what())) }
     };
-    labels.numbers()?.into_iter().enumerate().map(digit).collect()
+    labels.read_numbers()?.into_iter().enumerate().map(digit).collect()
 }

@@ -1,4 +1,4 @@
-//! What an import of encoded images was begun with, so that it is gone on with in the same way or not at all.
+//! The settings of an import of encoded images, saved so that only an import with the same settings resumes it.
 
 use std::path::Path;
 use std::{fs, io};
@@ -8,13 +8,13 @@ use serde::Serialize;
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 
-/// What the bytes of the shards depend on; the contents of `import.json`.
+/// Everything that the bytes of the shards depend on; the contents of `import.json`.
 #[derive(Serialize)]
-pub(super) struct Plan {
+pub(super) struct ImportRecord {
     pub(super) version: u32,
     pub(super) name: String,
     pub(super) samples: u64,
-    /// SHA-256 of them.
+    /// SHA-256 of the keys and labels.
     pub(super) keys_and_labels: String,
     pub(super) seed: u64,
     pub(super) shard_size: u32,
@@ -22,26 +22,25 @@ pub(super) struct Plan {
     pub(super) max_side: Option<u32>,
 }
 
-impl Plan {
+impl ImportRecord {
     const FILE: &str = "import.json";
 
-    /// Writes the plan to `folder`, or makes sure that the one there is the same.
+    /// Saves the record to `folder`, or checks that the saved one is the same.
     ///
     /// # Errors
-    /// Another plan; shards without one.
-    pub(super) fn settle(&self, folder: &Path) -> Result<()> {
+    /// Another record; shards without one.
+    pub(super) fn save_or_check(&self, folder: &Path) -> Result<()> {
         let path = folder.join(Self::FILE);
         let now = serde_json::to_value(self).map_err(io::Error::from).context("write", &path)?;
         let then = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 refuse_shards(folder)?;
-                return files::replace(&path, format!("{now:#}\n").as_bytes());
+                return files::replace_file(&path, format!("{now:#}\n").as_bytes());
             }
             read => read.context("read", &path)?,
         };
-        let then: serde_json::Value = serde_json::from_slice(&then).map_err(|error| {
-            Error::malformed(&path, format!("{error}; remove the folder, and import again"))
-        })?;
+        let then: serde_json::Value = serde_json::from_slice(&then)
+            .map_err(|error| Error::malformed(&path, format!("{error}; give another --output")))?;
         let fields = now.as_object().into_iter().flatten();
         let Some((field, now)) = fields.into_iter().find(|(field, value)| then.get(field) != Some(value))
         else {
@@ -51,16 +50,16 @@ impl Plan {
             "keys_and_labels" => "other samples or labels".to_owned(),
             field => format!("{field} {}, now {now}", then.get(field).unwrap_or(&serde_json::Value::Null)),
         };
-        let mend = "give what it was begun with, another --output, or remove the folder";
-        Err(Error::malformed(&path, format!("this import was begun with {begun}; {mend}")))
+        let fix = "give the same settings and samples, or another --output";
+        Err(Error::malformed(&path, format!("this import was begun with {begun}; {fix}")))
     }
 }
 
 fn refuse_shards(folder: &Path) -> Result<()> {
     for entry in folder.read_dir().context("list", folder)? {
-        let found = entry.context("list", folder)?.path();
-        if found.extension().is_some_and(|extension| extension == "tar") {
-            let what = "shards that no import.json speaks of are here; give another --output";
+        let path = entry.context("list", folder)?.path();
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            let what = "holds shards but no import.json; give another --output";
             return Err(Error::malformed(folder, what));
         }
     }

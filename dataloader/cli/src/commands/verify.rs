@@ -7,8 +7,8 @@ use clap::Args;
 use codinet_dataloader::verify::{Class, Place, Report, verify};
 use codinet_dataloader::{Dataset, Error, Result};
 
-use super::meter::Meter;
-use super::{Shards, cores, print};
+use super::progress::ProgressMeter;
+use super::{Shards, count_cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,19 +30,20 @@ pub struct Arguments {
     json: bool,
 }
 
-/// The most that is listed of what may be many, and harmless.
-const MOST_LISTED: usize = 10;
+/// Limit of listed lines of a kind that is harmless.
+const MAX_LISTED: usize = 10;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open(&arguments.shards.shards)?;
-    let meter = Meter::new()?;
-    let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let meter = ProgressMeter::new()?;
+    let done = AtomicU64::new(0);
+    let bytes = AtomicU64::new(0);
     let progress = |samples: u64, more: u64| {
         let samples = done.fetch_add(samples, Ordering::Relaxed) + samples;
         let bytes = bytes.fetch_add(more, Ordering::Relaxed) + more;
-        meter.set(samples, dataset.len() as u64, Some(bytes));
+        meter.update(samples, dataset.len() as u64, Some(bytes));
     };
-    let report = verify(&dataset, arguments.threads.unwrap_or_else(cores), &progress);
+    let report = verify(&dataset, arguments.threads.unwrap_or_else(count_cores), &progress);
     meter.finish();
     let report = report?;
     if arguments.json {
@@ -57,7 +58,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match report.bad.len() {
         0 => Ok(()),
         bad => {
-            let what = format!("{bad} bad of {} samples; mend or remove those listed", report.samples);
+            let what = format!(
+                "{bad} bad of {} samples; replace the listed images, or correct their labels",
+                report.samples
+            );
             Err(Error::Malformed { path: arguments.shards.shards.clone().into(), what })
         }
     }
@@ -81,11 +85,11 @@ fn describe(text: &mut String, report: &Report) -> std::fmt::Result {
     }
     describe_classes(text, &report.classes)?;
     writeln!(text, "turned      {} by their EXIF orientation, which training ignores", report.turned.len())?;
-    for turned in report.turned.iter().take(MOST_LISTED) {
+    for turned in report.turned.iter().take(MAX_LISTED) {
         writeln!(text, "  {}: orientation {}", place(&turned.place), turned.orientation)?;
     }
     writeln!(text, "duplicates  {}, {} of them with another label", report.duplicates, report.relabelled)?;
-    for [first, later] in report.duplicate_examples.iter().take(MOST_LISTED) {
+    for [first, later] in report.duplicate_examples.iter().take(MAX_LISTED) {
         writeln!(text, "  {} is {}", place(later), place(first))?;
     }
     writeln!(text, "bad         {}", report.bad.len())?;
@@ -95,13 +99,15 @@ fn describe(text: &mut String, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
-/// How the classes' sizes are spread, and which are small: under half of the middle one.
+/// Describes the distribution of the classes' sizes, and lists the small ones: under half of the median.
 fn describe_classes(text: &mut String, classes: &[Class]) -> std::fmt::Result {
     const BINS: u64 = 10;
     let mut by_size: Vec<&Class> = classes.iter().collect();
     by_size.sort_by_key(|class| class.samples);
     let (Some(first), Some(last)) = (by_size.first(), by_size.last()) else { return Ok(()) };
-    let (least, most, median) = (first.samples, last.samples, by_size[by_size.len() / 2].samples);
+    let least = first.samples;
+    let most = last.samples;
+    let median = by_size[by_size.len() / 2].samples;
     writeln!(text, "classes     {} of {least} to {most} samples, the middle one of {median}", classes.len())?;
     let width = (most - least + 1).div_ceil(BINS);
     let mut bins: Vec<(u64, usize)> = Vec::new();
@@ -120,12 +126,12 @@ fn describe_classes(text: &mut String, classes: &[Class]) -> std::fmt::Result {
         writeln!(text, "  {sizes:>16}  {count:>6} classes  {bar}")?;
     }
     let small: Vec<&&Class> = by_size.iter().filter(|class| class.samples * 2 < median).collect();
-    for class in small.iter().take(MOST_LISTED) {
+    for class in small.iter().take(MAX_LISTED) {
         let name = class.name.as_deref().unwrap_or_default();
         writeln!(text, "  small: class {} {name}, {} samples", class.label, class.samples)?;
     }
-    if small.len() > MOST_LISTED {
-        writeln!(text, "  and {} other small classes", small.len() - MOST_LISTED)?;
+    if small.len() > MAX_LISTED {
+        writeln!(text, "  and {} other small classes", small.len() - MAX_LISTED)?;
     }
     Ok(())
 }

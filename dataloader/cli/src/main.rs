@@ -1,4 +1,4 @@
-//! `codinet-data`: makes and examines the shards that training reads.
+//! `codinet-data` makes and examines the shards that training reads.
 
 use std::process::ExitCode;
 
@@ -7,9 +7,9 @@ use codinet_dataloader::Error;
 
 mod commands;
 
-/// Exit code where the command line is at fault; Clap's own too.
+/// Exit code of a wrong command line, also used by clap.
 const USAGE_ERROR: u8 = 2;
-/// Exit code where the data is, or a disk.
+/// Exit code of wrong data or a failed disk.
 const DATA_ERROR: u8 = 3;
 
 /// Make and examine the tar shards that codinet-train reads.
@@ -19,7 +19,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Prints a completion script for a shell, and stops.
+    /// Prints a completion script for a shell, and exits.
     #[arg(long, value_name = "SHELL")]
     completions: Option<clap_complete::Shell>,
 }
@@ -32,7 +32,7 @@ enum Command {
     Bench(commands::bench::Arguments),
     /// Make or check the index of every shard, so that training starts at once.
     Index(commands::index::Arguments),
-    /// Say what shards hold, and try to decode some of it; with --sheet, draw it as training sees it.
+    /// Describe shards, and decode some of the images; with --sheet, draw the views that training makes.
     Inspect(commands::inspect::Arguments),
     /// Decode every image, and list what is wrong or odd.
     Verify(commands::verify::Arguments),

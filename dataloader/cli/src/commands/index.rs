@@ -18,7 +18,7 @@ pub struct Arguments {
     #[command(flatten)]
     shards: Shards,
 
-    /// Makes every index anew, even one whose size and date fit its shard.
+    /// Rebuilds every index, even one whose size and date match its shard.
     #[arg(long)]
     force: bool,
 }
@@ -29,13 +29,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open_with(&arguments.shards.shards, &options)?;
     let seconds = start.elapsed().as_secs_f64();
     let count = |state| dataset.shards().filter(|shard| shard.index == state).count();
-    let (read, rebuilt, unsaved) =
-        (count(IndexState::Read), count(IndexState::Rebuilt), count(IndexState::Unsaved));
     let mut parts = Vec::new();
     for (shards, what) in [
-        (rebuilt, "indexed"),
-        (read, "already indexed:"),
-        (unsaved, "scanned, for no index can be written there:"),
+        (count(IndexState::Rebuilt), "indexed"),
+        (count(IndexState::Read), "already indexed:"),
+        (count(IndexState::Unsaved), "scanned, but the folder can't be written, so the index wasn't saved:"),
         (count(IndexState::NotNeeded), "image folder, which needs no index:"),
     ] {
         if shards > 0 {
