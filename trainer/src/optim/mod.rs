@@ -5,6 +5,8 @@ mod ema;
 mod gamma;
 pub mod schedule;
 mod sgd;
+#[cfg(test)]
+mod tests;
 
 pub use ema::Ema;
 pub use gamma::GammaController;
