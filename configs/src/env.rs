@@ -1,59 +1,78 @@
-//! The environment variables that `codinet-train` reads, and its machine's name. docs/env.md is made from this table and the
-//! launcher's.
+//! The environment variables that the programs read. docs/env.md is generated from this table.
 
 use std::ffi::OsString;
 
-/// A variable's name, and what it is for.
+/// A variable, and what each program reads it for.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable {
     /// Its name.
     pub name: &'static str,
-    /// What is read from it, or set by it.
-    pub what: &'static str,
+    /// Programs that read it, each with its purpose.
+    pub readers: &'static [(&'static str, &'static str)],
 }
 
 macro_rules! variables {
-    ($($constant:ident $name:literal $what:literal)*) => {
-        $(#[doc = $what] pub const $constant: Variable = Variable { name: $name, what: $what };)*
+    ($($name:ident { $($program:literal $purpose:literal),* })*) => {
+        $(#[doc = concat!($("`", $program, "`: ", $purpose, ". "),*)]
+        pub const $name: Variable =
+            Variable { name: stringify!($name), readers: &[$(($program, $purpose)),*] };)*
         /// All of them.
-        pub const ALL: &[Variable] = &[$($constant),*];
+        pub const ALL: &[Variable] = &[$($name),*];
     };
 }
 
 variables! {
-    OMPI_COMM_WORLD_RANK "OMPI_COMM_WORLD_RANK" "compared with the rank that MPI tells; who prints before ranks have met"
-    OMPI_COMM_WORLD_SIZE "OMPI_COMM_WORLD_SIZE" "tells that mpirun started this rank; compared with the size that MPI tells"
-    OMPI_COMM_WORLD_LOCAL_RANK "OMPI_COMM_WORLD_LOCAL_RANK" "compared with the local rank that MPI tells"
-    PMIX_RANK "PMIX_RANK" "as OMPI_COMM_WORLD_RANK, under srun --mpi=pmix and Open MPI 5"
-    PMIX_VERSION "PMIX_VERSION" "told by codinet-launch doctor"
-    PMI_RANK "PMI_RANK" "as OMPI_COMM_WORLD_RANK, under MPICH and Intel MPI"
-    PMI_SIZE "PMI_SIZE" "as OMPI_COMM_WORLD_SIZE, under MPICH and Intel MPI"
-    MPI_LOCALRANKID "MPI_LOCALRANKID" "as OMPI_COMM_WORLD_LOCAL_RANK, under MPICH and Intel MPI"
-    SLURM_PROCID "SLURM_PROCID" "as OMPI_COMM_WORLD_RANK, under srun"
-    SLURM_LOCALID "SLURM_LOCALID" "as OMPI_COMM_WORLD_LOCAL_RANK, under srun"
-    SLURM_STEP_NUM_TASKS "SLURM_STEP_NUM_TASKS" "as OMPI_COMM_WORLD_SIZE, under srun"
-    SLURM_JOB_ID "SLURM_JOB_ID" "told in the log"
-    SLURM_RESTART_COUNT "SLURM_RESTART_COUNT" "how often the job has been requeued: told in the log"
-    CUDA_VISIBLE_DEVICES "CUDA_VISIBLE_DEVICES" "GPUs that this rank sees; where it is set and empty, that none is used goes without saying"
-    GLIBC_TUNABLES "GLIBC_TUNABLES" "settings of the allocator; where it has none of glibc.malloc, codinet-train sets them and starts itself anew"
+    CODINET_MPIRUN { "codinet-launch" "the mpirun to use; default: the first one on PATH" }
+    CUDA_VISIBLE_DEVICES {
+        "codinet-train" "GPUs that this rank sees; set and empty: the GPU is hidden on purpose, so no note says that it is unused",
+        "codinet-launch" "GPUs of this machine to use: the default number of ranks"
+    }
+    GLIBC_TUNABLES {
+        "codinet-train" "settings of the allocator; if it has none of glibc.malloc, codinet-train sets them and restarts itself"
+    }
+    MPI_LOCALRANKID { "codinet-train" "as OMPI_COMM_WORLD_LOCAL_RANK, under MPICH and Intel MPI" }
+    OMPI_COMM_WORLD_LOCAL_RANK { "codinet-train" "compared with the local rank that MPI reports" }
+    OMPI_COMM_WORLD_RANK { "codinet-train" "compared with the rank that MPI reports; decides who prints before MPI is initialised" }
+    OMPI_COMM_WORLD_SIZE {
+        "codinet-train" "shows that mpirun started this rank; compared with the size that MPI reports",
+        "codinet-launch" "shows that mpirun started the launcher, which is refused"
+    }
+    PBS_JOBID { "codinet-launch" "shows that this is a PBS job" }
+    PBS_NODEFILE { "codinet-launch" "hosts of the PBS job, one line a rank" }
+    PMIX_RANK { "codinet-train" "as OMPI_COMM_WORLD_RANK, under srun --mpi=pmix and Open MPI 5" }
+    PMIX_VERSION { "codinet-train" "reported by codinet-launch doctor" }
+    PMI_RANK { "codinet-train" "as OMPI_COMM_WORLD_RANK, under MPICH and Intel MPI" }
+    PMI_SIZE { "codinet-train" "as OMPI_COMM_WORLD_SIZE, under MPICH and Intel MPI" }
+    SLURM_GPUS_ON_NODE { "codinet-launch" "default number of ranks a node, if SLURM_NTASKS is not set" }
+    SLURM_JOB_ID {
+        "codinet-train" "logged",
+        "codinet-launch" "shows that this is a SLURM job"
+    }
+    SLURM_LOCALID { "codinet-train" "as OMPI_COMM_WORLD_LOCAL_RANK, under srun" }
+    SLURM_NNODES { "codinet-launch" "nodes of the SLURM job" }
+    SLURM_NTASKS { "codinet-launch" "default number of ranks in a SLURM job" }
+    SLURM_PROCID { "codinet-train" "as OMPI_COMM_WORLD_RANK, under srun" }
+    SLURM_RESTART_COUNT {
+        "codinet-train" "how often the job was requeued: logged",
+        "codinet-launch" "printed at the start of a requeued job"
+    }
+    SLURM_STEP_NUM_TASKS {
+        "codinet-train" "as OMPI_COMM_WORLD_SIZE, under srun",
+        "codinet-launch" "shows that srun started several launchers, which is refused"
+    }
 }
 
-/// A variable's value, where it has one that is text and not empty.
+/// A variable's value, if it is set to text that is not empty.
 pub fn get(variable: Variable) -> Option<String> {
     std::env::var(variable.name).ok().filter(|value| !value.is_empty())
 }
 
-/// A variable's value, whatever it is.
+/// A variable's value, text or not.
 pub fn raw(variable: Variable) -> Option<OsString> {
     std::env::var_os(variable.name)
 }
 
-/// Whether a variable is set, to nothing perhaps.
+/// Whether a variable is set, even if it is empty.
 pub fn is_set(variable: Variable) -> bool {
     raw(variable).is_some()
-}
-
-/// This machine's name; empty where the system does not tell it.
-pub fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }

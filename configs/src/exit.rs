@@ -1,35 +1,69 @@
-//! How a process ends: one line for a person, one exit code for a script.
+//! How a process ends: one line for a person, one exit code for a script. This is the only table of the codes; `--help` of
+//! every program and docs/resume.md repeat it.
 
 use std::fmt;
 
-/// How a process ends; the numbers are part of the interface (`--help` and docs/resume.md list them).
+/// Whether `codinet-launch --max-restarts` starts a job again that ended so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Exit {
-    /// The config or the command line is wrong.
-    Config = 2,
-    /// Samples cannot be found, read or decoded.
-    Data = 3,
-    /// A checkpoint is missing, broken, or of another network.
-    Checkpoint = 4,
-    /// The loss or a gradient is no longer finite.
-    Diverged = 5,
-    /// A file or folder cannot be written.
-    Disk = 6,
-    /// Ranks cannot reach one another, or do not fit together.
-    Communication = 7,
-    /// A rank did not come to a collective in time.
-    Hang = 8,
-    /// The memory of the device, or of the host, does not suffice.
-    Memory = 10,
-    /// Stopped on request, with a checkpoint to go on from.
-    Interrupted = 75,
-    /// A bug: a panic, on whatever rank.
-    Panic = 101,
+enum Restart {
+    /// It did not fail.
+    NotFailed,
+    /// It would end the same way.
+    No,
+    /// It may end better.
+    Yes,
+    /// Only where ranks have run before: a host that was reached once may come back.
+    AfterCrash,
 }
 
-/// The exit codes of a program that trains: all of them.
+macro_rules! exit_codes {
+    ($($name:ident = $code:literal, $restart:ident, $meaning:literal;)*) => {
+        /// How a process ends. The numbers are part of the interface.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Exit {
+            $(#[doc = $meaning] $name = $code),*
+        }
+
+        impl Exit {
+            /// Every exit code.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What it means, in a few words.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => $meaning),*
+                }
+            }
+
+            fn restart(self) -> Restart {
+                match self {
+                    $(Self::$name => Restart::$restart),*
+                }
+            }
+        }
+    };
+}
+
+exit_codes! {
+    Done = 0, NotFailed, "done";
+    Config = 2, No, "the config or the command line is wrong";
+    Data = 3, No, "samples cannot be found, read or decoded";
+    Checkpoint = 4, No, "a checkpoint is missing, damaged, or of another network";
+    Diverged = 5, No, "the loss or a gradient is not finite";
+    Disk = 6, No, "a file or folder cannot be written";
+    Communication = 7, Yes, "ranks cannot reach each other, or do not match";
+    Hang = 8, Yes, "a rank did not reach a collective in time";
+    Lost = 9, Yes, "a rank, or the host it ran on, was lost";
+    Memory = 10, No, "out of memory";
+    Interrupted = 75, NotFailed, "stopped on request, with a checkpoint to resume from";
+    Panic = 101, Yes, "a bug (panic), such as an error of the GPU's driver";
+    NotStarted = 127, AfterCrash, "mpirun, or a host it should use, could not be started";
+}
+
+/// The exit codes of `codinet-train`.
 pub const OF_TRAINING: &[Exit] = &[
+    Exit::Done,
     Exit::Config,
     Exit::Data,
     Exit::Checkpoint,
@@ -42,9 +76,66 @@ pub const OF_TRAINING: &[Exit] = &[
     Exit::Panic,
 ];
 
-/// The exit codes of a program that uses a trained network.
-pub const OF_TRAINED: &[Exit] =
-    &[Exit::Config, Exit::Data, Exit::Checkpoint, Exit::Disk, Exit::Communication, Exit::Memory, Exit::Panic];
+/// The exit codes of the programs that use a trained network.
+pub const OF_TRAINED: &[Exit] = &[
+    Exit::Done,
+    Exit::Config,
+    Exit::Data,
+    Exit::Checkpoint,
+    Exit::Disk,
+    Exit::Communication,
+    Exit::Memory,
+    Exit::Panic,
+];
+
+impl Exit {
+    /// The exit code with this number.
+    pub fn from_code(code: i32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|exit| *exit as i32 == code)
+    }
+
+    /// What mpirun's exit code means. A code of codinet-train is passed on. A signal (128 and more), and what mpirun ends with
+    /// when a host has gone, is a lost rank. Without any output from a rank, mpirun has started none.
+    pub fn of_mpirun(code: Option<i32>, any_output: bool) -> Self {
+        match code {
+            Some(129..=192) | None => Self::Lost,
+            Some(code) => match Self::from_code(code) {
+                Some(exit) if OF_TRAINING.contains(&exit) => exit,
+                _ if any_output => Self::Lost,
+                _ => Self::NotStarted,
+            },
+        }
+    }
+
+    /// Whether another start may end better; `first` if the job that ended was the first one.
+    pub fn restartable(self, first: bool) -> bool {
+        match self.restart() {
+            Restart::Yes => true,
+            Restart::AfterCrash => !first,
+            Restart::No | Restart::NotFailed => false,
+        }
+    }
+
+    /// For `--help`: these exit codes, each with its meaning.
+    pub fn list(of: &[Self]) -> String {
+        let lines = of.iter().map(|exit| format!("\n  {:<5}{}", *exit as u8, exit.meaning()));
+        format!("Exit codes:{}", lines.collect::<String>())
+    }
+
+    /// For the launcher's `--help`: every exit code, its meaning, and whether the launcher restarts the job.
+    pub fn table() -> String {
+        let lines = Self::ALL.iter().map(|exit| {
+            let restarted = match exit.restart() {
+                Restart::NotFailed => "-",
+                Restart::No => "no",
+                Restart::Yes => "yes",
+                Restart::AfterCrash => "after a crash",
+            };
+            format!("\n  {:<5}{:<58}{restarted}", *exit as u8, exit.meaning())
+        });
+        format!("{:<65}restarted{}", "Exit codes:", lines.collect::<String>())
+    }
+}
 
 /// One line for the terminal, and the exit code.
 #[derive(Clone, Debug)]
@@ -64,34 +155,6 @@ impl Error {
     }
 }
 
-impl Exit {
-    /// The exit code with this number, where there is one.
-    pub fn from_code(code: i32) -> Option<Self> {
-        OF_TRAINING.iter().copied().find(|exit| *exit as i32 == code)
-    }
-
-    /// For `--help`: these exit codes, each with its meaning.
-    pub fn list(of: &[Self]) -> String {
-        let lines = of.iter().map(|exit| format!("\n  {:<5}{}", *exit as i32, exit.meaning()));
-        format!("Exit codes:\n  0    done{}", lines.collect::<String>())
-    }
-
-    fn meaning(self) -> &'static str {
-        match self {
-            Self::Config => "the config or the command line is wrong",
-            Self::Data => "samples cannot be found, read or decoded",
-            Self::Checkpoint => "a checkpoint is missing, broken, or of another network",
-            Self::Diverged => "the loss or a gradient is no longer finite",
-            Self::Disk => "a file or folder cannot be written",
-            Self::Communication => "ranks cannot reach one another, or do not fit together",
-            Self::Hang => "a rank did not come to a collective in time",
-            Self::Memory => "out of memory",
-            Self::Interrupted => "stopped on request, with a checkpoint to go on from (--resume auto)",
-            Self::Panic => "a bug (panic)",
-        }
-    }
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -99,3 +162,32 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mpirun_passes_the_trainers_codes_on() {
+        for exit in OF_TRAINING {
+            assert_eq!(Exit::of_mpirun(Some(*exit as i32), true), *exit);
+        }
+        for code in [Some(137), Some(1), Some(213), Some(9), None] {
+            assert_eq!(Exit::of_mpirun(code, true), Exit::Lost);
+        }
+        assert_eq!(Exit::of_mpirun(Some(1), false), Exit::NotStarted);
+        assert_eq!(Exit::of_mpirun(Some(137), false), Exit::Lost);
+        assert_eq!(Exit::of_mpirun(Some(255), false), Exit::NotStarted);
+    }
+
+    #[test]
+    fn codes_and_restarts_are_as_released() {
+        let codes: Vec<u8> = Exit::ALL.iter().map(|exit| *exit as u8).collect();
+        assert_eq!(codes, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 75, 101, 127]);
+        for exit in Exit::ALL {
+            let code = *exit as u8;
+            assert_eq!(exit.restartable(true), [7, 8, 9, 101].contains(&code), "{code}");
+            assert_eq!(exit.restartable(false), [7, 8, 9, 101, 127].contains(&code), "{code}");
+        }
+    }
+}

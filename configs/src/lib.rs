@@ -8,12 +8,16 @@ mod collective;
 mod data;
 pub mod env;
 pub mod exit;
+pub mod host;
 mod load;
 mod model;
 mod objective;
 mod optim;
 mod run;
+pub mod run_dir;
 mod stage;
+pub mod text;
+mod train_args;
 
 pub use built_in::{BUILT_IN, built_in};
 pub use check::takes;
@@ -25,6 +29,7 @@ pub use objective::{Consistency, Cost, CostUnit, Diversity, RunRate, Scope, Targ
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Stage};
+pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs};
 
 use codinet_dataloader::Options;
 use codinet_dataloader::transform::Transform;

@@ -1,7 +1,7 @@
 //! Where ranks may run: what the user names, else what a scheduler has given, else this machine.
 
-use crate::env::{self, Variable};
 use crate::machine::Machine;
+use codinet_config::env::{self, Variable};
 use std::path::Path;
 
 /// A host, and how many ranks it takes.

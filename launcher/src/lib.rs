@@ -3,8 +3,6 @@
 
 mod allocation;
 pub mod doctor;
-pub mod env;
-pub mod exit;
 mod machine;
 mod mpi;
 mod output;
@@ -26,14 +24,4 @@ fn print(text: &str) {
 fn trainer() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("codinet-train")));
     beside.filter(|path| path.exists()).unwrap_or_else(|| Path::new("codinet-train").into())
-}
-
-/// A word as a shell would need it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }

@@ -1,6 +1,6 @@
 //! What this machine has: cores that this process may run on, memory nodes, GPUs.
 
-use crate::env;
+use codinet_config::{env, host};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -20,7 +20,7 @@ pub struct Machine {
 impl Machine {
     /// This one.
     pub fn here() -> Self {
-        let cpus = allowed_cpus();
+        let cpus = cpu_list(&host::allowed_cpus());
         let of_cpu = |cpu: &usize| format!("/sys/devices/system/cpu/cpu{cpu}");
         let siblings = |cpu: &usize| {
             let list = fs::read_to_string(format!("{}/topology/thread_siblings_list", of_cpu(cpu)));
@@ -56,13 +56,6 @@ impl Machine {
     }
 }
 
-/// Hardware threads that this process may run on.
-pub fn allowed_cpus() -> Vec<usize> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    cpu_list(list.unwrap_or_default())
-}
-
 /// Reads a list such as `0-3,8`.
 fn cpu_list(text: &str) -> Vec<usize> {
     let range = |part: &str| {
@@ -74,7 +67,7 @@ fn cpu_list(text: &str) -> Vec<usize> {
 
 /// GPUs by the NVIDIA driver's own list, of which CUDA_VISIBLE_DEVICES may show some alone.
 fn gpus(chosen: bool, shown: Option<String>) -> usize {
-    let installed = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |entries| entries.count());
+    let installed = host::installed_gpus();
     let shown = shown.map_or(0, |list| list.split(',').take_while(|gpu| gpu.trim() != "-1").count());
     if chosen { installed.min(shown) } else { installed }
 }

@@ -1,7 +1,8 @@
 //! `codinet-launch`: starts `codinet-train`, a rank per process, under the MPI that this machine has.
 
 use clap::{CommandFactory, Parser, Subcommand};
-use codinet_launcher::{doctor, exit, plan, start};
+use codinet_config::exit::Exit;
+use codinet_launcher::{doctor, plan, start};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -18,7 +19,7 @@ Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 make the ranks checkpoint and stop (exit 75)
 
 /// Start codinet-train under mpirun, with the flags that this machine's MPI needs.
 #[derive(Debug, Parser)]
-#[command(name = "codinet-launch", version, after_help = format!("{EXAMPLES}\n{}", exit::EXIT_CODES))]
+#[command(name = "codinet-launch", version, after_help = format!("{EXAMPLES}\n{}", Exit::table()))]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -60,12 +61,12 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let done = match &args.tool {
-        Some(Tool::Plan(args)) => plan::run(args).map(|()| exit::DONE),
+        Some(Tool::Plan(args)) => plan::run(args).map(|()| Exit::Done as u8),
         Some(Tool::Doctor(args)) => doctor::run(args).await,
-        None => start::start(&args.start, &args.arguments).await,
+        None => start::start(&args.start, &args.arguments).await.map(|exit| exit as u8),
     };
     ExitCode::from(done.unwrap_or_else(|message| {
         eprintln!("error: {message}");
-        exit::CONFIG
+        Exit::Config as u8
     }))
 }

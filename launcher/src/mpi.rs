@@ -1,6 +1,7 @@
 //! Which MPI this machine has, and the words that its `mpirun` needs.
 
 use crate::allocation::Host;
+use codinet_config::env;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -60,7 +61,7 @@ impl Flavour {
 
 /// `mpirun`: what the variable CODINET_MPIRUN names, else the one that PATH finds.
 pub fn mpirun() -> PathBuf {
-    crate::env::get(crate::env::MPIRUN).unwrap_or_else(|| "mpirun".into()).into()
+    env::get(env::CODINET_MPIRUN).unwrap_or_else(|| "mpirun".into()).into()
 }
 
 /// How ranks are to be started.

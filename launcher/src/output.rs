@@ -3,11 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 
-/// So many of something: "1 rank", "2 ranks".
-pub fn counted(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
 /// Lines of a rank that are kept for the end.
 const KEPT: usize = 20;
 

@@ -1,125 +1,54 @@
-//! Going on after a crash: in which run directory, with which words, and after how long a wait.
+//! Restarts after a crash: in which run directory, with which command, and after how long a wait.
 
-use crate::plan::Facts;
-use std::path::{Path, PathBuf};
+use clap::Parser;
+use codinet_config::{Resume, TrainArgs, load, run_dir};
+use std::path::Path;
 use std::time::Duration;
 
-/// The longest wait before another start.
-const LONGEST: Duration = Duration::from_secs(300);
+/// The longest wait before a restart, unless the first wait is longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// The wait before the `restart`-th start after a crash, counted from 1: twice as long each time.
 pub fn back_off(first: Duration, restart: u32) -> Duration {
-    first.saturating_mul(1 << (restart - 1).min(16)).min(LONGEST.max(first))
+    first.saturating_mul(1 << (restart - 1).min(16)).min(LONGEST_WAIT.max(first))
 }
 
-/// codinet-train's words for the first start, and for those after a crash, which go on in the same run directory.
+/// codinet-train's arguments for the first start, and for those after a crash, which resume the same run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Words {
+pub struct Commands {
     /// The first start.
     pub first: Vec<String>,
     /// Every start after it.
-    pub again: Vec<String>,
+    pub restart: Vec<String>,
 }
 
-impl Words {
-    /// A run that may be started again needs a directory that is known beforehand: where neither the command line nor the
-    /// config has one, it is made here.
+impl Commands {
+    /// A run that may be restarted needs a directory that is known beforehand: if neither the command line nor the config
+    /// sets one, it is created here.
     pub fn new(arguments: &[String]) -> Result<Self, String> {
-        let told = Told::read(arguments);
-        let (mut first, mut again) = (arguments.to_vec(), told.without_resume(arguments));
-        let set = |dir: &Path| ["--set".to_owned(), format!("run.dir={}", dir.display())];
-        match told.resume.as_deref() {
-            _ if told.dir => {}
-            // The newest run of this config: the one that the first start went on with, or made.
-            Some("auto") => {}
-            Some(path) if path != "never" => again.extend(set(&run_of(Path::new(path)))),
-            _ if Facts::of(&told.config, &told.sets)?.config.run.dir.is_some() => {}
-            _ => {
-                let dir = fresh(&told.config)?;
-                first.extend(set(&dir));
-                again.extend(set(&dir));
-            }
-        }
-        again.extend(["--resume", "auto"].map(Into::into));
-        Ok(Self { first, again })
-    }
-}
-
-/// What codinet-train's arguments say, as far as a restart has to know.
-#[derive(Debug, Default)]
-struct Told {
-    config: String,
-    resume: Option<String>,
-    sets: Vec<String>,
-    /// Whether one of the settings is the run directory.
-    dir: bool,
-    /// Places of the words that say `--resume`.
-    places: Vec<usize>,
-}
-
-impl Told {
-    fn read(arguments: &[String]) -> Self {
-        let (mut told, mut at) = (Self::default(), 0);
-        while at < arguments.len() {
-            let (name, value, taken) = match arguments[at].split_once('=') {
-                Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned()), 1),
-                _ => (arguments[at].as_str(), arguments.get(at + 1).cloned(), 2),
-            };
-            match (name, value) {
-                ("--resume", Some(value)) => {
-                    told.places.extend(at..at + taken);
-                    told.resume = Some(value);
-                }
-                ("--set", Some(value)) => {
-                    told.dir |= value.starts_with("run.dir=");
-                    told.sets.push(value);
-                }
-                ("--profile" | "--memory", Some(_)) => {}
-                (option, _) if option.starts_with('-') => {
-                    at += 1;
-                    continue;
-                }
-                _ => {
-                    // The only word that stands alone.
-                    told.config.clone_from(&arguments[at]);
-                    at += 1;
-                    continue;
+        let words = std::iter::once("codinet-train").chain(arguments.iter().map(String::as_str));
+        let args = TrainArgs::try_parse_from(words).unwrap_or_else(|error| error.exit());
+        let mut first = arguments.to_vec();
+        let mut restart = first.clone();
+        let set_dir = |dir: &Path| ["--set".to_owned(), format!("run.dir={}", dir.display())];
+        let dir_is_set = args.set.iter().any(|setting| setting.starts_with("run.dir="));
+        match args.resume {
+            _ if dir_is_set => {}
+            // The newest run of this config: the one that the first start has resumed or made.
+            Resume::Auto => {}
+            Resume::From(path) => restart.extend(set_dir(&run_dir::run_of(&path).unwrap_or(path))),
+            Resume::Never => {
+                let config = args.config.unwrap_or_default();
+                if load(&config, &args.set).map_err(|error| error.to_string())?.run.dir.is_none() {
+                    let dir =
+                        run_dir::create_unique(&run_dir::stem(&config)).map_err(|error| error.to_string())?;
+                    first.extend(set_dir(&dir));
+                    restart.extend(set_dir(&dir));
                 }
             }
-            at += taken;
         }
-        told
-    }
-
-    fn without_resume(&self, arguments: &[String]) -> Vec<String> {
-        let kept = arguments.iter().enumerate().filter(|(at, _)| !self.places.contains(at));
-        kept.map(|(_, word)| word.clone()).collect()
-    }
-}
-
-/// The run directory that `--resume PATH` goes on in: PATH, or what a `step-…` folder lies in.
-fn run_of(path: &Path) -> PathBuf {
-    let of_step = || {
-        let checkpoints = path.parent().filter(|parent| parent.ends_with("checkpoints"))?;
-        checkpoints.parent().map(Path::to_path_buf)
-    };
-    of_step().unwrap_or_else(|| path.into())
-}
-
-/// Makes `runs/<config>-<time>`, or the first of its kind that is free, as codinet-train would.
-fn fresh(config: &str) -> Result<PathBuf, String> {
-    let name = Path::new(config).file_stem().unwrap_or_default().to_string_lossy();
-    let stem = format!("runs/{name}-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S"));
-    let failed = |error| format!("cannot make {stem}: {error}; set run.dir");
-    std::fs::create_dir_all("runs").map_err(failed)?;
-    let mut names = std::iter::once(stem.clone()).chain((2..).map(|n| format!("{stem}-{n}")));
-    loop {
-        let dir = PathBuf::from(names.next().expect("an endless list of names"));
-        match std::fs::create_dir(&dir) {
-            Ok(()) => return Ok(dir),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed(error)),
-        }
+        restart.extend(["--resume", "auto"].map(Into::into));
+        Ok(Self { first, restart })
     }
 }
 
@@ -127,33 +56,37 @@ fn fresh(config: &str) -> Result<PathBuf, String> {
 mod tests {
     use super::*;
 
-    fn words(line: &str) -> Words {
-        let arguments: Vec<String> = line.split_whitespace().map(Into::into).collect();
-        Words::new(&arguments).unwrap()
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(Into::into).collect()
     }
 
     #[test]
-    fn waits_double_and_end() {
+    fn waits_double_up_to_five_minutes() {
         let waits = [1, 2, 3, 7, 40].map(|n| back_off(Duration::from_secs(10), n).as_secs());
         assert_eq!(waits, [10, 20, 40, 300, 300]);
         assert_eq!(back_off(Duration::ZERO, 5), Duration::ZERO);
     }
 
     #[test]
-    fn a_restart_goes_on_in_the_same_directory() {
-        for (first, again) in [
-            ("my.yaml --set run.dir=x --set a=1", "my.yaml --set run.dir=x --set a=1 --resume auto"),
-            ("my.yaml --set=run.dir=x --resume=never", "my.yaml --set=run.dir=x --resume auto"),
-            ("--set run.dir=x my.yaml", "--set run.dir=x my.yaml --resume auto"),
-            ("--resume=runs/a my.yaml", "my.yaml --set run.dir=runs/a --resume auto"),
-            ("my.yaml --memory 1GiB --set run.dir=x", "my.yaml --memory 1GiB --set run.dir=x --resume auto"),
-            ("my.yaml --resume auto --set a=1", "my.yaml --set a=1 --resume auto"),
-            ("my.yaml --resume runs/a", "my.yaml --set run.dir=runs/a --resume auto"),
-            ("my.yaml --resume runs/a/checkpoints/step-1", "my.yaml --set run.dir=runs/a --resume auto"),
-            ("my.yaml --resume runs/b --set run.dir=x", "my.yaml --set run.dir=x --resume auto"),
+    fn a_restart_resumes_the_same_directory() {
+        for (first, added) in [
+            ("my.yaml --set run.dir=x --set a=1", "--resume auto"),
+            ("my.yaml --set=run.dir=x --resume=never", "--resume auto"),
+            ("--set run.dir=x my.yaml", "--resume auto"),
+            ("--resume=runs/a my.yaml", "--set run.dir=runs/a --resume auto"),
+            ("my.yaml --find-batch --memory 1GiB --set run.dir=x", "--resume auto"),
+            ("my.yaml --resume auto --set a=1", "--resume auto"),
+            ("my.yaml --resume runs/a", "--set run.dir=runs/a --resume auto"),
+            ("my.yaml --resume runs/a/checkpoints/step-1", "--set run.dir=runs/a --resume auto"),
+            ("my.yaml --resume runs/b --set run.dir=x", "--resume auto"),
         ] {
-            let made = words(first);
-            assert_eq!((made.first.join(" "), made.again.join(" ")), (first.into(), again.into()));
+            let commands = Commands::new(&words(first)).unwrap();
+            assert_eq!(commands.first, words(first));
+            assert_eq!(commands.restart, words(&format!("{first} {added}")));
         }
+        // The last --resume counts.
+        let args =
+            TrainArgs::try_parse_from(words("codinet-train my.yaml --resume runs/a --resume auto")).unwrap();
+        assert_eq!(args.resume, Resume::Auto);
     }
 }

@@ -1,12 +1,14 @@
 //! `codinet-launch CONFIG`: ranks started, watched, and started again where that helps.
 
 use crate::allocation::{Allocation, Asked};
-use crate::exit;
 use crate::machine::Machine;
 use crate::mpi::{Flavour, Job, mpirun};
-use crate::restart::{Words, back_off};
+use crate::restart::{Commands, back_off};
 use crate::supervise::{self, Signals};
-use crate::{env, print, quoted, trainer};
+use crate::{print, trainer};
+use codinet_config::env;
+use codinet_config::exit::Exit;
+use codinet_config::text::shell_quote;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -91,7 +93,7 @@ pub fn job(
 }
 
 /// Starts codinet-train with `arguments`; returns the exit code.
-pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
+pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
     let (flavour, _) = Flavour::of_this_machine()?;
     let machine = Machine::here();
     let allocation = Allocation::find(&args.asked, &machine)?;
@@ -103,37 +105,37 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
         words
     };
     let show = |words: &[String]| {
-        let shown: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        let shown: Vec<String> = words.iter().map(|word| shell_quote(word)).collect();
         print(&format!("{} {}\n", mpirun().display(), shown.join(" ")));
     };
     if args.print {
         show(&words(arguments));
-        return Ok(exit::DONE);
+        return Ok(Exit::Done);
     }
     if let Some(count) = env::get(env::SLURM_RESTART_COUNT) {
         print(&format!("codinet-launch: SLURM has requeued this job {count} times\n"));
     }
-    let Words { first, again } = match args.max_restarts {
-        0 => Words { first: arguments.to_vec(), again: Vec::new() },
-        _ => Words::new(arguments)?,
+    let commands = match args.max_restarts {
+        0 => Commands { first: arguments.to_vec(), restart: Vec::new() },
+        _ => Commands::new(arguments)?,
     };
     // Watched before mpirun starts, so that no signal ends this program and leaves mpirun behind.
     let mut signals = Signals::watch()?;
-    let mut words_now = words(&first);
+    let mut words_now = words(&commands.first);
     for restart in 1.. {
         show(&words_now);
         let ended =
             supervise::run(&words_now, args.raw, Duration::from_secs(args.grace), &mut signals).await?;
-        let code = exit::meaning(ended.code, args.raw || ended.said.any());
-        if matches!(code, exit::DONE | exit::STOPPED) {
-            return Ok(code);
+        let exit = Exit::of_mpirun(ended.code, args.raw || ended.said.any());
+        if matches!(exit, Exit::Done | Exit::Interrupted) {
+            return Ok(exit);
         }
         if let Some(epitaph) = ended.said.epitaph() {
             eprintln!("{epitaph}");
         }
         let how = ended.code.map_or("by a signal".into(), |code| format!("with {code}"));
         let why = match () {
-            () if args.max_restarts == 0 && exit::mendable(code, false) => {
+            () if args.max_restarts == 0 && exit.restartable(false) => {
                 "--resume auto goes on from its last checkpoint".to_owned()
             }
             () if args.max_restarts == 0 => {
@@ -141,26 +143,27 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<u8, String> {
                     .to_owned()
             }
             () if ended.asked => "it was asked to end".to_owned(),
-            () if !exit::mendable(code, restart == 1) => "a restart would not mend that".to_owned(),
+            () if !exit.restartable(restart == 1) => "a restart would not mend that".to_owned(),
             () if restart > args.max_restarts => format!("all {} restarts are used up", args.max_restarts),
             () => {
                 let wait = back_off(Duration::from_secs(args.back_off), restart);
                 eprintln!(
-                    "codinet-launch: exit code {code} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
+                    "codinet-launch: exit code {} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
                      last complete checkpoint",
+                    exit as u8,
                     args.max_restarts,
                     wait.as_secs()
                 );
                 tokio::select! {
                     () = sleep(wait) => {}
-                    () = signals.next() => return Ok(exit::STOPPED),
+                    () = signals.next() => return Ok(Exit::Interrupted),
                 }
-                words_now = words(&again);
+                words_now = words(&commands.restart);
                 continue;
             }
         };
-        eprintln!("codinet-launch: exit code {code} (mpirun ended {how}); {why}");
-        return Ok(code);
+        eprintln!("codinet-launch: exit code {} (mpirun ended {how}); {why}", exit as u8);
+        return Ok(exit);
     }
     unreachable!("restarts are counted from 1 without an end")
 }

@@ -4,8 +4,16 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// A stand-in for `codinet-train` beside a copy of the launcher: it tells its ranks and arguments, and how it was
-/// stopped. What `--dry-run=json` has it print is what codinet-train prints: tests/trainer/program.rs holds it to that.
+/// The config of the plans.
+const CONFIG: &str = "\
+data: {train: a, val: b, views: 2, image_size: 16}
+model: {arch: resnet20}
+optim: {batch_size: 8}
+stages: [{epochs: 2, lr: 0.1}]
+";
+
+/// A stand-in for `codinet-train` next to a copy of the launcher: it prints its arguments, and how it was stopped. With
+/// `--dry-run=json` it prints what codinet-train prints: tests/trainer/program.rs checks tests/dry_run.json against that.
 ///
 /// Made once, before any test starts a process: one that is forked while a program is still being written keeps it busy.
 static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -16,7 +24,7 @@ static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let facts = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/dry_run.json");
     let script = format!(
         "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\n\
-         [ \"$1\" = fail ] && {{ echo 'error: it fails' >&2; exit 3; }}\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
+         case \"$1\" in fail*|*/fail*) echo 'error: it fails' >&2; exit 3;; esac\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
          echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\n\
          [ \"$1\" = deaf ] && {{ trap '' USR2; sleep 60; }}\n\
          if [ \"$1\" = die ]; then\n\
@@ -25,6 +33,9 @@ static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     std::fs::write(&trainer, script).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&trainer, mode).unwrap();
+    for name in ["my.yaml", "fail.yaml"] {
+        std::fs::write(folder.path().join(name), CONFIG).unwrap();
+    }
     folder
 });
 
@@ -129,7 +140,7 @@ fn two_of_it_under_mpirun_are_refused() {
 fn exit_codes_are_documented_as_they_are() {
     let help = String::from_utf8(launcher().arg("--help").output().unwrap().stdout).unwrap();
     let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/resume.md")).unwrap();
-    for line in codinet_launcher::exit::EXIT_CODES.lines() {
+    for line in codinet_config::exit::Exit::table().lines() {
         assert!(help.contains(line) && docs.contains(line), "{line}");
     }
 }
@@ -167,9 +178,9 @@ fn a_signal_becomes_the_one_that_ranks_checkpoint_on() {
 
 /// `codinet-launch plan my.yaml` with `args`: exit code, standard output, standard error.
 fn plan(args: &[&str]) -> (Option<i32>, String, String) {
-    let config = if args.contains(&"--wrong") { "fail" } else { "my.yaml" };
+    let config = if args.contains(&"--wrong") { "fail.yaml" } else { "my.yaml" };
     let args = args.iter().filter(|arg| **arg != "--wrong");
-    let output = launcher().args(["plan", config]).args(args).output().unwrap();
+    let output = launcher().arg("plan").arg(INSTALLED.path().join(config)).args(args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -203,6 +214,7 @@ fn a_plan_starts_from_a_run() {
     std::fs::write(run.path().join("summary.json"), r#"{"world_size": 2}"#).unwrap();
     let lines = [1, 60, 50].map(|speed| format!("{{\"kind\": \"train\", \"images_per_second\": {speed}}}\n"));
     std::fs::write(run.path().join("metrics.jsonl"), lines.concat()).unwrap();
+    std::fs::write(run.path().join("config.yaml"), CONFIG).unwrap();
     let (code, json, error) = plan(&["--run", run.path().to_str().unwrap(), "--gpus", "1,2", "--json"]);
     assert_eq!(code, Some(0), "{error}");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();

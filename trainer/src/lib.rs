@@ -20,4 +20,4 @@ pub mod sys;
 mod testing;
 pub mod train;
 
-pub use codinet_config::{self as config, env};
+pub use codinet_config::{self as config, env, host, run_dir, text};

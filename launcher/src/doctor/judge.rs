@@ -2,8 +2,8 @@
 
 use super::Check;
 use super::probe::{Disk, Probe, Probed, Rank};
-use crate::env;
-use crate::output::counted;
+use codinet_config::env;
+use codinet_config::text::counted;
 use std::process::Command;
 use std::time::Duration;
 

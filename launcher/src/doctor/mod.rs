@@ -5,12 +5,12 @@ mod judge;
 mod probe;
 
 use crate::allocation::{Allocation, Asked};
-use crate::exit;
 use crate::machine::Machine;
 use crate::mpi::Flavour;
-use crate::output::counted;
 use crate::start::{self, Bind};
 use crate::{print, trainer};
+use codinet_config::exit::Exit;
+use codinet_config::text::counted;
 use serde::Serialize;
 use std::process::Command;
 use std::time::Duration;
@@ -107,7 +107,7 @@ pub async fn run(args: &Args) -> Result<u8, String> {
         }
         print(&table);
     }
-    Ok(if worst == State::Red { 1 } else { exit::DONE })
+    Ok(if worst == State::Red { 1 } else { Exit::Done as u8 })
 }
 
 async fn checks(args: &Args) -> Vec<Check> {

@@ -8,10 +8,9 @@ mod published;
 mod report;
 mod step;
 
-pub use facts::Facts;
-
 use crate::print;
-use facts::Measured;
+use codinet_config::{Config, Wire};
+use facts::{Measured, Network, load_config};
 use links::{Cluster, Link, Links};
 use serde::Serialize;
 use serde_json::json;
@@ -132,7 +131,8 @@ struct Row {
 
 /// A config, measured on some GPUs, on its way to others.
 struct Plan {
-    facts: Facts,
+    config: Config,
+    network: Network,
     measured: Measured,
     cluster: Cluster,
     /// Standard deviation of a GPU's time for a step, over its mean.
@@ -143,11 +143,12 @@ struct Plan {
 
 impl Plan {
     fn new(args: &Args) -> Result<Self, String> {
-        let facts = Facts::of(&args.config, &args.set)?;
+        let config = load_config(&args.config, &args.set)?;
+        let network = Network::query(&args.config, &args.set)?;
         let measured = match (&args.run, args.images_per_second) {
-            (Some(dir), _) => Measured::of_run(dir, &facts)?,
+            (Some(dir), _) => Measured::of_run(dir, &config)?,
             (None, Some(images_per_second)) => {
-                let samples = args.batch_per_gpu.unwrap_or(facts.config.optim.batch_size);
+                let samples = args.batch_per_gpu.unwrap_or(config.optim.batch_size as u64);
                 Measured { images_per_second, gpus: 1, samples }
             }
             (None, None) => {
@@ -168,57 +169,68 @@ impl Plan {
         whole_nodes(measured.gpus, &cluster)?;
         let jitter = args.jitter / 100.0;
         let mut work = Work {
-            parameters: facts.parameters as f64,
-            first_bucket: facts.config.collective.first_bucket_mb * 1e6 / 4.0,
-            bucket: facts.config.collective.bucket_mb * 1e6 / 4.0,
-            overlap: facts.config.collective.overlap,
-            wire: if facts.config.collective.wire == "bf16" { 2.0 } else { 4.0 },
-            gates: facts.gates as f64,
+            parameters: network.parameters as f64,
+            first_bucket: config.collective.first_bucket_mb * 1e6 / 4.0,
+            bucket: config.collective.bucket_mb * 1e6 / 4.0,
+            overlap: config.collective.overlap,
+            wire: match config.collective.wire {
+                Wire::Fp32 => 4.0,
+                Wire::Bf16 => 2.0,
+            },
+            gates: network.gates as f64,
             samples: measured.samples as f64,
-            micro_batches: facts.config.optim.accumulate as f64,
+            micro_batches: config.optim.accumulate as f64,
             compute: 0.0,
         };
-        let images = measured.samples * measured.gpus * facts.config.data.views;
+        let images = measured.samples * measured.gpus * config.data.views as u64;
         let seconds = images as f64 / measured.images_per_second;
         work.compute = step::compute_alone(&work, &cluster, measured.gpus, jitter, seconds);
-        Ok(Self { facts, measured, cluster, jitter, work })
+        Ok(Self { config, network, measured, cluster, jitter, work })
     }
 
     fn row(&self, args: &Args, gpus: u64) -> Result<Row, String> {
         whole_nodes(gpus, &self.cluster)?;
-        let optim = &self.facts.config.optim;
-        let samples = match args.strong {
-            true if !optim.batch_size.is_multiple_of(gpus * optim.accumulate) => {
-                return Err(format!(
-                    "--strong: {gpus} GPUs cannot share optim.batch_size {} evenly in {} micro-batches each; \
-                     set a multiple of {}",
-                    optim.batch_size,
-                    optim.accumulate,
-                    gpus * optim.accumulate
-                ));
-            }
-            true => optim.batch_size / gpus,
-            false => args.batch_per_gpu.unwrap_or(self.measured.samples),
-        };
+        let samples =
+            if args.strong { self.share(gpus)? } else { args.batch_per_gpu.unwrap_or(self.measured.samples) };
         // Computing takes a time in proportion to the samples.
         let compute = self.work.compute * samples as f64 / self.work.samples;
         let work = Work { samples: samples as f64, compute, ..self.work };
         let parts = Step::predict(&work, &self.cluster, gpus, self.jitter);
         let step_seconds = parts.seconds();
         let batch_size = samples * gpus;
-        let steps =
-            args.samples.or(self.facts.samples).map(|samples| samples / batch_size * self.facts.epochs);
+        let steps = args.samples.or(self.network.samples).map(|samples| samples / batch_size * self.epochs());
         let hours = steps.filter(|&steps| steps > 0).map(|steps| steps as f64 * step_seconds / 3600.0);
         Ok(Row {
             gpus,
             batch_size,
             step_seconds,
             parts,
-            images_per_second: (batch_size * self.facts.config.data.views) as f64 / step_seconds,
+            images_per_second: (batch_size * self.config.data.views as u64) as f64 / step_seconds,
             efficiency: compute / step_seconds,
             hours,
             cost: args.price.zip(hours).map(|(price, hours)| price * hours * gpus as f64),
         })
+    }
+}
+
+impl Plan {
+    /// Epochs of all stages.
+    fn epochs(&self) -> u64 {
+        self.config.stages.iter().map(|stage| stage.epochs).sum()
+    }
+
+    /// Samples a GPU and step where `gpus` of them share `optim.batch_size`.
+    fn share(&self, gpus: u64) -> Result<u64, String> {
+        let batch_size = self.config.optim.batch_size as u64;
+        let micro_batches = self.config.optim.accumulate as u64;
+        let unit = gpus * micro_batches;
+        if batch_size.is_multiple_of(unit) {
+            return Ok(batch_size / gpus);
+        }
+        Err(format!(
+            "--strong: {gpus} GPUs cannot share optim.batch_size {batch_size} evenly in {micro_batches} micro-batches \
+             each; set a multiple of {unit}"
+        ))
     }
 }
 

@@ -37,22 +37,22 @@ pub fn text(plan: &Plan, rows: &[Row], args: &Args) -> String {
 }
 
 fn head(plan: &Plan, args: &Args) -> String {
-    let Plan { facts, measured, cluster, work, .. } = plan;
-    let share = 100.0 * facts.router_parameters as f64 / facts.parameters as f64;
+    let Plan { config, network, measured, cluster, work, .. } = plan;
+    let share = 100.0 * network.router_parameters as f64 / network.parameters as f64;
     let link = |link: &Link| format!("{:.0} Gbit/s and {:.1} µs", link.gbps(), link.us());
     format!(
         "{}: {:.2} M parameters ({share:.1} % in routers), {} gates, {:.3} GMACs static, {} epochs\n\
          measured: {:.0} images/s on {} GPU(s), {} samples × {} views per GPU and step; alone, a step takes {:.1} ms\n\
          links: {} GPUs per node; {} from GPU to GPU, {} from node to node; jitter {} %\n",
         args.config,
-        facts.parameters as f64 / 1e6,
-        facts.gates,
-        facts.static_macs as f64 / 1e9,
-        facts.epochs,
+        network.parameters as f64 / 1e6,
+        network.gates,
+        network.static_macs as f64 / 1e9,
+        plan.epochs(),
         measured.images_per_second,
         measured.gpus,
         measured.samples,
-        facts.config.data.views,
+        config.data.views,
         1e3 * work.compute,
         cluster.gpus_per_node,
         link(&cluster.intra),

@@ -1,5 +1,6 @@
 //! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-trainer --test trainer docs::`.
 
+use codinet_trainer::env;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -24,20 +25,13 @@ Read by libraries, or while the programs are built:
 ";
 
 fn table() -> String {
-    let mut rows: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
-    for variable in codinet_trainer::env::ALL {
-        rows.entry(variable.name).or_default().push(("codinet-train", variable.what));
-    }
-    for variable in codinet_launcher::env::ALL {
-        rows.entry(variable.name).or_default().push(("codinet-launch", variable.what));
-    }
-    let mut text =
-        "# Environment variables\n\nMade from the code by tests/trainer/docs/env.rs. None has to be set.\n\n\
-                    | Variable | By | What |\n|---|---|---|\n"
-            .to_owned();
+    let rows: BTreeMap<&str, _> = env::ALL.iter().map(|variable| (variable.name, variable.readers)).collect();
+    let mut text = "# Environment variables\n\nGenerated from `configs/src/env.rs` by tests/trainer/docs/env.rs. None has to be set.\n\n\
+                    | Variable | Program | Purpose |\n|---|---|---|\n"
+        .to_owned();
     for (name, readers) in rows {
-        for (program, what) in readers {
-            let _ = writeln!(text, "| `{name}` | {program} | {what} |");
+        for (program, purpose) in readers {
+            let _ = writeln!(text, "| `{name}` | {program} | {purpose} |");
         }
     }
     text + OTHERS

@@ -1,34 +1,24 @@
 //! `--dry-run`: what a run would be, without one.
 
-use crate::config::Config;
+use crate::config::{Config, DryRunFormat};
 use crate::data::Datasets;
 use crate::dist::World;
 use crate::model::Net;
 use crate::optim::calibration::check_budget;
-use crate::run::counted;
 use crate::sys::error::Result;
-use clap::ValueEnum;
+use crate::text::counted;
 use serde_json::json;
 use std::fmt::Write;
 use tch::Device;
 
-/// How it is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For a person.
-    Text,
-    /// For a program, such as `codinet-launch plan`.
-    Json,
-}
-
 /// The resolved config, the model's figures and the steps per epoch.
-pub fn describe(config: &Config, world: &World, format: Format) -> Result<String> {
+pub fn describe(config: &Config, world: &World, format: DryRunFormat) -> Result<String> {
     let net = Net::of(config, Device::Cpu);
     check_budget(config, &net.costs)?;
     let input = Datasets::open(config, world, Device::Cpu);
     Ok(match format {
-        Format::Text => text(config, &net, input),
-        Format::Json => json(config, &net, input),
+        DryRunFormat::Text => text(config, &net, input),
+        DryRunFormat::Json => json(config, &net, input),
     })
 }
 

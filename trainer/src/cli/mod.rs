@@ -4,7 +4,7 @@ pub mod dry_run;
 mod probe;
 pub mod program;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, TrainArgs};
 use crate::data::{Datasets, Validation};
 use crate::dist::device;
 use crate::dist::replicas;
@@ -12,12 +12,12 @@ use crate::dist::{World, agree, rank_zeros};
 use crate::model::{Decisions, Net};
 use crate::profile;
 use crate::profile::find_batch;
-use crate::run::quoted;
-use crate::run::{Console, Place, Resume, checkpoint, choose, choose_weights};
-use crate::sys::error::{Error, Exit, OF_TRAINING, Result};
+use crate::run::{Console, Place, checkpoint, choose, choose_weights};
+use crate::run_dir;
+use crate::sys::error::{Error, Exit, Result};
+use crate::text::shell_quote;
 use crate::train::Trainer;
 use crate::train::evaluate::evaluate;
-use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
@@ -28,76 +28,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-const EXAMPLES: &str = "\
-Examples:
-  mpirun -n 8 codinet-train my.yaml             a rank per process, a process per GPU
-  codinet-train fashion_quick.yaml --dry-run    what the run would be
-  codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
-  codinet-train my.yaml --resume auto           go on where its last run stopped
-  codinet-train my.yaml --profile 20            where a step's time goes
-  kill -USR2 <pid of mpirun>                    checkpoint and stop (exit 75)";
-
-const LOST: &str = "Under codinet-launch also 9: a rank, or the host that it ran on, was lost.";
-
-/// Train CoDiNet, a dynamic-routing ResNet with consistent and diverse routing paths, on one process or,
-/// under mpirun or srun, on many.
-#[derive(Debug, Parser)]
-#[command(
-    name = "codinet-train",
-    version,
-    after_help = format!("{EXAMPLES}\n\n{}\n{LOST}", Exit::list(OF_TRAINING)),
-)]
-pub struct Args {
-    /// A YAML file, or the bare name of a shipped config.
-    #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "probe"])]
-    pub config: Option<String>,
-
-    /// Overrides one key of the config; may be given many times.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-
-    /// `never` starts anew, `auto` goes on with the run in run.dir or the newest run of an equal config
-    /// (or starts anew where there is none), a run directory or checkpoint folder goes on from there.
-    #[arg(long, value_name = "auto|never|PATH", default_value = "never")]
-    pub resume: Resume,
-
-    /// Prints the resolved config, the model's table and the steps per epoch, and stops; `--dry-run=json` prints
-    /// them for programs.
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
-    pub dry_run: Option<dry_run::Format>,
-
-    /// Evaluates the checkpoint that --resume names, and stops; nothing is written.
-    #[arg(long, conflicts_with = "dry_run")]
-    pub eval_only: bool,
-
-    /// Times the parts of N training steps of the first stage, after some to warm up, and stops. Prints a table and writes
-    /// it, with a trace of up to 3 more steps for ui.perfetto.dev, into `profile/` of run.dir (by default of a new folder in
-    /// runs/), where nothing else is written.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    #[arg(conflicts_with_all = ["dry_run", "eval_only", "resume"])]
-    pub profile: Option<u64>,
-
-    /// Finds the largest optim.batch_size that fits in memory, by real steps at growing sizes, prints how to use it, and
-    /// stops; nothing is written.
-    #[arg(long, conflicts_with_all = ["dry_run", "eval_only", "resume", "profile"])]
-    pub find_batch: bool,
-
-    /// With --find-batch: what a rank may use, such as 8GiB; by default the GPU's memory, or this rank's share of what
-    /// the host and its cgroup have free.
-    #[arg(long, value_name = "SIZE", requires = "find_batch")]
-    pub memory: Option<find_batch::Size>,
-
-    /// Measures what `codinet-launch doctor` asks for, and prints it for that program.
-    #[arg(long, hide = true)]
-    pub probe: bool,
-
-    /// Prints a completion script for a shell, and stops.
-    #[arg(long, value_name = "SHELL")]
-    pub completions: Option<clap_complete::Shell>,
-}
-
 /// All ranks: does what the command line asks for.
-pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
+pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
     device::register();
     if args.probe {
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
@@ -120,7 +52,7 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
     device::choose_kernels(&config, world, device)?;
-    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = run_dir::stem(name);
     if args.find_batch {
         return find_batch::run(world, &config, device, &stop, args.memory);
     }
@@ -143,12 +75,12 @@ pub fn run(args: &Args, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> 
 }
 
 /// The command that starts a run like this one, to which `--resume` is added.
-fn again(args: &Args, ranks: usize) -> String {
+fn again(args: &TrainArgs, ranks: usize) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
     let shown = |path: &Path| {
         let path = path.strip_prefix(&here).unwrap_or(path).display().to_string();
-        quoted(&if path.contains('/') { path } else { format!("./{path}") })
+        shell_quote(&if path.contains('/') { path } else { format!("./{path}") })
     };
     let launcher = program.with_file_name("codinet-launch");
     let mut words = match ranks {
@@ -157,10 +89,10 @@ fn again(args: &Args, ranks: usize) -> String {
         _ if launcher.exists() => vec![format!("{} -n {ranks}", shown(&launcher))],
         _ => vec![format!("mpirun -n {ranks} {}", shown(&program))],
     };
-    words.extend(args.config.as_deref().map(quoted));
+    words.extend(args.config.as_deref().map(|config| shell_quote(config)));
     // run.dir is what --resume will say.
     let sets = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
-    words.extend(sets.map(|setting| format!("--set {}", quoted(setting))));
+    words.extend(sets.map(|setting| format!("--set {}", shell_quote(setting))));
     words.join(" ")
 }
 

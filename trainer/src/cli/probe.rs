@@ -5,6 +5,7 @@ use crate::config::{self, Config, DeviceChoice};
 use crate::dist::device;
 use crate::dist::{Nccl, World, agree, all_gather_lists};
 use crate::env;
+use crate::host;
 use crate::model::Net;
 use crate::run::Console;
 use crate::sys::error::{Error, Result};
@@ -64,14 +65,14 @@ fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
     Ok(json!({
         "rank": world.rank(),
         "locals": world.local().1,
-        "host": env::host(),
+        "host": host::name(),
         "cpus": device::cores(),
-        "cpu_list": device::allowed_cpus(),
+        "cpu_list": host::allowed_cpus(),
         "cpus_of_host": device::host_cpus(),
         "threads": threads,
         "decode_threads": config.and_then(|config| config.data.decode_threads).unwrap_or(threads as usize),
         "gpus": tch::Cuda::device_count(),
-        "gpus_installed": device::installed_gpus(),
+        "gpus_installed": host::installed_gpus(),
         "without_gpu": device::without_gpu(),
         "driver": driver.lines().next(),
         "nccl": Nccl::open().map(|nccl| nccl.version()).map_err(|error| error.message),

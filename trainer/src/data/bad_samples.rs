@@ -1,5 +1,6 @@
 //! `bad_samples.jsonl`: one line for each sample that could not be read or decoded.
 
+use crate::run_dir::BAD_SAMPLES;
 use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::BadSample;
 use serde_json::{Value, json};
@@ -30,7 +31,7 @@ impl BadSamples {
 
     /// From now on bad samples are recorded in `dir`, which ranks share and a resumed run keeps.
     pub fn record_in(&mut self, dir: &Path) {
-        self.file = Some(dir.join("bad_samples.jsonl"));
+        self.file = Some(dir.join(BAD_SAMPLES));
     }
 
     /// This rank: records bad samples.
@@ -128,7 +129,7 @@ mod tests {
             error.contains("3 of 100 samples of data.train") && error.contains("x-0.tar, key 'k5'"),
             "{error}"
         );
-        let text = fs::read_to_string(dir.path().join("bad_samples.jsonl")).unwrap();
+        let text = fs::read_to_string(dir.path().join(BAD_SAMPLES)).unwrap();
         let keys: Vec<Value> =
             text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["key"].clone()).collect();
         assert_eq!(keys, ["k3", "k4", "k3", "k5"]);

@@ -6,6 +6,7 @@
 use crate::config::{Config, DeviceChoice};
 use crate::dist::{World, all_gather_lists};
 use crate::env;
+use crate::host;
 use crate::model::kernels;
 use crate::sys::driver::{Driver, why};
 use crate::sys::error::{Error, Exit, Result};
@@ -65,15 +66,10 @@ pub fn without_gpu() -> String {
     }
 }
 
-/// GPUs by the NVIDIA driver's own list.
-pub fn installed_gpus() -> usize {
-    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count())
-}
-
 /// All ranks: chooses the rank's device, as `setting` wants it, and the number of its compute threads.
 pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Option<usize>) -> Result<Device> {
     // Ranks that may run on the same cores share them; a launcher that binds leaves each rank cores of its own.
-    let mine = env::host() + &allowed_cpus();
+    let mine = host::name() + &host::allowed_cpus();
     let sharers = all_gather_lists(world, mine.as_bytes())?;
     let sharers = sharers.iter().filter(|theirs| **theirs == mine.as_bytes()).count();
     let (cores, all, ranks) = (cores(), host_cpus(), world.local().1);
@@ -96,7 +92,7 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
 fn number(world: &World) -> Result<usize> {
     let gpus = 0..tch::Cuda::device_count() as usize;
     let seen = Driver::open().map(|driver| gpus.filter_map(|gpu| driver.uuid(gpu).ok()).collect::<String>());
-    let mine = env::host() + &seen.unwrap_or_default();
+    let mine = host::name() + &seen.unwrap_or_default();
     let all = all_gather_lists(world, mine.as_bytes())?;
     Ok(all[..world.rank()].iter().filter(|theirs| **theirs == mine.as_bytes()).count())
 }
@@ -112,8 +108,8 @@ fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> 
         (DeviceChoice::Auto, 0) => {
             let hidden =
                 env::is_set(env::CUDA_VISIBLE_DEVICES) && env::get(env::CUDA_VISIBLE_DEVICES).is_none();
-            if number == 0 && installed_gpus() > 0 && !hidden {
-                eprintln!("note: {} has a GPU, which is not used: {}", env::host(), without_gpu());
+            if number == 0 && host::installed_gpus() > 0 && !hidden {
+                eprintln!("note: {} has a GPU, which is not used: {}", host::name(), without_gpu());
             }
             Ok(Device::Cpu)
         }
@@ -122,7 +118,7 @@ fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> 
         (_, gpus) if number < gpus => Ok(Device::Cuda(number)),
         (_, gpus) => refuse(format!(
             "{} has {gpus} GPUs, but this is rank {number} of it, counted from 0; start one rank per GPU, or set {setting} to cpu",
-            env::host()
+            host::name()
         )),
     }
 }
@@ -130,13 +126,6 @@ fn choose(wanted: DeviceChoice, setting: &str, number: usize) -> Result<Device> 
 /// The cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
-}
-
-/// Which they are, such as `0-3,8`.
-pub fn allowed_cpus() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    allowed.unwrap_or_default().trim().to_owned()
 }
 
 /// How many cores the host has.

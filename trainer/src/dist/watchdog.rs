@@ -3,7 +3,7 @@
 
 use super::{Traffic, World, abort, broadcast_text};
 use crate::config;
-use crate::env;
+use crate::host;
 use crate::sys::error::{Exit, Result};
 use crate::sys::native::Event;
 use std::collections::VecDeque;
@@ -119,7 +119,7 @@ impl Watch {
     pub(super) fn new(world: &World, options: &config::Collective, progress: Arc<Progress>) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
         let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
-        let host = env::host();
+        let host = host::name();
         let told = broadcast_text(world, &format!("{host} {port}"))?;
         Ok(Self {
             rank: world.rank(),

@@ -6,15 +6,15 @@
 //! program of ranks. Sizes grow towards the limit from below, with a reserve, so that running out of memory, which would end
 //! the search, is not how the limit is found.
 
-use crate::config::Config;
+use crate::config::{Config, MemorySize};
 use crate::data::{Datasets, batch_size_unit};
 use crate::dist::{World, agree};
 use crate::optim::schedule::format_lr;
-use crate::run::{Console, counted};
+use crate::run::Console;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::memory::{self, gib};
+use crate::text::counted;
 use crate::train::BenchmarkRun;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -28,28 +28,6 @@ const STEPS: (usize, usize) = (2, 3);
 const GAIN: f64 = 1.0 / 32.0;
 /// The most that a size grows by in one go.
 const GROWTH: usize = 4;
-
-/// `--memory`, in bytes: `8GiB`, `512MiB`, `16GB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match text[number.len()..].to_ascii_lowercase().as_str() {
-            "kib" | "k" => 1u64 << 10,
-            "mib" | "m" => 1 << 20,
-            "gib" | "g" => 1 << 30,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            _ => return Err("a size such as 8GiB, 512MiB or 16GB".into()),
-        };
-        let bytes = number.parse::<f64>().map_err(|_| "a size such as 8GiB, 512MiB or 16GB")? * unit as f64;
-        if bytes >= 1.0 { Ok(Self(bytes as u64)) } else { Err("a size of at least a byte".into()) }
-    }
-}
 
 /// A size that was tried.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,7 +45,7 @@ pub fn run(
     config: &Config,
     device: Device,
     stop: &Arc<AtomicBool>,
-    limit: Option<Size>,
+    limit: Option<MemorySize>,
 ) -> Result<()> {
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
@@ -244,7 +222,7 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        let read = |text: &str| text.parse::<Size>().ok().map(|size| size.0);
+        let read = |text: &str| text.parse::<MemorySize>().ok().map(|size| size.0);
         assert_eq!(read("1.5GiB"), Some(3 << 29));
         assert_eq!([read("512MiB"), read("16GB")], [Some(512 << 20), Some(16_000_000_000)]);
         assert_eq!([read("12"), read("GiB"), read("-1GiB"), read("8 TiB")], [None; 4]);

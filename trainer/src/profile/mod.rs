@@ -2,12 +2,13 @@
 
 pub mod find_batch;
 
-use crate::config::Config;
+use crate::config::{Config, Resume};
 use crate::dist::{World, agree, all_gather_lists, broadcast_text};
-use crate::run::{Console, Resume, choose, counted, write_whole};
+use crate::run::{Console, choose, write_whole};
 use crate::sys::error::{Error, Result};
 use crate::sys::memory::{self, Peak, gib};
 use crate::sys::span::{self, Phase, Recorded, Span};
+use crate::text::counted;
 use crate::train::BenchmarkRun;
 use serde_json::{Value, json};
 use std::fmt::Write;

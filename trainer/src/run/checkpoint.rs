@@ -5,6 +5,7 @@
 use crate::metrics::MetricsSum;
 use crate::model::Params;
 use crate::optim::{Ema, GammaController};
+use crate::run_dir::{CHECKPOINTS, step_name, step_of};
 use crate::sys::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -128,7 +129,7 @@ pub struct Best {
 impl State {
     /// Forgets a best checkpoint that this run's directory does not hold: that of a run that was branched off from.
     pub fn forget_lost_best(&mut self, run: &Path) {
-        self.best = self.best.filter(|best| run.join("checkpoints").join(step_name(best.step)).exists());
+        self.best = self.best.filter(|best| run.join(CHECKPOINTS).join(step_name(best.step)).exists());
     }
 }
 
@@ -140,14 +141,9 @@ pub(super) fn optimizer_file(rank: usize, sharers: usize) -> String {
     }
 }
 
-/// The name of a step's folder.
-pub(super) fn step_name(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
 /// Rank 0: removes what a run that was killed while saving has left.
 pub fn remove_partial(run: &Path) {
-    for entry in fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(run.join(CHECKPOINTS)).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(".partial-") {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -157,7 +153,7 @@ pub fn remove_partial(run: &Path) {
 /// The newest complete checkpoint of a run whose files are what they were; one that is damaged is named and passed
 /// over.
 pub fn newest(run: &Path) -> Option<PathBuf> {
-    let mut steps = steps(&run.join("checkpoints"));
+    let mut steps = steps(&run.join(CHECKPOINTS));
     while let Some((_, step)) = steps.pop_last() {
         match read_state(&step) {
             Ok(_) => return Some(step),
@@ -207,7 +203,7 @@ pub fn weights(path: &Path) -> Result<PathBuf> {
         return unharmed(&path.join(MODEL));
     }
     if path.is_dir() {
-        let mut steps = steps(&path.join("checkpoints"));
+        let mut steps = steps(&path.join(CHECKPOINTS));
         let Some((_, newest)) = steps.pop_last() else {
             return refuse("no run directory or step folder: it holds no complete checkpoint");
         };
@@ -369,9 +365,7 @@ fn fill(path: &Path, mut read: BTreeMap<String, Tensor>, into: &[(String, Tensor
 /// Complete checkpoints by their steps.
 pub(super) fn steps(folder: &Path) -> BTreeMap<u64, PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let numbered = entries.filter_map(|entry| {
-        Some((entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?, entry.path()))
-    });
+    let numbered = entries.filter_map(|entry| Some((step_of(entry.file_name().to_str()?)?, entry.path())));
     numbered.filter(|(_, path)| is_complete(path)).collect()
 }
 

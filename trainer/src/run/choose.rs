@@ -1,24 +1,11 @@
 //! Which directory a run writes to, and which checkpoint it goes on from.
 
 use super::checkpoint;
-use crate::config::{Config, Run};
+use crate::config::{Config, Resume, Run};
+use crate::run_dir::{self, CHECKPOINTS, CONFIG};
 use crate::sys::error::{Error, Exit, Result};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-
-/// `--resume`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resume {
-    /// Start anew; a directory that holds a run is refused.
-    Never,
-    /// Go on in `run.dir`, else in the newest `runs/<config name>-*` of an equal config; start anew where
-    /// there is none.
-    Auto,
-    /// Go on from this run directory or `step-…` folder.
-    From(PathBuf),
-}
 
 /// Where a run writes, and what it goes on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,18 +16,6 @@ pub struct Place {
     pub checkpoint: Option<PathBuf>,
 }
 
-impl FromStr for Resume {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        Ok(match text {
-            "never" => Self::Never,
-            "auto" => Self::Auto,
-            path => Self::From(path.into()),
-        })
-    }
-}
-
 /// Rank 0: picks the place; `name` is the config's. A directory that is named here is made here, so that two runs
 /// that start at once get one each.
 pub fn choose(name: &str, config: &Config, resume: &Resume) -> Result<Place> {
@@ -49,11 +24,11 @@ pub fn choose(name: &str, config: &Config, resume: &Resume) -> Result<Place> {
         Resume::Never => match set {
             Some(dir) if holds_run(&dir) => Err(occupied(&dir)),
             Some(dir) => Ok(Place { dir, checkpoint: None }),
-            None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
+            None => Ok(Place { dir: run_dir::create_unique(name)?, checkpoint: None }),
         },
         Resume::Auto => match set.or_else(|| newest(name, config)) {
             Some(dir) => Ok(Place { checkpoint: newest_readable(&dir)?, dir }),
-            None => Ok(Place { dir: fresh(name)?, checkpoint: None }),
+            None => Ok(Place { dir: run_dir::create_unique(name)?, checkpoint: None }),
         },
         Resume::From(path) => from(path, set),
     }
@@ -81,12 +56,16 @@ fn from(path: &Path, set: Option<PathBuf>) -> Result<Place> {
         return refuse("no such run directory or checkpoint; --resume takes auto, never, or such a path");
     }
     let (own, checkpoint) = match checkpoint::newest(path) {
-        Some(newest) => (path.to_path_buf(), newest),
-        None if checkpoint::is_complete(path) => {
-            let run = path.canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf()));
-            (run.unwrap_or_else(|| path.into()), path.to_path_buf())
-        }
+        Some(newest) => (Some(path.to_path_buf()), newest),
+        None if checkpoint::is_complete(path) => (run_dir::run_of(path), path.to_path_buf()),
         None => return refuse("holds no complete checkpoint"),
+    };
+    let Some(own) = own else {
+        return match set {
+            Some(dir) if holds_run(&dir) => Err(occupied(&dir)),
+            Some(dir) => Ok(Place { dir, checkpoint: Some(checkpoint) }),
+            None => refuse("is in no run directory; set run.dir to a new folder to branch off from here"),
+        };
     };
     let same = |a: &Path, b: &Path| {
         a == b || a.canonicalize().ok().is_some_and(|a| b.canonicalize().ok() == Some(a))
@@ -106,7 +85,7 @@ fn from(path: &Path, set: Option<PathBuf>) -> Result<Place> {
 /// The run's newest checkpoint, where it has any; that none of those it has can be read is no reason to start anew.
 fn newest_readable(run: &Path) -> Result<Option<PathBuf>> {
     let newest = checkpoint::newest(run);
-    if newest.is_none() && !checkpoint::steps(&run.join("checkpoints")).is_empty() {
+    if newest.is_none() && !checkpoint::steps(&run.join(CHECKPOINTS)).is_empty() {
         let what =
             "none of its checkpoints can be read, as said above; set run.dir to a new folder to start anew";
         return Err(Error::new(Exit::Checkpoint, format!("{}: {what}", run.display())));
@@ -123,20 +102,7 @@ fn occupied(dir: &Path) -> Error {
 }
 
 fn holds_run(dir: &Path) -> bool {
-    dir.join("config.yaml").exists() || dir.join("checkpoints").exists()
-}
-
-/// Makes `runs/<name>-<time>`, or the first of its kind that is free.
-fn fresh(name: &str) -> Result<PathBuf> {
-    let stem = format!("runs/{name}-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S"));
-    let names = std::iter::once(stem.clone()).chain((2..).map(|n| format!("{stem}-{n}")));
-    let claim = |dir: PathBuf| match fs::create_dir(&dir) {
-        Ok(()) => Some(Ok(dir)),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
-        Err(error) => Some(Err(Error::disk("make", &dir, &error))),
-    };
-    fs::create_dir_all("runs").map_err(|error| Error::disk("make", Path::new("runs"), &error))?;
-    names.map(PathBuf::from).find_map(claim).expect("an endless list of names")
+    dir.join(CONFIG).exists() || dir.join(CHECKPOINTS).exists()
 }
 
 /// The newest run of this name whose config differs in nothing but where and how it runs.
@@ -145,10 +111,10 @@ fn newest(name: &str, config: &Config) -> Option<PathBuf> {
     let entries = fs::read_dir("runs").ok()?.flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let equal = named.map(|entry| entry.path()).filter(|dir| {
-        let text = fs::read_to_string(dir.join("config.yaml")).unwrap_or_default();
+        let text = fs::read_to_string(dir.join(CONFIG)).unwrap_or_default();
         let place = |theirs: &Config| Run { seed: theirs.run.seed, ..config.run.clone() };
         serde_saphyr::from_str::<Config>(&text)
             .is_ok_and(|theirs| Config { run: place(&theirs), ..theirs } == *config)
     });
-    equal.max_by_key(|dir| fs::metadata(dir.join("config.yaml")).and_then(|file| file.modified()).ok())
+    equal.max_by_key(|dir| fs::metadata(dir.join(CONFIG)).and_then(|file| file.modified()).ok())
 }

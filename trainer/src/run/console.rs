@@ -1,15 +1,11 @@
 //! What a person sees: plain lines, kept in `log.txt` too, and a progress bar where there is a terminal.
 
 use crate::env;
+use crate::run_dir::LOG;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-
-/// So many of something: "1 rank", "2 ranks".
-pub fn counted(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
 
 /// Rank 0's terminal and log; silent on the other ranks.
 #[derive(Debug, Default)]
@@ -28,7 +24,7 @@ impl Console {
     /// From here on every line is kept in `log.txt` too; a log that cannot be opened is done without.
     pub fn keep_log(&mut self, dir: &Path) {
         if self.speaks {
-            self.log = OpenOptions::new().create(true).append(true).open(dir.join("log.txt")).ok();
+            self.log = OpenOptions::new().create(true).append(true).open(dir.join(LOG)).ok();
         }
     }
 
@@ -99,13 +95,4 @@ fn on_terminal() -> bool {
     let mpirun = || std::fs::read_link(format!("/proc/{}/fd/1", std::os::unix::process::parent_id()));
     let launched = env::is_set(env::OMPI_COMM_WORLD_SIZE);
     std::io::stdout().is_terminal() && (!launched || mpirun().is_ok_and(|to| to.starts_with("/dev/pts")))
-}
-
-/// A word as a shell would need it.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
 }

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::dist::{World, agree};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -115,7 +116,7 @@ impl RunLog {
         // By way of a tree, whose keys are sorted.
         let tree = serde_json::to_value(summary).expect("a summary is JSON");
         let text = serde_json::to_vec_pretty(&tree).expect("a tree is JSON");
-        write_whole(&self.dir.join("summary.json"), &text)?;
+        write_whole(&self.dir.join(run_dir::SUMMARY), &text)?;
         records.finished();
         Ok(())
     }
@@ -147,13 +148,13 @@ impl RunLog {
 
     /// Whether a user asks the run to stop by a file named `stop` in its directory.
     pub fn stop_file_exists(&self) -> bool {
-        self.writes() && self.dir.join("stop").exists()
+        self.writes() && self.dir.join(run_dir::STOP).exists()
     }
 
     /// Removes that file: the run is about to end.
     pub fn remove_stop_file(&self) {
         if self.writes() {
-            let _ = fs::remove_file(self.dir.join("stop")); // most often there is none
+            let _ = fs::remove_file(self.dir.join(run_dir::STOP)); // most often there is none
         }
     }
 }
@@ -169,7 +170,7 @@ fn open_records(
     let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
     records.settings(config);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
-    write_whole(&dir.join("config.yaml"), resolved.as_bytes())?;
+    write_whole(&dir.join(run_dir::CONFIG), resolved.as_bytes())?;
     if let Some(names) = class_names {
         keep_class_names(dir, names)?;
     }

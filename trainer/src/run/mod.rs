@@ -19,20 +19,19 @@ mod saver;
 mod tensorboard;
 mod writer;
 
-pub use choose::{Place, Resume, choose, choose_weights};
-pub use console::{Console, counted, quoted, say};
+pub use choose::{Place, choose, choose_weights};
+pub use console::{Console, say};
 pub(crate) use events::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
 pub(crate) use log::RunLog;
 use records::Records;
 use saver::Saver;
 pub use tensorboard::EventFile;
 
+use crate::run_dir::CLASS_NAMES;
 use crate::sys::error::{Error, Result};
 use codinet_dataloader::sync_folder;
 use std::fs::{self, File};
 use std::path::Path;
-
-const CLASS_NAMES: &str = "class_names.json";
 
 /// Notes in the run directory `run` what the classes are called, in the order of their numbers.
 pub fn keep_class_names(run: &Path, names: &[String]) -> Result<()> {

@@ -3,6 +3,7 @@
 use super::tensorboard::EventFile;
 use super::{hparams, rates};
 use crate::config::Config;
+use crate::run_dir::{METRICS, TENSORBOARD};
 use crate::sys::error::{Error, Exit, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -36,7 +37,7 @@ impl Records {
                 format!("{dir} is in use by another run; choose another run.dir"),
             ));
         }
-        let path = dir.join("metrics.jsonl");
+        let path = dir.join(METRICS);
         let before = fs::read_to_string(&path).unwrap_or_default();
         let kept = recorded_before(&before, step, evaluated);
         if kept.len() < before.lines().count() {
@@ -47,7 +48,7 @@ impl Records {
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
-        Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join("tensorboard"), step) })
+        Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join(TENSORBOARD), step) })
     }
 
     /// Tells TensorBoard which settings the measurements belong to.
@@ -126,7 +127,7 @@ mod tests {
         records.record("eval", 2, &json!({"loss": 20})).unwrap();
         records.record("event", 2, &json!({"loss": 21})).unwrap();
         drop(records);
-        let path = dir.path().join("metrics.jsonl");
+        let path = dir.path().join(METRICS);
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
         fs::write(&path, torn).unwrap();
         let losses = |evaluated| -> Vec<Value> {

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::dist::{self, World};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::run_dir::CHECKPOINTS;
 use crate::sys::error::{Error, Result};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ impl Saver {
     pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
         let now = jiff::Timestamp::now().as_millisecond().to_string();
         let start = dist::broadcast_text(world, &now)?;
-        let (checkpoints, rank) = (run.join("checkpoints"), world.rank());
+        let (checkpoints, rank) = (run.join(CHECKPOINTS), world.rank());
         let sharers = if config.run.shard_optimizer { world.ranks() } else { 1 };
         // Half of it: that a share is missing is said before the watchdog finds rank 0 late.
         let patience = Duration::from_secs(config.collective.timeout_s) / 2;
@@ -114,7 +115,7 @@ mod tests {
     }
 
     fn saver(run: &Path, rank: usize, sharers: usize, options: Run) -> Saver {
-        let (checkpoints, patience) = (run.join("checkpoints"), Duration::from_secs(2));
+        let (checkpoints, patience) = (run.join(CHECKPOINTS), Duration::from_secs(2));
         let optim = Optim { ema_decay: Some(0.9), ..Optim::default() };
         let config = Config { run: options, optim, ..Config::default() };
         let writer = Some(Writer::new(&checkpoints, &config, &params(0.0), rank, sharers, patience));
@@ -170,7 +171,7 @@ mod tests {
             }
         }
         saver.wait().unwrap();
-        let folder = run.path().join("checkpoints");
+        let folder = run.path().join(CHECKPOINTS);
         let steps = ["step-00000003", "step-00000004", "step-00000008", "step-00000009"];
         assert_eq!(names(&folder), [&["best", "latest"], &steps[..]].concat());
         assert_eq!(fs::read_to_string(folder.join("best")).unwrap(), steps[0]);
@@ -186,6 +187,6 @@ mod tests {
         saver.save(&params, params.flat(), None, State::default()).unwrap();
         let error = saver.wait().unwrap_err();
         assert!(error.message.contains("no optimizer-0001.safetensors in 2 s"), "{error}");
-        assert!(names(&run.path().join("checkpoints")).is_empty(), "nothing half-written");
+        assert!(names(&run.path().join(CHECKPOINTS)).is_empty(), "nothing half-written");
     }
 }

@@ -4,7 +4,7 @@
 //! seven of those written just before the process ends, and cannot mark where a resumed run starts. An
 //! event file that cannot be written is given up with one warning: it never stops training.
 
-use crate::env;
+use crate::host;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -119,7 +119,7 @@ impl EventFile {
             fs::create_dir_all(folder)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let (seconds, process) = (now.as_secs(), std::process::id());
-            let name = format!("events.out.tfevents.{seconds}.{}.{process}", env::host());
+            let name = format!("events.out.tfevents.{seconds}.{}.{process}", host::name());
             File::create(folder.join(name))
         };
         let mut events = Self { file: None };

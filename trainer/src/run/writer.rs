@@ -5,12 +5,13 @@
 //! into the same folder and puts the share's SHA-256 beside it, which tells rank 0's thread that it is there: threads call
 //! no collectives.
 
-use super::checkpoint::{EMA, MODEL, State, VERSION, checksum, optimizer_file, step_name, steps};
+use super::checkpoint::{EMA, MODEL, State, VERSION, checksum, optimizer_file, steps};
 use super::copied::{Copied, Shape};
 use super::write_whole;
 use crate::config::{Config, Run};
 use crate::model::Params;
 use crate::optim::Ema;
+use crate::run_dir::{BEST, LATEST, step_name};
 use crate::sys::error::{Error, Result};
 use codinet_dataloader::sync_folder;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -168,11 +169,11 @@ impl Writer {
     /// alone.
     fn point_and_prune(&self, place: &Path) -> Result<()> {
         let name = |path: &Path| path.file_name().expect("a name").as_encoded_bytes().to_vec();
-        write_whole(&self.checkpoints.join("latest"), &name(place))?;
+        write_whole(&self.checkpoints.join(LATEST), &name(place))?;
         let steps = steps(&self.checkpoints);
         let best = self.state.best.filter(|_| self.options.keep_best).map(|best| best.step);
         if let Some(best) = best.and_then(|best| steps.get(&best)) {
-            write_whole(&self.checkpoints.join("best"), &name(best))?;
+            write_whole(&self.checkpoints.join(BEST), &name(best))?;
         }
         for (step, old) in steps.iter().rev().skip(self.options.keep_last) {
             let every = self.options.keep_every;

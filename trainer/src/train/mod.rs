@@ -17,8 +17,9 @@ use crate::model::Net;
 use crate::optim::calibration::check_budget;
 use crate::optim::schedule::learning_rate;
 use crate::run::checkpoint::{Order, State};
-use crate::run::{Place, RunLog, quoted};
+use crate::run::{Place, RunLog};
 use crate::sys::error::{Error, Exit, Result};
+use crate::text::shell_quote;
 use evaluate::Evaluation;
 use model::Model;
 use report::Throughput;
@@ -264,7 +265,7 @@ impl<'a> Trainer<'a> {
             "stopped on request after step {}; to resume: {} --resume {}",
             self.state.step,
             self.command,
-            quoted(&self.log.dir().display().to_string())
+            shell_quote(&self.log.dir().display().to_string())
         );
         self.log.note(&message);
         Error::on_all_ranks(Exit::Interrupted, message)

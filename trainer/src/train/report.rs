@@ -10,8 +10,10 @@ use crate::loss;
 use crate::metrics::routing::{self, Histogram};
 use crate::optim::schedule::format_lr;
 use crate::run::checkpoint::{StageResult, State};
-use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, counted, projector, quoted};
+use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, projector};
 use crate::sys::error::{Error, Result};
+use crate::run_dir;
+use crate::text::{counted, shell_quote};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind};
 
@@ -195,7 +197,7 @@ impl Trainer<'_> {
         };
         let rows: Vec<Vec<String>> =
             sample.labels.iter().zip(sample.paths.chunks(sample.gates)).map(row).collect();
-        let folder = self.log.dir().join("tensorboard");
+        let folder = self.log.dir().join(run_dir::TENSORBOARD);
         let name = format!("paths-step-{:08}", self.state.step);
         let columns = ["class", "path", "blocks run"];
         projector::write(&folder, &name, &sample.relaxed, sample.gates, &columns, &rows)
@@ -324,7 +326,7 @@ impl Trainer<'_> {
             "\n{}\n\n  view it         tensorboard --logdir {dir}\n  resume, if it was stopped\n                  {} --resume {dir}",
             table.join("\n"),
             self.command,
-            dir = quoted(&dir)
+            dir = shell_quote(&dir)
         ));
         Ok(())
     }

@@ -5,6 +5,7 @@ use codinet_dataloader::DatasetInfo;
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::model::Net;
 use codinet_trainer::run::{checkpoint, class_names_of};
+use codinet_trainer::run_dir::{self, CONFIG};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -55,14 +56,12 @@ impl Trained {
     }
 }
 
-const CONFIG: &str = "config.yaml";
-
 /// The run directory of a weights file: the folder itself, or the one whose `checkpoints/step-…/` it lies in.
 fn run_of(file: &Path) -> Option<PathBuf> {
     let file = file.canonicalize().ok()?;
-    let beside = file.parent()?;
-    let places = [Some(beside), beside.parent().and_then(Path::parent)];
-    places.into_iter().flatten().find(|place| place.join(CONFIG).is_file()).map(Path::to_path_buf)
+    let folder = file.parent()?;
+    let candidates = [Some(folder.to_path_buf()), run_dir::run_of(folder)];
+    candidates.into_iter().flatten().find(|run| run.join(CONFIG).is_file())
 }
 
 /// The classes' names by the `dataset.json` of `data.train` or `data.val`.

@@ -6,6 +6,7 @@ use super::pictures::{self, Point};
 use super::report::Report;
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::run::say;
+use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use serde_json::Value;
 use std::fs;
@@ -57,13 +58,13 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
 
 fn read(run: &Path) -> Result<Row> {
     let refuse = |what: &str| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", run.display())));
-    let config = run.join("config.yaml");
+    let config = run.join(run_dir::CONFIG);
     if !config.is_file() {
         return refuse("no run directory: it has no config.yaml");
     }
     let config = config::load(&config.to_string_lossy(), &[])?;
     let json = |path: PathBuf| fs::read(path).ok().map(|text| serde_json::from_slice::<Value>(&text));
-    let summary = match json(run.join("summary.json")) {
+    let summary = match json(run.join(run_dir::SUMMARY)) {
         Some(Ok(summary)) if summary["top1"].is_number() && summary["gmacs"].is_number() => summary,
         Some(_) => return refuse("summary.json is damaged"),
         None => {

@@ -2,6 +2,7 @@
 
 use super::svg;
 use codinet_trainer::run::{EventFile, write_whole};
+use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ impl Folder {
     /// Makes the folder; what it holds is overwritten file by file. TensorBoard has what comes at `step`.
     pub fn create(path: &Path, step: u64, tensorboard: bool) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|error| Error::disk("make", path, &error))?;
-        let logs = path.join("tensorboard");
+        let logs = path.join(run_dir::TENSORBOARD);
         // Of what an earlier analysis told, TensorBoard would show both.
         for old in std::fs::read_dir(&logs).into_iter().flatten().flatten() {
             if old.file_name().to_string_lossy().starts_with("events.out.tfevents.") {

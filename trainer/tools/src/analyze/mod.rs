@@ -26,6 +26,7 @@ use crate::trained::Trained;
 use codinet_dataloader::Dataset;
 use codinet_trainer::dist::{World, agree};
 use codinet_trainer::dist::{device, replicas};
+use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use collect::{Subject, Wanted};
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     let world: &World = world;
     let out = args.output.clone().unwrap_or_else(|| {
         let beside = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
-        match run.join("config.yaml").is_file() {
+        match run.join(run_dir::CONFIG).is_file() {
             true => run.join("analysis"), // as it was called
             false => trained.run.clone().unwrap_or_else(beside).join("analysis"),
         }

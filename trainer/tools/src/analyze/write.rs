@@ -16,6 +16,7 @@ use codinet_trainer::data;
 use codinet_trainer::metrics::routing::{Histogram, text};
 use codinet_trainer::run::colour::CATEGORIES;
 use codinet_trainer::run::{projector, say, write_whole};
+use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
 use std::path::Path;
 
@@ -34,7 +35,7 @@ pub fn write(
     out: &Path,
 ) -> Result<()> {
     let step = trained.file.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    let step = step.and_then(|name| name.strip_prefix("step-")?.parse().ok()).unwrap_or(0);
+    let step = step.and_then(run_dir::step_of).unwrap_or(0);
     let folder = Folder::create(out, step, true)?;
     let classes = class_names(trained);
     let mut writer = Writer { args, subject, seen, study, classes, folder };
@@ -231,7 +232,7 @@ impl Writer<'_> {
         }
         let columns = ["class", "prediction", "path", "blocks run"];
         projector::write(
-            &self.folder.path.join("tensorboard"),
+            &self.folder.path.join(run_dir::TENSORBOARD),
             "paths",
             &vectors,
             seen.gates,
