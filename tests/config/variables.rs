@@ -1,6 +1,6 @@
-//! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-trainer --test trainer docs::`.
+//! docs/env.md is made from the tables in the code: `UPDATE=1 cargo test --release -p codinet-config --test config`.
 
-use codinet_trainer::env;
+use codinet_config::env;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -26,7 +26,7 @@ Read by libraries, or while the programs are built:
 
 fn table() -> String {
     let rows: BTreeMap<&str, _> = env::ALL.iter().map(|variable| (variable.name, variable.readers)).collect();
-    let mut text = "# Environment variables\n\nGenerated from `configs/src/env.rs` by tests/trainer/docs/env.rs. None has to be set.\n\n\
+    let mut text = "# Environment variables\n\nGenerated from `configs/src/env.rs` by tests/config/variables.rs. None has to be set.\n\n\
                     | Variable | Program | Purpose |\n|---|---|---|\n"
         .to_owned();
     for (name, readers) in rows {

@@ -1,7 +1,7 @@
 //! docs/config.md and docs/config.schema.json are made from the types that a config is read into:
-//! `UPDATE=1 cargo test --release -p codinet-trainer --test trainer docs::`.
+//! `UPDATE=1 cargo test --release -p codinet-config --test config`.
 
-use codinet_trainer::config::{self, Config, Stage};
+use codinet_config::{Config, Stage, takes};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use std::fmt::{self, Write};
@@ -12,7 +12,7 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 const HEAD: &str = "# Every key of a config
 
-<!-- Made from the types in configs/src/ and dataloader/ by tests/trainer/docs/config.rs: edit the comments there. -->
+<!-- Made from the types in configs/src/ and dataloader/ by tests/config/keys.rs: edit the comments there. -->
 
 A config is a YAML file of these keys; what it leaves out has the default shown here. `codinet-train my.yaml --dry-run`
 prints all keys with the values that a run would have, and `--set KEY=VALUE` replaces one of them, with the names used here
@@ -225,7 +225,7 @@ fn schema() -> Value {
 fn page(schema: &Value) -> String {
     let config = Config { stages: vec![Stage::default()], ..Config::default() };
     let order: Keys = serde_json::from_str(&serde_json::to_string(&config).expect("JSON")).expect("JSON");
-    let mut page = Page { schema, takes: config::takes(), text: HEAD.into() };
+    let mut page = Page { schema, takes: takes(), text: HEAD.into() };
     let keys = schema["properties"].as_object().expect("sections");
     let extends = &keys["extends"];
     let _ = write!(page.text, "\n## `extends`\n\n*text; the name of a config*\n\n{}\n", prose(extends));
