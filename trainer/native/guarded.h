@@ -1,4 +1,4 @@
-// How the C functions of this folder fail: what libtorch threw is kept for `codinet_error`, of the thread that called.
+// Turns a C++ exception into a zero or null result; `codinet_error` returns its message on the thread that called.
 #pragma once
 
 #include <exception>

@@ -1,4 +1,4 @@
-// MPI_IN_PLACE, a macro, which rsmpi's bindings lack.
+// MPI_IN_PLACE is a macro, which rsmpi's bindings do not contain.
 #include <mpi.h>
 
 void *codinet_mpi_in_place(void) { return MPI_IN_PLACE; }

@@ -1,5 +1,5 @@
-// libtorch's profiler, and what its allocators know, as C functions. `trainer/src/ranges.rs` and `trainer/src/memory.rs` are
-// their only callers. What needs a GPU is untested: none has run it yet.
+// libtorch's profiler and the figures of its allocators, as C functions for `trainer/src/sys/span.rs` and
+// `trainer/src/sys/memory.rs`. The paths for GPUs are untested: no machine with a GPU has run them yet.
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
@@ -19,7 +19,7 @@ using torch::profiler::impl::ActivityType;
 
 extern "C" {
 
-// From here on everything that libtorch does is recorded, on all threads.
+// Starts to record every operation of libtorch on all threads.
 bool codinet_trace_start(bool cuda) noexcept {
     return guarded([&] {
         torch::profiler::impl::ExperimentalConfig options;
@@ -28,7 +28,7 @@ bool codinet_trace_start(bool cuda) noexcept {
                                                            false, false, false, options);
         std::set<ActivityType> activities{ActivityType::CPU};
         if (cuda) activities.insert(ActivityType::CUDA);
-        if (!cuda) setenv("KINETO_LOG_LEVEL", "99", 0);  // or it complains that there is no GPU
+        if (!cuda) setenv("KINETO_LOG_LEVEL", "99", 0);  // otherwise it warns that there is no GPU
         kineto::prepareProfiler(config, activities);
         kineto::enableProfiler(config, activities);
         return true;
@@ -52,13 +52,13 @@ void *codinet_range_enter(const char *name) noexcept {
 
 void codinet_range_leave(void *range) noexcept { delete static_cast<at::RecordFunction *>(range); }
 
-// The allocator of GPUs, which knows none of them before libtorch has met CUDA.
+// The GPUs' allocator; it has no devices before libtorch has initialised CUDA.
 static c10::DeviceAllocator *gpu_allocator() {
     at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
     return at::getDeviceAllocator(c10::DeviceType::CUDA);
 }
 
-// Bytes: the most that tensors have taken, the most that the allocator has held, what it holds, what is free beside it.
+// Writes four numbers of bytes: the peak of tensors, the peak that the allocator held, what it holds, what the device has left.
 bool codinet_device_memory(int device, int64_t *bytes) noexcept {
     return guarded([&] {
         const auto index = static_cast<c10::DeviceIndex>(device);
@@ -72,7 +72,7 @@ bool codinet_device_memory(int device, int64_t *bytes) noexcept {
     });
 }
 
-// Forgets peaks; `release` also gives back what is kept for later.
+// Restarts peaks; `release` also returns cached memory to the device.
 bool codinet_device_memory_reset(int device, bool release) noexcept {
     return guarded([&] {
         auto *allocator = gpu_allocator();

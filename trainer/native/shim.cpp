@@ -1,5 +1,5 @@
-// What tch lacks of libtorch, as C functions. `trainer/src/native.rs` is their only caller, and says what each is for.
-// A function that may fail returns 0 or null and leaves what happened to `codinet_error`.
+// The parts of libtorch that tch does not offer, as C functions for `trainer/src/sys/torch/`, which documents each. A function
+// that can fail returns 0 or null, and `codinet_error` then returns the message.
 
 #include <ATen/ATen.h>
 #include <ATen/TensorIterator.h>
@@ -19,7 +19,7 @@
 
 namespace {
 
-// A Rust closure: its data, and what gives them back.
+// A Rust closure: its data, and the function that frees them.
 struct Context {
     void *data;
     void (*release)(void *);
@@ -36,8 +36,8 @@ struct GradientHook : torch::autograd::PostAccumulateGradHook {
     void operator()(const at::Tensor &) override { ready(context.data); }
 };
 
-// An operation whose backward pass is a Rust closure: from the outputs' gradients, null where one did not come, to new
-// tensors for the inputs', null where there is none.
+// An operation whose backward pass is a Rust closure. It receives the outputs' gradients, null for an undefined one, and
+// returns the inputs' gradients as new tensors, null for none.
 struct Function : torch::autograd::Node {
     using Backward = void (*)(void *, const at::Tensor *const *, at::Tensor **);
     Backward backward;
@@ -68,7 +68,7 @@ struct RecordedEvent {
     int device;
 };
 
-// What torch.compile makes of convolutions on a CPU: operations of libtorch's without a function of their own in C++.
+// The operations that torch.compile uses for convolutions on a CPU; they have no C++ function and are found by name.
 using Texts = std::optional<std::string_view>;
 using Scalars = c10::List<std::optional<at::Scalar>>;
 using ConvolveOp = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, at::IntArrayRef,
@@ -81,7 +81,11 @@ using ConvolveOntoOp = at::Tensor &(at::Tensor &, const at::Tensor &, const at::
 
 extern "C" {
 
+// --- sys/torch/mod.rs ---------------------------------------------------------------------------------------------------------
+
 const char *codinet_error() noexcept { return last_error.c_str(); }
+
+// --- sys/torch/autograd.rs ----------------------------------------------------------------------------------------------------
 
 bool codinet_hook_gradient(at::Tensor *parameter, at::Tensor *gradient, void (*ready)(void *), void *data,
                            void (*release)(void *)) noexcept {
@@ -109,7 +113,10 @@ bool codinet_function(const at::Tensor *const *inputs, size_t n_inputs, const at
     });
 }
 
-// By an iterator over as many bytes, for at::parallel_for is compiled where it is called, against an OpenMP of its own.
+// --- sys/torch/threads.rs -----------------------------------------------------------------------------------------------------
+
+// Iterates over a tensor of `tasks` bytes inside libtorch: at::parallel_for is a template, which would be compiled here and use
+// another OpenMP than libtorch's.
 bool codinet_parallel(size_t tasks, void (*task)(void *, size_t), void *data) noexcept {
     return guarded([&] {
         at::Tensor marks = at::empty({static_cast<int64_t>(tasks)}, at::kByte);
@@ -122,6 +129,8 @@ bool codinet_parallel(size_t tasks, void (*task)(void *, size_t), void *data) no
     });
 }
 
+// --- sys/torch/sgd.rs ---------------------------------------------------------------------------------------------------------
+
 bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients, at::Tensor *const *momenta, size_t n,
                        double lr, double momentum, double weight_decay, bool nesterov, const at::Tensor *divisor,
                        const at::Tensor *skip) noexcept {
@@ -131,7 +140,7 @@ bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients,
         for (size_t i = 0; i < n; i++) {
             w.push_back(weights[i]->detach());
             g.push_back(gradients[i]->detach());
-            if (momentum != 0) m.push_back(momenta[i]->detach()); // without momentum the list has to be empty
+            if (momentum != 0) m.push_back(momenta[i]->detach()); // without momentum the list must be empty
         }
         std::optional<at::Tensor> scale;
         if (divisor != nullptr) scale = *divisor;
@@ -140,7 +149,9 @@ bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients,
     });
 }
 
-// Null without an error: this libtorch has no such operations.
+// --- sys/torch/convolution.rs -------------------------------------------------------------------------------------------------
+
+// Null with an empty message: this libtorch has no oneDNN.
 at::Tensor *codinet_pack_weight(const at::Tensor *weight, int64_t stride, int64_t padding, const int64_t *input) noexcept {
     last_error.clear();
     return guarded([&]() -> at::Tensor * {
@@ -177,6 +188,8 @@ bool codinet_convolve_onto(at::Tensor *onto, const at::Tensor *x, const at::Tens
     });
 }
 
+// --- sys/torch/stream.rs ------------------------------------------------------------------------------------------------------
+
 void *codinet_event_record(int device, bool timed) noexcept {
     return guarded([&]() -> void * {
         const auto flag = timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT;
@@ -195,8 +208,8 @@ bool codinet_event_block(void *event) noexcept {
     });
 }
 
-// 1: it has come; -1: not yet; 0: it failed. The thread that asks is the event's device's from here on, as it is when the
-// event is freed: by default a thread is GPU 0's, and asking would make a context there, of every rank.
+// 1: complete; -1: not yet; 0: the query failed. Sets the calling thread's device to the event's. Without that a new thread
+// uses GPU 0, and the query would create a context of every rank there.
 int codinet_event_query(void *event) noexcept {
     return guarded([&] {
         auto *recorded = static_cast<RecordedEvent *>(event);
@@ -212,7 +225,7 @@ bool codinet_event_synchronize(void *event) noexcept {
     });
 }
 
-// Of timed events; waits for both.
+// Both events are timed; waits for both.
 bool codinet_event_between(void *earlier, void *later, double *milliseconds) noexcept {
     return guarded([&] {
         auto &first = static_cast<RecordedEvent *>(earlier)->event, &last = static_cast<RecordedEvent *>(later)->event;
@@ -244,7 +257,7 @@ void *codinet_stream_new(int device) noexcept {
     return guarded([&]() -> void * { return new c10::Stream(cuda().getStreamFromGlobalPool(gpu(device))); });
 }
 
-// Exchanges `stream` and the one that this thread uses.
+// Swaps `stream` and this thread's current stream.
 bool codinet_stream_exchange(void *stream) noexcept {
     return guarded([&] {
         auto &other = *static_cast<c10::Stream *>(stream);
@@ -254,6 +267,8 @@ bool codinet_stream_exchange(void *stream) noexcept {
 }
 
 void codinet_stream_free(void *stream) noexcept { delete static_cast<c10::Stream *>(stream); }
+
+// --- sys/torch/tensor.rs ------------------------------------------------------------------------------------------------------
 
 at::Tensor *codinet_pinned(const at::Tensor *tensor) noexcept {
     return guarded([&] { return new at::Tensor(tensor->pin_memory()); });
@@ -266,6 +281,8 @@ bool codinet_used_here(at::Tensor *tensor) noexcept {
     });
 }
 
+// --- sys/torch/mod.rs and stream.rs -------------------------------------------------------------------------------------------
+
 bool codinet_allow_tf32() noexcept {
     return guarded([&] {
         auto &context = at::globalContext();
@@ -275,7 +292,7 @@ bool codinet_allow_tf32() noexcept {
     });
 }
 
-// The default stream's is null.
+// Null for the default stream.
 bool codinet_stream_handle(int device, void **handle) noexcept {
     return guarded([&] {
         *handle = cuda().getStream(gpu(device)).native_handle();

@@ -3,7 +3,7 @@
 
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::memory;
+use crate::sys::{is_out_of_memory, tune_allocator};
 use clap::Parser;
 use clap_complete::Shell;
 
@@ -21,7 +21,7 @@ pub struct Program<A> {
 impl<A: Parser> Program<A> {
     /// Runs it as one process.
     pub fn run_alone(self, work: impl FnOnce(&A) -> Result<()>) {
-        memory::tune();
+        tune_allocator();
         let Some(args) = self.parse(0) else { return };
         self.watch_panics(String::new());
         work(&args).unwrap_or_else(|error| leave(&error, 0));
@@ -33,7 +33,7 @@ impl<A: Parser> Program<A> {
         prepare: impl FnOnce() -> Result<P>,
         work: impl FnOnce(&A, &mut World, P) -> Result<()>,
     ) {
-        memory::tune();
+        tune_allocator();
         let launched_rank = dist::launched_rank();
         let Some(args) = self.parse(launched_rank) else { return };
         self.watch_panics(format!(" on rank {launched_rank}"));
@@ -66,7 +66,7 @@ impl<A: Parser> Program<A> {
         let (name, mend) = (self.name, self.mend);
         std::panic::set_hook(Box::new(move |panic| {
             let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
-            if memory::ran_out(&what) {
+            if is_out_of_memory(&what) {
                 eprintln!("error: out of memory{place}: {}; {mend}", brief(&what));
                 dist::abort(Exit::Memory as i32);
             }

@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::loss::Labels;
 use crate::model::gumbel_noise;
 use crate::sys::error::Result;
-use crate::sys::native::{Event, Stream, pinned, pinned_tensor, used_here};
-use crate::sys::span::{Phase, range};
+use crate::sys::{Event, Stream, pin_memory, pin_slice, record_stream};
+use crate::sys::{Phase, range};
 use codinet_dataloader::{BadSample, Loader, MixTargets};
 use std::time::Duration;
 use tch::kind::Element;
@@ -74,7 +74,7 @@ impl<'a> Prefetcher<'a> {
         steps_per_epoch: u64,
     ) -> Self {
         let next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
-        let stream = Stream::beside(device);
+        let stream = Stream::from_pool(device);
         let enabled = stream.is_some();
         Self { loader, config, device, gates, next, steps_per_epoch, stream, enabled, prefetched: None }
     }
@@ -128,7 +128,7 @@ impl<'a> Prefetcher<'a> {
                     partner: (lambda < 1.0).then(partner),
                 },
                 noise: match device {
-                    Device::Cuda(_) => copy_pinned_to_device(&pinned_tensor(&noise), device),
+                    Device::Cuda(_) => copy_pinned_to_device(&pin_memory(&noise), device),
                     _ => noise,
                 },
                 views: batch.views,
@@ -154,7 +154,7 @@ impl Iterator for Prefetcher<'_> {
         if let Ok(DeviceBatch { pixels, labels, noise, ready: Some(ready), .. }) = &batch {
             ready.block();
             let partner = labels.partner.as_ref().map(|(labels, _)| labels);
-            [pixels, &labels.own, noise].into_iter().chain(partner).for_each(used_here);
+            [pixels, &labels.own, noise].into_iter().chain(partner).for_each(record_stream);
         }
         Some(batch)
     }
@@ -163,7 +163,7 @@ impl Iterator for Prefetcher<'_> {
 /// `values` on `device`, `[values]`; to a GPU through pinned memory on this thread's stream, without waiting.
 pub fn copy_to_device<T: Element>(values: &[T], device: Device) -> Tensor {
     match device {
-        Device::Cuda(_) => copy_pinned_to_device(&pinned(values), device),
+        Device::Cuda(_) => copy_pinned_to_device(&pin_slice(values), device),
         _ => Tensor::from_slice(values),
     }
 }

@@ -8,9 +8,8 @@ use crate::dist::{World, all_gather_lists};
 use crate::env;
 use crate::host;
 use crate::model::kernels;
-use crate::sys::driver::{Driver, why};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::native::{allow_tf32, use_device};
+use crate::sys::{Driver, allow_tf32, library_error, set_device};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::fs;
 use std::sync::OnceLock;
@@ -52,7 +51,7 @@ pub fn register() {
             std::mem::forget(library); // registered for as long as the process lives
             String::new()
         }
-        Err(error) => why(&error),
+        Err(error) => library_error(&error),
     };
     let _ = LACKS.set(lacks); // the same, where it is called again
 }
@@ -82,7 +81,7 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
     tch::set_num_threads(threads.unwrap_or((cores / sharers).max(1)) as i32);
     let device = choose(wanted, setting, number(world)?)?;
     if device.is_cuda() {
-        use_device(device);
+        set_device(device);
         settings();
     }
     Ok(device)

@@ -6,8 +6,8 @@
 #![expect(unsafe_code, reason = "MPI is a C library")]
 
 use super::{Collective, reducible};
+use crate::sys::Event;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::native::Event;
 use mpi::ffi;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};

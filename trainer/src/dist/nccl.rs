@@ -6,9 +6,8 @@
 #![expect(unsafe_code, reason = "NCCL is a C library")]
 
 use super::{Collective, reducible};
-use crate::sys::driver::why;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::native::stream_handle;
+use crate::sys::{current_stream_handle, library_error};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -61,7 +60,7 @@ impl Nccl {
         let failed = |error| {
             let what = format!(
                 "cannot use NCCL: {}; put libnccl.so.2 on LD_LIBRARY_PATH, or set collective.backend=mpi",
-                why(&error)
+                library_error(&error)
             );
             Error::new(Exit::Communication, what)
         };
@@ -164,7 +163,7 @@ impl Comm {
     }
 
     fn stream(&self) -> cudaStream_t {
-        stream_handle(self.device).cast()
+        current_stream_handle(self.device).cast()
     }
 
     fn check(&self, code: Return, call: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use crate::config::{self, Routers, Wire};
 use crate::dist::{Pending, Queue, World};
 use crate::model::{Params, Role};
 use crate::sys::error::Result;
-use crate::sys::native::on_gradient;
+use crate::sys::hook_gradient;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch::{Kind, Tensor, no_grad};
@@ -69,7 +69,7 @@ impl Gradients {
         let views = params.named_views(&flat);
         for (index, (parameter, (_, view))) in params.trained.iter().zip(&views).enumerate() {
             let launch = launch.clone();
-            on_gradient(&parameter.tensor, view, move || locked(&launch).ready(index));
+            hook_gradient(&parameter.tensor, view, move || locked(&launch).ready(index));
         }
         Self { flat, launch, overlap: options.overlap }
     }

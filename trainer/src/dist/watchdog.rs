@@ -4,8 +4,8 @@
 use super::{Traffic, World, abort, broadcast_text};
 use crate::config;
 use crate::host;
+use crate::sys::Event;
 use crate::sys::error::{Exit, Result};
-use crate::sys::native::Event;
 use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +39,7 @@ struct Doing {
 impl Doing {
     /// The oldest collective that is not over, and since when it is under way.
     fn oldest(&mut self) -> Option<(&'static str, Instant)> {
-        while self.on_device.front().is_some_and(|(.., done)| done.is_over()) {
+        while self.on_device.front().is_some_and(|(.., done)| done.is_complete()) {
             self.on_device.pop_front();
         }
         self.on_device.front().map(|&(what, since, _)| (what, since)).or(self.current)

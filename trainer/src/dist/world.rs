@@ -6,10 +6,9 @@ use super::single::Alone;
 use super::watchdog::{Progress, Watch};
 use super::{Collective, abort, agree, all_gather_lists, start_backend};
 use crate::config;
-use crate::sys::driver::Driver;
+use crate::model::RankMean;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::native::{Event, RankMean, use_side_stream};
-use crate::sys::span::{Phase, range};
+use crate::sys::{Driver, Event, Phase, range, set_side_stream};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -131,7 +130,7 @@ impl World {
         let nccl = self.nccl(device, wanted)?;
         let (rank, ranks) = (self.rank, self.ranks);
         let meet = move |_: &mut Backend| {
-            use_side_stream(device);
+            set_side_stream(device);
             match (nccl, device) {
                 (Some((nccl, id)), Device::Cuda(index)) => Comm::join(nccl, id, index, rank, ranks).map(Some),
                 _ => Ok(None),

@@ -1,6 +1,6 @@
 //! Copies of device tensors to the host.
 
-use crate::sys::native::Event;
+use crate::sys::Event;
 use tch::{Device, Kind, Tensor};
 
 /// An asynchronous copy of a tensor to the host.

@@ -3,10 +3,12 @@
 
 use super::params::{Params, Role};
 use crate::model::kernels::{self, Then};
-use crate::sys::native::{self, RankMean};
+use crate::sys::attach_backward;
 use codinet_dataloader::random::{self, Domain};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
+use std::fmt;
+use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 /// How far running statistics move towards a batch's.
@@ -255,7 +257,7 @@ impl BatchNorm {
         let (own_var, own_mean) = values.var_mean_dim([0, 2, 3].as_slice(), false, false);
         // As distances from the running mean, which is the same on all ranks: squares of small numbers lose less.
         let off = own_mean - &self.mean;
-        let moments = mean.of(&Tensor::stack(&[&off, &(own_var + off.square())], 0)); // [2, C]
+        let moments = mean.forward(&Tensor::stack(&[&off, &(own_var + off.square())], 0)); // [2, C]
         let off = moments.get(0);
         let var = (moments.get(1) - off.square()).clamp_min(0.0);
         let (mean, ranks) = (off + &self.mean, mean.ranks);
@@ -270,6 +272,40 @@ impl BatchNorm {
             });
         }
         y.to_kind(x.kind())
+    }
+}
+
+/// The mean over ranks, as an operation of autograd's.
+pub struct RankMean {
+    average: Arc<dyn Fn(&Tensor) + Send + Sync>,
+    ranks: usize,
+}
+
+impl RankMean {
+    /// `average` replaces a tensor by its mean over `ranks` ranks. All ranks call it in the same order: in forward passes, and
+    /// on an autograd thread in backward passes.
+    pub fn new(ranks: usize, average: impl Fn(&Tensor) + Send + Sync + 'static) -> Self {
+        Self { average: Arc::new(average), ranks }
+    }
+
+    /// All ranks: the mean of `x` over ranks. The operation is linear and gradients are averaged over ranks at the end of a
+    /// step, so the gradient of `x` is the mean over ranks of the output's gradients.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let mean = |average: &dyn Fn(&Tensor), x: &Tensor| {
+            let y = x.detach().contiguous().copy();
+            average(&y);
+            y
+        };
+        let y = mean(&*self.average, x);
+        let average = self.average.clone();
+        attach_backward([x], [&y], move |[gradient]| [gradient.map(|gradient| mean(&*average, &gradient))]);
+        y
+    }
+}
+
+impl fmt::Debug for RankMean {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("RankMean").field("ranks", &self.ranks).finish_non_exhaustive()
     }
 }
 
@@ -297,7 +333,7 @@ fn mean_over_area(x: &Tensor) -> Tensor {
     let mean = tch::no_grad(|| x.mean_dim([2, 3].as_slice(), false, Kind::Float));
     let (shape, kind) = (x.size(), x.kind());
     let area: i64 = shape[2..].iter().product();
-    native::function([x], [&mean], move |[gradient]| {
+    attach_backward([x], [&mean], move |[gradient]| {
         let by_channel = gradient.map(|gradient| (gradient / area as f64).to_kind(kind));
         [by_channel.map(|gradient| gradient.unsqueeze(2).unsqueeze(3).expand(&shape, false))]
     });

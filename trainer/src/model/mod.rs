@@ -9,6 +9,6 @@ pub mod router;
 
 pub use gate::{Decisions, gumbel_noise, hard, relaxed};
 pub use kernels::parts;
-pub use layers::Statistics;
+pub use layers::{RankMean, Statistics};
 pub use params::{Params, Role};
 pub use resnet::{BlockCost, Costs, Folded, FoldedBlock, FoldedGate, Net, Output, Way};

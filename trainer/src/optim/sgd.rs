@@ -2,7 +2,7 @@
 
 use crate::config::{Optim, Routers};
 use crate::model::Params;
-use crate::sys::native::{Update, fused_sgd};
+use crate::sys::{SgdUpdate, fused_sgd};
 use tch::Tensor;
 
 /// Stochastic gradient descent with momentum and weight decay, as PyTorch has it (dampening 0):
@@ -48,7 +48,7 @@ impl Sgd {
             let decays = self.options.decay_norm_and_bias || !norm_or_bias;
             fused_sgd(
                 &parts,
-                Update {
+                SgdUpdate {
                     lr,
                     momentum: self.options.momentum,
                     weight_decay: if decays { self.options.weight_decay } else { 0.0 },

@@ -12,7 +12,7 @@ use crate::dist::{World, agree};
 use crate::optim::schedule::format_lr;
 use crate::run::Console;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::memory::{self, gib};
+use crate::sys::{OOM_ADVICE, available_memory, format_gib, peak_memory, release_memory};
 use crate::text::counted;
 use crate::train::BenchmarkRun;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub fn run(
     limit: Option<MemorySize>,
 ) -> Result<()> {
     let mut console = Console::new(world.rank());
-    let own = limit.map_or_else(|| memory::available(device, world.local().1), |limit| limit.0);
+    let own = limit.map_or_else(|| available_memory(device, world.local().1), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
     let unit = batch_size_unit(config, world.ranks());
     let mut smallest = config.clone();
@@ -58,7 +58,7 @@ pub fn run(
     console.say(&format!(
         "multiples of {unit} on {}, at most {} per rank, of which {:.0} % stay free",
         counted(world.ranks(), "rank"),
-        gib(limit as u64),
+        format_gib(limit as u64),
         100.0 * RESERVE
     ));
     console.say(&format!("{:>12}{:>16}{:>12}", "batch_size", "peak memory", "images/s"));
@@ -68,13 +68,16 @@ pub fn run(
         at.optim.batch_size = batch;
         let one = measure(world, &at, device, stop)?;
         let fits = if one.peak as f64 <= search.limit { "" } else { "  too much" };
-        console.say(&format!("{batch:>12}{:>16}{:>12.1}{fits}", gib(one.peak), one.images_per_second));
+        console.say(&format!("{batch:>12}{:>16}{:>12.1}{fits}", format_gib(one.peak), one.images_per_second));
         tried.push(one);
     }
     let Some(best) = search.best(&tried) else {
         let least = tried.first().map_or(0, |one| one.peak);
-        let message =
-            format!("a batch of {unit} takes {} per rank, more than there is; {}", gib(least), memory::MEND);
+        let message = format!(
+            "a batch of {unit} takes {} per rank, more than there is; {}",
+            format_gib(least),
+            OOM_ADVICE
+        );
         return Err(Error::on_all_ranks(Exit::Memory, message));
     };
     console.say(&advice(config, &best, best.batch == search.most));
@@ -83,7 +86,7 @@ pub fn run(
 
 /// All ranks: some real steps at this config's batch size.
 fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool>) -> Result<Tried> {
-    memory::release(device);
+    release_memory(device);
     let mut trial = BenchmarkRun::new(world, config, device, stop.clone())?;
     for _ in 0..STEPS.0 {
         trial.step()?;
@@ -95,7 +98,7 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
     }
     trial.synchronize();
     let seconds = over_ranks(world, start.elapsed().as_secs_f64())?.into_iter().fold(0.0, f64::max);
-    let peak = over_ranks(world, memory::peak(device).held as f64)?.into_iter().fold(0.0, f64::max);
+    let peak = over_ranks(world, peak_memory(device).held as f64)?.into_iter().fold(0.0, f64::max);
     let images = STEPS.1 * config.optim.batch_size * config.data.views;
     Ok(Tried {
         batch: config.optim.batch_size,
@@ -176,7 +179,7 @@ fn advice(config: &Config, best: &Tried, whole_set: bool) -> String {
     format!(
         "\nlargest batch that fits: {batch} samples ({} per rank, {:.1} images/s){bound}\n  --set optim.batch_size={batch}{set}\n\
          learning rates, scaled in proportion from a batch of {from}: {rates}",
-        gib(best.peak),
+        format_gib(best.peak),
         best.images_per_second
     )
 }

@@ -6,8 +6,10 @@ use crate::config::{Config, Resume};
 use crate::dist::{World, agree, all_gather_lists, broadcast_text};
 use crate::run::{Console, choose, write_whole};
 use crate::sys::error::{Error, Result};
-use crate::sys::memory::{self, Peak, gib};
-use crate::sys::span::{self, Phase, Recorded, Span};
+use crate::sys::{
+    PeakMemory, Phase, Recording, Span, format_gib, peak_memory, save_trace, start_recording, start_trace,
+    stop_recording,
+};
 use crate::text::counted;
 use crate::train::BenchmarkRun;
 use serde_json::{Value, json};
@@ -150,26 +152,26 @@ pub fn run(
     let macs = trial.costs().training_macs() as f64;
     let mut peaks = Vec::new();
     for _ in 0..WARM_UP {
-        span::start(device, true);
+        start_recording(device, true);
         trial.step()?;
-        peaks.push(span::stop().peaks);
+        peaks.push(stop_recording().peaks);
     }
     // A GPU's first steps try out kernels; a CPU's peak only rises, and the first step tells where.
     let of_phases = if device.is_cuda() { peaks.pop() } else { peaks.into_iter().next() }.unwrap_or_default();
-    span::start(device, false);
+    start_recording(device, false);
     for _ in 0..steps {
         trial.step()?;
     }
-    let Recorded { spans, .. } = span::stop();
-    let peak = memory::peak(device);
-    span::start(device, false);
-    span::start_trace(device);
+    let Recording { spans, .. } = stop_recording();
+    let peak = peak_memory(device);
+    start_recording(device, false);
+    start_trace(device);
     for _ in 0..steps.min(TRACED) {
         trial.step()?;
     }
-    span::stop();
+    stop_recording();
     let trace = folder.join(format!("rank{}.json", world.rank()));
-    span::save_trace(&trace);
+    save_trace(&trace);
     let saved = fs::metadata(&trace).map(drop).map_err(|error| Error::disk("write", &trace, &error));
     agree(world, saved)?;
 
@@ -246,11 +248,11 @@ fn phases(peaks: &[(Phase, u64)]) -> Value {
     })
 }
 
-fn table(anatomy: &Anatomy, device: Device, peak: Peak, of_phases: &[(Phase, u64)]) -> String {
+fn table(anatomy: &Anatomy, device: Device, peak: PeakMemory, of_phases: &[(Phase, u64)]) -> String {
     let of_phases = phases(of_phases);
     let mut text = format!("{:<20}{:>10}{:>8}{:>14}\n", "", "ms", "%", "peak memory");
     let mut row = |name: &str, time: f64| {
-        let memory = of_phases[name].as_u64().map_or(String::new(), gib);
+        let memory = of_phases[name].as_u64().map_or(String::new(), format_gib);
         let share = 100.0 * time / anatomy.step;
         let line = format!("{name:<20}{time:>10.2}{share:>8.1}{memory:>14}");
         let _ = writeln!(text, "{}", line.trim_end());
@@ -264,13 +266,13 @@ fn table(anatomy: &Anatomy, device: Device, peak: Peak, of_phases: &[(Phase, u64
         Device::Cuda(_) => writeln!(
             text,
             "\npeak memory {} of tensors, {} with what the allocator keeps",
-            gib(peak.tensors),
-            gib(peak.held)
+            format_gib(peak.tensors),
+            format_gib(peak.held)
         ),
         _ => writeln!(
             text,
             "\npeak memory {} of the process; beside a phase: up to its end, in the first step",
-            gib(peak.held)
+            format_gib(peak.held)
         ),
     };
     text
@@ -286,7 +288,7 @@ fn ranks(all: &[Value]) -> String {
         let ms = |part: &str| rank["ms"][part].as_f64().unwrap_or(f64::NAN);
         let (step, loader) = (ms("step"), ms("loader wait"));
         let (exposed, hidden) = (ms("collectives exposed"), ms("collectives hidden"));
-        let peak = gib(rank["peak_bytes"]["held"].as_u64().unwrap_or(0));
+        let peak = format_gib(rank["peak_bytes"]["held"].as_u64().unwrap_or(0));
         let number = &rank["rank"];
         let _ =
             writeln!(text, "{number:<6}{step:>10.2}{loader:>10.2}{exposed:>10.2}{hidden:>10.2}{peak:>14}");

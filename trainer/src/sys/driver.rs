@@ -1,7 +1,5 @@
-//! NVIDIA's driver: the functions of `libcuda.so.1` that are used here. Only the case of no driver has been tested: no machine
-//! with a GPU has run it yet.
-//!
-//! The library is opened when it is needed, for the program runs where there is none too, and cudarc panics there.
+//! NVIDIA's driver, `libcuda.so.1`, opened at run time because the program also runs without one, where cudarc panics. Only
+//! the case of no driver has been tested: no machine with a GPU has run it yet.
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
 use libloading::Library;
@@ -9,10 +7,10 @@ use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::null;
 
-/// What the driver, or NVRTC, calls a thing by.
+/// An object of the driver or of NVRTC.
 pub type Handle = *mut c_void;
 
-/// The functions of the driver that are used here, by <https://docs.nvidia.com/cuda/cuda-driver-api/>.
+/// The driver functions that this program calls; see <https://docs.nvidia.com/cuda/cuda-driver-api/>.
 pub struct Driver {
     init: unsafe extern "C" fn(c_uint) -> c_int,
     get_device: unsafe extern "C" fn(*mut c_int, c_int) -> c_int,
@@ -40,58 +38,58 @@ pub struct Driver {
     _library: Library,
 }
 
-/// Opens the first of `names` that there is.
-pub fn open(names: &[&str]) -> Result<Library, String> {
+/// Opens the first of `names` that exists.
+pub fn open_library(names: &[&str]) -> Result<Library, String> {
     // SAFETY: NVIDIA's libraries' constructors set up the libraries themselves and nothing else.
     let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    found.ok_or_else(|| format!("found none of {} (LD_LIBRARY_PATH may lead to one)", names.join(", ")))
+    found.ok_or_else(|| format!("found none of {} (LD_LIBRARY_PATH can name its folder)", names.join(", ")))
 }
 
-/// Why a library cannot be opened, or lacks a function: the system's own words.
-pub fn why(error: &libloading::Error) -> String {
+/// The system's own message for a library that cannot be opened or lacks a function.
+pub fn library_error(error: &libloading::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// A function of `library`.
+/// Finds function `name` of `library`.
 ///
 /// # Safety
-/// `F` is its signature, and it is called no longer than the library lives.
-pub unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
-    // SAFETY: the caller answers for it.
-    unsafe { library.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| why(&error))
+/// `F` is its signature, and it is not called after the library is closed.
+pub unsafe fn load_function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
+    // SAFETY: as the caller guarantees.
+    unsafe { library.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| library_error(&error))
 }
 
 impl Driver {
-    /// Opens the driver's library, of which there is one, where there is a driver.
+    /// Opens the driver's library, which exists where a driver is installed.
     pub fn open() -> Result<Self, String> {
-        let library = open(&["libcuda.so.1"])?;
+        let library = open_library(&["libcuda.so.1"])?;
         let l = &library;
-        // SAFETY: the signatures of the driver's documentation; the library is kept beside them.
+        // SAFETY: the signatures are those of the driver's documentation; `_library` keeps the library open.
         unsafe {
             Ok(Self {
-                init: function(l, "cuInit")?,
-                get_device: function(l, "cuDeviceGet")?,
-                get_attribute: function(l, "cuDeviceGetAttribute")?,
-                retain_primary: function(l, "cuDevicePrimaryCtxRetain")?,
-                push_context: function(l, "cuCtxPushCurrent_v2")?,
-                pop_context: function(l, "cuCtxPopCurrent_v2")?,
-                load_module: function(l, "cuModuleLoadData")?,
-                get_function: function(l, "cuModuleGetFunction")?,
-                launch_kernel: function(l, "cuLaunchKernel")?,
-                get_uuid: function(l, "cuDeviceGetUuid_v2")?,
-                error_string: function(l, "cuGetErrorString")?,
+                init: load_function(l, "cuInit")?,
+                get_device: load_function(l, "cuDeviceGet")?,
+                get_attribute: load_function(l, "cuDeviceGetAttribute")?,
+                retain_primary: load_function(l, "cuDevicePrimaryCtxRetain")?,
+                push_context: load_function(l, "cuCtxPushCurrent_v2")?,
+                pop_context: load_function(l, "cuCtxPopCurrent_v2")?,
+                load_module: load_function(l, "cuModuleLoadData")?,
+                get_function: load_function(l, "cuModuleGetFunction")?,
+                launch_kernel: load_function(l, "cuLaunchKernel")?,
+                get_uuid: load_function(l, "cuDeviceGetUuid_v2")?,
+                error_string: load_function(l, "cuGetErrorString")?,
                 _library: library,
             })
         }
     }
 
-    /// Turns a return code into a result that names the call and gives the driver's own words.
+    /// Turns a return code into a result whose error names the call and has the driver's own message.
     pub fn check(&self, code: c_int, call: &str) -> Result<(), String> {
         if code == 0 {
             return Ok(());
         }
         let mut text = null();
-        // SAFETY: room for an address, which stays null or becomes that of a string of the library's own.
+        // SAFETY: room for an address, which stays null or becomes that of a string in the library.
         let text = unsafe {
             (self.error_string)(code, &mut text);
             if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
@@ -99,7 +97,7 @@ impl Driver {
         Err(format!("{call} failed with code {code}: {text}"))
     }
 
-    /// The driver's handle of a GPU, by libtorch's number for it.
+    /// The driver's handle of the GPU that libtorch knows by `number`.
     pub fn device(&self, number: usize) -> Result<c_int, String> {
         let mut handle = 0;
         // SAFETY: plain numbers; room for the handle that is written.
@@ -110,10 +108,11 @@ impl Driver {
         Ok(handle)
     }
 
-    /// What tells this GPU, or this part of one, from all others, in hexadecimal digits; the number does not where each rank
-    /// is shown its own GPU as number 0.
+    /// The UUID of a GPU, or of a part of one, in hexadecimal digits. A number does not identify a GPU: each rank may see its
+    /// own as number 0.
     pub fn uuid(&self, number: usize) -> Result<String, String> {
-        let (device, mut uuid) = (self.device(number)?, [0; 16]);
+        let device = self.device(number)?;
+        let mut uuid = [0; 16];
         // SAFETY: a device's handle; room for the 16 bytes that are written.
         self.check(unsafe { (self.get_uuid)(&mut uuid, device) }, "cuDeviceGetUuid")?;
         Ok(uuid.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -1,15 +1,11 @@
-//! glibc's allocator as tensors need it. By default each large tensor is mapped anew and given back at once, and every
-//! page of it is a fault: a sixth of a training step on a CPU. And how much memory there is, was needed, and what to do where
-//! it does not suffice. What needs a GPU is untested: none has run it yet.
+//! How much memory a process needs, holds and may take, on a GPU and on the host. The paths for GPUs are untested: no machine
+//! with a GPU has run them yet.
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
-use crate::env;
-use crate::sys::native::expect;
+use super::torch::panic_on_error;
 use std::ffi::c_int;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use tch::Device;
 
 unsafe extern "C" {
@@ -18,100 +14,50 @@ unsafe extern "C" {
     fn codinet_host_memory_release();
 }
 
-/// Freed memory is kept, so that a process stays as large as it once was, and lies on huge pages where the system has them.
-const TUNABLES: &str = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776:\
-                        glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1";
-
-/// Starts this program anew, once, in place of itself, with these settings, which are read at a start alone; those that a
-/// user has made of the allocator stay.
-pub fn tune() {
-    let Ok(set) = env::raw(env::GLIBC_TUNABLES).unwrap_or_default().into_string() else { return };
-    if set.contains("glibc.malloc.") {
-        return;
-    }
-    let tunables = if set.is_empty() { TUNABLES.to_owned() } else { format!("{set}:{TUNABLES}") };
-    let mut words = std::env::args_os();
-    let (Some(name), Ok(program)) = (words.next(), std::env::current_exe()) else { return };
-    if Path::new(&name).file_name() != program.file_name() {
-        return; // started by a loader or under another name: what would start then is not known
-    }
-    let _ = Command::new(program).arg0(name).args(words).env(env::GLIBC_TUNABLES.name, tunables).exec(); // where it fails: as it was
-}
-
-/// What to lower where memory does not suffice.
-pub const MEND: &str = "lower optim.batch_size, raise optim.accumulate, lower data.views or set run.precision=bf16; \
-                        codinet-train CONFIG --find-batch finds the largest batch that fits";
-
-/// The words of libtorch, cuBLAS, cuDNN, oneDNN and C++'s allocator for memory that they did not get.
-const WORDS: [&str; 7] = [
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "Cannot allocate memory",
-];
-
-/// oneDNN's words for whatever kept it from its work, memory among it.
-const PERHAPS: [&str; 2] = ["could not create a primitive", "could not create a memory object"];
-
-/// Whether a panic's words tell that memory did not suffice; where they leave it open, whether the process stands at the
-/// limit of its address space (`ulimit -v`).
-pub fn ran_out(words: &str) -> bool {
-    let said = |what: &[&str]| what.iter().any(|what| words.contains(what));
-    said(&WORDS) || (said(&PERHAPS) && at_limit())
-}
-
-fn at_limit() -> bool {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
-    let limit = limit.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    limit.is_some_and(|limit| status("VmPeak:") as f64 >= 0.9 * limit as f64)
-}
-
-/// The most memory that was needed since the start, or since it was forgotten; in bytes.
+/// The largest amount of memory in use since the start or the last reset, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peak {
-    /// On a GPU, tensors'; on a CPU the same as `held`.
+pub struct PeakMemory {
+    /// On a GPU, tensors; on a CPU the same as `held`.
     pub tensors: u64,
-    /// What the process held: on a GPU with what its allocator keeps for later, on a CPU in RAM (VmHWM).
+    /// On a GPU, tensors and what libtorch's allocator keeps for reuse; on a CPU, the process's RAM (VmHWM).
     pub held: u64,
 }
 
 /// This process's peak on `device`.
-pub fn peak(device: Device) -> Peak {
-    match of_gpu(device) {
-        Some([tensors, held, ..]) => Peak { tensors, held },
+pub fn peak_memory(device: Device) -> PeakMemory {
+    match gpu_memory(device) {
+        Some(GpuMemory { peak_tensors, peak_held, .. }) => {
+            PeakMemory { tensors: peak_tensors, held: peak_held }
+        }
         None => {
-            let held = status("VmHWM:");
-            Peak { tensors: held, held }
+            let held = status_bytes("VmHWM:");
+            PeakMemory { tensors: held, held }
         }
     }
 }
 
-/// On a GPU: peaks count from here on. A CPU's does not go down, for what was freed is kept ([`tune`]).
-pub fn forget_peak(device: Device) {
+/// Restarts a GPU's peaks. A CPU's peak cannot fall, because freed memory stays with the process ([`super::tune_allocator`]).
+pub fn reset_peak_memory(device: Device) {
     reset_gpu(device, false);
 }
 
-/// Gives back what was freed, and peaks count from here on.
-pub fn release(device: Device) {
+/// Returns freed memory to the device or the system, and restarts peaks.
+pub fn release_memory(device: Device) {
     reset_gpu(device, true);
     if !device.is_cuda() {
         // SAFETY: glibc's malloc_trim, which may be called at any time.
         unsafe { codinet_host_memory_release() };
-        let _ = fs::write("/proc/self/clear_refs", "5"); // where it is refused, peaks count on
+        let _ = fs::write("/proc/self/clear_refs", "5"); // where the kernel refuses it, the peak is not restarted
     }
 }
 
-/// Bytes that this process may take on `device`: what it holds and what is free, on a CPU by the host and by the cgroups
-/// that it is in, shared evenly by `ranks` processes.
-pub fn available(device: Device, ranks: usize) -> u64 {
-    if let Some([_, _, held, free]) = of_gpu(device) {
+/// Bytes that this process may use on `device`: those it holds and those that are free. On a CPU free memory is limited by the
+/// host and by the process's cgroups, and divided evenly among `ranks` processes.
+pub fn available_memory(device: Device, ranks: usize) -> u64 {
+    if let Some(GpuMemory { held, free, .. }) = gpu_memory(device) {
         return held + free;
     }
-    let free = field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:");
+    let free = field_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:");
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
     let root = Path::new("/sys/fs/cgroup");
@@ -120,37 +66,52 @@ pub fn available(device: Device, ranks: usize) -> u64 {
     let groups = folder.ancestors().take_while(|folder| folder.starts_with(root)).filter_map(|folder| {
         Some(number(&folder.join("memory.max"))?.saturating_sub(number(&folder.join("memory.current"))?))
     });
-    groups.chain([free]).min().unwrap_or(free) / ranks as u64 + status("VmRSS:")
+    groups.chain([free]).min().unwrap_or(free) / ranks as u64 + status_bytes("VmRSS:")
 }
 
-/// The most that tensors have taken, the most that the allocator has held, what it holds, what is free beside it.
-fn of_gpu(device: Device) -> Option<[u64; 4]> {
+/// `bytes` as `1.25 GiB`.
+pub fn format_gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// A GPU's memory, in bytes.
+struct GpuMemory {
+    /// The peak of tensors.
+    peak_tensors: u64,
+    /// The peak of what libtorch's allocator holds.
+    peak_held: u64,
+    /// What libtorch's allocator holds.
+    held: u64,
+    /// What the device has left.
+    free: u64,
+}
+
+/// `None` on a CPU.
+fn gpu_memory(device: Device) -> Option<GpuMemory> {
     let Device::Cuda(index) = device else { return None };
     let mut bytes = [0i64; 4];
     // SAFETY: room for the four numbers that are written; the result is checked.
-    expect(unsafe { codinet_device_memory(index as c_int, bytes.as_mut_ptr()) }, "the GPU's memory");
-    Some(bytes.map(|bytes| bytes.max(0) as u64))
+    let read = unsafe { codinet_device_memory(index as c_int, bytes.as_mut_ptr()) };
+    panic_on_error(read, "reading the GPU's memory");
+    let [peak_tensors, peak_held, held, free] = bytes.map(|bytes| bytes.max(0) as u64);
+    Some(GpuMemory { peak_tensors, peak_held, held, free })
 }
 
 fn reset_gpu(device: Device, release: bool) {
     if let Device::Cuda(index) = device {
-        // SAFETY: no arguments but a number and a flag; the result is checked.
-        expect(unsafe { codinet_device_memory_reset(index as c_int, release) }, "the GPU's memory");
+        // SAFETY: a number and a flag; the result is checked.
+        let reset = unsafe { codinet_device_memory_reset(index as c_int, release) };
+        panic_on_error(reset, "resetting the GPU's memory peaks");
     }
 }
 
 /// A line of /proc/self/status, in bytes.
-fn status(name: &str) -> u64 {
-    field(&fs::read_to_string("/proc/self/status").unwrap_or_default(), name)
+pub(super) fn status_bytes(name: &str) -> u64 {
+    field_bytes(&fs::read_to_string("/proc/self/status").unwrap_or_default(), name)
 }
 
-/// `NAME  123 kB` in bytes; 0 where there is none.
-fn field(text: &str, name: &str) -> u64 {
+/// The line `NAME  123 kB` of `text`, in bytes; 0 if it has none.
+fn field_bytes(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
-/// Bytes as a person reads them.
-pub fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }

@@ -1,9 +1,23 @@
-//! What the trainer needs of libtorch, CUDA and the operating system that tch and std lack.
+//! The parts of libtorch, CUDA and the operating system that tch and std do not offer.
 
-pub(crate) mod driver;
+mod allocator;
+mod driver;
 pub mod error;
-pub mod memory;
-pub(crate) mod native;
-pub(crate) mod span;
+mod memory;
+mod out_of_memory;
+mod span;
+mod torch;
 
-pub use native::{Convolution, channels_last, parallel};
+pub use allocator::tune_allocator;
+pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
+pub(crate) use memory::{PeakMemory, available_memory, format_gib, peak_memory, release_memory};
+pub use out_of_memory::OOM_ADVICE;
+pub(crate) use out_of_memory::is_out_of_memory;
+pub(crate) use span::{
+    Phase, Recording, Span, range, save_trace, start_recording, start_trace, stop_recording,
+};
+pub(crate) use torch::{
+    Event, SgdUpdate, Stream, allow_tf32, attach_backward, current_stream_handle, fused_sgd, hook_gradient,
+    pin_memory, pin_slice, record_stream, set_device, set_side_stream,
+};
+pub use torch::{PackedConv, channels_last, parallel_for};

@@ -3,10 +3,10 @@
 use super::step::StepOutput;
 use crate::config::{Config, Routers};
 use crate::dist::{Gradients, World};
+use crate::model::RankMean;
 use crate::model::{Net, Statistics};
 use crate::optim::{Ema, Sgd};
-use crate::sys::native::RankMean;
-use crate::sys::span::{Phase, range};
+use crate::sys::{Phase, range};
 use tch::{Device, Kind, Tensor};
 
 /// A network in training, on one rank: its weights, their gradient, the optimiser and the moving average.

@@ -10,7 +10,7 @@ use crate::metrics::{HostCopy, StepMetrics};
 use crate::model::{Decisions, Net, Statistics, hard};
 use crate::run::Event;
 use crate::sys::error::Result;
-use crate::sys::span::{Phase, range};
+use crate::sys::{Phase, range};
 use tch::{Kind, Tensor};
 
 impl Trainer<'_> {

@@ -1,7 +1,7 @@
 //! Holds kernels to libtorch's own operations: in tests, and before a run trusts the kernels for its GPU.
 
 use super::{Norm, Then};
-use crate::sys::native::channels_last;
+use crate::sys::channels_last;
 use tch::{Device, Kind, Tensor};
 
 /// Shapes `[N, C, H, W]`: odd ones; one pixel; more samples, or pixels of many channels, than one round of sums takes.

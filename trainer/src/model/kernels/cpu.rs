@@ -5,7 +5,7 @@
 
 use super::parts::{Bf16, Element, LANES, Lanes, Parts};
 use super::{Given, Norm, Passes, Tail};
-use crate::sys::native::parallel;
+use crate::sys::parallel_for;
 use pulp::{Arch, Simd, WithSimd};
 use std::array::from_fn;
 use tch::{Kind, Tensor};
@@ -97,7 +97,7 @@ impl Saved {
         let (outs, means) = (Parts::<T>::of(&out, self.samples), Parts::<f32>::of(&mean, self.samples));
         let tail = self.tail;
         let operands = self.operands::<T>(&affine);
-        parallel(self.samples, |n| {
+        parallel_for(self.samples, |n| {
             let sample = operands.sample(n);
             // SAFETY: tensors of this function's own, one sample a task.
             let (out, mean) = unsafe { (outs.get_mut(n), means.get_mut(n)) };
@@ -181,7 +181,7 @@ impl Saved {
             let none = Tensor::empty([0], float);
             let [h, shortcut, skip] = [Some(&h), shortcut.as_ref(), skip.as_ref()]
                 .map(|x| Parts::<T>::of(x.unwrap_or(&none), samples));
-            parallel(samples, |n| {
+            parallel_for(samples, |n| {
                 let (sample, out, mean) = (operands.sample(n), outs.get(n), means.get(n));
                 let (offset, slope) = (&offset[..], &slope[..]);
                 // SAFETY: tensors of this function's own, one sample a task.
@@ -210,7 +210,7 @@ impl Saved {
         let mut sums = vec![[0.0; LANES]; self.samples * kinds * self.chunks];
         let parts = Parts::over(&mut sums, self.samples);
         // SAFETY: a vector of this function's own, one sample a task.
-        parallel(self.samples, |n| task(n, unsafe { parts.get_mut(n) }));
+        parallel_for(self.samples, |n| task(n, unsafe { parts.get_mut(n) }));
         sums
     }
 }

@@ -5,8 +5,7 @@
 #![expect(unsafe_code, reason = "NVRTC and the driver are C libraries")]
 
 use super::gpu::{self, Launch, THREADS, Task};
-use crate::sys::driver::{Driver, Handle, function, open};
-use crate::sys::native::stream_handle;
+use crate::sys::{Driver, Handle, current_stream_handle, load_function, open_library};
 use libloading::Library;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -46,24 +45,25 @@ struct Bytes {
 impl Nvrtc {
     /// libtorch's own first: libcaffe2_nvrtc.so brings the NVRTC that it is linked with.
     fn open() -> Result<Self, String> {
-        let library = open(&["libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])?;
+        let library =
+            open_library(&["libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])?;
         let l = &library;
         // SAFETY: the signatures of NVRTC's documentation; the library is kept beside them.
         unsafe {
             let bytes = |of: &str| {
                 let (size, get) = (format!("nvrtcGet{of}Size"), format!("nvrtcGet{of}"));
-                Ok::<_, String>(Bytes { size: function(l, &size)?, get: function(l, &get)? })
+                Ok::<_, String>(Bytes { size: load_function(l, &size)?, get: load_function(l, &get)? })
             };
             Ok(Self {
-                create_program: function(l, "nvrtcCreateProgram")?,
-                compile_program: function(l, "nvrtcCompileProgram")?,
-                destroy_program: function(l, "nvrtcDestroyProgram")?,
+                create_program: load_function(l, "nvrtcCreateProgram")?,
+                compile_program: load_function(l, "nvrtcCompileProgram")?,
+                destroy_program: load_function(l, "nvrtcDestroyProgram")?,
                 log: bytes("ProgramLog")?,
                 cubin: bytes("CUBIN")?,
                 ptx: bytes("PTX")?,
-                count_archs: function(l, "nvrtcGetNumSupportedArchs")?,
-                archs: function(l, "nvrtcGetSupportedArchs")?,
-                error_string: function(l, "nvrtcGetErrorString")?,
+                count_archs: load_function(l, "nvrtcGetNumSupportedArchs")?,
+                archs: load_function(l, "nvrtcGetSupportedArchs")?,
+                error_string: load_function(l, "nvrtcGetErrorString")?,
                 _library: library,
             })
         }
@@ -205,7 +205,7 @@ impl Launch for Cuda {
     /// On the stream that this thread uses; on a thread of autograd's, that is the forward pass's.
     unsafe fn launch(&self, kernel: &str, blocks: i64, task: &Task) {
         let blocks = c_uint::try_from(blocks).expect("fewer blocks than 2³¹");
-        let (function, stream) = (self.functions[kernel], stream_handle(self.device));
+        let (function, stream) = (self.functions[kernel], current_stream_handle(self.device));
         let mut parameters = [std::ptr::from_ref(task).cast_mut().cast::<c_void>()];
         let launched = self.within(|driver| {
             // SAFETY: one parameter, a Task, which the call copies; no shared memory but the kernel's own. The caller answers

@@ -14,7 +14,7 @@ mod emulate;
 mod gpu;
 pub mod parts;
 
-use crate::sys::native::{self, channels_last};
+use crate::sys::{attach_backward, channels_last};
 use parts::LANES;
 use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
@@ -169,14 +169,10 @@ fn norm_then_by<P: Passes>(
         Given { h: h.detach(), shortcut: shortcut.detach(), skip: skip.detach(), v: v.detach(), tail };
     let passes = passes(given);
     let (kept, out, mean) = tch::no_grad(|| passes.forward(norm));
-    native::function(
-        [&h, norm.weight, norm.bias, &shortcut, &skip, &v],
-        [&out, &mean],
-        move |[out, mean]| {
-            let out = out.map(|gradient| channels_last(&gradient));
-            passes.backward(&kept, out, mean.map(|gradient| gradient.contiguous()))
-        },
-    );
+    attach_backward([&h, norm.weight, norm.bias, &shortcut, &skip, &v], [&out, &mean], move |[out, mean]| {
+        let out = out.map(|gradient| channels_last(&gradient));
+        passes.backward(&kept, out, mean.map(|gradient| gradient.contiguous()))
+    });
     (out, mean)
 }
 

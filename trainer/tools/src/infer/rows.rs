@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
 use codinet_trainer::model::parts::{LANES, Lanes, Parts};
-use codinet_trainer::sys::{channels_last, parallel};
+use codinet_trainer::sys::{channels_last, parallel_for};
 use pulp::{Arch, Simd, WithSimd};
 use tch::{Device, Kind, Tensor};
 
@@ -79,7 +79,7 @@ fn each(rows: &[usize], task: impl Fn(usize) + Sync) {
     assert!(rows.is_sorted_by(|a, b| a < b), "places in rising order, each once");
     match rows.len() {
         1 => task(0),
-        rows => parallel(rows, task),
+        rows => parallel_for(rows, task),
     }
 }
 

@@ -1,0 +1,150 @@
+//! CUDA's streams and events, and the device of a thread. On a CPU work is done when a call returns, so there are none.
+#![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
+
+use super::panic_on_error;
+use std::ffi::{c_int, c_void};
+use tch::Device;
+
+unsafe extern "C" {
+    fn codinet_event_record(device: c_int, timed: bool) -> *mut c_void;
+    fn codinet_event_block(event: *mut c_void) -> bool;
+    fn codinet_event_query(event: *mut c_void) -> c_int;
+    fn codinet_event_synchronize(event: *mut c_void) -> bool;
+    fn codinet_event_between(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
+    fn codinet_event_free(event: *mut c_void);
+    fn codinet_use_device(device: c_int) -> bool;
+    fn codinet_side_stream(device: c_int) -> bool;
+    fn codinet_stream_new(device: c_int) -> *mut c_void;
+    fn codinet_stream_exchange(stream: *mut c_void) -> bool;
+    fn codinet_stream_free(stream: *mut c_void);
+    fn codinet_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
+}
+
+/// An event recorded on a CUDA stream.
+#[derive(Debug)]
+pub struct Event(*mut c_void);
+
+// SAFETY: any thread may wait for a CUDA event; methods that change it take `&mut` or consume it.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Records an event on this thread's current stream; `None` on a CPU.
+    pub fn record(device: Device) -> Option<Self> {
+        Self::new(device, false)
+    }
+
+    /// [`Event::record`] with a time stamp, for [`Event::milliseconds_since`].
+    pub fn record_timed(device: Device) -> Option<Self> {
+        Self::new(device, true)
+    }
+
+    fn new(device: Device, timed: bool) -> Option<Self> {
+        let Device::Cuda(index) = device else { return None };
+        // SAFETY: a number and a flag; the result is checked.
+        let event = unsafe { codinet_event_record(index as c_int, timed) };
+        panic_on_error(!event.is_null(), "recording an event");
+        Some(Self(event))
+    }
+
+    /// Makes later work of this thread's current stream wait for the event; the host does not wait.
+    pub fn block(&self) {
+        // SAFETY: the event is alive.
+        let blocked = unsafe { codinet_event_block(self.0) };
+        panic_on_error(blocked, "making a stream wait for an event");
+    }
+
+    /// Whether the stream has reached the event.
+    pub fn is_complete(&self) -> bool {
+        // SAFETY: the event is alive.
+        let answer = unsafe { codinet_event_query(self.0) };
+        panic_on_error(answer != 0, "querying an event");
+        answer == 1
+    }
+
+    /// Makes the host wait for the event.
+    pub fn synchronize(&self) {
+        // SAFETY: the event is alive.
+        let synchronized = unsafe { codinet_event_synchronize(self.0) };
+        panic_on_error(synchronized, "waiting for an event");
+    }
+
+    /// Time from `earlier` to this event, in milliseconds. Both are timed; the host waits for them.
+    pub fn milliseconds_since(&self, earlier: &Self) -> f64 {
+        let mut milliseconds = 0.0;
+        // SAFETY: both events are alive, and the number outlives the call.
+        let done = unsafe { codinet_event_between(earlier.0, self.0, &raw mut milliseconds) };
+        panic_on_error(done, "the time between two events");
+        milliseconds
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by codinet_event_record, freed once.
+        unsafe { codinet_event_free(self.0) };
+    }
+}
+
+/// Makes `device` this thread's current device. Without it the thread's first CUDA call would create a context on GPU 0.
+pub fn set_device(device: Device) {
+    if let Device::Cuda(index) = device {
+        // SAFETY: a number; the result is checked.
+        let set = unsafe { codinet_use_device(index as c_int) };
+        panic_on_error(set, "setting a thread's device");
+    }
+}
+
+/// Makes a stream from libtorch's pool of high-priority streams this thread's current one on `device`.
+pub fn set_side_stream(device: Device) {
+    if let Device::Cuda(index) = device {
+        // SAFETY: a number; the result is checked.
+        let set = unsafe { codinet_side_stream(index as c_int) };
+        panic_on_error(set, "setting a thread's stream");
+    }
+}
+
+/// A second CUDA stream of this thread's.
+#[derive(Debug)]
+pub struct Stream(*mut c_void);
+
+impl Stream {
+    /// A stream from libtorch's pool; `None` on a CPU.
+    pub fn from_pool(device: Device) -> Option<Self> {
+        let Device::Cuda(index) = device else { return None };
+        // SAFETY: a number; the result is checked.
+        let stream = unsafe { codinet_stream_new(index as c_int) };
+        panic_on_error(!stream.is_null(), "a stream");
+        Some(Self(stream))
+    }
+
+    /// Runs `work` with this stream as the thread's current one.
+    pub fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.exchange();
+        let result = work();
+        self.exchange(); // a panic in `work` ends the job, so nobody runs on the wrong stream
+        result
+    }
+
+    /// Swaps this stream and the thread's current one.
+    fn exchange(&mut self) {
+        // SAFETY: the stream is alive, and no other thread's.
+        let exchanged = unsafe { codinet_stream_exchange(self.0) };
+        panic_on_error(exchanged, "changing a thread's stream");
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made by codinet_stream_new, freed once.
+        unsafe { codinet_stream_free(self.0) };
+    }
+}
+
+/// The `cudaStream_t` of this thread's current stream; null for the default stream.
+pub fn current_stream_handle(device: usize) -> *mut c_void {
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: a number, and room for the handle that is written.
+    let found = unsafe { codinet_stream_handle(device as c_int, &mut handle) };
+    panic_on_error(found, "the current stream");
+    handle
+}

@@ -1,0 +1,42 @@
+//! Where a tensor's values lie: channels last, pinned memory, and memory that several streams use.
+#![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
+
+use super::panic_on_error;
+use tch::kind::Element;
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn codinet_pinned(tensor: *const C_tensor) -> *mut C_tensor;
+    fn codinet_used_here(tensor: *mut C_tensor) -> bool;
+}
+
+/// `x` `[N, C, H, W]` with channels innermost in memory: `x` itself if it is so already, otherwise a copy.
+pub fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+/// Copies `values` to pinned memory, `[values]`, as [`pin_memory`] does.
+pub fn pin_slice<T: Element>(values: &[T]) -> Tensor {
+    let shape = [values.len() as i64];
+    // SAFETY: the blob has the shape of the slice, is only read, and is copied before the slice's borrow ends.
+    pin_memory(&unsafe { Tensor::from_blob(values.as_ptr().cast(), &shape, &[1], T::KIND, Device::Cpu) })
+}
+
+/// Copies a CPU tensor to pinned memory, from which a GPU can copy while the host goes on. libtorch reuses that memory only
+/// after all copies started from it are complete. Needs a GPU.
+pub fn pin_memory(tensor: &Tensor) -> Tensor {
+    // SAFETY: a living tensor; the caller owns the new one.
+    let copy = unsafe { codinet_pinned(tensor.as_ptr() as _) };
+    panic_on_error(!copy.is_null(), "pinned memory");
+    // SAFETY: not null, and owned by nobody else.
+    unsafe { Tensor::from_ptr(copy) }
+}
+
+/// Tells libtorch's allocator that this thread's current stream uses `tensor`, which was allocated on another stream: after
+/// `tensor` is freed, its memory is reused only once this stream's work up to that point is complete.
+pub fn record_stream(tensor: &Tensor) {
+    // SAFETY: a living tensor of a GPU.
+    let recorded = unsafe { codinet_used_here(tensor.as_ptr() as _) };
+    panic_on_error(recorded, "a tensor's use on another stream");
+}
