@@ -1,15 +1,18 @@
 //! From an encoded image to pixels: interleaved u8, [H, W, C], C = 1 (grey) or 3 (RGB).
 //!
 //! JPEGs are decoded by libjpeg-turbo at its exact settings (integer DCT, smooth chroma upsampling), which gives
-//! the same bytes as Pillow and torchvision, whole or in part. The format is told from the first bytes, never from the name:
+//! the same bytes as Pillow and torchvision, whole or in part. The first bytes decide the format, never the name:
 //! ImageNet holds a PNG named `.JPEG`. EXIF orientation is ignored, as torchvision's default loader does.
+//!
+//! Every program decides by [`Decoder`] whether an image is sound. A whole decode sees all damage. The decode of a region
+//! sees the damage in what it reads: the rows down to the region's last, or the tiles that it touches.
 
 use std::fmt;
 use std::io::Cursor;
 
 use crate::error::{BadImage, Error, Result};
-use crate::jpeg::tile::{MARGIN, Tiles};
-use crate::jpeg::turbo::{self, Fault, Pixel};
+use crate::jpeg::libjpeg::{self, Fault, Frame, Pixel};
+use crate::jpeg::tile::{MARGIN, NARROWEST, Tiles};
 use crate::region::Region;
 
 /// The most pixels an image may have: Pillow's limit, kept so that a broken header can't ask for all memory.
@@ -98,15 +101,15 @@ pub struct Header {
     layout: Layout,
 }
 
-/// How parts of an image are come by.
+/// How a region can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
-    /// From its tiles.
+    /// A JPEG in tiles: from those that the region touches.
     Tiled,
-    /// Row by row, from a column that `block` divides; `margin` pixels to the left and right have a part in it.
-    Rows { block: u32, margin: u32 },
+    /// Any other JPEG: row by row.
+    Rows(Frame),
     /// The whole image is decoded.
-    Whole { cmyk: bool },
+    Whole,
 }
 
 impl Header {
@@ -141,20 +144,13 @@ impl Decoder {
         let (width, height, layout) = match format {
             Format::Jpeg if self.tiles.find(encoded) => (self.tiles.width, self.tiles.height, Layout::Tiled),
             Format::Jpeg => {
-                let turbo::Frame { width, height, cmyk, block, progressive } =
-                    turbo::frame(encoded).map_err(jpeg_error)?;
-                let layout = match block {
-                    Some(block) if !cmyk => {
-                        Layout::Rows { block, margin: if progressive { MARGIN + 2 * block } else { MARGIN } }
-                    }
-                    _ => Layout::Whole { cmyk },
-                };
-                (width, height, layout)
+                let frame = jpeg_frame(encoded)?;
+                (frame.width, frame.height, Layout::Rows(frame))
             }
             Format::Png => {
                 let mut decoder = png::Decoder::new(Cursor::new(encoded));
                 let info = decoder.read_header_info().map_err(png_error)?;
-                (info.width, info.height, Layout::Whole { cmyk: false })
+                (info.width, info.height, Layout::Whole)
             }
         };
         match u64::from(width) * u64::from(height) {
@@ -195,35 +191,23 @@ impl Decoder {
             Channels::Rgb => Pixel::Rgb,
         };
         match header.layout {
-            _ if header.format == Format::Png => {
+            Layout::Whole => {
                 self.decode_png(encoded, header, channels, pixels)?;
                 Ok(header.whole())
             }
-            Layout::Tiled if region != header.whole() => {
+            Layout::Tiled => {
                 let span = self.tiles.span(region);
                 self.tiles.decode(encoded, span, pixel, pixels).map_err(jpeg_error)
             }
-            Layout::Rows { block, margin } if region != header.whole() => {
-                let shown = with_margin(region, header, block, margin);
-                turbo::decode(encoded, shown, pixel, pixels).or_else(pass_harmless).map_err(jpeg_error)?;
-                Ok(shown)
-            }
-            Layout::Whole { cmyk: true } => {
-                let all = header.whole();
-                let decoded = turbo::decode(encoded, all, Pixel::Cmyk, &mut self.scratch);
-                decoded.or_else(pass_harmless).map_err(jpeg_error)?;
-                pixels.clear();
-                let colours = self.scratch.as_chunks().0.iter().map(from_cmyk);
-                match channels {
-                    Channels::Grey => pixels.extend(colours.map(|[red, green, blue]| luma(red, green, blue))),
-                    Channels::Rgb => pixels.extend(colours.flatten()),
+            Layout::Rows(frame) => {
+                let decoded = with_margin(region, &frame);
+                if frame.colours.is_cmyk() {
+                    libjpeg::decode(encoded, decoded, Pixel::Cmyk, &mut self.scratch).map_err(jpeg_error)?;
+                    self.convert_cmyk(channels, pixels);
+                } else {
+                    libjpeg::decode(encoded, decoded, pixel, pixels).map_err(jpeg_error)?;
                 }
-                Ok(all)
-            }
-            _ => {
-                let all = header.whole();
-                turbo::decode(encoded, all, pixel, pixels).or_else(pass_harmless).map_err(jpeg_error)?;
-                Ok(all)
+                Ok(decoded)
             }
         }
     }
@@ -267,6 +251,16 @@ impl Decoder {
         }
     }
 
+    /// Replaces the contents of `pixels` by those of `scratch`, which are CMYK.
+    fn convert_cmyk(&self, channels: Channels, pixels: &mut Vec<u8>) {
+        pixels.clear();
+        let colours = self.scratch.as_chunks().0.iter().map(from_cmyk);
+        match channels {
+            Channels::Grey => pixels.extend(colours.map(|[red, green, blue]| luma(red, green, blue))),
+            Channels::Rgb => pixels.extend(colours.flatten()),
+        }
+    }
+
     fn decode_png(
         &mut self,
         encoded: &[u8],
@@ -307,12 +301,16 @@ pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
     ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
 }
 
-/// `region` with what its edges are interpolated from, beginning where a decoder can begin.
-fn with_margin(region: Region, header: &Header, block: u32, margin: u32) -> Region {
-    let left = region.left.saturating_sub(margin) / block * block;
+/// `region` with the pixels that its edges are interpolated from, beginning where a decoder can begin.
+fn with_margin(region: Region, frame: &Frame) -> Region {
+    let margin = if frame.progressive { MARGIN + 2 * frame.block } else { MARGIN };
+    let first_block = region.left.saturating_sub(margin) / frame.block;
+    let right = (region.left + region.width + margin).min(frame.width);
+    let is_narrow = first_block > 0 && right - first_block * frame.block < NARROWEST;
+    let left = (first_block - u32::from(is_narrow)) * frame.block;
+    let right = right.max(left + NARROWEST).min(frame.width);
     let top = region.top.saturating_sub(MARGIN);
-    let right = (region.left + region.width + margin).min(header.width);
-    let bottom = (region.top + region.height + MARGIN).min(header.height);
+    let bottom = (region.top + region.height + MARGIN).min(frame.height);
     Region { left, top, width: right - left, height: bottom - top }
 }
 
@@ -325,20 +323,18 @@ fn from_cmyk(stored: &[u8; 4]) -> [u8; 3] {
     })
 }
 
-/// libjpeg's warnings arrive as errors after the whole image has been decoded. These two are about bytes beside
-/// the image, are met in photographs people train on, and every common loader accepts them. All others (above
-/// all, data that ends early) mean that part of the picture is made up.
-fn pass_harmless(fault: Fault) -> Result<(), Fault> {
-    let harmless = ["extraneous bytes before marker", "Invalid SOS parameters for sequential JPEG"];
-    if fault.warning && harmless.iter().any(|known| fault.message.contains(known)) {
-        Ok(())
-    } else {
-        Err(fault)
-    }
+/// What a JPEG's header says.
+pub(crate) fn jpeg_frame(encoded: &[u8]) -> Result<Frame, BadImage> {
+    libjpeg::read_header(encoded).map_err(jpeg_error)
 }
 
 fn jpeg_error(fault: Fault) -> BadImage {
-    BadImage(format!("broken JPEG ({}); replace the image", fault.message))
+    BadImage(match fault {
+        Fault::Broken(message) => format!("broken JPEG ({message}); replace the image"),
+        Fault::Unsupported(kind) => {
+            format!("a JPEG with {kind}, which is not supported; save it as a PNG or a baseline JPEG")
+        }
+    })
 }
 
 fn png_error(error: png::DecodingError) -> BadImage {
@@ -434,10 +430,7 @@ mod tests {
     fn stray_bytes_before_the_end_marker_are_accepted() {
         let whole = textured_jpeg();
         let (body, end) = whole.split_at(whole.len() - 2);
-        let padded = [body, &[0; 5], end].concat();
-        let all = Region::whole(64, 64);
-        // libjpeg-turbo warns, or this test tests nothing.
-        assert!(turbo::decode(&padded, all, Pixel::Grey, &mut Vec::new()).unwrap_err().warning);
+        let padded = [body, &[0; 50], end].concat();
         assert_eq!(decode(&padded, Channels::Grey).unwrap().1, decode(&whole, Channels::Grey).unwrap().1);
     }
 

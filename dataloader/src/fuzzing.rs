@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::dataset::{Dataset, DatasetInfo, ShardList};
-use crate::decode::{Channels, Decoder};
-use crate::jpeg::tile;
+use crate::decode::{Channels, Decoder, Format};
+use crate::import::prepare::Preparer;
+use crate::jpeg::{self, tile};
 use crate::region::Region;
 use crate::shard::parse_index;
 
@@ -38,7 +39,8 @@ pub fn list(text: &[u8]) {
     let _ = DatasetInfo::parse(Path::new("dataset.json"), text);
 }
 
-/// Decodes `encoded` as a JPEG or PNG, whole and a middle part alone, and tiled where it can be: all show the same.
+/// Decodes `encoded` as a JPEG or PNG: whole, a middle part, an eighth as `bench` does, tiled, and smaller as an import with
+/// `--max-side` does. All agree on whether it is sound, and on its pixels.
 pub fn image(encoded: &[u8]) {
     const MOST: u64 = 1 << 18;
     let mut decoder = Decoder::new();
@@ -52,7 +54,15 @@ pub fn image(encoded: &[u8]) {
     let mut part = Vec::new();
     let shown = decoder.decode_region(encoded, &header, Channels::Rgb, region, &mut part);
     let mut whole = Vec::new();
-    if decoder.decode(encoded, &header, Channels::Rgb, &mut whole).is_err() {
+    let is_sound = decoder.decode(encoded, &header, Channels::Rgb, &mut whole).is_ok();
+    let eighth = jpeg::entropy_decode(encoded, &mut Vec::new());
+    assert!(eighth == is_sound || header.format == Format::Png || header.is_tiled(), "an eighth, {header:?}");
+    for (tile, max_side) in [(true, None), (false, Some(8)), (true, Some(8))] {
+        let prepared =
+            Preparer::new(tile, max_side).expect("the settings are right").prepare(encoded).is_ok();
+        assert!(prepared == is_sound, "imported with tiles {tile}, {max_side:?}, {header:?}");
+    }
+    if !is_sound {
         return;
     }
     let rows = |pixels: &[u8], shown: Region| -> Vec<u8> {
@@ -60,13 +70,12 @@ pub fn image(encoded: &[u8]) {
             |y: u32| 3 * ((y - shown.top) as usize * shown.width as usize + (left - shown.left) as usize);
         (top..top + height).flat_map(|y| &pixels[at(y)..][..3 * width as usize]).copied().collect()
     };
-    if let Ok(shown) = shown {
-        assert!(rows(&part, shown) == rows(&whole, header.whole()), "{region:?} of {header:?}");
-    }
+    let shown = shown.expect("the whole is decoded, too");
+    assert!(rows(&part, shown) == rows(&whole, header.whole()), "{region:?} of {header:?}");
     if let Some(tiled) = tile::transcode(encoded) {
-        let header = decoder.header(&tiled).expect("what was made is sound");
+        let header = decoder.header(&tiled).expect("a transcoded file is sound");
         let mut again = Vec::new();
-        decoder.decode(&tiled, &header, Channels::Rgb, &mut again).expect("what was made is sound");
+        decoder.decode(&tiled, &header, Channels::Rgb, &mut again).expect("a transcoded file is sound");
         assert!(again == whole, "tiled, {header:?}");
     }
 }

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use turbojpeg::Colorspace;
 
 use crate::dataset::Dataset;
-use crate::decode::{Channels, Decoder, Format};
+use crate::decode::{Channels, Decoder, Format, Header, jpeg_frame};
 use crate::error::{BadImage, Result};
+use crate::jpeg::libjpeg::Colours;
 use crate::parallel;
 
 /// What was found; `--json` prints it.
@@ -190,8 +190,7 @@ impl Examiner {
             let mut checksum = [0; 12];
             checksum.copy_from_slice(&Sha256::digest(&self.encoded)[..12]);
             self.seen.checksums.push((checksum, number));
-            self.count_oddities(number);
-            if let Err(BadImage(reason)) = self.decode(channels) {
+            if let Err(BadImage(reason)) = self.decode(number, channels) {
                 self.seen.bad.push((number, reason));
             }
             if let Some(classes) = dataset.classes().filter(|&classes| label as usize >= classes) {
@@ -201,50 +200,51 @@ impl Examiner {
         }
     }
 
-    fn decode(&mut self, channels: Channels) -> Result<(), BadImage> {
+    fn decode(&mut self, number: u32, channels: Channels) -> Result<(), BadImage> {
         let header = self.decoder.header(&self.encoded)?;
-        self.seen.tiled += u64::from(header.is_tiled());
+        self.count_kind(number, &header)?;
         self.decoder.decode(&self.encoded, &header, channels, &mut self.pixels)?;
         let pixels = u64::from(header.width) * u64::from(header.height);
         *self.seen.sizes.entry((pixels, header.width, header.height)).or_default() += 1;
         Ok(())
     }
 
-    /// Counts what the header says, if it can be read.
-    fn count_oddities(&mut self, number: u32) {
+    fn count_kind(&mut self, number: u32, header: &Header) -> Result<(), BadImage> {
         let seen = &mut self.seen;
-        let Ok(format) = Format::of(&self.encoded) else { return };
-        let colours = if let Ok(header) = turbojpeg::read_header(&self.encoded) {
-            seen.jpegs += 1;
-            seen.progressive += u64::from(header.is_progressive);
-            match header.colorspace {
-                Colorspace::RGB => "RGB",
-                Colorspace::YCbCr => "YCbCr",
-                Colorspace::Gray => "grey",
-                Colorspace::CMYK => "CMYK",
-                Colorspace::YCCK => "YCCK",
+        let colours = match header.format {
+            Format::Jpeg => {
+                let frame = jpeg_frame(&self.encoded)?;
+                seen.jpegs += 1;
+                seen.progressive += u64::from(frame.progressive);
+                seen.tiled += u64::from(header.is_tiled());
+                match frame.colours {
+                    Colours::Rgb => "RGB",
+                    Colours::YCbCr => "YCbCr",
+                    Colours::Grey => "grey",
+                    Colours::Cmyk => "CMYK",
+                    Colours::Ycck => "YCCK",
+                }
             }
-        } else if let Some(colours) = png_colours(&self.encoded) {
-            colours
-        } else {
-            return;
+            Format::Png => png_colours(&self.encoded),
         };
-        *seen.kinds.entry(format!("{format} {colours}")).or_default() += 1;
+        *seen.kinds.entry(format!("{} {colours}", header.format)).or_default() += 1;
         if let Some(orientation @ 2..=8) = orientation(&self.encoded) {
             seen.turned.push((number, orientation));
         }
+        Ok(())
     }
 }
 
-fn png_colours(encoded: &[u8]) -> Option<&'static str> {
-    let mut decoder = png::Decoder::new(Cursor::new(encoded));
-    Some(match decoder.read_header_info().ok()?.color_type {
-        png::ColorType::Grayscale => "grey",
-        png::ColorType::GrayscaleAlpha => "grey with alpha",
-        png::ColorType::Rgb => "RGB",
-        png::ColorType::Rgba => "RGB with alpha",
-        png::ColorType::Indexed => "indexed",
-    })
+/// The colours of a PNG whose header has been read.
+fn png_colours(encoded: &[u8]) -> &'static str {
+    // The colour type is the tenth byte of the first chunk's contents.
+    match encoded.get(25) {
+        Some(2) => "RGB",
+        Some(3) => "indexed",
+        Some(4) => "grey with alpha",
+        Some(6) => "RGB with alpha",
+        _ => "grey",
+    }
 }
 
 fn orientation(encoded: &[u8]) -> Option<u32> {

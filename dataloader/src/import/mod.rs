@@ -20,7 +20,7 @@ mod image_set;
 mod images;
 mod inputs;
 mod pixels;
-mod prepare;
+pub(crate) mod prepare;
 mod record;
 mod sets;
 mod split_shards;

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
-use turbojpeg::{Colorspace, Subsamp};
+use turbojpeg::Subsamp;
 
-use crate::decode::{Channels, Decoder, Format, Header};
+use crate::decode::{Channels, Decoder, Format, Header, jpeg_frame};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Result};
+use crate::jpeg::libjpeg::{Colours, Frame};
 use crate::shard::MOST_IMAGE_BYTES;
 use crate::{jpeg::tile, resize};
 
@@ -14,7 +15,7 @@ use crate::{jpeg::tile, resize};
 const QUALITY: u8 = 95;
 
 /// Prepares images one after another. Each thread has its own.
-pub(super) struct Preparer {
+pub(crate) struct Preparer {
     tile: bool,
     max_side: Option<u32>,
     decoder: Decoder,
@@ -24,7 +25,7 @@ pub(super) struct Preparer {
 }
 
 impl Preparer {
-    pub(super) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
+    pub(crate) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
         let jpeg = Encoder::new(Encoding::Jpeg { quality: QUALITY })?;
         let png = Encoder::new(Encoding::Png)?;
         Ok(Preparer { tile, max_side, decoder: Decoder::new(), jpeg, png, pixels: Vec::new() })
@@ -34,8 +35,8 @@ impl Preparer {
     /// has a PNG named `.JPEG`.
     ///
     /// # Errors
-    /// Neither a JPEG nor a PNG, or far too large; an image to shrink that can't be decoded.
-    pub(super) fn prepare<'a>(
+    /// An image that training could not decode.
+    pub(crate) fn prepare<'a>(
         &mut self,
         encoded: &'a [u8],
     ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
@@ -43,37 +44,43 @@ impl Preparer {
         if encoded.len() as u64 > MOST_IMAGE_BYTES {
             return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
         }
+        let header = self.decoder.header(encoded)?;
         let mut image = Cow::Borrowed(encoded);
-        if let Some(smaller) = self.shrink(encoded)? {
+        let mut decoded = false;
+        if let Some(smaller) = self.shrink(encoded, &header)? {
             image = Cow::Owned(smaller);
+            decoded = true;
         }
         if self.tile
             && format == Format::Jpeg
             && let Some(tiled) = tile::transcode(&image)
         {
             image = Cow::Owned(tiled);
+            // It has read all coefficients, by libjpeg-turbo; tiles are decoded by another reader.
+            decoded |= !header.is_tiled();
+        }
+        if !decoded {
+            self.decoder.decode(encoded, &header, Channels::Rgb, &mut self.pixels)?;
         }
         Ok((if format == Format::Jpeg { "jpg" } else { "png" }, image))
     }
 
     /// Shrinks the image's longer side to `max_side`, in its own format and chroma sampling. `None` if the image is small
     /// enough, or without `max_side`.
-    fn shrink(&mut self, encoded: &[u8]) -> Result<Option<Vec<u8>>, BadImage> {
-        let Some(max_side) = self.max_side else { return Ok(None) };
-        let header = self.decoder.header(encoded)?;
-        if header.width.max(header.height) <= max_side {
+    fn shrink(&mut self, encoded: &[u8], header: &Header) -> Result<Option<Vec<u8>>, BadImage> {
+        let longer_side = header.width.max(header.height);
+        let Some(max_side) = self.max_side.filter(|&max_side| longer_side > max_side) else {
             return Ok(None);
-        }
+        };
         let size = resize::fit_size(header.width, header.height, max_side);
         let sampling = match header.format {
-            Format::Jpeg => Some(sampling(encoded)?),
+            Format::Jpeg => Some(sampling(&jpeg_frame(encoded)?)),
             Format::Png => None,
         };
         let grey = sampling.map_or_else(|| is_grey_png(encoded), |sampling| sampling == Subsamp::Gray);
         let channels = if grey { Channels::Grey } else { Channels::Rgb };
-        self.decoder.decode(encoded, &header, channels, &mut self.pixels)?;
-        let Header { width, height, .. } = header;
-        let pixels = resize::resize_image(&self.pixels, (width, height), size, channels)?;
+        self.decoder.decode(encoded, header, channels, &mut self.pixels)?;
+        let pixels = resize::resize_image(&self.pixels, (header.width, header.height), size, channels)?;
         let smaller = match sampling {
             Some(sampling) => self.jpeg.encode_jpeg(&pixels, size, channels, sampling),
             None => self.png.encode(&pixels, size.0, size.1, channels),
@@ -84,14 +91,16 @@ impl Preparer {
 }
 
 /// The chroma sampling for encoding a JPEG again: its own, or 4:2:0 where its own isn't a standard one.
-fn sampling(encoded: &[u8]) -> Result<Subsamp, BadImage> {
-    let header = turbojpeg::read_header(encoded)
-        .map_err(|error| BadImage(format!("broken JPEG ({error}); replace the image")))?;
-    Ok(match (header.colorspace, header.subsamp) {
-        (Colorspace::Gray, _) => Subsamp::Gray,
-        (_, Subsamp::Unknown | Subsamp::Gray) => Subsamp::Sub2x2,
-        (_, sampling) => sampling,
-    })
+fn sampling(frame: &Frame) -> Subsamp {
+    match frame.subsampling {
+        _ if frame.colours == Colours::Grey => Subsamp::Gray,
+        Some((1, 1)) => Subsamp::None,
+        Some((2, 1)) => Subsamp::Sub2x1,
+        Some((1, 2)) => Subsamp::Sub1x2,
+        Some((4, 1)) => Subsamp::Sub4x1,
+        Some((1, 4)) => Subsamp::Sub1x4,
+        _ => Subsamp::Sub2x2,
+    }
 }
 
 fn is_grey_png(encoded: &[u8]) -> bool {

@@ -220,9 +220,9 @@ impl Reader {
         arch.dispatch(Group { reader: self, blocks })
     }
 
-    /// Whether what has been read was there.
-    pub(crate) fn is_whole(&self) -> bool {
-        8 * self.bits.at <= 8 * (self.bytes.len() - 8) + self.bits.count as usize
+    /// How many of the tile's bits have not been read; `None` where more have been read than it has.
+    pub(crate) fn unread_bits(&self) -> Option<usize> {
+        (8 * (self.bytes.len() - 8) + self.bits.count as usize).checked_sub(8 * self.bits.at)
     }
 }
 
@@ -309,12 +309,12 @@ mod tests {
         reader.begin(&[0b1001_0110, 0b1110_0011]);
         let mut blocks = [[0; 64]];
         reader.group(&mut blocks).unwrap();
-        assert!(reader.is_whole());
+        assert_eq!(reader.unread_bits(), Some(2));
         let mut expected = [0; 64];
         (expected[0], expected[1], expected[9]) = (5, 1, -1); // the fifth of the zigzag is (1, 1)
         assert_eq!(blocks, [expected]);
         // There is no second one.
-        assert!(reader.group(&mut [[0; 64]]).is_none() || !reader.is_whole());
+        assert!(reader.group(&mut [[0; 64]]).is_none() || reader.unread_bits().is_none());
         // 011 00: a mean of 2 bits, -3. Then a word that there is not.
         reader.begin(&[0b0110_0111, 0xFF, 0x00, 0xFF, 0x00]);
         assert_eq!(reader.group(&mut [[0; 64]]), None);

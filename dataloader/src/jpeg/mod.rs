@@ -3,11 +3,15 @@
 //! *tiled* JPEG has restart markers every few blocks, at which reading can begin; see [`tile`].
 
 mod bits;
+pub(crate) mod libjpeg;
 mod segment;
 pub mod tile;
-pub(crate) mod turbo;
 
-pub use turbo::entropy_decode;
+pub use libjpeg::entropy_decode;
 
+#[cfg(test)]
+mod agreement;
+#[cfg(test)]
+mod synthetic;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use rand_chacha::rand_core::Rng;
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
+use super::libjpeg::{self, Pixel};
 use super::tile::{self, Tiles};
-use super::turbo::{self, Pixel};
 use crate::decode::{Channels, Decoder};
 use crate::random::{Domain, draw_below, stream};
 use crate::region::Region;
@@ -50,10 +50,10 @@ impl Source {
 
 /// All pixels, by libjpeg-turbo alone.
 fn whole(encoded: &[u8]) -> (usize, usize, Vec<u8>) {
-    let frame = turbo::frame(encoded).unwrap();
+    let frame = libjpeg::read_header(encoded).unwrap();
     let region = Region::whole(frame.width, frame.height);
     let mut pixels = Vec::new();
-    turbo::decode(encoded, region, Pixel::Rgb, &mut pixels).unwrap();
+    libjpeg::decode(encoded, region, Pixel::Rgb, &mut pixels).unwrap();
     (frame.width as usize, frame.height as usize, pixels)
 }
 
@@ -82,7 +82,7 @@ fn every_crop_of_small_images_is_the_whole_ones() {
         for (width, height) in [[(48, 48), (33, 17)], [(48, 41), (47, 33)], [(41, 47), (31, 32)]][i % 3] {
             let encoded = source(width, height, sampling).encode();
             let (_, _, expected) = whole(&encoded);
-            let tiled = turbo::transcode(&encoded, 1).unwrap();
+            let tiled = libjpeg::transcode(&encoded, 1).unwrap();
             assert_eq!(whole(&tiled).2, expected, "the transcoded file itself");
             let mut tiles = Tiles::default();
             assert!(tiles.find(&tiled));

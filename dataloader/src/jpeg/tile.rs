@@ -9,12 +9,16 @@
 use memchr::memchr_iter;
 
 use super::bits::Reader;
+use super::libjpeg::{self, Fault, Frame, Pixel};
 use super::segment;
-use super::turbo::{self, Fault, Pixel};
 use crate::region::Region;
 
 /// Pixels around a crop that its own depend on: chroma is interpolated from neighbours.
 pub(crate) const MARGIN: u32 = 2;
+
+/// Pixels in a row from which on chroma is interpolated: libjpeg-turbo repeats one or two samples instead. A part of a
+/// wider image has to be as wide.
+pub(crate) const NARROWEST: u32 = 5;
 
 /// Sides of a tile, in pixels, between which [`transcode`] chooses, and the one that it comes near to.
 const WIDTHS: std::ops::RangeInclusive<u32> = 16..=192;
@@ -137,7 +141,7 @@ impl Tiles {
         self.starts.push(scan);
         for at in memchr_iter(0xFF, encoded.get(scan..)?).map(|at| scan + at) {
             match *encoded.get(at + 1)? {
-                0x00 | 0xFF => {} // a byte of data, a fill byte
+                0x00 => {} // a byte of data
                 marker @ 0xD0..=0xD7 => {
                     if usize::from(marker - 0xD0) != (self.starts.len() - 1) % 8 {
                         return None;
@@ -160,15 +164,17 @@ impl Tiles {
             let to = (from + size + MARGIN).min(whole);
             (from.saturating_sub(MARGIN) / tile, to.div_ceil(tile))
         };
-        Span {
-            columns: touched(region.left, region.width, self.tile.0, self.width),
-            rows: touched(region.top, region.height, self.tile.1, self.height),
+        let mut columns = touched(region.left, region.width, self.tile.0, self.width);
+        // The last tile may be narrower than any other.
+        if columns.0 > 0 && self.width - columns.0 * self.tile.0 < NARROWEST {
+            columns.0 -= 1;
         }
+        Span { columns, rows: touched(region.top, region.height, self.tile.1, self.height) }
     }
 
-    /// Replaces the contents of `pixels` by what these tiles show, the region that is returned.
+    /// Replaces the contents of `pixels` by the pixels of these tiles, which are the region that is returned.
     ///
-    /// `encoded` is what [`find`](Self::find) saw.
+    /// [`find`](Self::find) has returned true for the same `encoded`.
     pub(crate) fn decode(
         &mut self,
         encoded: &[u8],
@@ -192,17 +198,22 @@ impl Tiles {
         let Tiles { columns: in_row, groups, ref starts, ref mut reader, .. } = *self;
         let mut tiles = (rows.0..rows.1)
             .flat_map(|row| (columns.0..columns.1).map(move |column| (row * in_row + column) as usize));
-        let mut left_over = 0;
-        let next_group = |blocks: &mut [_]| {
-            if left_over == 0 {
-                let Some(tile) = tiles.next() else { return false };
+        let last = starts.len() - 2;
+        let mut tile = 0;
+        let mut groups_left = 0;
+        let read_group = |blocks: &mut [_]| {
+            if groups_left == 0 {
+                let Some(next) = tiles.next() else { return false };
+                tile = next;
                 reader.begin(&encoded[starts[tile]..starts[tile + 1] - 2]);
-                left_over = groups;
+                groups_left = groups;
             }
-            left_over -= 1;
-            reader.group(blocks).is_some() && (left_over > 0 || reader.is_whole())
+            groups_left -= 1;
+            // Bytes that are left before a restart marker belong to blocks that were lost, those before the end do no harm.
+            let ends_well = |unread: usize| unread < 8 || tile == last;
+            reader.group(blocks).is_some() && (groups_left > 0 || reader.unread_bits().is_some_and(ends_well))
         };
-        turbo::decode_blocks(&self.header, (width, height), pixel, next_group, pixels)?;
+        libjpeg::decode_blocks(&self.header, (width, height), pixel, read_group, pixels)?;
         Ok(Region { left, top, width, height })
     }
 }
@@ -218,27 +229,27 @@ fn interval(header: &Header) -> u32 {
 
 /// The same picture, tiled: pixels, sizes and colours stay as they are to the last bit, whoever decodes it; EXIF, ICC
 /// profiles and thumbnails are left out. `None` where it stays as it is: CMYK, 12 bits, a progressive file without its last
-/// scans (decoders smooth it, but not what is made of it), or nothing that libjpeg-turbo reads without complaint.
+/// scans (decoders smooth it, but not the transcoded file), or one that is broken.
 pub fn transcode(encoded: &[u8]) -> Option<Vec<u8>> {
     // Progressive files tell their sizes by another header; a first transcoding makes them baseline.
-    let header = Header::read(encoded).or_else(|| Header::read(&turbo::transcode(encoded, 0).ok()?));
+    let header = Header::read(encoded).or_else(|| Header::read(&libjpeg::transcode(encoded, 0).ok()?));
     let header = header?;
-    let tiled = turbo::transcode(encoded, interval(&header) as u16).ok()?;
+    let tiled = libjpeg::transcode(encoded, interval(&header) as u16).ok()?;
     // Samplings change where they had no effect (a grey image's blocks become 8x8): then the tiles are cut for those.
     let tiled = match Header::read(&tiled) {
         Some(made) if made.block == header.block => Some(tiled),
-        Some(made) => turbo::transcode(encoded, interval(&made) as u16).ok(),
+        Some(made) => libjpeg::transcode(encoded, interval(&made) as u16).ok(),
         None => None,
     };
     let tiled = tiled.filter(|tiled| Tiles::default().find(tiled))?;
-    let progressive = turbo::frame(encoded).ok()?.progressive;
+    let progressive = libjpeg::read_header(encoded).ok()?.progressive;
     (!progressive || whole(encoded).ok()? == whole(&tiled).ok()?).then_some(tiled)
 }
 
 /// All pixels.
 fn whole(encoded: &[u8]) -> Result<Vec<u8>, Fault> {
-    let turbo::Frame { width, height, .. } = turbo::frame(encoded)?;
+    let Frame { width, height, .. } = libjpeg::read_header(encoded)?;
     let mut pixels = Vec::new();
-    turbo::decode(encoded, Region::whole(width, height), Pixel::Rgb, &mut pixels)?;
+    libjpeg::decode(encoded, Region::whole(width, height), Pixel::Rgb, &mut pixels)?;
     Ok(pixels)
 }
