@@ -11,7 +11,7 @@ use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder};
 use crate::error::BadImage;
 use crate::import::prepare::Preparer;
-use crate::random::{Domain, below, stream};
+use crate::random::{Domain, draw_below, stream};
 use crate::region::Region;
 use crate::verify::verify;
 
@@ -166,11 +166,11 @@ fn damaged() -> Vec<File> {
         let mut rng = stream(Domain::View, 5, i as u64, 0, 0);
         for round in 0..150 {
             let mut bytes = seed.clone();
-            let at = below(&mut rng, bytes.len() as u32 - 2) as usize + 2;
+            let at = draw_below(&mut rng, bytes.len() as u32 - 2) as usize + 2;
             match round % 5 {
-                0 => drop(bytes.drain(at..(at + 1 + below(&mut rng, 4) as usize).min(seed.len()))),
-                1 => bytes.insert(at, below(&mut rng, 256) as u8),
-                _ => bytes[at] ^= 1 << below(&mut rng, 8),
+                0 => drop(bytes.drain(at..(at + 1 + draw_below(&mut rng, 4) as usize).min(seed.len()))),
+                1 => bytes.insert(at, draw_below(&mut rng, 256) as u8),
+                _ => bytes[at] ^= 1 << draw_below(&mut rng, 8),
             }
             files.push(file(format!("{name}, round {round} at {at}"), bytes, None));
         }

@@ -2,7 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use crate::random::{Domain, below, stream};
+use crate::random::{Domain, draw_below, stream};
 
 /// A baseline JPEG to write.
 #[derive(Debug, Clone)]
@@ -94,15 +94,15 @@ impl Synthetic {
                 let (h, v) = self.sampling[component];
                 let blocks = if components.len() == 1 { 1 } else { h * v };
                 for _ in 0..blocks {
-                    let mean = below(rng, 240) as i32 - 120;
+                    let mean = draw_below(rng, 240) as i32 - 120;
                     bits.difference(file, mean - means[component]);
                     means[component] = mean;
-                    let mut place = 1 + below(rng, 6);
+                    let mut place = 1 + draw_below(rng, 6);
                     while place < 40 {
-                        let run = below(rng, 5);
-                        let value = 1 + below(rng, 14) as i32;
-                        bits.coefficient(file, run, if below(rng, 2) == 0 { value } else { -value });
-                        place += run + 1 + below(rng, 12);
+                        let run = draw_below(rng, 5);
+                        let value = 1 + draw_below(rng, 14) as i32;
+                        bits.coefficient(file, run, if draw_below(rng, 2) == 0 { value } else { -value });
+                        place += run + 1 + draw_below(rng, 12);
                     }
                     bits.put(file, 0, 8); // the block ends
                 }
