@@ -93,7 +93,7 @@ fn a_rank_that_stops_moving_is_named() {
         assert_eq!(code, Some(8), "{said}");
         let named = match rank {
             0 => "rank 0 does not answer".to_owned(),
-            rank => format!("rank {rank} was last heard of"),
+            rank => format!("rank {rank} sent its last heartbeat"),
         };
         assert!(said.contains(&named) && said.contains("has waited"), "{said}");
         goes_on(&bench, &run);

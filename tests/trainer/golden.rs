@@ -6,7 +6,7 @@ use codinet_trainer::config::{
     SkipBranch, StrideIn,
 };
 use codinet_trainer::dist;
-use codinet_trainer::dist::Gradients;
+use codinet_trainer::dist::Reducer;
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::MetricsBuffer;
 use codinet_trainer::model::{Decisions, Net, Statistics};
@@ -153,11 +153,11 @@ fn check(case: &Case) {
         format!("optim.label_smoothing={}", case.label_smoothing),
     ];
     let config = config::load("fashion_r20.yaml", &set).unwrap();
-    let gradients = Gradients::new(&net.params, &world, &Collective::default());
+    let reducer = Reducer::new(&net.params, &world, &Collective::default());
     let step = TrainStep {
         world: &world,
         net: &net,
-        gradients: &gradients,
+        reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&config, &config.stages[0], 0.02),
         routers: Routers::Train,
@@ -178,7 +178,7 @@ fn check(case: &Case) {
     ] {
         close(name, metrics.get(name), expected);
     }
-    let gradients = net.params.named_views(gradients.flat());
+    let gradients = net.params.named_views(reducer.flat());
     assert_eq!(gradients.len(), case.grads.len());
     // The second term is for a gradient that is 0 but for rounding.
     let scale = case.grads.values().fold(0f64, |most, (norm, ..)| most.max(*norm));

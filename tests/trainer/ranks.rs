@@ -7,9 +7,9 @@ use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
     self, Config, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
 };
-use codinet_trainer::dist::Gradients;
 use codinet_trainer::dist::replicas;
 use codinet_trainer::dist::{self, World};
+use codinet_trainer::dist::{LocalRank, Reducer};
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{MetricsBuffer, StepMetrics};
 use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
@@ -46,7 +46,7 @@ fn read(path: &Path) -> Vec<u8> {
 fn collectives_do_what_they_say() {
     let out = on_ranks("collectives_do_what_they_say", 3, |world| {
         let (rank, ranks) = (world.rank(), world.ranks());
-        assert_eq!((ranks, world.local()), (3, (rank, 3)));
+        assert_eq!((ranks, world.local_rank()), (3, LocalRank { index: rank, count: 3 }));
 
         let sum = Tensor::from_slice(&[rank as f32, 1.0]);
         world.all_reduce_sum(&sum).unwrap();
@@ -66,8 +66,12 @@ fn collectives_do_what_they_say() {
 
         let texts = dist::all_gather_lists(world, &b"abc"[..rank]).unwrap();
         assert_eq!(texts, [b"".to_vec(), b"a".to_vec(), b"ab".to_vec()]);
-        let text = dist::broadcast_text(world, &format!("from {rank}")).unwrap();
+        let text = dist::on_rank_zero(world, || Ok(format!("from {rank}"))).unwrap();
         assert_eq!(text, "from 0");
+        let objects = dist::all_gather_objects(world, &(rank, "x".repeat(rank))).unwrap();
+        assert_eq!(objects, [(0, "".into()), (1, "x".into()), (2, "xx".to_owned())]);
+        let error = dist::on_rank_zero::<()>(world, || Err(Error::new(Exit::Disk, "disk full"))).unwrap_err();
+        assert_eq!((error.exit, error.agreed, error.message.as_str()), (Exit::Disk, true, "disk full"));
 
         let mine =
             if rank == 0 { Ok(()) } else { Err(Error::new(Exit::Data, format!("shard {rank} is missing"))) };
@@ -89,7 +93,7 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
         let sgd = Sgd::new(&net.params, &Optim::default());
         let ema = Ema::new(&net.params, 0.9);
         let held = [net.params.flat(), &sgd.momentum, &ema.flat];
-        let compare = |on_divergence| replicas::compare(world, &held, 7, on_divergence);
+        let compare = |on_divergence| replicas::compare_tensors(world, &held, 7, on_divergence);
         assert!(compare(OnDivergence::Stop).unwrap().is_empty());
         for (tensor, ranks, named) in
             [(held[0], &[1, 2][..], "rank 1, 2 "), (held[1], &[2], "rank 2 "), (held[2], &[1], "rank 1 ")]
@@ -108,7 +112,7 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
         let data = if world.rank() == 2 { "train, 100 samples" } else { "train, 96 samples" };
         let facts = [("version", "0.1".to_owned()), ("data.train", data.to_owned())];
         let error = replicas::refuse_differences(world, &facts).unwrap_err();
-        assert!(error.agreed && error.message.starts_with("rank 2 has another data.train than rank 0: "));
+        assert!(error.agreed && error.message.starts_with("rank 2 has a different data.train than rank 0: "));
         assert!(error.message.contains("100") && error.message.contains("96"), "{}", error.message);
         b"done".to_vec()
     });
@@ -142,7 +146,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let (ranks, rank) = (world.ranks() as i64, world.rank() as i64);
     let share = samples / ranks / micros;
     let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
-    let gradients = Gradients::new(&net.params, world, &sharing.collective);
+    let reducer = Reducer::new(&net.params, world, &sharing.collective);
     let settings = settings(&[
         "consistency={weight: 0.7, margin: 0.1}",
         "diversity={weight: 0.9, margin: 1.5}",
@@ -153,7 +157,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let step = TrainStep {
         world,
         net: &net,
-        gradients: &gradients,
+        reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&settings, &settings.stages[0], 0.02),
         routers,
@@ -193,7 +197,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     buffer.push(1, output.metrics);
     let StepMetrics { scalars, rates, hard_rates, .. } = buffer.gather(world).unwrap().remove(0);
     assert!(gathered_rates.iter().zip(&hard_rates).all(|(a, b)| (a - b).abs() < 1e-6));
-    let gradient = gradients.flat();
+    let gradient = reducer.flat();
     let mut numbers: Vec<f64> = scalars[1..].iter().map(|(_, value)| *value).collect();
     numbers.extend(rates.iter().chain(&hard_rates));
     assert_eq!(numbers.len(), MEASUREMENTS);
@@ -355,8 +359,8 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
     let train = |world: &World| -> Vec<u8> {
         let (samples, views, side) = (12i64, 2i64, 16i64);
         let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
-        let gradients = Gradients::new(&net.params, world, &config::Collective::default());
-        let over_ranks = world.mean_operation();
+        let reducer = Reducer::new(&net.params, world, &config::Collective::default());
+        let over_ranks = world.differentiable_mean();
         let mut sgd = Sgd::new(&net.params, &Optim::default());
         let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
         let (share, rank) = (samples / world.ranks() as i64, world.rank() as i64);
@@ -381,12 +385,11 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
             };
             let objective = Objective::new(&settings, &settings.stages[0], 0.01);
             let statistics = Statistics::Batch { seen: true, over: Some(&over_ranks) };
-            let (net, gradients, costs, routers) = (&net, &gradients, &costs, Routers::Train);
+            let (net, reducer, costs, routers) = (&net, &reducer, &costs, Routers::Train);
             let scope = Scope::MicroBatch;
-            let step =
-                TrainStep { world, net, gradients, costs, objective, routers, views, scope, statistics };
+            let step = TrainStep { world, net, reducer, costs, objective, routers, views, scope, statistics };
             let output = step.forward_backward(&[batch], false).unwrap();
-            sgd.step(&net.params, gradients.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
+            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
             buffer.push(0, output.metrics);
         }
         let steps = buffer.gather(world).unwrap();

@@ -8,11 +8,11 @@ use crate::config::{self, Config, TrainArgs};
 use crate::data::{Datasets, Validation};
 use crate::dist::device;
 use crate::dist::replicas;
-use crate::dist::{World, agree, rank_zeros};
+use crate::dist::{World, agree, on_rank_zero};
 use crate::model::{Decisions, Net};
 use crate::profile;
 use crate::profile::find_batch;
-use crate::run::{Console, Place, checkpoint, choose, choose_weights};
+use crate::run::{Console, checkpoint, choose, choose_weights};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
@@ -41,7 +41,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         ("config", serde_json::to_string(&config).expect("a config is JSON")),
     ];
     replicas::refuse_differences(world, &facts)?;
-    world.watch(&config.collective)?;
+    world.start_watchdog(&config.collective)?;
     if let Some(format) = args.dry_run {
         let described = agree(world, dry_run::describe(&config, world, format))?;
         Console::new(world.rank()).say(&described);
@@ -63,13 +63,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         return eval_only(&config, world, device, || choose_weights(&stem, &config, &args.resume));
     }
     let input = agree(world, Datasets::open(&config, world, device))?;
-    let dir_and_step = || {
-        let Place { dir, checkpoint } = choose(&stem, &config, &args.resume)?;
-        Ok(format!("{}\n{}", dir.display(), checkpoint.unwrap_or_default().display()))
-    };
-    let chosen = rank_zeros(world, dir_and_step)?;
-    let (dir, checkpoint) = chosen.split_once('\n').expect("two lines");
-    let place = Place { dir: dir.into(), checkpoint: (!checkpoint.is_empty()).then(|| checkpoint.into()) };
+    let place = on_rank_zero(world, || choose(&stem, &config, &args.resume))?;
     Trainer::new(world, &config, place, input, device, stop, again(args, world.ranks()))?.run()?;
     Ok(())
 }
@@ -104,12 +98,12 @@ fn eval_only(
     choose: impl FnOnce() -> Result<PathBuf>,
 ) -> Result<()> {
     let net = Net::of(config, device);
-    let path = rank_zeros(world, || {
+    let path = on_rank_zero(world, || {
         let path = choose()?;
         checkpoint::load_model(&path, &net.params)?;
-        Ok(path.display().to_string())
+        Ok(path)
     })?;
-    replicas::take_rank_zeros(world, &[net.params.flat(), net.params.flat_buffers()])?;
+    replicas::broadcast_all(world, &[net.params.flat(), net.params.flat_buffers()])?;
     let val = Validation::open(config, device).and_then(|val| {
         val.set.check_labels(config.data.classes as usize)?;
         Ok(val)
@@ -118,7 +112,7 @@ fn eval_only(
     let evaluation = evaluate(world, config, &net, &val, Decisions::Hard)?;
     let text = format!(
         "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",
-        path,
+        path.display(),
         100.0 * evaluation.top1,
         100.0 * evaluation.top5,
         evaluation.images,

@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config, DeviceChoice};
 use crate::dist::device;
-use crate::dist::{Nccl, World, agree, all_gather_lists};
+use crate::dist::{Nccl, World, agree, all_gather_objects};
 use crate::env;
 use crate::host;
 use crate::model::Net;
@@ -28,9 +28,7 @@ const WRITTEN: usize = 64 << 20;
 pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool) -> Result<()> {
     let config = name.map(|name| agree(world, config::load(name, sets).map_err(Error::from))).transpose()?;
     let mine = of_rank(config.as_ref(), world)?;
-    let ranks = all_gather_lists(world, mine.to_string().as_bytes())?;
-    let ranks: Vec<Value> =
-        ranks.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
+    let ranks = all_gather_objects(world, &mine)?;
     let all_reduce = all_reduce(world)?;
     let mut console = Console::new(world.rank());
     let mut speak = |what: Value| console.say(&what.to_string());
@@ -44,15 +42,15 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
         })
     });
     speak(json!({"probe": {
-        "met_by": world.backend(), "library": world.about(), "pmix": env::get(env::PMIX_VERSION),
+        "met_by": world.backend(), "library": world.library_version(), "pmix": env::get(env::PMIX_VERSION),
         "world": world.ranks(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
     }}));
     let start = Instant::now();
     while !stop.load(Ordering::Relaxed) && start.elapsed() < SIGNAL {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let came = all_gather_lists(world, &[u8::from(stop.load(Ordering::Relaxed))])?;
-    speak(json!({"signalled": came.iter().map(|came| came == &[1]).collect::<Vec<_>>()}));
+    let signalled = all_gather_objects(world, &stop.load(Ordering::Relaxed))?;
+    speak(json!({"signalled": signalled}));
     Ok(())
 }
 
@@ -64,7 +62,7 @@ fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
     let threads = tch::get_num_threads();
     Ok(json!({
         "rank": world.rank(),
-        "locals": world.local().1,
+        "locals": world.local_rank().count,
         "host": host::name(),
         "cpus": device::cores(),
         "cpu_list": host::allowed_cpus(),

@@ -71,7 +71,7 @@ pub fn prepare(world: &World, wanted: DeviceChoice, setting: &str, threads: Opti
     let mine = host::name() + &host::allowed_cpus();
     let sharers = all_gather_lists(world, mine.as_bytes())?;
     let sharers = sharers.iter().filter(|theirs| **theirs == mine.as_bytes()).count();
-    let (cores, all, ranks) = (cores(), host_cpus(), world.local().1);
+    let (cores, all, ranks) = (cores(), host_cpus(), world.local_rank().count);
     if world.rank() == 0 && sharers == 1 && ranks > 1 && cores * ranks * 2 <= all {
         eprintln!(
             "note: the launcher binds each of {ranks} ranks to {cores} of {all} cores, for computing and decoding; \

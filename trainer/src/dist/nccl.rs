@@ -1,11 +1,11 @@
-//! Ranks over NCCL, each with a GPU of its own; what lies on the host still goes the way that it went before. Untested:
-//! no machine with a GPU has run it yet.
+//! Ranks over NCCL, each with a GPU of its own. Tensors on the host are sent by the backend that connected the ranks.
+//! Not yet run on a GPU.
 //!
-//! Types are cudarc's; the library is opened here, for cudarc does not look for `libnccl.so.2`, the name that NVIDIA's
-//! packages give it, and panics where it finds none.
+//! The types are cudarc's. The library is opened here: cudarc does not search for `libnccl.so.2`, the file's name in NVIDIA's
+//! packages, and panics if it finds no library.
 #![expect(unsafe_code, reason = "NCCL is a C library")]
 
-use super::{Collective, reducible};
+use super::{Collective, LocalRank, check_summable};
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{current_stream_handle, library_error};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
@@ -13,17 +13,17 @@ use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};
 
-/// Bytes of the number by which ranks find one another.
+/// Bytes of a communicator's id, by which its ranks find each other.
 pub const ID_BYTES: usize = 128;
 
-type Return = c_int; // not cudarc's enum: a library newer than it may return what it does not know
+type ReturnCode = c_int; // not cudarc's enum, which lacks the codes of newer libraries
 
-/// The functions of libnccl that are used here, by <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>.
+/// Functions of libnccl, by <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>.
 pub struct Nccl {
-    get_version: unsafe extern "C" fn(*mut c_int) -> Return,
-    get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> Return,
-    comm_init_rank: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> Return,
-    comm_destroy: unsafe extern "C" fn(ncclComm_t) -> Return,
+    get_version: unsafe extern "C" fn(*mut c_int) -> ReturnCode,
+    get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ReturnCode,
+    comm_init_rank: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> ReturnCode,
+    comm_destroy: unsafe extern "C" fn(ncclComm_t) -> ReturnCode,
     get_last_error: unsafe extern "C" fn(ncclComm_t) -> *const c_char,
     all_reduce: unsafe extern "C" fn(
         *const c_void,
@@ -33,7 +33,7 @@ pub struct Nccl {
         ncclRedOp_t,
         ncclComm_t,
         cudaStream_t,
-    ) -> Return,
+    ) -> ReturnCode,
     all_gather: unsafe extern "C" fn(
         *const c_void,
         *mut c_void,
@@ -41,7 +41,7 @@ pub struct Nccl {
         ncclDataType_t,
         ncclComm_t,
         cudaStream_t,
-    ) -> Return,
+    ) -> ReturnCode,
     broadcast: unsafe extern "C" fn(
         *const c_void,
         *mut c_void,
@@ -50,12 +50,12 @@ pub struct Nccl {
         c_int,
         ncclComm_t,
         cudaStream_t,
-    ) -> Return,
+    ) -> ReturnCode,
     _library: Library,
 }
 
 impl Nccl {
-    /// Opens libnccl by either of its names.
+    /// Opens libnccl under either of its file names.
     pub fn open() -> Result<Self> {
         let failed = |error| {
             let what = format!(
@@ -64,8 +64,8 @@ impl Nccl {
             );
             Error::new(Exit::Communication, what)
         };
-        // SAFETY: libnccl's constructors set up the library itself and nothing else; the signatures above are those of
-        // its documentation; the functions are used no longer than the library lives.
+        // SAFETY: libnccl's constructors only initialise the library; the signatures above are those of its documentation;
+        // the functions are not used after the library is closed.
         unsafe {
             let library =
                 Library::new("libnccl.so.2").or_else(|_| Library::new("libnccl.so")).map_err(failed)?;
@@ -95,20 +95,20 @@ impl Nccl {
         }
     }
 
-    /// A number for ranks to find one another by; made by one of them.
-    pub fn new_id(&self) -> Result<[u8; ID_BYTES]> {
+    /// The id of a new communicator; one rank creates it for all.
+    pub fn create_id(&self) -> Result<[u8; ID_BYTES]> {
         let mut id = ncclUniqueId { internal: [0; ID_BYTES] };
         // SAFETY: `id` outlives the call.
         self.check(unsafe { (self.get_unique_id)(&mut id) }, "ncclGetUniqueId", std::ptr::null_mut())?;
         Ok(id.internal.map(|byte| byte as u8))
     }
 
-    /// Turns a return code into a result that names the call and gives the library's own words.
-    fn check(&self, code: Return, call: &str, comm: ncclComm_t) -> Result<()> {
+    /// Converts a return code into a result that names the call and has the library's message.
+    fn check(&self, code: ReturnCode, call: &str, comm: ncclComm_t) -> Result<()> {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: null is allowed; the result is null or a string that is copied at once.
+        // SAFETY: a null communicator is allowed; the result is null or a string that is copied at once.
         let text = unsafe {
             let text = (self.get_last_error)(comm);
             if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
@@ -125,16 +125,16 @@ pub struct Comm {
     device: usize,
 }
 
-// SAFETY: a communicator may be used from any thread, by one at a time; it is owned, and not shared.
+// SAFETY: any thread may use a communicator, one at a time; this one has one owner.
 unsafe impl Send for Comm {}
 
-/// GPUs' tensors by NCCL, the host's by the backend from before.
+/// Sends tensors on the GPU over NCCL, and those on the host over another backend.
 pub struct NcclWorld {
     comm: Comm,
     host: Box<dyn Collective>,
 }
 
-/// NCCL's name for a kind of elements.
+/// The NCCL datatype of a tensor's elements.
 fn datatype(kind: Kind) -> Result<ncclDataType_t> {
     match kind {
         Kind::Float => Ok(ncclDataType_t::ncclFloat32),
@@ -147,18 +147,18 @@ fn datatype(kind: Kind) -> Result<ncclDataType_t> {
 }
 
 impl Comm {
-    /// All ranks, each rank of `world`, on the thread of collectives, whose current device is `device`.
-    pub fn join(nccl: Nccl, id: [u8; ID_BYTES], device: usize, rank: usize, world: usize) -> Result<Self> {
+    /// All ranks, on the thread of collectives, whose current device is `device`: returns when all ranks have joined.
+    pub fn join(nccl: Nccl, id: [u8; ID_BYTES], device: usize, rank: usize, ranks: usize) -> Result<Self> {
         let id = ncclUniqueId { internal: id.map(|byte| byte as c_char) };
         let mut comm: ncclComm_t = std::ptr::null_mut();
-        // SAFETY: `comm` outlives the call; every rank passes its own number and the same id.
-        let code = unsafe { (nccl.comm_init_rank)(&mut comm, world as c_int, id, rank as c_int) };
+        // SAFETY: `comm` outlives the call; every rank passes its own rank and the same id.
+        let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, id, rank as c_int) };
         nccl.check(code, "ncclCommInitRank", std::ptr::null_mut())?;
         Ok(Self { nccl, comm, device })
     }
 
-    /// Whether a tensor can travel as it lies.
-    fn takes(&self, tensor: &Tensor) -> bool {
+    /// Whether NCCL can send a tensor without a copy.
+    fn can_send(&self, tensor: &Tensor) -> bool {
         tensor.device() == Device::Cuda(self.device) && tensor.is_contiguous()
     }
 
@@ -166,13 +166,13 @@ impl Comm {
         current_stream_handle(self.device).cast()
     }
 
-    fn check(&self, code: Return, call: &str) -> Result<()> {
+    fn check(&self, code: ReturnCode, call: &str) -> Result<()> {
         self.nccl.check(code, call, self.comm)
     }
 }
 
 impl NcclWorld {
-    /// `host` carries what does not lie on the GPU.
+    /// `host` sends tensors that are not on the GPU.
     pub fn new(comm: Comm, host: Box<dyn Collective>) -> Self {
         Self { comm, host }
     }
@@ -181,7 +181,7 @@ impl NcclWorld {
 impl Drop for Comm {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: the communicator is this one's own, and no collective is under way: each was waited for.
+            // SAFETY: the communicator has no other owner, and no collective in progress: each was waited for.
             let code = unsafe { (self.nccl.comm_destroy)(self.comm) };
             if let Err(error) = self.nccl.check(code, "ncclCommDestroy", std::ptr::null_mut()) {
                 eprintln!("note: {error}"); // training is over
@@ -203,30 +203,35 @@ impl Collective for NcclWorld {
         self.host.ranks()
     }
 
-    fn local(&self) -> (usize, usize) {
-        self.host.local()
+    fn local_rank(&self) -> LocalRank {
+        self.host.local_rank()
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         let Comm { nccl, comm, .. } = &self.comm;
-        if !self.comm.takes(tensor) {
+        if !self.comm.can_send(tensor) {
             return self.host.broadcast(tensor, root);
         }
-        let (data, n, kind) = (tensor.data_ptr(), tensor.numel(), datatype(tensor.kind())?);
-        // SAFETY: a contiguous tensor of n elements on the communicator's device, alive until the stream has done the
-        // work, since whoever started the collective waits for it.
+        let data = tensor.data_ptr();
+        let n = tensor.numel();
+        let kind = datatype(tensor.kind())?;
+        // SAFETY: a contiguous tensor of n elements on the communicator's device. It lives until the stream has done the
+        // work, because the collective's caller waits for that.
         let code = unsafe { (nccl.broadcast)(data, data, n, kind, root as c_int, *comm, self.comm.stream()) };
         self.comm.check(code, "ncclBroadcast")
     }
 
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
-        reducible(tensor)?;
+        check_summable(tensor)?;
         let Comm { nccl, comm, .. } = &self.comm;
-        if !self.comm.takes(tensor) {
+        if !self.comm.can_send(tensor) {
             return self.host.all_reduce_sum(tensor);
         }
-        let (data, n, kind) = (tensor.data_ptr(), tensor.numel(), datatype(tensor.kind())?);
-        let (sum, stream) = (ncclRedOp_t::ncclSum, self.comm.stream());
+        let data = tensor.data_ptr();
+        let n = tensor.numel();
+        let kind = datatype(tensor.kind())?;
+        let sum = ncclRedOp_t::ncclSum;
+        let stream = self.comm.stream();
         // SAFETY: as for ncclBroadcast; in place is allowed.
         let code = unsafe { (nccl.all_reduce)(data, data, n, kind, sum, *comm, stream) };
         self.comm.check(code, "ncclAllReduce")
@@ -237,13 +242,16 @@ impl Collective for NcclWorld {
         if tensor.device() != Device::Cuda(*device) {
             return self.host.all_gather(tensor);
         }
-        let (mine, kind) = (tensor.detach().contiguous(), datatype(tensor.kind())?);
+        let own = tensor.detach().contiguous();
+        let kind = datatype(own.kind())?;
         let mut shape = vec![self.ranks() as i64];
-        shape.extend(mine.size());
-        let all = Tensor::empty(&shape, (mine.kind(), mine.device()));
-        let (from, to, n) = (mine.data_ptr(), all.data_ptr(), mine.numel());
-        // SAFETY: `all` has room for n elements of every rank; as for ncclBroadcast otherwise. `mine` may be freed before
-        // the work is done: the allocator gives its memory to this stream alone.
+        shape.extend(own.size());
+        let all = Tensor::empty(&shape, (own.kind(), own.device()));
+        let from = own.data_ptr();
+        let to = all.data_ptr();
+        let n = own.numel();
+        // SAFETY: `all` has room for n elements of every rank; otherwise as for ncclBroadcast. `own` may be freed before
+        // the work is done: the allocator reuses its memory only on this stream.
         let code = unsafe { (nccl.all_gather)(from, to, n, kind, *comm, self.comm.stream()) };
         self.comm.check(code, "ncclAllGather")?;
         Ok(all)

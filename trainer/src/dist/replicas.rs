@@ -1,19 +1,20 @@
-//! Ranks must hold the same: they are refused at the start where they do not, and watched while they train.
+//! Checks that ranks hold the same data: at start-up, and every so many steps while they train.
 
 use crate::config::OnDivergence;
-use crate::dist::{World, all_gather_lists};
+use crate::dist::{World, all_gather_objects};
 use crate::sys::error::{Error, Exit, Result};
 use tch::{Kind, Tensor};
 
-/// All ranks: an error, the same on all, where a rank has another value of any fact than rank 0.
+/// All ranks: checks that each fact, a name and a value, has the same value on every rank. An error is the same on all
+/// ranks.
 pub fn refuse_differences(world: &World, facts: &[(&str, String)]) -> Result<()> {
-    for (name, mine) in facts {
-        let all = all_gather_lists(world, mine.as_bytes())?;
-        if let Some(rank) = all.iter().position(|theirs| *theirs != all[0]) {
-            let (theirs, first) = (String::from_utf8_lossy(&all[rank]), String::from_utf8_lossy(&all[0]));
-            let (theirs, first) = apart(&theirs, &first);
+    for (name, own) in facts {
+        let all = all_gather_objects(world, own)?;
+        if let Some(rank) = all.iter().position(|value| *value != all[0]) {
+            let (value, expected) = first_difference(&all[rank], &all[0]);
             let what = format!(
-                "rank {rank} has another {name} than rank 0: {theirs:?} against {first:?}; put the same on every host"
+                "rank {rank} has a different {name} than rank 0: {value:?} instead of {expected:?}; use the same on \
+                 every host"
             );
             return Err(Error::on_all_ranks(Exit::Communication, what));
         }
@@ -21,17 +22,17 @@ pub fn refuse_differences(world: &World, facts: &[(&str, String)]) -> Result<()>
     Ok(())
 }
 
-/// Where two texts part: some characters from there on.
-fn apart<'a>(a: &'a str, b: &'a str) -> (&'a str, &'a str) {
+/// Some characters of two texts, around the first that differs.
+fn first_difference<'a>(a: &'a str, b: &'a str) -> (&'a str, &'a str) {
     let same = a.char_indices().zip(b.chars()).take_while(|((_, a), b)| a == b).count();
-    let from = |text: &'a str| {
-        let at = |n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
-        &text[at(same.saturating_sub(20))..at(same + 40)]
+    let excerpt = |text: &'a str| {
+        let offset = |n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
+        &text[offset(same.saturating_sub(20))..offset(same + 40)]
     };
-    (from(a), from(b))
+    (excerpt(a), excerpt(b))
 }
 
-/// The sum of a tensor's bits, taken as integers: what one flipped bit changes.
+/// The sum of a tensor's elements read as integers, which any one flipped bit changes.
 pub fn checksum(tensor: &Tensor) -> Tensor {
     tensor.detach().view_dtype(Kind::Int).sum(Kind::Int64)
 }
@@ -41,25 +42,25 @@ pub fn fingerprint(tensor: &Tensor) -> String {
     i64::try_from(checksum(tensor)).expect("one number").to_string()
 }
 
-/// All ranks: compares the tensors that every rank must hold alike: weights, momenta, the weights' running mean. A rank
-/// that differs from rank 0 is an error, the same on all ranks, or takes rank 0's; returns the ranks that did.
-pub fn compare(
+/// All ranks: compares the checksums of tensors that must be bit-identical: weights, momenta, their moving average. If ranks
+/// differ from rank 0, either all ranks return the same error, or rank 0's tensors are broadcast and those ranks returned.
+pub fn compare_tensors(
     world: &World,
-    held: &[&Tensor],
+    tensors: &[&Tensor],
     step: u64,
     on_divergence: OnDivergence,
 ) -> Result<Vec<usize>> {
-    let mine = Tensor::stack(&held.iter().map(|tensor| checksum(tensor)).collect::<Vec<_>>(), 0);
-    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&mine)?).expect("a number per tensor and rank");
+    let own = Tensor::stack(&tensors.iter().map(|tensor| checksum(tensor)).collect::<Vec<_>>(), 0);
+    let all = Vec::<Vec<i64>>::try_from(&world.all_gather(&own)?).expect("a number per tensor and rank");
     let differ: Vec<usize> = (0..all.len()).filter(|&rank| all[rank] != all[0]).collect();
     match on_divergence {
         _ if differ.is_empty() => {}
-        OnDivergence::Repair => take_rank_zeros(world, held)?,
+        OnDivergence::Repair => broadcast_all(world, tensors)?,
         OnDivergence::Stop => {
             let ranks: Vec<String> = differ.iter().map(usize::to_string).collect();
             let what = format!(
-                "step {step}: the weights or momenta of rank {} are no longer rank 0's; check that machine's memory, \
-                 and go on from the last checkpoint with --resume RUN",
+                "step {step}: the weights or momenta of rank {} differ from rank 0's; check that machine's memory, and \
+                 resume from the last checkpoint with --resume RUN",
                 ranks.join(", ")
             );
             return Err(Error::on_all_ranks(Exit::Communication, what));
@@ -68,9 +69,9 @@ pub fn compare(
     Ok(differ)
 }
 
-/// All ranks: afterwards `held` are on every rank what they are on rank 0.
-pub fn take_rank_zeros(world: &World, held: &[&Tensor]) -> Result<()> {
-    held.iter().try_for_each(|tensor| world.broadcast(tensor, 0))
+/// All ranks: copies rank 0's tensors into every rank's.
+pub fn broadcast_all(world: &World, tensors: &[&Tensor]) -> Result<()> {
+    tensors.iter().try_for_each(|tensor| world.broadcast(tensor, 0))
 }
 
 #[cfg(test)]
@@ -90,10 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_told_apart_where_they_part() {
-        assert_eq!(apart("the same and a", "the same and b"), ("the same and a", "the same and b"));
+    fn excerpts_begin_shortly_before_the_first_difference() {
+        assert_eq!(
+            first_difference("the same and a", "the same and b"),
+            ("the same and a", "the same and b")
+        );
         let long = "x".repeat(100);
-        let (a, b) = apart(&long, &long[..50]);
+        let (a, b) = first_difference(&long, &long[..50]);
         assert_eq!((a.len(), b.len()), (60, 20));
     }
 }

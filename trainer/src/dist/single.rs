@@ -1,13 +1,13 @@
-//! A world of one: neither MPI nor a launcher.
+//! A world of one process, without MPI or a launcher.
 
-use super::{Collective, reducible};
+use super::{Collective, LocalRank, check_summable};
 use crate::sys::error::Result;
 use tch::Tensor;
 
-/// The only rank of its world.
-pub struct Alone;
+/// The only rank of its world: tensors stay as they are.
+pub struct SingleProcess;
 
-impl Collective for Alone {
+impl Collective for SingleProcess {
     fn name(&self) -> &'static str {
         "nothing"
     }
@@ -20,8 +20,8 @@ impl Collective for Alone {
         1
     }
 
-    fn local(&self) -> (usize, usize) {
-        (0, 1)
+    fn local_rank(&self) -> LocalRank {
+        LocalRank { index: 0, count: 1 }
     }
 
     fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {
@@ -29,7 +29,7 @@ impl Collective for Alone {
     }
 
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
-        reducible(tensor)
+        check_summable(tensor)
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {

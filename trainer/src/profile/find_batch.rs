@@ -48,7 +48,7 @@ pub fn run(
     limit: Option<MemorySize>,
 ) -> Result<()> {
     let mut console = Console::new(world.rank());
-    let own = limit.map_or_else(|| available_memory(device, world.local().1), |limit| limit.0);
+    let own = limit.map_or_else(|| available_memory(device, world.local_rank().count), |limit| limit.0);
     let limit = over_ranks(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
     let unit = batch_size_unit(config, world.ranks());
     let mut smallest = config.clone();

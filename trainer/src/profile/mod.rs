@@ -3,7 +3,7 @@
 pub mod find_batch;
 
 use crate::config::{Config, Resume};
-use crate::dist::{World, agree, all_gather_lists, broadcast_text};
+use crate::dist::{World, agree, all_gather_objects, on_rank_zero};
 use crate::run::{Console, choose, write_whole};
 use crate::sys::error::{Error, Result};
 use crate::sys::{
@@ -145,9 +145,7 @@ pub fn run(
     name: &str,
 ) -> Result<()> {
     let mut trial = BenchmarkRun::new(world, config, device, stop)?;
-    let made = if world.rank() == 0 { folder(name, config) } else { Ok(PathBuf::new()) };
-    let folder = agree(world, made)?.display().to_string();
-    let folder = PathBuf::from(broadcast_text(world, &folder)?);
+    let folder = on_rank_zero(world, || folder(name, config))?;
     let images = (config.optim.batch_size * config.data.views) as f64;
     let macs = trial.costs().training_macs() as f64;
     let mut peaks = Vec::new();
@@ -183,9 +181,7 @@ pub fn run(
         "tflops_a_rank": flops / 1e12, "device": device_name(device), "ms": milliseconds(&anatomy),
         "peak_bytes": {"tensors": peak.tensors, "held": peak.held, "phases": phases(&of_phases)},
     });
-    let all = all_gather_lists(world, mine.to_string().as_bytes())?;
-    let all: Vec<Value> =
-        all.iter().map(|rank| serde_json::from_slice(rank).expect("what was just made")).collect();
+    let all = all_gather_objects(world, &mine)?;
     let mut table = table(&anatomy, device, peak, &of_phases);
     let _ = write!(
         table,
@@ -209,7 +205,7 @@ pub fn run(
         write_whole(&folder.join("table.txt"), table.as_bytes())?;
         write_whole(&folder.join("profile.json"), &serde_json::to_vec_pretty(&all).expect("JSON"))
     };
-    agree(world, if world.rank() == 0 { write() } else { Ok(()) })?;
+    on_rank_zero(world, write)?;
     let last = steps.min(TRACED);
     Console::new(world.rank()).say(&format!(
         "{table}\n{0}/table.txt and profile.json have this; {0}/rank*.json the trace of {1}, for https://ui.perfetto.dev",

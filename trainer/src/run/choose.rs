@@ -4,11 +4,12 @@ use super::checkpoint;
 use crate::config::{Config, Resume, Run};
 use crate::run_dir::{self, CHECKPOINTS, CONFIG};
 use crate::sys::error::{Error, Exit, Result};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where a run writes, and what it goes on from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The run directory.
     pub dir: PathBuf,

@@ -31,7 +31,7 @@ impl Saver {
     /// All ranks: for the run in the directory `run`.
     pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
         let now = jiff::Timestamp::now().as_millisecond().to_string();
-        let start = dist::broadcast_text(world, &now)?;
+        let start = dist::on_rank_zero(world, || Ok(now))?;
         let (checkpoints, rank) = (run.join(CHECKPOINTS), world.rank());
         let sharers = if config.run.shard_optimizer { world.ranks() } else { 1 };
         // Half of it: that a share is missing is said before the watchdog finds rank 0 late.

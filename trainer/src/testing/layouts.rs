@@ -8,7 +8,7 @@
 use crate::config::{self, Config};
 use crate::data::Normalise;
 use crate::dist;
-use crate::dist::Gradients;
+use crate::dist::Reducer;
 use crate::loss::Objective;
 use crate::model::{Decisions, Net, Statistics};
 use crate::testing::cpp_library;
@@ -40,7 +40,7 @@ fn other_layouts<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
 fn found_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
     let world = dist::join().unwrap();
     let (net, stage) = (Net::of(config, Device::Cpu), &config.stages[0]);
-    let gradients = Gradients::new(&net.params, &world, &config.collective);
+    let reducer = Reducer::new(&net.params, &world, &config.collective);
     let costs = Tensor::from_slice(&net.costs.table(config.cost.unit));
     let (size, channels) = (i64::from(config.data.image_size), i64::from(config.data.channels));
     let bytes = Tensor::randint(256, [4, size, size, channels], (Kind::Uint8, Device::Cpu));
@@ -55,7 +55,7 @@ fn found_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
     let step = TrainStep {
         world: &world,
         net: &net,
-        gradients: &gradients,
+        reducer: &reducer,
         costs: &costs,
         objective: Objective::new(config, stage, 0.1),
         routers: stage.routers,

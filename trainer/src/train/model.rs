@@ -2,7 +2,7 @@
 
 use super::step::StepOutput;
 use crate::config::{Config, Routers};
-use crate::dist::{Gradients, World};
+use crate::dist::{Reducer, World};
 use crate::model::RankMean;
 use crate::model::{Net, Statistics};
 use crate::optim::{Ema, Sgd};
@@ -12,7 +12,8 @@ use tch::{Device, Kind, Tensor};
 /// A network in training, on one rank: its weights, their gradient, the optimiser and the moving average.
 pub(crate) struct Model {
     pub net: Net,
-    pub gradients: Gradients,
+    /// Holds the gradient.
+    pub reducer: Reducer,
     pub sgd: Sgd,
     pub ema: Option<Ema>,
     /// c_k of Eq. 11, `[n]`.
@@ -25,11 +26,11 @@ impl Model {
     /// All ranks: puts `net` in training.
     pub fn new(world: &World, config: &Config, net: Net, device: Device) -> Self {
         Self {
-            gradients: Gradients::new(&net.params, world, &config.collective),
+            reducer: Reducer::new(&net.params, world, &config.collective),
             sgd: Sgd::new(&net.params, &config.optim),
             ema: config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay)),
             costs: Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device),
-            sync_batch_norm: config.model.sync_batch_norm.then(|| world.mean_operation()),
+            sync_batch_norm: config.model.sync_batch_norm.then(|| world.differentiable_mean()),
             net,
         }
     }
@@ -45,7 +46,7 @@ impl Model {
         let _update = range(Phase::Optimizer);
         let StepOutput { grad_norm, finite, .. } = output;
         let params = &self.net.params;
-        self.sgd.step(params, self.gradients.flat(), grad_norm, finite, lr, routers);
+        self.sgd.step(params, self.reducer.flat(), grad_norm, finite, lr, routers);
         let buffers = params.flat_buffers();
         let valid = buffers.where_self(&finite.to_kind(Kind::Bool), buffers_before);
         buffers.shallow_clone().copy_(&valid);

@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use crate::config::Config;
-use crate::dist::{World, rank_zeros, replicas};
+use crate::dist::{World, on_rank_zero, replicas};
 use crate::model::Params;
 use crate::optim::GammaController;
 use crate::run::Place;
@@ -12,8 +12,8 @@ use std::path::Path;
 
 /// All ranks: copies the tensors of `model.init_from`, which rank 0 reads; returns a line for the log.
 pub(super) fn initialise_from(world: &World, path: &Path, params: &Params) -> Result<String> {
-    let note = rank_zeros(world, || checkpoint::start_from(path, params))?;
-    replicas::take_rank_zeros(world, &[params.flat(), params.flat_buffers()])?;
+    let note = on_rank_zero(world, || checkpoint::start_from(path, params))?;
+    replicas::broadcast_all(world, &[params.flat(), params.flat_buffers()])?;
     Ok(note)
 }
 
@@ -32,16 +32,15 @@ pub(super) fn load_state(
         return Ok((State { order, gamma: initial, micro_batches, ..State::default() }, None));
     };
     // Rank 0 reads the files, so that a shared file system serves one reader.
-    let text = rank_zeros(world, || {
+    let mut state = on_rank_zero(world, || {
         let mut state = checkpoint::read_state(folder)?;
         let Model { net, sgd, ema, .. } = model;
         checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
         check_compatible(&state, folder, &order, config)?;
         state.forget_lost_best(&place.dir);
-        Ok(serde_json::to_string(&state).expect("a state is JSON"))
+        Ok(state)
     })?;
-    replicas::take_rank_zeros(world, &model.saved())?;
-    let mut state: State = serde_json::from_str(&text).expect("rank 0 wrote it");
+    replicas::broadcast_all(world, &model.saved())?;
     let note = redistribute(&mut state, world.ranks(), config);
     if config.budget().is_none() {
         state.gamma = initial;

@@ -4,7 +4,7 @@
 use super::Trainer;
 use crate::config::{self, Routers, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
-use crate::dist::{Gradients, World, replicas};
+use crate::dist::{Reducer, World, replicas};
 use crate::loss::{self, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
 use crate::model::{Decisions, Net, Statistics, hard};
@@ -20,7 +20,7 @@ impl Trainer<'_> {
         let step = self.state.step + 1;
         let batch = batches.next().expect("a batch for every step")?;
         self.data.record_bad(&batch.bad)?;
-        self.world.at_step(step);
+        self.world.set_step(step);
 
         // Forward and backward: the gradient of the objective over the global batch.
         let buffers_before = self.model.net.params.flat_buffers().copy();
@@ -68,7 +68,7 @@ impl Trainer<'_> {
         let step = TrainStep {
             world: self.world,
             net: &self.model.net,
-            gradients: &self.model.gradients,
+            reducer: &self.model.reducer,
             costs: &self.model.costs,
             objective: Objective::new(self.config, stage, self.state.gamma.gamma),
             routers: stage.routers,
@@ -90,7 +90,8 @@ impl Trainer<'_> {
         if options.compare_every == 0 || !step.is_multiple_of(options.compare_every) {
             return Ok(());
         }
-        let repaired = replicas::compare(self.world, &self.model.replicated(), step, options.on_divergence)?;
+        let repaired =
+            replicas::compare_tensors(self.world, &self.model.replicated(), step, options.on_divergence)?;
         if repaired.is_empty() {
             return Ok(());
         }
@@ -124,7 +125,7 @@ pub struct TrainStep<'a> {
     /// The network.
     pub net: &'a Net,
     /// Receives the gradient.
-    pub gradients: &'a Gradients,
+    pub reducer: &'a Reducer,
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
     /// The objective.
@@ -180,11 +181,11 @@ impl StepSync {
 }
 
 impl TrainStep<'_> {
-    /// All ranks: leaves the mean gradient of the objective over the global batch in [`TrainStep::gradients`].
+    /// All ranks: leaves the mean gradient of the objective over the global batch in [`TrainStep::reducer`].
     ///
     /// `micro_batches` are this rank's share of the batch, all of one size; `stop` tells that this rank was asked to stop.
     pub fn forward_backward(&self, micro_batches: &[MicroBatch], stop: bool) -> Result<StepOutput> {
-        self.gradients.zero();
+        self.reducer.zero();
         let count = micro_batches.len();
         let last = count - 1;
         let mut sync = Vec::new();
@@ -228,7 +229,7 @@ impl TrainStep<'_> {
 
             // Backward: gradients accumulate over micro-batches; during the last one buckets are all-reduced.
             if a == last {
-                self.gradients.arm(self.routers);
+                self.reducer.prepare_backward(self.routers);
             }
             let backward = range(Phase::Backward);
             (&values.total / (count * self.world.ranks()) as f64).backward();
@@ -238,8 +239,8 @@ impl TrainStep<'_> {
             metrics.push(StepMetrics::pack_micro_batch(&values, &output, labels, self.views, &hard_path));
             hard_paths.push(hard_path);
         }
-        self.gradients.settle()?;
-        let grad_norm = self.gradients.flat().norm();
+        self.reducer.finish()?;
+        let grad_norm = self.reducer.flat().norm();
         let finite = grad_norm.isfinite().to_kind(Kind::Float);
         let metrics = StepMetrics::pack(&finite, &grad_norm, &metrics);
         Ok(StepOutput {
