@@ -1,138 +1,140 @@
-//! Where ranks may run: what the user names, else what a scheduler has given, else this machine.
+//! The hosts and ranks of a job: from the command line, else from the scheduler, else this machine.
 
 use crate::machine::Machine;
 use codinet_config::env::{self, Variable};
 use std::path::Path;
 
-/// A host, and how many ranks it takes.
+/// A host with its number of ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Its name or address.
     pub name: String,
-    /// Ranks.
+    /// Its ranks.
     pub slots: usize,
 }
 
 /// Hosts and ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    /// In words.
-    pub by: &'static str,
-    /// Hosts for mpirun; empty where it knows them by itself.
+    /// Where they come from: an option, a scheduler, or this machine.
+    pub source: &'static str,
+    /// Hosts for mpirun; empty if mpirun knows them itself.
     pub hosts: Vec<Host>,
-    /// Hosts, or nodes.
+    /// Number of hosts.
     pub nodes: usize,
-    /// Ranks that the allocation is made for.
+    /// Number of ranks.
     pub ranks: usize,
 }
 
-/// What the command line says of hosts.
+/// The options on ranks and hosts.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Asked {
-    /// Ranks to start; auto: one a GPU, or one a memory node (socket) where there is none, on every host.
-    #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = ranks)]
+pub struct RankArgs {
+    /// Ranks to start; auto: one per GPU, or one per memory node (socket) without a GPU, on every host.
+    #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = parse_ranks)]
     pub n: Ranks,
 
     /// Hosts to start them on, such as a,b or a:8,b:8.
     #[arg(long, value_name = "HOST[:N],…", conflicts_with = "hostfile")]
     pub hosts: Option<String>,
 
-    /// The same from a file, a host a line: `a`, `a:8` or `a slots=8`.
+    /// The same from a file, one host per line: `a`, `a:8` or `a slots=8`.
     #[arg(long, value_name = "FILE")]
     pub hostfile: Option<std::path::PathBuf>,
 }
 
-/// A number of ranks, or as many as suit.
+/// The option `-n`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ranks {
-    /// As many as suit.
+    /// One per GPU, or one per memory node.
     #[default]
     Auto,
-    /// So many.
+    /// This number.
     Number(usize),
 }
 
-/// More ranks than anyone starts; sums of so many cannot overflow.
-const MOST_RANKS: usize = 1_000_000;
+/// The largest number of ranks; sums of such numbers cannot overflow.
+const MAX_RANKS: usize = 1_000_000;
 
-fn ranks(text: &str) -> Result<Ranks, String> {
+fn parse_ranks(text: &str) -> Result<Ranks, String> {
     match (text, text.parse()) {
         ("auto", _) => Ok(Ranks::Auto),
-        (_, Ok(n @ 1..=MOST_RANKS)) => Ok(Ranks::Number(n)),
-        _ => Err("neither a number from 1 on nor auto".into()),
+        (_, Ok(n @ 1..=MAX_RANKS)) => Ok(Ranks::Number(n)),
+        _ => Err("expected auto or a number of at least 1".into()),
     }
 }
 
 impl Allocation {
-    /// Where to start ranks.
-    pub fn find(asked: &Asked, machine: &Machine) -> Result<Self, String> {
-        Self::by(asked, machine, env::get)
+    /// Resolves the options, the scheduler's variables and this machine to hosts and ranks.
+    pub fn resolve(args: &RankArgs, machine: &Machine) -> Result<Self, String> {
+        Self::resolve_with(args, machine, env::get)
     }
 
-    fn by(
-        asked: &Asked,
+    fn resolve_with(
+        args: &RankArgs,
         machine: &Machine,
         get: impl Fn(Variable) -> Option<String>,
     ) -> Result<Self, String> {
         let number = |variable| get(variable).and_then(|text| text.parse::<usize>().ok());
-        let wanted = match asked.n {
+        let wanted = match args.n {
             Ranks::Auto => None,
             Ranks::Number(n) => Some(n),
         };
         if number(env::SLURM_STEP_NUM_TASKS).is_some_and(|tasks| tasks > 1)
             || get(env::OMPI_COMM_WORLD_SIZE).is_some()
         {
-            return Err("codinet-launch starts mpirun itself, once; under srun or mpirun start codinet-train, a rank \
-                        per process"
-                .into());
+            return Err(
+                "codinet-launch starts mpirun itself, once; under srun or mpirun start codinet-train, one \
+                        rank per process"
+                    .into(),
+            );
         }
-        let (by, listed) = if let Some(list) = &asked.hosts {
-            ("--hosts", parse(list.split(','), "--hosts")?)
-        } else if let Some(path) = &asked.hostfile {
-            ("--hostfile", read(path)?)
+        let (source, listed) = if let Some(list) = &args.hosts {
+            ("--hosts", parse_hosts(list.split(','), "--hosts")?)
+        } else if let Some(path) = &args.hostfile {
+            ("--hostfile", read_hosts(path)?)
         } else if let Some(path) = get(env::PBS_NODEFILE).filter(|_| get(env::PBS_JOBID).is_some()) {
-            ("PBS", read(Path::new(&path))?)
+            ("PBS", read_hosts(Path::new(&path))?)
         } else if get(env::SLURM_JOB_ID).is_some() {
             let nodes = number(env::SLURM_NNODES).unwrap_or(1);
             let on_node = number(env::SLURM_GPUS_ON_NODE).unwrap_or_else(|| machine.ranks());
-            let given = number(env::SLURM_NTASKS).unwrap_or(nodes * on_node);
-            return Ok(Self { by: "SLURM", hosts: Vec::new(), nodes, ranks: wanted.unwrap_or(given) });
+            let tasks = number(env::SLURM_NTASKS).unwrap_or(nodes * on_node);
+            return Ok(Self { source: "SLURM", hosts: Vec::new(), nodes, ranks: wanted.unwrap_or(tasks) });
         } else {
             let ranks = wanted.unwrap_or_else(|| machine.ranks());
-            return Ok(Self { by: "this machine", hosts: Vec::new(), nodes: 1, ranks });
+            return Ok(Self { source: "this machine", hosts: Vec::new(), nodes: 1, ranks });
         };
         let nodes = listed.len();
         let share = wanted.map_or_else(|| machine.ranks(), |n| n.div_ceil(nodes));
         let hosts: Vec<Host> =
             listed.into_iter().map(|(name, slots)| Host { name, slots: slots.unwrap_or(share) }).collect();
-        let room = hosts.iter().map(|host| host.slots).sum();
-        Ok(Self { by, nodes, ranks: wanted.unwrap_or(room), hosts })
+        let slots = hosts.iter().map(|host| host.slots).sum();
+        Ok(Self { source, nodes, ranks: wanted.unwrap_or(slots), hosts })
     }
 
-    /// Ranks on the host that has most of them.
-    pub fn most_on_a_host(&self) -> usize {
+    /// The largest number of ranks on a host.
+    pub fn max_ranks_per_host(&self) -> usize {
         let most = self.hosts.iter().map(|host| host.slots).max();
         most.unwrap_or_else(|| self.ranks.div_ceil(self.nodes)).min(self.ranks)
     }
 
-    /// Whether a host gets more ranks than it has room for, as far as can be told from here.
-    pub fn crowded(&self, machine: &Machine) -> bool {
-        match self.hosts.is_empty() {
-            // With hosts that are named, slots are room.
-            false => self.ranks > self.hosts.iter().map(|host| host.slots).sum(),
-            true => self.by != "SLURM" && self.ranks > machine.cores,
+    /// Whether a host gets more ranks than it has slots or, on this machine, cores.
+    pub fn oversubscribed(&self, machine: &Machine) -> bool {
+        if self.hosts.is_empty() {
+            self.source != "SLURM" && self.ranks > machine.cores
+        } else {
+            self.ranks > self.hosts.iter().map(|host| host.slots).sum()
         }
     }
 }
 
-fn read(path: &Path) -> Result<Vec<(String, Option<usize>)>, String> {
+fn read_hosts(path: &Path) -> Result<Vec<(String, Option<usize>)>, String> {
     let text =
         std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    parse(text.lines(), &path.display().to_string())
+    parse_hosts(text.lines(), &path.display().to_string())
 }
 
-/// Hosts and the ranks that each takes, if that is said; a host that comes several times takes as many.
-fn parse<'a>(
+/// Hosts with their slots, if given; the slots of a repeated host add up.
+fn parse_hosts<'a>(
     lines: impl Iterator<Item = &'a str>,
     place: &str,
 ) -> Result<Vec<(String, Option<usize>)>, String> {
@@ -152,8 +154,8 @@ fn parse<'a>(
         };
         let count = match count.map(str::parse::<usize>) {
             None => None,
-            Some(Ok(count @ 1..=MOST_RANKS)) if !name.is_empty() => Some(count),
-            Some(_) => return Err(format!("{place}: {line:?} is no host; write a, a:8 or a slots=8")),
+            Some(Ok(count @ 1..=MAX_RANKS)) if !name.is_empty() => Some(count),
+            Some(_) => return Err(format!("{place}: {line:?} is not a host; write a, a:8 or a slots=8")),
         };
         match hosts.iter_mut().find(|(known, _)| known == name) {
             Some((_, slots)) => *slots = Some(slots.unwrap_or(1) + count.unwrap_or(1)),
@@ -167,45 +169,45 @@ fn parse<'a>(
 mod tests {
     use super::*;
 
-    const MACHINE: Machine = Machine { cores: 16, memories: 2, gpus: 4, root: false };
+    const MACHINE: Machine = Machine { cores: 16, memory_nodes: 2, gpus: 4, root: false };
 
-    fn found(asked: &Asked, variables: &[(Variable, &str)]) -> Result<Allocation, String> {
+    fn resolve(args: &RankArgs, variables: &[(Variable, &str)]) -> Result<Allocation, String> {
         let get = |wanted: Variable| {
             let value = variables.iter().find(|(variable, _)| variable.name == wanted.name);
             value.map(|(_, value)| (*value).to_owned())
         };
-        Allocation::by(asked, &MACHINE, get)
+        Allocation::resolve_with(args, &MACHINE, get)
     }
 
     #[test]
-    fn schedulers_say_how_many() {
-        let auto = Asked::default();
-        let here = found(&auto, &[]).unwrap();
-        assert_eq!((here.by, here.ranks, here.nodes), ("this machine", 4, 1));
+    fn schedulers_variables_give_ranks_and_hosts() {
+        let auto = RankArgs::default();
+        let here = resolve(&auto, &[]).unwrap();
+        assert_eq!((here.source, here.ranks, here.nodes), ("this machine", 4, 1));
         let job = (env::SLURM_JOB_ID, "7");
-        let slurm = found(&auto, &[job, (env::SLURM_NNODES, "2"), (env::SLURM_NTASKS, "6")]).unwrap();
-        assert_eq!((slurm.by, slurm.ranks, slurm.most_on_a_host()), ("SLURM", 6, 3));
-        let slurm = found(&auto, &[job, (env::SLURM_NNODES, "2"), (env::SLURM_GPUS_ON_NODE, "8")]).unwrap();
+        let slurm = resolve(&auto, &[job, (env::SLURM_NNODES, "2"), (env::SLURM_NTASKS, "6")]).unwrap();
+        assert_eq!((slurm.source, slurm.ranks, slurm.max_ranks_per_host()), ("SLURM", 6, 3));
+        let slurm = resolve(&auto, &[job, (env::SLURM_NNODES, "2"), (env::SLURM_GPUS_ON_NODE, "8")]).unwrap();
         assert_eq!(slurm.ranks, 16);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "a\na\nb\nb\n").unwrap();
         let path = file.path().to_str().unwrap();
-        let pbs = found(&auto, &[(env::PBS_JOBID, "7"), (env::PBS_NODEFILE, path)]).unwrap();
-        assert_eq!((pbs.by, pbs.ranks, pbs.hosts.len()), ("PBS", 4, 2));
-        assert!(found(&auto, &[(env::SLURM_STEP_NUM_TASKS, "2")]).is_err());
-        assert!(found(&auto, &[(env::OMPI_COMM_WORLD_SIZE, "2")]).is_err());
+        let pbs = resolve(&auto, &[(env::PBS_JOBID, "7"), (env::PBS_NODEFILE, path)]).unwrap();
+        assert_eq!((pbs.source, pbs.ranks, pbs.hosts.len()), ("PBS", 4, 2));
+        assert!(resolve(&auto, &[(env::SLURM_STEP_NUM_TASKS, "2")]).is_err());
+        assert!(resolve(&auto, &[(env::OMPI_COMM_WORLD_SIZE, "2")]).is_err());
     }
 
     #[test]
-    fn hosts_are_read_as_any_mpirun_writes_them() {
-        let hosts = |text: &str| found(&Asked { hosts: Some(text.into()), ..Asked::default() }, &[]);
-        assert_eq!(hosts("a,b").unwrap().ranks, 8, "as many as suit this machine");
+    fn host_lists_of_every_mpirun_are_parsed() {
+        let hosts = |text: &str| resolve(&RankArgs { hosts: Some(text.into()), ..RankArgs::default() }, &[]);
+        assert_eq!(hosts("a,b").unwrap().ranks, 8, "as many per host as on this machine");
         assert_eq!(hosts("a:2,b:3").unwrap().ranks, 5);
-        let asked = Asked { n: Ranks::Number(6), hosts: Some("a,b".into()), hostfile: None };
-        let six = found(&asked, &[]).unwrap();
-        assert_eq!((six.hosts[1].slots, six.crowded(&MACHINE)), (3, false));
+        let args = RankArgs { n: Ranks::Number(6), hosts: Some("a,b".into()), hostfile: None };
+        let six = resolve(&args, &[]).unwrap();
+        assert_eq!((six.hosts[1].slots, six.oversubscribed(&MACHINE)), (3, false));
         let lines = "# hosts\na slots=2 max_slots=4\nb:2\nc 1\n\n";
-        let read = parse(lines.lines(), "hosts").unwrap();
+        let read = parse_hosts(lines.lines(), "hosts").unwrap();
         assert_eq!(read.iter().map(|(_, slots)| slots.unwrap()).collect::<Vec<_>>(), [2, 2, 1]);
         for wrong in ["", "a:x", "a:0", ":3", "a:18446744073709551615,a"] {
             assert!(hosts(wrong).is_err(), "{wrong:?}");

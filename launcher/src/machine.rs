@@ -1,33 +1,33 @@
-//! What this machine has: cores that this process may run on, memory nodes, GPUs.
+//! This machine's cores, memory nodes and GPUs.
 
 use codinet_config::{env, host};
 use std::collections::BTreeSet;
 use std::fs;
 
-/// This machine, as far as ranks are laid out by it.
+/// The resources that the layout of ranks depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// Cores that this process may run on; two hardware threads of a core count once.
+    /// Cores that this process may run on; a core's two hardware threads count once.
     pub cores: usize,
     /// Memory nodes (sockets, or parts of them) that have these cores.
-    pub memories: usize,
+    pub memory_nodes: usize,
     /// GPUs.
     pub gpus: usize,
-    /// Whether root asks.
+    /// Whether the user is root.
     pub root: bool,
 }
 
 impl Machine {
-    /// This one.
-    pub fn here() -> Self {
-        let cpus = cpu_list(&host::allowed_cpus());
-        let of_cpu = |cpu: &usize| format!("/sys/devices/system/cpu/cpu{cpu}");
+    /// Detects this machine's.
+    pub fn detect() -> Self {
+        let cpus = parse_cpu_list(&host::allowed_cpus());
+        let sysfs = |cpu: &usize| format!("/sys/devices/system/cpu/cpu{cpu}");
         let siblings = |cpu: &usize| {
-            let list = fs::read_to_string(format!("{}/topology/thread_siblings_list", of_cpu(cpu)));
+            let list = fs::read_to_string(format!("{}/topology/thread_siblings_list", sysfs(cpu)));
             list.map_or_else(|_| cpu.to_string(), |list| list.trim().to_owned())
         };
         let memory = |cpu: &usize| {
-            let entries = fs::read_dir(of_cpu(cpu)).into_iter().flatten().flatten();
+            let entries = fs::read_dir(sysfs(cpu)).into_iter().flatten().flatten();
             let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
             names
                 .into_iter()
@@ -37,27 +37,27 @@ impl Machine {
             fs::metadata("/proc/self").is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0);
         Self {
             cores: cpus.iter().map(siblings).collect::<BTreeSet<_>>().len().max(1),
-            memories: cpus.iter().filter_map(memory).collect::<BTreeSet<_>>().len().max(1),
-            gpus: gpus(env::is_set(env::CUDA_VISIBLE_DEVICES), env::get(env::CUDA_VISIBLE_DEVICES)),
+            memory_nodes: cpus.iter().filter_map(memory).collect::<BTreeSet<_>>().len().max(1),
+            gpus: count_gpus(env::is_set(env::CUDA_VISIBLE_DEVICES), env::get(env::CUDA_VISIBLE_DEVICES)),
             root,
         }
     }
 
-    /// Ranks that suit this machine: one a GPU, or one a memory node where there is no GPU.
+    /// The default number of ranks: one per GPU, or one per memory node without a GPU.
     pub fn ranks(&self) -> usize {
-        if self.gpus > 0 { self.gpus } else { self.memories }
+        if self.gpus > 0 { self.gpus } else { self.memory_nodes }
     }
 
-    /// Cores to bind each of `ranks` ranks of this machine to. On one memory node none is bound: the system moves threads
-    /// better than a rule does. Each rank has at least two, for its decode threads beside those that compute.
+    /// The number of cores to bind each of `ranks` ranks to. `None` on a single memory node, where the operating system
+    /// schedules threads better, and for fewer than two cores per rank, because decode threads need cores too.
     pub fn cores_to_bind(&self, ranks: usize) -> Option<usize> {
         let cores = self.cores / ranks.max(1);
-        (self.memories > 1 && cores >= 2).then_some(cores)
+        (self.memory_nodes > 1 && cores >= 2).then_some(cores)
     }
 }
 
-/// Reads a list such as `0-3,8`.
-fn cpu_list(text: &str) -> Vec<usize> {
+/// Parses a list such as `0-3,8`.
+fn parse_cpu_list(text: &str) -> Vec<usize> {
     let range = |part: &str| {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         Some(from.trim().parse::<usize>().ok()?..=to.trim().parse().ok()?)
@@ -65,11 +65,11 @@ fn cpu_list(text: &str) -> Vec<usize> {
     text.split(',').filter_map(range).flatten().collect()
 }
 
-/// GPUs by the NVIDIA driver's own list, of which CUDA_VISIBLE_DEVICES may show some alone.
-fn gpus(chosen: bool, shown: Option<String>) -> usize {
+/// The number of GPUs in the NVIDIA driver's list, limited by CUDA_VISIBLE_DEVICES if that is set.
+fn count_gpus(limited: bool, visible: Option<String>) -> usize {
     let installed = host::installed_gpus();
-    let shown = shown.map_or(0, |list| list.split(',').take_while(|gpu| gpu.trim() != "-1").count());
-    if chosen { installed.min(shown) } else { installed }
+    let visible = visible.map_or(0, |list| list.split(',').take_while(|gpu| gpu.trim() != "-1").count());
+    if limited { installed.min(visible) } else { installed }
 }
 
 #[cfg(test)]
@@ -77,17 +77,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cpus_are_read() {
-        assert_eq!(cpu_list(" 0-3,8,10-11\n"), [0, 1, 2, 3, 8, 10, 11]);
-        assert_eq!(cpu_list(""), [] as [usize; 0]);
+    fn cpu_lists_are_parsed() {
+        assert_eq!(parse_cpu_list(" 0-3,8,10-11\n"), [0, 1, 2, 3, 8, 10, 11]);
+        assert_eq!(parse_cpu_list(""), [] as [usize; 0]);
     }
 
     #[test]
-    fn ranks_are_bound_where_memory_is_far_and_cores_are_many() {
-        let machine = |cores, memories| Machine { cores, memories, gpus: 0, root: false };
+    fn ranks_are_bound_on_several_memory_nodes_with_enough_cores() {
+        let machine = |cores, memory_nodes| Machine { cores, memory_nodes, gpus: 0, root: false };
         assert_eq!(machine(64, 2).cores_to_bind(8), Some(8));
         assert_eq!(machine(64, 1).cores_to_bind(8), None);
-        assert_eq!(machine(8, 2).cores_to_bind(8), None, "a core each is no room for decoding");
+        assert_eq!(machine(8, 2).cores_to_bind(8), None, "one core each leaves none for decoding");
         assert_eq!((machine(64, 2).ranks(), Machine { gpus: 8, ..machine(64, 2) }.ranks()), (2, 8));
     }
 }

@@ -1,4 +1,4 @@
-//! `codinet-launch`: starts `codinet-train`, a rank per process, under the MPI that this machine has.
+//! `codinet-launch`: starts `codinet-train`, one process per rank, under this machine's MPI.
 
 use clap::{CommandFactory, Parser, Subcommand};
 use codinet_config::exit::Exit;
@@ -10,14 +10,14 @@ Examples:
   codinet-launch -n 2 fashion_quick.yaml
   codinet-launch my.yaml --set optim.batch_size=256 --resume auto
   codinet-launch --hosts node1:8,node2:8 --max-restarts 3 my.yaml
-  codinet-launch --print -n 8 my.yaml           the command alone
-  codinet-launch doctor my.yaml                 what is wrong with this machine: doctor --help
+  codinet-launch --print -n 8 my.yaml           prints the mpirun command
+  codinet-launch doctor my.yaml                 checks this machine or allocation: doctor --help
   codinet-launch plan my.yaml --run runs/a      throughput, hours and cost on more GPUs: plan --help
 
-Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 make the ranks checkpoint and stop (exit 75); a second one ends them at once.
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 make the ranks save a checkpoint and stop (exit 75); a second one ends them at once.
 ";
 
-/// Start codinet-train under mpirun, with the flags that this machine's MPI needs.
+/// Start codinet-train under mpirun with the flags that this machine's MPI needs.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-launch", version, after_help = format!("{EXAMPLES}\n{}", Exit::table()))]
 #[command(
@@ -32,11 +32,11 @@ struct Args {
     #[command(flatten)]
     start: start::Args,
 
-    /// Prints a completion script for a shell, and stops.
+    /// Prints a completion script for a shell.
     #[arg(long, value_name = "SHELL")]
     completions: Option<clap_complete::Shell>,
 
-    /// The config, and whatever else codinet-train takes.
+    /// The config and other arguments of codinet-train.
     #[arg(
         required_unless_present = "completions",
         trailing_var_arg = true,
@@ -46,7 +46,7 @@ struct Args {
     arguments: Vec<String>,
 }
 
-/// What it does beside starting ranks.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 enum Tool {
     Plan(Box<plan::Args>),

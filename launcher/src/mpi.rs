@@ -1,20 +1,20 @@
-//! Which MPI this machine has, and the words that its `mpirun` needs.
+//! The MPI of this machine, and the arguments that its `mpirun` needs.
 
 use crate::allocation::Host;
 use codinet_config::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// An MPI implementation, as far as its `mpirun` differs.
+/// An MPI implementation, by its `mpirun`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     /// Open MPI up to 4.
     OpenMpi4,
-    /// Open MPI 5 and later, which launches by PRRTE.
+    /// Open MPI 5 and later, which launches with PRRTE.
     OpenMpi5,
     /// MPICH and others with Hydra.
     Hydra,
-    /// Intel MPI: Hydra, but binding is by variables.
+    /// Intel MPI: Hydra, but variables control the binding.
     Intel,
 }
 
@@ -32,8 +32,8 @@ impl Flavour {
         }
     }
 
-    /// The flavour of the mpirun that [`mpirun`] names, and its version's first line.
-    pub fn of_this_machine() -> Result<(Self, String), String> {
+    /// The flavour of [`mpirun`], and the first line of its version.
+    pub fn detect() -> Result<(Self, String), String> {
         let output = Command::new(mpirun()).arg("--version").output();
         let output = output.map_err(|error| {
             format!(
@@ -49,7 +49,7 @@ impl Flavour {
         Ok((flavour, version))
     }
 
-    /// What it is called.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::OpenMpi4 | Self::OpenMpi5 => "Open MPI",
@@ -59,33 +59,33 @@ impl Flavour {
     }
 }
 
-/// `mpirun`: what the variable CODINET_MPIRUN names, else the one that PATH finds.
+/// `mpirun`: the variable CODINET_MPIRUN, else the one on PATH.
 pub fn mpirun() -> PathBuf {
     env::get(env::CODINET_MPIRUN).unwrap_or_else(|| "mpirun".into()).into()
 }
 
-/// How ranks are to be started.
+/// The arguments of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Whose mpirun it is.
+    /// The flavour of mpirun.
     pub flavour: Flavour,
-    /// How many ranks.
+    /// Number of ranks.
     pub ranks: usize,
-    /// Where; empty: here, or where the scheduler says to mpirun itself.
+    /// Hosts; empty: this one, or those that mpirun gets from the scheduler.
     pub hosts: Vec<Host>,
-    /// Cores that each rank is bound to; none: not bound.
+    /// The number of cores that each rank is bound to; `None`: not bound.
     pub cores: Option<usize>,
     /// Whether there are more ranks than cores.
-    pub crowded: bool,
-    /// Whether root starts them.
+    pub oversubscribed: bool,
+    /// Whether the user is root.
     pub root: bool,
-    /// Whether mpirun tells the rank of each line.
+    /// Whether mpirun tags each line with its rank.
     pub labels: bool,
 }
 
 impl Job {
-    /// mpirun's words before the program's.
-    pub fn words(&self) -> Vec<String> {
+    /// mpirun's arguments before the program.
+    pub fn mpirun_args(&self) -> Vec<String> {
         let mut words = vec!["-n".to_owned(), self.ranks.to_string()];
         let mut add = |more: &[&str]| words.extend(more.iter().map(|&word| word.to_owned()));
         let cores = self.cores.unwrap_or(0).to_string();
@@ -95,7 +95,7 @@ impl Job {
                     Some(_) => add(&["--map-by", &format!("slot:PE={cores}"), "--bind-to", "core"]),
                     None => add(&["--bind-to", "none"]),
                 }
-                if self.crowded {
+                if self.oversubscribed {
                     add(&["--oversubscribe"]);
                 }
                 if self.labels {
@@ -103,12 +103,12 @@ impl Job {
                 }
             }
             Flavour::OpenMpi5 => {
-                let crowded = if self.crowded { ":OVERSUBSCRIBE" } else { "" };
+                let oversubscribe = if self.oversubscribed { ":OVERSUBSCRIBE" } else { "" };
                 match self.cores {
                     Some(_) => {
-                        add(&["--map-by", &format!("slot:PE={cores}{crowded}"), "--bind-to", "core"]);
+                        add(&["--map-by", &format!("slot:PE={cores}{oversubscribe}"), "--bind-to", "core"]);
                     }
-                    None if self.crowded => add(&["--map-by", crowded, "--bind-to", "none"]),
+                    None if self.oversubscribed => add(&["--map-by", oversubscribe, "--bind-to", "none"]),
                     None => add(&["--bind-to", "none"]),
                 }
                 if self.labels {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_tell_flavours() {
+    fn flavours_are_parsed_from_versions() {
         for (text, flavour) in [
             ("mpirun (Open MPI) 4.1.4\n\nReport bugs to …", Some(Flavour::OpenMpi4)),
             ("mpirun (Open MPI) 5.0.8\n", Some(Flavour::OpenMpi5)),
@@ -165,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn each_flavour_has_its_words() {
+    fn each_flavour_gets_its_arguments() {
         let hosts = ["a", "b"].map(|name| Host { name: name.into(), slots: 4 }).to_vec();
         let job = |flavour, cores| Job {
             flavour,
             ranks: 8,
             hosts: hosts.clone(),
             cores,
-            crowded: cores.is_none(),
+            oversubscribed: cores.is_none(),
             root: true,
             labels: true,
         };
@@ -198,8 +198,8 @@ mod tests {
                 "-n 8 -genv I_MPI_PIN off -prepend-rank -hosts a:4,b:4",
             ),
         ] {
-            assert_eq!(job(flavour, Some(3)).words().join(" "), bound);
-            assert_eq!(job(flavour, None).words().join(" "), free);
+            assert_eq!(job(flavour, Some(3)).mpirun_args().join(" "), bound);
+            assert_eq!(job(flavour, None).mpirun_args().join(" "), free);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What ranks and mpirun say, passed on line by line, each line with its rank.
+//! The output of ranks and mpirun, forwarded line by line, each line with its rank.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 
-/// Lines of a rank that are kept for the end.
-const KEPT: usize = 20;
+/// Lines of each rank that are kept for the summary at the end.
+const KEPT_LINES: usize = 20;
 
-/// Where a line came from.
+/// The stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -15,27 +15,27 @@ pub enum Stream {
     Err,
 }
 
-/// A rank's line as mpirun hands it over: `[1,3]<stdout>:text` (Open MPI 4), `[job@1,3]<stdout>: text` (5) or `[3] text`
-/// (Hydra). None for what mpirun says itself.
-fn of_rank(line: &str) -> Option<(usize, String)> {
+/// Parses a rank's line as mpirun tags it: `[1,3]<stdout>:text` (Open MPI 4), `[job@1,3]<stdout>: text` (5) or `[3] text`
+/// (Hydra). `None` for mpirun's own lines.
+fn parse_rank_line(line: &str) -> Option<(usize, String)> {
     let (tag, rest) = line.strip_prefix('[')?.split_once(']')?;
     let Some(mark) = ["<stdout>:", "<stderr>:"].into_iter().find(|mark| rest.starts_with(mark)) else {
         return Some((tag.parse().ok()?, rest.strip_prefix(' ')?.to_owned()));
     };
-    // Open MPI 5 is known by its `@`, and sets a space.
+    // Open MPI 5 has an `@` in its tag, and a space after it.
     let whole = format!("[{tag}]{mark}{}", if tag.contains('@') { " " } else { "" });
-    // What comes in pieces, such as every 4096 bytes, has a tag before each.
+    // A line that arrives in pieces, such as every 4096 bytes, has a tag before each.
     Some((tag.rsplit(',').next()?.parse().ok()?, line.replace(&whole, "")))
 }
 
-/// A line without what mpirun has put before it.
-pub fn text(line: &str) -> String {
+/// A line without mpirun's tag.
+pub fn strip_tag(line: &str) -> String {
     let line = line.trim_end_matches('\r');
-    of_rank(line).map_or_else(|| line.to_owned(), |(_, text)| text)
+    parse_rank_line(line).map_or_else(|| line.to_owned(), |(_, text)| text)
 }
 
-/// The rank that mpirun, in one of its own lines, says has failed.
-fn blamed(line: &str) -> Option<usize> {
+/// The failed rank that one of mpirun's own lines names.
+fn parse_failed_rank(line: &str) -> Option<usize> {
     let number = |text: &str| {
         let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()
@@ -51,78 +51,80 @@ fn blamed(line: &str) -> Option<usize> {
         .or_else(process)
 }
 
-/// What has been said so far in a job.
+/// The output of a job so far.
 #[derive(Debug, Default)]
-pub struct Said {
-    last: BTreeMap<usize, VecDeque<String>>,
-    /// The rank that mpirun blames.
-    blamed: Option<usize>,
-    /// What it called MPI_Abort with, as mpirun says.
-    aborted_with: Option<i32>,
-    /// The first rank that spoke of an error.
-    complained: Option<usize>,
+pub struct JobOutput {
+    last_lines: BTreeMap<usize, VecDeque<String>>,
+    /// The failed rank that mpirun names.
+    named_by_mpirun: Option<usize>,
+    /// The code of its MPI_Abort, as mpirun reports it.
+    abort_code: Option<i32>,
+    /// The first rank that printed an error.
+    first_error: Option<usize>,
 }
 
-impl Said {
-    /// Takes a line in and passes it on.
-    pub fn line(&mut self, stream: Stream, line: &str) {
-        let shown = self.take(line) + "\n";
+impl JobOutput {
+    /// Forwards a line to this program's stream and records it.
+    pub fn forward(&mut self, stream: Stream, line: &str) {
+        let text = self.record(line) + "\n";
         match stream {
-            Stream::Out => crate::print(&shown),
-            Stream::Err => _ = std::io::stderr().write_all(shown.as_bytes()),
+            Stream::Out => crate::print(&text),
+            Stream::Err => _ = std::io::stderr().write_all(text.as_bytes()),
         }
     }
 
-    fn take(&mut self, line: &str) -> String {
-        // A terminal that mpirun made for a rank ends lines by two characters.
+    fn record(&mut self, line: &str) -> String {
+        // mpirun's pseudo-terminals end lines with two characters.
         let line = line.trim_end_matches('\r');
-        let Some((rank, text)) = of_rank(line) else {
-            self.blamed = self.blamed.or_else(|| blamed(line));
+        let Some((rank, text)) = parse_rank_line(line) else {
+            self.named_by_mpirun = self.named_by_mpirun.or_else(|| parse_failed_rank(line));
             let code = || line.strip_prefix("with errorcode ")?.trim_end_matches('.').parse().ok();
-            self.aborted_with = self.aborted_with.or_else(code);
+            self.abort_code = self.abort_code.or_else(code);
             return line.to_owned();
         };
         if text.starts_with("error: ") {
-            self.complained.get_or_insert(rank);
+            self.first_error.get_or_insert(rank);
         }
-        let last = self.last.entry(rank).or_default();
-        let shown = format!("[{rank}] {text}");
-        last.push_back(text);
-        if last.len() > KEPT {
-            last.pop_front();
+        let tagged = format!("[{rank}] {text}");
+        let lines = self.last_lines.entry(rank).or_default();
+        lines.push_back(text);
+        if lines.len() > KEPT_LINES {
+            lines.pop_front();
         }
-        shown
+        tagged
     }
 
-    /// Whether any rank has spoken.
+    /// Whether any rank has printed a line.
     pub fn any(&self) -> bool {
-        !self.last.is_empty()
+        !self.last_lines.is_empty()
     }
 
-    /// Whether a rank has failed, upon which mpirun ends the job: it says so itself, or the rank has. A host that has gone may
-    /// take mpirun's own words with it.
-    pub fn ends(&self) -> bool {
+    /// Whether a rank has failed, so that mpirun should end the job: by mpirun's lines or the rank's own. mpirun's may be
+    /// missing if a host was lost.
+    pub fn has_failure(&self) -> bool {
         self.first_failed().is_some()
     }
 
-    /// The code that a rank has aborted the job with, where mpirun says so.
-    pub fn aborted_with(&self) -> Option<i32> {
-        self.aborted_with
+    /// The code of a rank's MPI_Abort, if mpirun reported it.
+    pub fn abort_code(&self) -> Option<i32> {
+        self.abort_code
     }
 
-    /// The rank that failed first, as far as that can be told.
+    /// The rank that failed first: the first one that printed an error, else the one that mpirun names.
     pub fn first_failed(&self) -> Option<usize> {
-        self.complained.or(self.blamed)
+        self.first_error.or(self.named_by_mpirun)
     }
 
-    /// The last lines of the rank that failed first, to be read at the end.
-    pub fn epitaph(&self) -> Option<String> {
+    /// The last lines of the rank that failed first, for the summary at the end.
+    pub fn last_lines(&self) -> Option<String> {
         let rank = self.first_failed()?;
-        let mut text = match self.last.get(&rank) {
-            Some(_) => format!("rank {rank} failed first; its last lines:"),
-            None => format!("rank {rank} failed first; it had said nothing"),
+        let lines = self.last_lines.get(&rank);
+        let mut text = if lines.is_some() {
+            format!("rank {rank} failed first; its last lines:")
+        } else {
+            format!("rank {rank} failed first (no output)")
         };
-        for line in self.last.get(&rank).into_iter().flatten() {
+        for line in lines.into_iter().flatten() {
             text += &format!("\n[{rank}] {line}");
         }
         Some(text)
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mpirun_tells_the_rank_its_way() {
+    fn tags_of_every_mpirun_are_parsed() {
         for (line, rank, text) in [
             ("[1,3]<stdout>:step 5", 3, "step 5"),
             ("[1,12]<stderr>:  table", 12, "  table"),
@@ -142,15 +144,15 @@ mod tests {
             ("[4] step 5", 4, "step 5"),
             ("[1,3]<stdout>:a long [1,3]<stdout>:line", 3, "a long line"),
         ] {
-            assert_eq!(of_rank(line), Some((rank, text.to_owned())), "{line}");
+            assert_eq!(parse_rank_line(line), Some((rank, text.to_owned())), "{line}");
         }
         for line in ["mpirun noticed that …", "[host:08734] mca: base", "[proxy:0:1@host] x", ""] {
-            assert_eq!(of_rank(line), None, "{line}");
+            assert_eq!(parse_rank_line(line), None, "{line}");
         }
     }
 
     #[test]
-    fn the_first_to_fail_is_told_with_its_last_lines() {
+    fn first_failed_rank_is_reported_with_its_last_lines() {
         for (line, rank) in [
             (
                 "mpirun noticed that process rank 12 with PID 0 on node vm exited on signal 9 (Killed).",
@@ -163,23 +165,24 @@ mod tests {
             ("application called MPI_Abort(MPI_COMM_WORLD, 8) - process 4", Some(4)),
             ("=   EXIT CODE: 9", None),
         ] {
-            assert_eq!(blamed(line), rank, "{line}");
+            assert_eq!(parse_failed_rank(line), rank, "{line}");
         }
-        let mut said = Said::default();
-        assert_eq!((said.any(), said.ends(), said.epitaph()), (false, false, None));
+        let mut output = JobOutput::default();
+        assert!(!output.any() && !output.has_failure() && output.last_lines().is_none());
         for step in 0..30 {
-            assert_eq!(said.take(&format!("[1,1]<stdout>:step {step}\r")), format!("[1] step {step}"));
+            assert_eq!(output.record(&format!("[1,1]<stdout>:step {step}\r")), format!("[1] step {step}"));
         }
-        said.take("[1,0]<stdout>:going on");
-        said.take("mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 9 (Killed).");
-        let told = said.epitaph().unwrap();
-        assert!(told.starts_with("rank 1 failed first; its last lines:\n[1] step 10\n"), "{told}");
-        assert!(told.ends_with("[1] step 29"), "{told}");
-        // What a rank says of itself counts for more: mpirun blames the one that ended first.
-        said.take("[1,0]<stderr>:error: the loss is not finite");
-        assert_eq!(said.first_failed(), Some(0));
-        let mut alone = Said::default();
-        alone.take("[1,0]<stderr>:error: rank 0 has waited 4 s");
-        assert!(alone.ends(), "a rank's own word is enough");
+        output.record("[1,0]<stdout>:step 30");
+        output
+            .record("mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 9 (Killed).");
+        let lines = output.last_lines().unwrap();
+        assert!(lines.starts_with("rank 1 failed first; its last lines:\n[1] step 10\n"), "{lines}");
+        assert!(lines.ends_with("[1] step 29"), "{lines}");
+        // A rank's own error counts for more: mpirun names the rank that ended first.
+        output.record("[1,0]<stderr>:error: the loss is not finite");
+        assert_eq!(output.first_failed(), Some(0));
+        let mut output = JobOutput::default();
+        output.record("[1,0]<stderr>:error: rank 0 has waited 4 s");
+        assert!(output.has_failure(), "a rank's own error suffices");
     }
 }

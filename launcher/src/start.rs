@@ -1,6 +1,6 @@
-//! `codinet-launch CONFIG`: ranks started, watched, and started again where that helps.
+//! `codinet-launch CONFIG`: starts, supervises and restarts a job.
 
-use crate::allocation::{Allocation, Asked};
+use crate::allocation::{Allocation, RankArgs};
 use crate::machine::Machine;
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::restart::{Commands, back_off};
@@ -12,56 +12,56 @@ use codinet_config::text::shell_quote;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How ranks are started and kept going.
+/// How ranks are started, stopped and restarted.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How many ranks, and where.
     #[command(flatten)]
-    pub asked: Asked,
+    pub ranks: RankArgs,
 
-    /// Which cores a rank may use: auto binds it to its share of them where the machine has several memory nodes.
+    /// The cores of a rank: auto binds it to its share of them if the machine has several memory nodes.
     #[arg(long, value_enum, default_value = "auto")]
     pub bind: Bind,
 
-    /// After a crash, goes on from the last complete checkpoint, at most so many times.
+    /// After a crash, resumes from the last complete checkpoint, at most K times.
     #[arg(long, value_name = "K", default_value = "0")]
     pub max_restarts: u32,
 
-    /// Seconds before the first restart; each further wait is twice as long, up to 5 minutes.
+    /// Seconds before the first restart; the wait doubles with each restart, up to 5 minutes.
     #[arg(long, value_name = "SECONDS", default_value = "10")]
     pub back_off: u64,
 
-    /// Seconds that ranks have for a checkpoint once they are asked to stop.
+    /// Seconds for a checkpoint after a request to stop.
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     pub grace: u64,
 
-    /// Leaves the ranks' output to mpirun: no rank before a line, nothing repeated, and the progress bar on a terminal.
+    /// Leaves the ranks' output to mpirun: lines without their rank, no summary of errors, and the progress bar on a terminal.
     #[arg(long)]
     pub raw: bool,
 
-    /// Prints the command and stops.
+    /// Prints the mpirun command without running it.
     #[arg(long)]
     pub print: bool,
 }
 
-/// Which cores a rank may use.
+/// The cores of a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bind {
-    /// Its share, where the machine has several memory nodes and the share is two cores or more; else any.
+    /// Its share, if the machine has several memory nodes and the share is two cores or more; else all.
     Auto,
-    /// Any.
+    /// All.
     None,
     /// Its share.
     Core,
 }
 
 impl Bind {
-    /// Cores that each rank is bound to; none: not bound.
+    /// The number of cores that each rank is bound to; `None`: not bound.
     fn cores(self, machine: &Machine, allocation: &Allocation) -> Result<Option<usize>, String> {
-        let ranks = allocation.most_on_a_host();
+        let ranks = allocation.max_ranks_per_host();
         match (self, machine.cores / ranks) {
             (Self::None, _) => Ok(None),
-            // Hosts that a user names may have other cores than this one.
+            // Named hosts may have other cores than this one.
             (Self::Auto, _) if !allocation.hosts.is_empty() => Ok(None),
             (Self::Auto, _) => Ok(machine.cores_to_bind(ranks)),
             (Self::Core, 0) => Err(format!(
@@ -73,8 +73,8 @@ impl Bind {
     }
 }
 
-/// The job as mpirun is to start it, with each line's rank before it if `labels`.
-pub fn job(
+/// The job for mpirun; with `labels`, mpirun tags each line with its rank.
+pub fn plan_job(
     flavour: Flavour,
     machine: &Machine,
     allocation: Allocation,
@@ -84,7 +84,7 @@ pub fn job(
     Ok(Job {
         flavour,
         ranks: allocation.ranks,
-        crowded: allocation.crowded(machine),
+        oversubscribed: allocation.oversubscribed(machine),
         cores: bind.cores(machine, &allocation)?,
         hosts: allocation.hosts,
         root: machine.root,
@@ -94,76 +94,75 @@ pub fn job(
 
 /// Starts codinet-train with `arguments`; returns the exit code.
 pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
-    let (flavour, _) = Flavour::of_this_machine()?;
-    let machine = Machine::here();
-    let allocation = Allocation::find(&args.asked, &machine)?;
-    let job = job(flavour, &machine, allocation, args.bind, !args.raw)?;
-    let words = |arguments: &[String]| {
-        let mut words = job.words();
+    let (flavour, _) = Flavour::detect()?;
+    let machine = Machine::detect();
+    let allocation = Allocation::resolve(&args.ranks, &machine)?;
+    let job = plan_job(flavour, &machine, allocation, args.bind, !args.raw)?;
+    let mpirun_args = |arguments: &[String]| {
+        let mut words = job.mpirun_args();
         words.push(trainer().to_string_lossy().into_owned());
         words.extend_from_slice(arguments);
         words
     };
-    let show = |words: &[String]| {
-        let shown: Vec<String> = words.iter().map(|word| shell_quote(word)).collect();
-        print(&format!("{} {}\n", mpirun().display(), shown.join(" ")));
+    let print_command = |words: &[String]| {
+        let quoted: Vec<String> = words.iter().map(|word| shell_quote(word)).collect();
+        print(&format!("{} {}\n", mpirun().display(), quoted.join(" ")));
     };
     if args.print {
-        show(&words(arguments));
+        print_command(&mpirun_args(arguments));
         return Ok(Exit::Done);
     }
     if let Some(count) = env::get(env::SLURM_RESTART_COUNT) {
         print(&format!("codinet-launch: SLURM has requeued this job {count} times\n"));
     }
-    let commands = match args.max_restarts {
-        0 => Commands { first: arguments.to_vec(), restart: Vec::new() },
-        _ => Commands::new(arguments)?,
+    let commands = if args.max_restarts == 0 {
+        Commands { first: arguments.to_vec(), restart: Vec::new() }
+    } else {
+        Commands::new(arguments)?
     };
-    // Watched before mpirun starts, so that no signal ends this program and leaves mpirun behind.
+    // Before mpirun starts: no signal may end this program and leave mpirun behind.
     let mut signals = Signals::watch()?;
-    let mut words_now = words(&commands.first);
+    let mut command = mpirun_args(&commands.first);
     for restart in 1.. {
-        show(&words_now);
-        let ended =
-            supervise::run(&words_now, args.raw, Duration::from_secs(args.grace), &mut signals).await?;
-        let exit = Exit::of_mpirun(ended.code, args.raw || ended.said.any());
+        print_command(&command);
+        let grace = Duration::from_secs(args.grace);
+        let job_exit = supervise::run(&command, args.raw, grace, &mut signals).await?;
+        let exit = Exit::of_mpirun(job_exit.code, args.raw || job_exit.output.any());
         if matches!(exit, Exit::Done | Exit::Interrupted) {
             return Ok(exit);
         }
-        if let Some(epitaph) = ended.said.epitaph() {
-            eprintln!("{epitaph}");
+        if let Some(lines) = job_exit.output.last_lines() {
+            eprintln!("{lines}");
         }
-        let how = ended.code.map_or("by a signal".into(), |code| format!("with {code}"));
-        let why = match () {
-            () if args.max_restarts == 0 && exit.restartable(false) => {
-                "--resume auto goes on from its last checkpoint".to_owned()
+        let how = job_exit.code.map_or("by a signal".into(), |code| format!("with {code}"));
+        let give_up = if args.max_restarts == 0 && exit.restartable(false) {
+            "--resume auto resumes from its last checkpoint".to_owned()
+        } else if args.max_restarts == 0 {
+            "once that is fixed, --resume auto resumes from its last checkpoint, if it has one".to_owned()
+        } else if job_exit.stop_requested {
+            "stopped on request".to_owned()
+        } else if !exit.restartable(restart == 1) {
+            "not restartable".to_owned()
+        } else if restart > args.max_restarts {
+            format!("all {} restarts are used up", args.max_restarts)
+        } else {
+            let wait = back_off(Duration::from_secs(args.back_off), restart);
+            eprintln!(
+                "codinet-launch: exit code {} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
+                 last complete checkpoint",
+                exit as u8,
+                args.max_restarts,
+                wait.as_secs()
+            );
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = signals.next() => return Ok(Exit::Interrupted),
             }
-            () if args.max_restarts == 0 => {
-                "once that is mended, --resume auto goes on from its last checkpoint, if it has one"
-                    .to_owned()
-            }
-            () if ended.asked => "it was asked to end".to_owned(),
-            () if !exit.restartable(restart == 1) => "a restart would not mend that".to_owned(),
-            () if restart > args.max_restarts => format!("all {} restarts are used up", args.max_restarts),
-            () => {
-                let wait = back_off(Duration::from_secs(args.back_off), restart);
-                eprintln!(
-                    "codinet-launch: exit code {} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
-                     last complete checkpoint",
-                    exit as u8,
-                    args.max_restarts,
-                    wait.as_secs()
-                );
-                tokio::select! {
-                    () = sleep(wait) => {}
-                    () = signals.next() => return Ok(Exit::Interrupted),
-                }
-                words_now = words(&commands.restart);
-                continue;
-            }
+            command = mpirun_args(&commands.restart);
+            continue;
         };
-        eprintln!("codinet-launch: exit code {} (mpirun ended {how}); {why}", exit as u8);
+        eprintln!("codinet-launch: exit code {} (mpirun ended {how}); {give_up}", exit as u8);
         return Ok(exit);
     }
-    unreachable!("restarts are counted from 1 without an end")
+    unreachable!("the loop has no end")
 }

@@ -1,9 +1,9 @@
-//! One job: mpirun started, its lines passed on, signals turned into what it and the ranks take, and its end seen to.
+//! One job: starts mpirun, forwards its output and signals, and makes sure that it ends.
 
-#![expect(unsafe_code, reason = "what is done between fork and exec")]
+#![expect(unsafe_code, reason = "a system call between fork and exec")]
 
 use crate::mpi::mpirun;
-use crate::output::{Said, Stream};
+use crate::output::{JobOutput, Stream};
 use rustix::process::{Pid, Signal as Sent, kill_process, set_parent_process_death_signal};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// What mpirun has to end its ranks in, once it is told to.
-const END: Duration = Duration::from_secs(10);
-/// What it has once a rank has failed.
-const AFTER: Duration = Duration::from_secs(15);
-/// How soon after a signal another is the same request: `timeout` and schedulers signal a program, and then its group.
-const SAME: Duration = Duration::from_secs(1);
-/// What lines have to come in that are under way when mpirun has ended; a process that outlives it may speak for ever.
-const REST: Duration = Duration::from_secs(2);
+/// The time for mpirun to end its ranks after SIGTERM.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for mpirun to end after a rank has failed.
+const FAILURE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A second signal within this time is the same request: `timeout` and schedulers signal a program, then its group.
+const REPEAT_WINDOW: Duration = Duration::from_secs(1);
+/// The time for the last lines after mpirun has ended; a process that outlives it may write for ever.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The signals that ask for an end.
+/// The signals that request a stop.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -31,7 +31,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Watches from here on: none of them ends this program any more.
+    /// Watches the signals; from now on none of them ends this program.
     pub fn watch() -> Result<Self, String> {
         let watch = |kind| signal(kind).map_err(|error| format!("cannot watch signals: {error}"));
         Ok(Self {
@@ -53,122 +53,130 @@ impl Signals {
     }
 }
 
-/// A job that is over.
+/// The end of a job.
 #[derive(Debug)]
-pub struct Ended {
-    /// mpirun's exit code; none where a signal ended it.
+pub struct JobExit {
+    /// mpirun's exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Whether it was asked to end.
-    pub asked: bool,
-    /// What was said; nothing is known of that where ranks write to the terminal themselves.
-    pub said: Said,
+    /// Whether a signal had requested a stop.
+    pub stop_requested: bool,
+    /// The ranks' output; empty if ranks write to the terminal themselves.
+    pub output: JobOutput,
 }
 
-/// Runs `mpirun words…`. A first signal becomes the SIGUSR2 that mpirun forwards to the ranks, who have `grace` for a
-/// checkpoint; another one a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this
-/// program's own terminal.
+/// Runs mpirun with `args`. The first signal becomes the SIGUSR2 that mpirun forwards to the ranks, which have `grace` for a
+/// checkpoint. Another signal a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this
+/// program's terminal.
 pub async fn run(
-    words: &[String],
+    args: &[String],
     raw: bool,
     grace: Duration,
     signals: &mut Signals,
-) -> Result<Ended, String> {
+) -> Result<JobExit, String> {
     let mut command = Command::new(mpirun());
-    // A process group of its own: Ctrl-C reaches this program alone, which passes on what the ranks take.
-    command.args(words).stdin(Stdio::null()).process_group(0);
-    // Whatever ends this program, SIGKILL too, ends the job.
+    // A process group of its own: Ctrl-C reaches only this program, which forwards SIGUSR2.
+    command.args(args).stdin(Stdio::null()).process_group(0);
+    // The end of this program, by SIGKILL too, ends the job.
     // SAFETY: between fork and exec, one system call, which allocates nothing.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Sent::TERM))?)) };
     if !raw {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", mpirun().display()))?;
-    let mut lines = read(&mut child);
-    let mut said = Said::default();
-    let (mut asked, mut told, mut deadline) = (0, false, None);
-    let mut last = None::<Instant>;
+    let mut lines = read_lines(&mut child);
+    let mut output = JobOutput::default();
+    let mut requests = 0;
+    let mut terminated = false;
+    let mut deadline = None;
+    let mut last_signal = None::<Instant>;
     let status = loop {
         tokio::select! {
             Some((stream, line)) = lines.recv() => {
-                said.line(stream, &line);
-                // mpirun waits for ever to hear that ranks of a host have ended which it cannot reach any more.
-                if said.ends() && deadline.is_none() {
-                    deadline = Some(Instant::now() + AFTER);
+                output.forward(stream, &line);
+                // mpirun waits for ever for ranks on a host that it can no longer reach.
+                if output.has_failure() && deadline.is_none() {
+                    deadline = Some(Instant::now() + FAILURE_TIMEOUT);
                 }
             }
             status = child.wait() => break status.map_err(|error| format!("lost mpirun: {error}"))?,
             () = signals.next() => {
-                if last.replace(Instant::now()).is_some_and(|last| last.elapsed() < SAME) {
+                if last_signal.replace(Instant::now()).is_some_and(|last| last.elapsed() < REPEAT_WINDOW) {
                     continue;
                 }
-                asked += 1;
-                told |= asked > 1;
-                deadline = Some(Instant::now() + if asked == 1 { grace } else { END });
-                send(&child, if asked == 1 { Sent::USR2 } else { Sent::TERM });
-            }
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                if told {
-                    end(&child);
+                requests += 1;
+                if requests == 1 {
+                    deadline = Some(Instant::now() + grace);
+                    send(&child, Sent::USR2);
                 } else {
-                    match said.ends() {
-                        true => eprintln!("codinet-launch: a rank has failed, and mpirun does not end; ending it"),
-                        false => eprintln!("codinet-launch: no checkpoint within {} s (--grace); ending mpirun", grace.as_secs()),
-                    }
+                    terminated = true;
+                    deadline = Some(Instant::now() + TERMINATE_TIMEOUT);
                     send(&child, Sent::TERM);
                 }
-                told = true;
-                deadline = Some(Instant::now() + END);
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                if terminated {
+                    kill_tree(&child);
+                } else if output.has_failure() {
+                    eprintln!("codinet-launch: a rank has failed and mpirun does not end; ending it");
+                    send(&child, Sent::TERM);
+                } else {
+                    eprintln!("codinet-launch: no checkpoint within {} s (--grace); ending mpirun", grace.as_secs());
+                    send(&child, Sent::TERM);
+                }
+                terminated = true;
+                deadline = Some(Instant::now() + TERMINATE_TIMEOUT);
             }
         }
     };
-    let rest = Instant::now() + REST;
-    while let Ok(Some((stream, line))) = timeout_at(rest, lines.recv()).await {
-        said.line(stream, &line);
+    let drained = Instant::now() + DRAIN_TIMEOUT;
+    while let Ok(Some((stream, line))) = timeout_at(drained, lines.recv()).await {
+        output.forward(stream, &line);
     }
-    let code = said.aborted_with().filter(|_| told && asked == 0).or(code(status));
-    Ok(Ended { code, asked: asked > 0, said })
+    let stop_requested = requests > 0;
+    let code = output.abort_code().filter(|_| terminated && !stop_requested).or(exit_code(status));
+    Ok(JobExit { code, stop_requested, output })
 }
 
-/// As a shell has it.
-fn code(status: ExitStatus) -> Option<i32> {
+/// The exit code as a shell reports it: 128 + n for signal n.
+fn exit_code(status: ExitStatus) -> Option<i32> {
     status.code().or_else(|| Some(128 + std::os::unix::process::ExitStatusExt::signal(&status)?))
 }
 
-/// The lines of both of a process's streams, as they come.
-pub fn read(child: &mut Child) -> Receiver<(Stream, String)> {
-    let (told, lines) = channel(1024);
+/// The lines of a process's two streams, in order of arrival.
+pub fn read_lines(child: &mut Child) -> Receiver<(Stream, String)> {
+    let (tx, rx) = channel(1024);
     if let Some(out) = child.stdout.take() {
-        tokio::spawn(pass(out, Stream::Out, told.clone()));
+        tokio::spawn(forward_lines(out, Stream::Out, tx.clone()));
     }
     if let Some(err) = child.stderr.take() {
-        tokio::spawn(pass(err, Stream::Err, told));
+        tokio::spawn(forward_lines(err, Stream::Err, tx));
     }
-    lines
+    rx
 }
 
-async fn pass(from: impl AsyncRead + Unpin, stream: Stream, to: Sender<(Stream, String)>) {
-    let mut from = BufReader::new(from);
+async fn forward_lines(source: impl AsyncRead + Unpin, stream: Stream, tx: Sender<(Stream, String)>) {
+    let mut source = BufReader::new(source);
     loop {
         let mut line = Vec::new();
-        if !from.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
+        if !source.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
             return;
         }
         let line = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
-        if to.send((stream, line)).await.is_err() {
+        if tx.send((stream, line)).await.is_err() {
             return;
         }
     }
 }
 
-/// Signals mpirun; fails only where it has just ended, which is seen next.
+/// Signals mpirun. A failure means that it has just ended, which the caller sees next.
 pub fn send(child: &Child, signal: Sent) {
     if let Some(pid) = pid(child) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Ends mpirun and all that descends from it on this machine, whatever state they are in.
-pub fn end(child: &Child) {
+/// Kills mpirun and all its descendants on this machine.
+pub fn kill_tree(child: &Child) {
     let Some(mpirun) = pid(child) else { return };
     let mut family = vec![mpirun];
     let mut next = 0;

@@ -44,7 +44,7 @@ fn launcher() -> Command {
 }
 
 #[test]
-fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
+fn arguments_are_forwarded_and_the_exit_code_is_returned() {
     let output = launcher().args(["-n", "3", "my.yaml", "--set", "a=b c"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}");
@@ -58,19 +58,19 @@ fn ranks_get_their_arguments_and_their_exit_code_comes_back() {
 }
 
 #[test]
-fn the_first_to_fail_is_heard_again_at_the_end() {
+fn last_lines_of_the_first_failed_rank_are_repeated() {
     let output =
         launcher().args(["-n", "2", "--max-restarts", "3", "fail", "--set", "run.dir=x"]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let (_, end) = said.split_once(" failed first; its last lines:\n").expect(&said);
     assert!(end.contains("] error: it fails\n"), "{said}");
-    assert!(end.contains("exit code 3") && end.ends_with("; a restart would not mend that\n"), "{said}");
+    assert!(end.contains("exit code 3") && end.ends_with("; not restartable\n"), "{said}");
 }
 
 /// The stand-in dies twice, each time after it has said where it goes on from.
 #[test]
-fn a_crash_is_followed_by_a_restart_and_a_longer_wait() {
+fn crashes_are_restarted_with_back_off() {
     let folder = tempfile::tempdir().unwrap();
     let dir = format!("run.dir={}", folder.path().display());
     let start = |restarts: &str| {
@@ -92,7 +92,7 @@ fn a_crash_is_followed_by_a_restart_and_a_longer_wait() {
 }
 
 #[test]
-fn ranks_that_never_started_are_not_started_again() {
+fn ranks_that_never_started_are_not_restarted() {
     let mut launcher = launcher();
     launcher.args([
         "-n",
@@ -110,7 +110,7 @@ fn ranks_that_never_started_are_not_started_again() {
 }
 
 #[test]
-fn grace_is_an_end_too() {
+fn ranks_are_killed_after_the_grace_period() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let out = std::fs::File::create(&log).unwrap();
@@ -129,7 +129,7 @@ fn grace_is_an_end_too() {
 }
 
 #[test]
-fn two_of_it_under_mpirun_are_refused() {
+fn launcher_under_mpirun_is_rejected() {
     let output = launcher().args(["my.yaml"]).env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("under srun or mpirun start codinet-train"));
@@ -137,7 +137,7 @@ fn two_of_it_under_mpirun_are_refused() {
 
 /// The one table is in `--help` and in the docs.
 #[test]
-fn exit_codes_are_documented_as_they_are() {
+fn exit_code_table_equals_the_docs() {
     let help = String::from_utf8(launcher().arg("--help").output().unwrap().stdout).unwrap();
     let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/resume.md")).unwrap();
     for line in codinet_config::exit::Exit::table().lines() {
@@ -146,7 +146,7 @@ fn exit_codes_are_documented_as_they_are() {
 }
 
 #[test]
-fn print_starts_nothing() {
+fn print_option_starts_no_ranks() {
     let output = launcher().args(["--print", "-n", "2", "my.yaml"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -156,7 +156,7 @@ fn print_starts_nothing() {
 }
 
 #[test]
-fn a_signal_becomes_the_one_that_ranks_checkpoint_on() {
+fn signals_are_forwarded_as_sigusr2() {
     let folder = tempfile::tempdir().unwrap();
     for signal in ["INT", "TERM", "USR2"] {
         let log = folder.path().join(signal);
@@ -186,7 +186,7 @@ fn plan(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn a_plan_tells_throughput_hours_and_cost() {
+fn plan_prints_throughput_hours_and_cost() {
     let asked = ["--images-per-second", "100", "--gpus", "1,8", "--price", "2"];
     let (code, table, error) = plan(&asked);
     assert_eq!(code, Some(0), "{error}");
@@ -209,7 +209,7 @@ fn a_plan_tells_throughput_hours_and_cost() {
 }
 
 #[test]
-fn a_plan_starts_from_a_run() {
+fn plan_reads_the_speed_of_a_run() {
     let run = tempfile::tempdir().unwrap();
     std::fs::write(run.path().join("summary.json"), r#"{"world_size": 2}"#).unwrap();
     let lines = [1, 60, 50].map(|speed| format!("{{\"kind\": \"train\", \"images_per_second\": {speed}}}\n"));
@@ -225,7 +225,7 @@ fn a_plan_starts_from_a_run() {
 }
 
 #[test]
-fn a_plan_that_cannot_be_made_is_refused_in_one_line() {
+fn invalid_plan_options_are_rejected_in_one_line() {
     for (args, said) in [
         (&["--gpus", "8"][..], "give --run DIR, a run of this config that has ended, or --images-per-second"),
         (&["--images-per-second", "9", "--gpus", "12"], "12 GPUs are not whole nodes of 8"),
@@ -240,7 +240,7 @@ fn a_plan_that_cannot_be_made_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_word_after_the_config_is_the_trainers() {
+fn arguments_after_the_config_go_to_the_trainer() {
     let output = launcher().args(["--print", "-n", "2", "my.yaml", "plan"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("codinet-train my.yaml plan\n"));
 }

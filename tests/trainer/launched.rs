@@ -210,7 +210,7 @@ fn doctor(bench: &Bench, before: &[&str], args: &[&str]) -> (Option<i32>, Vec<(S
     });
     let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
     let checks = told["checks"].as_array().unwrap().iter().filter(|check| check["state"] != "green");
-    let checks = checks.inspect(|check| assert!(check["mend"].is_string(), "{check}"));
+    let checks = checks.inspect(|check| assert!(check["fix"].is_string(), "{check}"));
     let found =
         checks.map(|check| (text(check, "name"), text(check, "state"), text(check, "found"))).collect();
     (output.status.code(), found)

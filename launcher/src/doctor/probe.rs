@@ -1,8 +1,8 @@
-//! What ranks tell of themselves: `codinet-train --probe` under the mpirun that training would use.
+//! The ranks' measurements: `codinet-train --probe` under the mpirun that training uses.
 
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::output;
-use crate::supervise::{self, read, send};
+use crate::supervise::{kill_tree, read_lines, send};
 use crate::trainer;
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -14,59 +14,59 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// The first line of a probe.
 #[derive(Debug, Deserialize)]
 pub struct Probe {
-    /// What tensors travel by.
-    pub met_by: String,
+    /// The backend of the collectives.
+    pub backend: String,
     /// Its library, version, and thread level.
     pub library: String,
-    /// PMIx's version, where it is there.
+    /// PMIx's version, if there is PMIx.
     pub pmix: Option<String>,
-    /// Ranks.
+    /// Number of ranks.
     pub world: usize,
-    /// What the config asks for, where there is one.
+    /// What the config needs, if one was given.
     pub config: Option<Config>,
-    /// Speed between ranks.
+    /// Speed of an all-reduce.
     pub all_reduce: AllReduce,
     /// Every rank.
     pub ranks: Vec<Rank>,
 }
 
-/// What a config asks for.
+/// What a config needs.
 #[derive(Debug, Deserialize)]
 pub struct Config {
     /// `run.device`.
     pub device: String,
     /// Bytes of a checkpoint.
     pub checkpoint_bytes: u64,
-    /// Checkpoints that lie on the disk at once.
+    /// Checkpoints that are on the disk at once.
     pub checkpoints: u64,
 }
 
-/// Speed between ranks.
+/// Speed of an all-reduce.
 #[derive(Debug, Deserialize)]
 pub struct AllReduce {
-    /// Of one number.
+    /// Duration for one number.
     pub microseconds: f64,
-    /// Of so many bytes.
+    /// Size of a large one.
     pub bytes: u64,
-    /// So fast.
+    /// Speed of the large one.
     pub bytes_per_second: f64,
 }
 
-/// A rank.
+/// One rank.
 #[derive(Debug, Deserialize)]
 pub struct Rank {
     /// Its number.
     pub rank: usize,
-    /// Ranks of that host.
-    pub locals: usize,
+    /// Number of ranks on its host.
+    pub local_ranks: usize,
     /// The host's name.
     pub host: String,
     /// Hardware threads that it may run on.
     pub cpus: usize,
     /// The same as a list, such as `0-3,8`.
     pub cpu_list: String,
-    /// Those that the host has.
-    pub cpus_of_host: usize,
+    /// Hardware threads of the host.
+    pub host_cpus: usize,
     /// Compute threads.
     pub threads: usize,
     /// Decode threads.
@@ -75,7 +75,7 @@ pub struct Rank {
     pub gpus: usize,
     /// GPUs that the driver lists.
     pub gpus_installed: usize,
-    /// Where libtorch sees none: why, and what mends it.
+    /// If libtorch sees none: why, and the fix.
     pub without_gpu: String,
     /// The driver's version.
     pub driver: Option<String>,
@@ -90,7 +90,7 @@ pub struct Rank {
 /// A data set.
 #[derive(Debug, Deserialize)]
 pub struct Data {
-    /// So many.
+    /// Number of samples.
     pub samples: Option<u64>,
     /// Why it cannot be read.
     pub error: Option<String>,
@@ -103,22 +103,22 @@ pub struct Disk {
     pub dir: String,
     /// Free bytes.
     pub free: Option<u64>,
-    /// How fast a file is written.
+    /// Speed of writing a file.
     pub bytes_per_second: Option<f64>,
-    /// Why none can be.
+    /// Why no file can be written.
     pub error: Option<String>,
 }
 
-/// What became of a probe.
+/// The result of a probe.
 #[derive(Debug)]
-pub struct Probed {
-    /// What ranks told, where they met.
+pub struct ProbeResult {
+    /// The measurements, if the ranks connected.
     pub probe: Option<Probe>,
-    /// For every rank, whether it got mpirun's SIGUSR2; none where that was not told.
+    /// For every rank, whether it received mpirun's SIGUSR2; `None` if the ranks did not report it.
     pub signalled: Option<Vec<bool>>,
-    /// The exit code; none where time was up.
+    /// The exit code; `None` at the time limit.
     pub code: Option<i32>,
-    /// What ranks and mpirun said beside that.
+    /// All other lines of the ranks and mpirun.
     pub lines: Vec<String>,
 }
 
@@ -129,71 +129,72 @@ enum Line {
     Signalled(Vec<bool>),
 }
 
-/// Starts the probe on every rank, signals mpirun once it has told, and waits for the end.
-pub async fn of_ranks(job: &Job, config: Option<&str>, set: &[String], limit: Duration) -> Probed {
-    let mut words = job.words();
+/// Starts the probe on every rank, signals mpirun after the measurements, and waits for the end.
+pub async fn probe_ranks(job: &Job, config: Option<&str>, set: &[String], limit: Duration) -> ProbeResult {
+    let mut words = job.mpirun_args();
     words.extend([trainer().to_string_lossy().into_owned(), "--probe".into()]);
     words.extend(config.map(Into::into));
     words.extend(set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
-    let mut probed = Probed { probe: None, signalled: None, code: None, lines: Vec::new() };
-    let mut child = match piped(mpirun(), &words) {
+    let mut result = ProbeResult { probe: None, signalled: None, code: None, lines: Vec::new() };
+    let mut child = match spawn_piped(mpirun(), &words) {
         Ok(child) => child,
         Err(error) => {
-            probed.lines.push(format!("cannot run mpirun: {error}"));
-            return probed;
+            result.lines.push(format!("cannot run mpirun: {error}"));
+            return result;
         }
     };
-    let mut lines = read(&mut child);
+    let mut lines = read_lines(&mut child);
     let deadline = Instant::now() + limit;
     loop {
         let Ok(Some((_, line))) = timeout_at(deadline, lines.recv()).await else { break };
-        let text = output::text(&line);
+        let text = output::strip_tag(&line);
         match serde_json::from_str(&text) {
             Ok(Line::Probe(probe)) => {
-                probed.probe = Some(*probe);
+                result.probe = Some(*probe);
                 send(&child, Signal::USR2);
             }
-            Ok(Line::Signalled(ranks)) => probed.signalled = Some(ranks),
-            Err(_) if !text.trim().is_empty() => probed.lines.push(text),
+            Ok(Line::Signalled(ranks)) => result.signalled = Some(ranks),
+            Err(_) if !text.trim().is_empty() => result.lines.push(text),
             Err(_) => {}
         }
     }
-    probed.code = end(child, deadline).await;
-    probed
+    result.code = wait_or_kill(child, deadline).await;
+    result
 }
 
-/// How long mpirun leaves a rank between SIGTERM and SIGKILL, tried with one that ignores the first; none where it was not to
-/// be found out.
-pub async fn grace(flavour: Flavour, root: bool) -> Option<Duration> {
-    let job = Job { flavour, ranks: 1, hosts: Vec::new(), cores: None, crowded: false, root, labels: false };
-    let mut words = job.words();
+/// Measures the time that mpirun leaves a rank between SIGTERM and SIGKILL, with one that ignores SIGTERM; `None` if that
+/// fails.
+pub async fn measure_grace(flavour: Flavour, root: bool) -> Option<Duration> {
+    let job =
+        Job { flavour, ranks: 1, hosts: Vec::new(), cores: None, oversubscribed: false, root, labels: false };
+    let mut words = job.mpirun_args();
     words.extend(
         ["sh", "-c", "trap '' TERM; echo up; for i in 1 2 3 4 5 6 7 8; do sleep 1; done"].map(Into::into),
     );
-    let mut child = piped(mpirun(), &words).ok()?;
-    let mut lines = read(&mut child);
+    let mut child = spawn_piped(mpirun(), &words).ok()?;
+    let mut lines = read_lines(&mut child);
     let deadline = Instant::now() + Duration::from_secs(30);
     while !timeout_at(deadline, lines.recv()).await.ok()??.1.contains("up") {}
     let start = Instant::now();
     send(&child, Signal::TERM);
-    end(child, deadline).await?;
+    wait_or_kill(child, deadline).await?;
     Some(start.elapsed())
 }
 
-fn piped(program: std::path::PathBuf, words: &[String]) -> std::io::Result<Child> {
+fn spawn_piped(program: std::path::PathBuf, words: &[String]) -> std::io::Result<Child> {
     let mut command = Command::new(program);
     command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true).spawn()
 }
 
-/// Waits for the end; at the deadline mpirun is told to end, and gets no more than 10 s for it.
-async fn end(mut child: Child, deadline: Instant) -> Option<i32> {
+/// Waits for the end. At the deadline mpirun receives SIGTERM, and 10 s later SIGKILL.
+async fn wait_or_kill(mut child: Child, deadline: Instant) -> Option<i32> {
     if let Ok(status) = timeout_at(deadline, child.wait()).await {
         return status.ok()?.code();
     }
     send(&child, Signal::TERM);
     if timeout(Duration::from_secs(10), child.wait()).await.is_err() {
-        supervise::end(&child);
+        kill_tree(&child);
     }
     None
 }

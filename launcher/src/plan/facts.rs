@@ -1,4 +1,4 @@
-//! What a plan is made from: the config, its network's figures from `codinet-train --dry-run=json`, and a run's speed.
+//! The inputs of a plan: the config, its network's figures from `codinet-train --dry-run=json`, and a run's speed.
 
 use crate::trainer;
 use codinet_config::{Config, Model, load, run_dir};
@@ -18,7 +18,7 @@ pub struct Network {
     pub gates: u64,
     /// Multiply-accumulates of the static network, for one image.
     pub static_macs: u64,
-    /// Samples an epoch; none if the shards cannot be read.
+    /// Samples per epoch; `None` if the shards cannot be read.
     pub samples: Option<u64>,
 }
 
@@ -61,18 +61,18 @@ fn first_difference(a: &Config, b: &Config) -> Option<&'static str> {
 /// A measured speed.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// Images a second of all GPUs together; every view counts.
+    /// Images per second of all GPUs together; every view counts.
     pub images_per_second: f64,
-    /// GPUs.
+    /// Number of GPUs.
     pub gpus: u64,
-    /// Samples a GPU and step.
+    /// Samples per GPU and step.
     pub samples: u64,
 }
 
 impl Measured {
     /// Reads the speed of the run in `dir`, whose steps must be those of `config`: the median of the lines of its
     /// `metrics.jsonl`, so that a slow start does not count.
-    pub fn of_run(dir: &Path, config: &Config) -> Result<Self, String> {
+    pub fn read_run(dir: &Path, config: &Config) -> Result<Self, String> {
         let read = |name: &str, advice: &str| {
             let path = dir.join(name);
             std::fs::read_to_string(&path)

@@ -1,13 +1,13 @@
-//! What a collective costs: the α–β model, in which a message of n bytes takes α + n·β seconds.
+//! The cost of a collective in the α–β model: a message of n bytes takes α + n·β seconds.
 
 use clap::ValueEnum;
 
 /// A link between two neighbours of a ring or tree.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// α: what a message costs whatever its size, in seconds.
+    /// α: the latency of a message, in seconds.
     pub alpha: f64,
-    /// β: what a byte costs, in seconds.
+    /// β: seconds per byte.
     pub beta: f64,
 }
 
@@ -27,7 +27,7 @@ impl Link {
         8e-9 / self.beta
     }
 
-    /// A ring's reduce-scatter, or its all-gather, of `bytes` in all over `p` ranks: (p − 1)·α + (p − 1)/p·n·β.
+    /// A ring's reduce-scatter or all-gather of `bytes` in total over `p` ranks: (p − 1)·α + (p − 1)/p·n·β.
     pub fn ring_half(&self, bytes: f64, p: f64) -> f64 {
         (p - 1.0) * self.alpha + (p - 1.0) / p * bytes * self.beta
     }
@@ -37,52 +37,52 @@ impl Link {
         2.0 * self.ring_half(bytes, p)
     }
 
-    /// The all-reduce of two binary trees that each carry half (Sanders, Speck and Träff, 2009; NCCL since 2.4):
+    /// An all-reduce over two binary trees that each carry half (Sanders, Speck and Träff, 2009; NCCL since 2.4):
     /// 2·⌈log₂ p⌉·α + 2·n·β.
     pub fn tree_all_reduce(&self, bytes: f64, p: f64) -> f64 {
-        match p {
-            1.0 => 0.0,
-            _ => 2.0 * p.log2().ceil() * self.alpha + 2.0 * bytes * self.beta,
+        if p == 1.0 {
+            return 0.0;
         }
+        2.0 * p.log2().ceil() * self.alpha + 2.0 * bytes * self.beta
     }
 }
 
-/// Machines of a kind, joined by a network of a kind.
+/// A cluster of equal nodes on one network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cluster {
-    /// GPUs of a node.
+    /// GPUs per node.
     pub gpus_per_node: u64,
-    /// From a GPU to the next of its node.
+    /// Between neighbouring GPUs of a node.
     pub intra: Link,
-    /// From a node to another: all its network cards together, which its GPUs share.
+    /// Between nodes: all network cards of a node together, shared by its GPUs.
     pub inter: Link,
 }
 
 impl Cluster {
-    /// GPUs that work together on each node, and the nodes, as far as `gpus` of them reach.
+    /// How `gpus` GPUs are laid out: GPUs per node, and nodes.
     fn shape(&self, gpus: u64) -> (f64, f64) {
         let on_node = gpus.min(self.gpus_per_node);
         (on_node as f64, (gpus / on_node) as f64)
     }
 
-    /// Seconds of an all-reduce of `bytes`: a ring's reduce-scatter in each node; an all-reduce of each GPU's shard
-    /// between nodes, by a ring or by trees, whichever is faster; a ring's all-gather in each node.
+    /// Seconds of an all-reduce of `bytes`: a ring's reduce-scatter in each node, an all-reduce of each GPU's shard between
+    /// nodes over a ring or trees, whichever is faster, and a ring's all-gather in each node.
     pub fn all_reduce(&self, bytes: f64, gpus: u64) -> f64 {
         let (on_node, nodes) = self.shape(gpus);
-        // All shards of a node leave it at once, and together are all of the bytes.
+        // A node sends all its shards at once: together all bytes.
         let ring = self.inter.ring_all_reduce(bytes, nodes);
         let tree = self.inter.tree_all_reduce(bytes, nodes);
         self.intra.ring_all_reduce(bytes, on_node) + ring.min(tree)
     }
 
-    /// Seconds of an all-gather of `bytes` in all: a ring's between nodes, then one in each node.
+    /// Seconds of an all-gather of `bytes` in total: over a ring between nodes, then over one in each node.
     pub fn all_gather(&self, bytes: f64, gpus: u64) -> f64 {
         let (on_node, nodes) = self.shape(gpus);
         self.inter.ring_half(bytes, nodes) + self.intra.ring_half(bytes, on_node)
     }
 }
 
-/// Clusters that have a name; docs/scaling.md says where the numbers are from.
+/// Named clusters; docs/scaling.md has the sources of the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Links {
     /// 8 GPUs per node on NVLink 4 (H100), a 400 Gbit/s InfiniBand card for each.
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_and_trees_cost_what_is_worked_by_hand() {
+    fn ring_and_tree_costs_match_hand_worked_values() {
         // 4 ranks, 1 MB: 6 messages of 10 µs, and 1.5 MB.
         close(LINK.ring_all_reduce(1e6, 4.0), 60e-6 + 1.5e-3);
         close(LINK.ring_half(1e6, 4.0), 30e-6 + 0.75e-3);
@@ -133,19 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn nodes_reduce_among_themselves_first() {
+    fn hierarchical_all_reduce_matches_hand_worked_values() {
         let cluster = Cluster { gpus_per_node: 4, intra: LINK, inter: Link::new(100.0, 0.8) }; // 0.1 GB/s
         close(cluster.all_reduce(1e6, 1), 0.0);
         close(cluster.all_reduce(1e6, 4), 60e-6 + 1.5e-3);
         // 2 nodes: the ring's 2 messages of 100 µs, and 1 MB at 0.1 GB/s.
         close(cluster.all_reduce(1e6, 8), 60e-6 + 1.5e-3 + 200e-6 + 10e-3);
         close(cluster.all_gather(1e6, 8), 30e-6 + 0.75e-3 + 100e-6 + 5e-3);
-        // Of few bytes over many nodes, trees are faster: 2·6 messages against 2·63.
+        // With few bytes over many nodes trees are faster: 2·6 messages against 2·63.
         close(cluster.all_reduce(0.0, 256), 60e-6 + 1200e-6);
     }
 
     #[test]
-    fn more_bytes_and_more_gpus_take_longer() {
+    fn cost_rises_with_bytes_and_gpus() {
         for links in [Links::NvlinkIb, Links::Ethernet25] {
             let cluster = links.cluster();
             let times: Vec<f64> = (0..=12).map(|power| cluster.all_reduce(25e6, 1 << power)).collect();

@@ -1,5 +1,5 @@
-//! `codinet-launch plan`: what a config would take on many GPUs, from what its step takes on few. docs/scaling.md
-//! states the model, where its numbers are from, and how it compares with published measurements.
+//! `codinet-launch plan`: predicts throughput, hours and cost on many GPUs from a step measured on few. docs/scaling.md
+//! has the model, the sources of its numbers, and a comparison with published measurements.
 
 mod facts;
 mod links;
@@ -34,37 +34,37 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
-    /// GPUs to predict for, whole nodes where there is more than one.
+    /// Numbers of GPUs to predict for; more than one node means whole nodes.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64,512,4096")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     gpus: Vec<u64>,
 
-    /// A run of this config that has ended: its speed, its world size and its batch are what was measured.
+    /// A finished run of this config, for its speed, world size and batch size.
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 
-    /// Images a second of one GPU that was measured alone; every view counts.
+    /// Images per second of a single GPU; every view counts.
     #[arg(long, value_name = "X", conflicts_with = "run", value_parser = positive)]
     images_per_second: Option<f64>,
 
-    /// Samples a GPU and step [default: as measured by --run, else optim.batch_size].
+    /// Samples per GPU and step [default: those of --run, else optim.batch_size].
     #[arg(long, value_name = "L", conflicts_with = "strong")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     batch_per_gpu: Option<u64>,
 
-    /// Keeps optim.batch_size as it is and shares it among all GPUs; otherwise it grows with them.
+    /// Strong scaling: all GPUs share optim.batch_size; otherwise it grows with their number.
     #[arg(long)]
     strong: bool,
 
-    /// How GPUs are joined.
+    /// The links between GPUs.
     #[arg(long, value_enum, default_value = "nvlink+ib")]
     links: Links,
 
-    /// GPUs of a node, in place of the preset's.
+    /// GPUs per node, in place of the preset's.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     gpus_per_node: Option<u64>,
 
-    /// Gbit/s that a GPU reaches to the next of its node, in each direction.
+    /// Gbit/s between neighbouring GPUs of a node, in each direction.
     #[arg(long, value_name = "X", value_parser = positive)]
     intra_gbps: Option<f64>,
 
@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = not_negative)]
     intra_us: Option<f64>,
 
-    /// Gbit/s that a node reaches to another, in each direction, by all its network cards.
+    /// Gbit/s between nodes, over all network cards of a node, in each direction.
     #[arg(long, value_name = "X", value_parser = positive)]
     inter_gbps: Option<f64>,
 
@@ -80,15 +80,15 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = not_negative)]
     inter_us: Option<f64>,
 
-    /// Standard deviation of a GPU's time for a step, in per cent of its mean.
+    /// Standard deviation of a GPU's step time, in per cent of its mean.
     #[arg(long, value_name = "PERCENT", default_value = "2", value_parser = not_negative)]
     jitter: f64,
 
-    /// Samples an epoch, where the shards are not on this machine.
+    /// Samples per epoch, if the shards are not on this machine.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     samples: Option<u64>,
 
-    /// Price of a GPU for an hour, in whatever currency.
+    /// Price per GPU and hour, in any currency.
     #[arg(long, value_name = "X", value_parser = not_negative)]
     price: Option<f64>,
 
@@ -107,37 +107,37 @@ fn positive(text: &str) -> Result<f64, String> {
 fn not_negative(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        _ => Err("not a number from 0 on".into()),
+        _ => Err("not a number of at least 0".into()),
     }
 }
 
-/// What is predicted for a number of GPUs.
+/// The prediction for a number of GPUs.
 #[derive(Debug, Serialize)]
 struct Row {
     gpus: u64,
-    /// What `optim.batch_size` is to be.
+    /// `optim.batch_size` for this number.
     batch_size: u64,
-    /// Seconds of a step, and what they go to.
+    /// Duration of a step, and its parts.
     step_seconds: f64,
     parts: Step,
     /// Of all GPUs together; every view counts.
     images_per_second: f64,
-    /// Images a second of a GPU, over those of one that is alone.
+    /// Images per second and GPU, relative to a single GPU.
     efficiency: f64,
-    /// All epochs, without evaluations; none where the samples of an epoch are not known, or fewer than a batch.
+    /// All epochs without evaluations; `None` if the samples per epoch are unknown or fewer than a batch.
     hours: Option<f64>,
     cost: Option<f64>,
 }
 
-/// A config, measured on some GPUs, on its way to others.
+/// A config with a measured step, and the cluster to predict for.
 struct Plan {
     config: Config,
     network: Network,
     measured: Measured,
     cluster: Cluster,
-    /// Standard deviation of a GPU's time for a step, over its mean.
+    /// Standard deviation of a GPU's step time, relative to its mean.
     jitter: f64,
-    /// The step of a GPU with the measured number of samples.
+    /// A GPU's step with the measured number of samples.
     work: Work,
 }
 
@@ -146,13 +146,13 @@ impl Plan {
         let config = load_config(&args.config, &args.set)?;
         let network = Network::query(&args.config, &args.set)?;
         let measured = match (&args.run, args.images_per_second) {
-            (Some(dir), _) => Measured::of_run(dir, &config)?,
+            (Some(dir), _) => Measured::read_run(dir, &config)?,
             (None, Some(images_per_second)) => {
                 let samples = args.batch_per_gpu.unwrap_or(config.optim.batch_size as u64);
                 Measured { images_per_second, gpus: 1, samples }
             }
             (None, None) => {
-                return Err("plan starts from a measured speed: give --run DIR, a run of this config that has ended, \
+                return Err("plan needs a measured speed: give --run DIR, a finished run of this config, \
                             or --images-per-second X, of one GPU"
                     .into());
             }
@@ -166,7 +166,7 @@ impl Plan {
             intra: link(intra, args.intra_us, args.intra_gbps),
             inter: link(inter, args.inter_us, args.inter_gbps),
         };
-        whole_nodes(measured.gpus, &cluster)?;
+        check_whole_nodes(measured.gpus, &cluster)?;
         let jitter = args.jitter / 100.0;
         let mut work = Work {
             parameters: network.parameters as f64,
@@ -184,15 +184,18 @@ impl Plan {
         };
         let images = measured.samples * measured.gpus * config.data.views as u64;
         let seconds = images as f64 / measured.images_per_second;
-        work.compute = step::compute_alone(&work, &cluster, measured.gpus, jitter, seconds);
+        work.compute = step::single_gpu_compute(&work, &cluster, measured.gpus, jitter, seconds);
         Ok(Self { config, network, measured, cluster, jitter, work })
     }
 
     fn row(&self, args: &Args, gpus: u64) -> Result<Row, String> {
-        whole_nodes(gpus, &self.cluster)?;
-        let samples =
-            if args.strong { self.share(gpus)? } else { args.batch_per_gpu.unwrap_or(self.measured.samples) };
-        // Computing takes a time in proportion to the samples.
+        check_whole_nodes(gpus, &self.cluster)?;
+        let samples = if args.strong {
+            self.samples_per_gpu(gpus)?
+        } else {
+            args.batch_per_gpu.unwrap_or(self.measured.samples)
+        };
+        // Compute time is proportional to the samples.
         let compute = self.work.compute * samples as f64 / self.work.samples;
         let work = Work { samples: samples as f64, compute, ..self.work };
         let parts = Step::predict(&work, &self.cluster, gpus, self.jitter);
@@ -219,8 +222,8 @@ impl Plan {
         self.config.stages.iter().map(|stage| stage.epochs).sum()
     }
 
-    /// Samples a GPU and step where `gpus` of them share `optim.batch_size`.
-    fn share(&self, gpus: u64) -> Result<u64, String> {
+    /// Samples per GPU and step if `gpus` GPUs share `optim.batch_size`.
+    fn samples_per_gpu(&self, gpus: u64) -> Result<u64, String> {
         let batch_size = self.config.optim.batch_size as u64;
         let micro_batches = self.config.optim.accumulate as u64;
         let unit = gpus * micro_batches;
@@ -234,8 +237,8 @@ impl Plan {
     }
 }
 
-/// Refuses GPUs that are more than a node and not whole nodes.
-fn whole_nodes(gpus: u64, cluster: &Cluster) -> Result<(), String> {
+/// Checks that more than one node means whole nodes.
+fn check_whole_nodes(gpus: u64, cluster: &Cluster) -> Result<(), String> {
     let node = cluster.gpus_per_node;
     if gpus > node && !gpus.is_multiple_of(node) {
         return Err(format!("{gpus} GPUs are not whole nodes of {node}; set a multiple, or --gpus-per-node"));
@@ -251,7 +254,7 @@ pub fn run(args: &Args) -> Result<(), String> {
         let plan = json!({ "config": args.config, "compute_seconds": plan.work.compute, "plan": rows });
         print(&format!("{plan}\n"));
     } else {
-        print(&report::text(&plan, &rows, args));
+        print(&report::format_table(&plan, &rows, args));
     }
     Ok(())
 }

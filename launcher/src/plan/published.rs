@@ -3,7 +3,7 @@
 use super::links::{Cluster, Link};
 use super::step::{Step, Work};
 
-/// What was published: a network of so many parameters, images per second of one GPU, images per GPU and step.
+/// A published measurement: a network's parameters, images per second of one GPU, images per GPU and step.
 struct Published {
     parameters: f64,
     images_per_second: f64,
@@ -36,11 +36,11 @@ const VGG_16: f64 = 138_357_544.0;
 
 #[test]
 fn pytorch_ddp_on_v100() {
-    // DGX-1: 6 NVLinks of 20 GB/s a GPU, 4 cards of 100 Gbit/s a node.
+    // DGX-1: 6 NVLinks of 20 GB/s per GPU, 4 cards of 100 Gbit/s per node.
     let cluster = Cluster { gpus_per_node: 8, intra: Link::new(3.4, 960.0), inter: Link::new(14.0, 384.0) };
     let resnet_50 = Published { parameters: RESNET_50, images_per_second: 329.0, batch: 32.0, cluster };
     let resnet_101 = Published { parameters: RESNET_101, images_per_second: 197.0, ..resnet_50 };
-    // Of the step without DDP; of the step with DDP on one GPU they are 96.2 and 95.9 %.
+    // Relative to the step without DDP; relative to DDP on one GPU they are 96.2 and 95.9 %.
     near(resnet_50.efficiency(8), 93.3, 96.9);
     near(resnet_50.efficiency(16), 93.0, 95.8);
     near(resnet_101.efficiency(8), 90.9, 97.0);
@@ -60,14 +60,14 @@ fn horovod_on_512_pascal_gpus() {
 
 #[test]
 fn facebook_on_256_p100() {
-    // Big Basin: 4 NVLinks of 18 GB/s a GPU, one card of 50 Gbit/s a node; backward takes 120 ms, so a step 180.
+    // Big Basin: 4 NVLinks of 18 GB/s per GPU, one card of 50 Gbit/s per node; a backward pass takes 120 ms, so a step 180.
     let cluster = Cluster { gpus_per_node: 8, intra: Link::new(3.4, 576.0), inter: Link::new(14.0, 48.0) };
     let resnet_50 = Published { parameters: RESNET_50, images_per_second: 32.0 / 0.18, batch: 32.0, cluster };
     near(100.0 * resnet_50.efficiency(256) / resnet_50.efficiency(8), 90.0, 93.6);
 }
 
-/// The prediction is the one that docs/scaling.md tells, and not far from what was measured.
-fn near(predicted: f64, measured: f64, told: f64) {
-    assert!((predicted - told).abs() < 0.06, "{predicted}, not {told}");
+/// Checks that the prediction is the one in docs/scaling.md and near the measurement.
+fn near(predicted: f64, measured: f64, documented: f64) {
+    assert!((predicted - documented).abs() < 0.06, "{predicted}, not {documented}");
     assert!((predicted - measured).abs() < 7.0, "{predicted} against {measured}");
 }

@@ -1,10 +1,10 @@
-//! A plan as a person reads it.
+//! The table that `plan` prints.
 
 use super::links::Link;
 use super::step::Step;
 use super::{Args, Plan, Row};
 
-/// The table's columns and their widths; the last only where there is a price.
+/// The columns and their widths; the last one needs a price.
 const COLUMNS: [(&str, usize); 11] = [
     ("GPUs", 7),
     ("batch", 9),
@@ -19,31 +19,33 @@ const COLUMNS: [(&str, usize); 11] = [
     ("cost", 11),
 ];
 
-/// What was assumed, the table, and how to read it.
-pub fn text(plan: &Plan, rows: &[Row], args: &Args) -> String {
+/// The assumptions, the table, and a legend.
+pub fn format_table(plan: &Plan, rows: &[Row], args: &Args) -> String {
     let columns = COLUMNS.len() - usize::from(args.price.is_none());
-    let mut text = head(plan, args) + "\n" + &line(COLUMNS.map(|(name, _)| name.into()), columns);
+    let mut text =
+        format_assumptions(plan, args) + "\n" + &format_line(COLUMNS.map(|(name, _)| name.into()), columns);
     for row in rows {
-        text += &line(cells(row), columns);
+        text += &format_line(format_cells(row), columns);
     }
-    text += "grads, centres, L_div, wait: milliseconds of the step that one GPU would not spend; see docs/scaling.md\n";
+    text += "grads, centres, L_div, wait: milliseconds per step that a single GPU does not need; see docs/scaling.md\n";
     if !args.strong {
-        text += "set optim.batch_size to the batch of the row; optim.lr_batch_size says whether the rate follows\n";
+        text +=
+            "set optim.batch_size to the row's batch; optim.lr_batch_size scales the learning rate with it\n";
     }
     if rows.iter().any(|row| row.hours.is_none()) {
-        text += "hours: unknown where the shards cannot be read (give --samples) or hold fewer samples than a batch\n";
+        text += "hours: unknown if the shards cannot be read (give --samples) or hold fewer samples than a batch\n";
     }
     text
 }
 
-fn head(plan: &Plan, args: &Args) -> String {
+fn format_assumptions(plan: &Plan, args: &Args) -> String {
     let Plan { config, network, measured, cluster, work, .. } = plan;
     let share = 100.0 * network.router_parameters as f64 / network.parameters as f64;
-    let link = |link: &Link| format!("{:.0} Gbit/s and {:.1} µs", link.gbps(), link.us());
+    let format_link = |link: &Link| format!("{:.0} Gbit/s and {:.1} µs", link.gbps(), link.us());
     format!(
         "{}: {:.2} M parameters ({share:.1} % in routers), {} gates, {:.3} GMACs static, {} epochs\n\
-         measured: {:.0} images/s on {} GPU(s), {} samples × {} views per GPU and step; alone, a step takes {:.1} ms\n\
-         links: {} GPUs per node; {} from GPU to GPU, {} from node to node; jitter {} %\n",
+         measured: {:.0} images/s on {} GPU(s), {} samples × {} views per GPU and step; a step takes {:.1} ms on a single GPU\n\
+         links: {} GPUs per node; {} between GPUs, {} between nodes; jitter {} %\n",
         args.config,
         network.parameters as f64 / 1e6,
         network.gates,
@@ -55,18 +57,18 @@ fn head(plan: &Plan, args: &Args) -> String {
         config.data.views,
         1e3 * work.compute,
         cluster.gpus_per_node,
-        link(&cluster.intra),
-        link(&cluster.inter),
+        format_link(&cluster.intra),
+        format_link(&cluster.inter),
         args.jitter,
     )
 }
 
-fn line(cells: [String; COLUMNS.len()], columns: usize) -> String {
+fn format_line(cells: [String; COLUMNS.len()], columns: usize) -> String {
     let padded = cells.iter().zip(COLUMNS).take(columns).map(|(cell, (_, width))| format!("{cell:>width$}"));
     padded.collect::<String>() + "\n"
 }
 
-fn cells(row: &Row) -> [String; COLUMNS.len()] {
+fn format_cells(row: &Row) -> [String; COLUMNS.len()] {
     let Step { gradients, centres, diversity, stragglers, .. } = row.parts;
     let ms = |seconds: f64| format!("{:.2}", 1e3 * seconds);
     [

@@ -42,7 +42,7 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
         })
     });
     speak(json!({"probe": {
-        "met_by": world.backend(), "library": world.library_version(), "pmix": env::get(env::PMIX_VERSION),
+        "backend": world.backend(), "library": world.library_version(), "pmix": env::get(env::PMIX_VERSION),
         "world": world.ranks(), "config": facts, "all_reduce": all_reduce, "ranks": ranks,
     }}));
     let start = Instant::now();
@@ -62,11 +62,11 @@ fn of_rank(config: Option<&Config>, world: &World) -> Result<Value> {
     let threads = tch::get_num_threads();
     Ok(json!({
         "rank": world.rank(),
-        "locals": world.local_rank().count,
+        "local_ranks": world.local_rank().count,
         "host": host::name(),
         "cpus": device::cores(),
         "cpu_list": host::allowed_cpus(),
-        "cpus_of_host": device::host_cpus(),
+        "host_cpus": device::host_cpus(),
         "threads": threads,
         "decode_threads": config.and_then(|config| config.data.decode_threads).unwrap_or(threads as usize),
         "gpus": tch::Cuda::device_count(),
