@@ -367,8 +367,8 @@ fn files_are_there() {
 #[test]
 fn messages_are_those_of_the_code() {
     let mut code = String::new();
-    let mut folders =
-        ["trainer/src", "launcher/src", "dataloader/src"].map(|dir| Path::new(ROOT).join(dir)).to_vec();
+    let crates = ["trainer", "trainer/tools", "launcher", "dataloader", "dataloader/cli", "configs"];
+    let mut folders = crates.map(|name| Path::new(ROOT).join(name).join("src")).to_vec();
     while let Some(folder) = folders.pop() {
         for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
             match path.is_dir() {
