@@ -1,27 +1,27 @@
 //! `codinet-analyze` as a user runs it: alone and under mpirun, on a network that was trained for it, and on what is none.
 
-use crate::common::{Bench, mpirun, refused, succeed};
+use crate::common::{Sandbox, assert_rejected, mpirun, succeed};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tch::{Kind, Tensor};
 
-/// A bench with a run of two short stages in it.
-fn trained(bench: &Bench, sets: &[&str]) -> PathBuf {
-    let run = bench.path("run");
+/// A sandbox with a run of two short stages in it.
+fn trained(sandbox: &Sandbox, sets: &[&str]) -> PathBuf {
+    let run = sandbox.path("run");
     let set = format!("run.dir={}", run.display());
-    succeed(&mut bench.train(1, &[&["--set", &set][..], sets].concat()));
+    succeed(&mut sandbox.train(1, &[&["--set", &set][..], sets].concat()));
     run
 }
 
-fn analyze(ranks: usize, bench: &Bench, args: &[&str]) -> Command {
+fn analyze(ranks: usize, sandbox: &Sandbox, args: &[&str]) -> Command {
     let program = env!("CARGO_BIN_EXE_codinet-analyze");
     let mut command = if ranks == 1 { Command::new(program) } else { mpirun(ranks) };
     if ranks > 1 {
         command.arg(program);
     }
-    command.args(args).current_dir(bench.folder.path());
+    command.args(args).current_dir(sandbox.folder.path());
     command
 }
 
@@ -50,16 +50,16 @@ fn alike(a: &Value, b: &Value, place: &str) {
 
 #[test]
 fn one_rank_and_two_find_the_same() {
-    let bench = Bench::new();
+    let sandbox = Sandbox::new();
     // So that images part: gates that start half open, and centres that are pushed far apart.
     let apart = "diversity={weight: 2.0, margin: 1.5}";
-    let run = trained(&bench, &["--set", "model.router.open_bias=0", "--set", apart]);
-    let out = |ranks: usize| bench.path(&format!("analysis{ranks}"));
+    let run = trained(&sandbox, &["--set", "model.router.open_bias=0", "--set", apart]);
+    let out = |ranks: usize| sandbox.path(&format!("analysis{ranks}"));
     for ranks in [1, 2] {
         let (run, out) = (run.display().to_string(), out(ranks).display().to_string());
         let said = succeed(&mut analyze(
             ranks,
-            &bench,
+            &sandbox,
             &[&run, "--output", &out, "--groups", "7", "--tsne-steps", "60"],
         ));
         assert!(said.contains("distinct paths") && said.contains("report.html"), "{said}");
@@ -110,16 +110,16 @@ fn one_rank_and_two_find_the_same() {
 
 #[test]
 fn parts_features_and_comparisons() {
-    let bench = Bench::new();
-    let run = trained(&bench, &[]);
+    let sandbox = Sandbox::new();
+    let run = trained(&sandbox, &[]);
     let run_name = run.display().to_string();
     // The labels, one hot, as a feature: images of a class are alike, others are not.
     let labels: Vec<i64> = (0..37).map(|sample| sample % 4).collect();
     let features = Tensor::from_slice(&labels).one_hot(4).to_kind(Kind::Float);
-    let file = bench.path("labels.npy");
+    let file = sandbox.path("labels.npy");
     features.write_npy(&file).unwrap();
     let file = file.display().to_string();
-    succeed(&mut analyze(1, &bench, &[&run_name, "paths", "similarity", "--features", &file]));
+    succeed(&mut analyze(1, &sandbox, &[&run_name, "paths", "similarity", "--features", &file]));
     let folder = run.join("analysis");
     let found = json(&folder.join("analysis.json"));
     assert!(found.get("consistency").is_none() && !folder.join("tsne_class.png").exists());
@@ -128,59 +128,67 @@ fn parts_features_and_comparisons() {
     // 10 images of class 0 and 9 of each other: 45 + 3·36 pairs within a class.
     assert!((mean - 153.0 / 666.0).abs() < 1e-9, "{mean}");
 
-    let said = succeed(&mut analyze(2, &bench, &["compare", &run_name, &run_name, "--output", "side"]));
+    let said = succeed(&mut analyze(2, &sandbox, &["compare", &run_name, &run_name, "--output", "side"]));
     assert!(said.contains("top-1, %") && said.contains("PCC"), "{said}");
     for file in ["report.html", "comparison.csv", "accuracy.png", "accuracy.svg"] {
-        assert!(bench.path("side").join(file).exists(), "{file}");
+        assert!(sandbox.path("side").join(file).exists(), "{file}");
     }
-    let table = fs::read_to_string(bench.path("side/comparison.csv")).unwrap();
+    let table = fs::read_to_string(sandbox.path("side/comparison.csv")).unwrap();
     assert!(table.lines().nth(1).unwrap().starts_with("run,2,ResNet20,fc,gumbel,0.2,0.2,0.5,"), "{table}");
 }
 
 #[test]
 fn what_cannot_be_analysed_gets_one_line() {
-    let bench = Bench::new();
-    let run = trained(&bench, &[]);
+    let sandbox = Sandbox::new();
+    let run = trained(&sandbox, &[]);
     let name = run.display().to_string();
-    refused(&mut analyze(2, &bench, &["nowhere"]), 4, &["nowhere"]);
-    fs::create_dir(bench.path("empty")).unwrap();
-    refused(&mut analyze(1, &bench, &["empty"]), 4, &["empty", "no"]);
-    refused(&mut analyze(1, &bench, &["compare", "empty"]), 4, &["empty: no run directory"]);
-    refused(&mut analyze(2, &bench, &[&name, "--data", "empty"]), 3, &["empty", ".tar"]);
-    refused(&mut analyze(1, &bench, &[&name, "--classes", "2,4"]), 2, &["--classes 4", "0 to 3"]);
-    Tensor::zeros([36, 3], (Kind::Float, tch::Device::Cpu)).write_npy(bench.path("short.npy")).unwrap();
-    refused(
-        &mut analyze(2, &bench, &[&name, "--features", "short.npy"]),
+    assert_rejected(&mut analyze(2, &sandbox, &["nowhere"]), 4, &["nowhere"]);
+    fs::create_dir(sandbox.path("empty")).unwrap();
+    assert_rejected(&mut analyze(1, &sandbox, &["empty"]), 4, &["empty", "no"]);
+    assert_rejected(&mut analyze(1, &sandbox, &["compare", "empty"]), 4, &["empty: no run directory"]);
+    assert_rejected(&mut analyze(2, &sandbox, &[&name, "--data", "empty"]), 3, &["empty", ".tar"]);
+    assert_rejected(&mut analyze(1, &sandbox, &[&name, "--classes", "2,4"]), 2, &["--classes 4", "0 to 3"]);
+    Tensor::zeros([36, 3], (Kind::Float, tch::Device::Cpu)).write_npy(sandbox.path("short.npy")).unwrap();
+    assert_rejected(
+        &mut analyze(2, &sandbox, &[&name, "--features", "short.npy"]),
         3,
         &["short.npy", "has 36 rows; the validation set has 37 images"],
     );
 
     // Another architecture, by the config that is given; a file cut short.
-    let text = fs::read_to_string(&bench.config).unwrap();
-    fs::write(bench.path("other.yaml"), text.replace("resnet20", "resnet32")).unwrap();
-    refused(&mut analyze(1, &bench, &[&name, "--config", "other.yaml"]), 4, &["another network"]);
+    let text = fs::read_to_string(&sandbox.config).unwrap();
+    fs::write(sandbox.path("other.yaml"), text.replace("resnet20", "resnet32")).unwrap();
+    assert_rejected(&mut analyze(1, &sandbox, &[&name, "--config", "other.yaml"]), 4, &["another network"]);
     let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
     let weights = run.join("checkpoints").join(latest).join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     let cut = weights.display().to_string();
-    refused(&mut analyze(2, &bench, &[&name, "--checkpoint", &cut]), 4, &["model.safetensors", "damaged"]);
+    assert_rejected(
+        &mut analyze(2, &sandbox, &[&name, "--checkpoint", &cut]),
+        4,
+        &["model.safetensors", "damaged"],
+    );
 
-    let static_run = bench.path("static");
+    let static_run = sandbox.path("static");
     let set = format!("run.dir={}", static_run.display());
-    succeed(&mut bench.train(1, &["--set", &set, "--set", "model.gates=none"]));
-    refused(&mut analyze(2, &bench, &[&static_run.display().to_string()]), 2, &["no gates", "compare"]);
-    let said = succeed(&mut analyze(1, &bench, &["compare", &static_run.display().to_string()]));
+    succeed(&mut sandbox.train(1, &["--set", &set, "--set", "model.gates=none"]));
+    assert_rejected(
+        &mut analyze(2, &sandbox, &[&static_run.display().to_string()]),
+        2,
+        &["no gates", "compare"],
+    );
+    let said = succeed(&mut analyze(1, &sandbox, &["compare", &static_run.display().to_string()]));
     assert!(said.contains("ResNet20"), "{said}");
     fs::remove_file(static_run.join("summary.json")).unwrap();
-    refused(&mut analyze(1, &bench, &["compare", "static"]), 4, &["static", "--resume"]);
+    assert_rejected(&mut analyze(1, &sandbox, &["compare", "static"]), 4, &["static", "--resume"]);
 }
 
 /// What TensorBoard is told in training: what a collapse shows in, settings, a picture, and the projector's files.
 #[test]
 fn training_tells_tensorboard() {
-    let bench = Bench::new();
-    let run = trained(&bench, &["--set", "run.projector_every=1"]);
+    let sandbox = Sandbox::new();
+    let run = trained(&sandbox, &["--set", "run.projector_every=1"]);
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).cloned().collect::<Vec<Value>>();

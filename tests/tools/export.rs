@@ -1,7 +1,7 @@
 //! Exports hold the network: read back, every tensor; as ONNX, the same logits and paths, by a small interpreter of the
 //! operators here; onnxruntime and PyTorch try the same files in `bench/infer_check.py`.
 
-use crate::common::{refused, succeed};
+use crate::common::{assert_rejected, succeed};
 use codinet_tools::export::proto::{Attribute, Model as Onnx, Node};
 use codinet_tools::export::{gated, onnx, torchvision};
 use codinet_tools::trained::Trained;
@@ -225,12 +225,12 @@ fn the_program_writes_them_and_refuses_what_it_cannot() {
         );
     }
     let refuse = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
-        refused(&mut export(checkpoint, format, "none"), code, parts);
+        assert_rejected(&mut export(checkpoint, format, "none"), code, parts);
         assert!(!folder.path().join("none").exists());
     };
     refuse("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
     refuse("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
     refuse("net.yaml", "onnx", 4, &["net.yaml", "no .safetensors file"]);
     refuse("lost", "onnx", 4, &["lost", "no such"]);
-    refused(&mut export("net.safetensors", "onnx", "no/folder/out"), 6, &["no/folder/out"]);
+    assert_rejected(&mut export("net.safetensors", "onnx", "no/folder/out"), 6, &["no/folder/out"]);
 }

@@ -1,6 +1,6 @@
 //! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user meets it.
 
-use crate::common::{Bench, finish, refused, succeed};
+use crate::common::{Sandbox, assert_rejected, finish, succeed};
 use codinet_dataloader::Dataset;
 use codinet_tools::infer::{Engine, Paths};
 use codinet_tools::trained::Trained;
@@ -128,10 +128,10 @@ fn a_bias_is_a_shift_of_all_gates() {
 }
 
 /// A short run, made once.
-static RUN: LazyLock<Bench> = LazyLock::new(|| {
-    let bench = Bench::new();
-    succeed(&mut bench.train(1, &["--set", "run.dir=run", "--set", "optim.ema_decay=0.9"]));
-    bench
+static RUN: LazyLock<Sandbox> = LazyLock::new(|| {
+    let sandbox = Sandbox::new();
+    succeed(&mut sandbox.train(1, &["--set", "run.dir=run", "--set", "optim.ema_decay=0.9"]));
+    sandbox
 });
 
 fn infer(args: &[&str]) -> Command {
@@ -214,19 +214,19 @@ fn a_budget_moves_the_cost() {
     let drawn = fs::read_to_string(RUN.path("curve.svg")).unwrap();
     assert!(drawn.starts_with("<svg") && drawn.contains("as trained"), "{drawn}");
     let wrong = ["curve", "--checkpoint", "run", "--plot", "curve.pdf"];
-    refused(&mut infer(&wrong), 2, &["curve.pdf", ".svg or .png"]);
+    assert_rejected(&mut infer(&wrong), 2, &["curve.pdf", ".svg or .png"]);
     let budget = format!("{:.6}", (gmacs[0] + gmacs[10]) / 2.0);
     let output = finish(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", &budget]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("a bias of "), "{said}");
-    refused(
+    assert_rejected(
         &mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", "3"]),
         2,
         &["--budget-gmacs is 3", "all"],
     );
     let files = loose(&RUN.path("unlabelled"), 2);
     let files = files.to_str().unwrap();
-    refused(&mut infer(&["curve", "--checkpoint", "run", files]), 2, &["no labels"]);
+    assert_rejected(&mut infer(&["curve", "--checkpoint", "run", files]), 2, &["no labels"]);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_checkpoint_that_is_none() {
     let bytes = fs::read(&weights).unwrap();
     let config = RUN.config.to_str().unwrap();
     let try_it = |path: &str, more: &[&str], code: i32, parts: &[&str]| {
-        refused(infer(&["--checkpoint", path, "val"]).args(more), code, parts);
+        assert_rejected(infer(&["--checkpoint", path, "val"]).args(more), code, parts);
     };
     try_it("nowhere", &[], 4, &["nowhere", "no such run"]);
     try_it("val", &[], 4, &["val", "no complete checkpoint"]);
@@ -297,7 +297,7 @@ fn an_image_that_is_none() {
     fs::write(folder.join("words.png"), b"no image").unwrap();
     fs::write(folder.join("notes.txt"), b"no image").unwrap();
     let try_it = |images: &[&str], code: i32, parts: &[&str]| {
-        refused(infer(&["--checkpoint", "run"]).args(images), code, parts);
+        assert_rejected(infer(&["--checkpoint", "run"]).args(images), code, parts);
     };
     try_it(&["odd/words.png"], 3, &["1 of 1 images"]);
     try_it(&["odd/notes.txt"], 3, &["odd/notes.txt", ".png"]);

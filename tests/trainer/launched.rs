@@ -1,17 +1,13 @@
-//! `codinet-launch` with the real codinet-train: crashes survived, and a machine looked over.
+//! `codinet-launch` with the real codinet-train: restarts after crashes, signals, and the doctor's checks.
 
-use crate::common::{Bench, succeed};
+use crate::common::{Sandbox, program, random, run_dir, send_signal, succeed, text, wait_until, weights};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-/// `codinet-launch`, which the workspace builds beside codinet-train.
 fn launcher() -> Command {
-    let program = Path::new(env!("CARGO_BIN_EXE_codinet-train")).with_file_name("codinet-launch");
-    assert!(program.exists(), "{} is missing: cargo build --release", program.display());
-    Command::new(program)
+    Command::new(program("codinet-launch"))
 }
 
 /// The parent of a process.
@@ -22,8 +18,8 @@ fn parent(pid: u32) -> Option<u32> {
 
 /// The ranks of a job: codinet-train processes that mpirun, a child of the launcher, has started.
 fn ranks(launcher: &Child) -> Vec<u32> {
-    let pids = fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut ranks: Vec<u32> = pids
         .filter(|&pid| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -34,238 +30,224 @@ fn ranks(launcher: &Child) -> Vec<u32> {
     ranks
 }
 
-/// The last checkpoint's weights and momenta.
-fn weights(run: &Path) -> [Vec<u8>; 2] {
-    let latest = fs::read_to_string(run.join("checkpoints/latest")).unwrap();
-    let last = run.join("checkpoints").join(latest.trim());
-    ["model.safetensors", "optimizer.safetensors"].map(|file| fs::read(last.join(file)).unwrap())
-}
-
-/// A number below `most`, another one each time.
-fn random(most: usize) -> usize {
-    use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(()) % most as u64) as usize
-}
-
 #[test]
-fn three_kills_of_random_ranks_are_survived() {
-    let bench = Bench::new();
+fn run_with_three_killed_ranks_equals_uninterrupted_run() {
+    let sandbox = Sandbox::new();
     let command = |run: &Path, restarts: &str| {
         let mut command = launcher();
-        command.args(["-n", "2", "--max-restarts", restarts, "--back-off", "1"]).arg(&bench.config);
-        command.args(["--set", &format!("run.dir={}", run.display()), "--set", "stages.0.epochs=6"]);
-        command.args(["--set", "run.log_every=1", "--set", "run.checkpoint_every=2"]);
-        command.current_dir(bench.folder.path());
+        command.args(["-n", "2", "--max-restarts", restarts, "--back-off", "1"]).arg(&sandbox.config);
+        command.args(["--set", &run_dir(run), "--set", "stages.0.epochs=6"]);
+        command.args(["--set", "run={log_every: 1, checkpoint_every: 2}"]);
+        command.current_dir(sandbox.folder.path());
         command
     };
-    let (whole, killed) = (bench.path("whole"), bench.path("killed"));
+    let whole = sandbox.path("whole");
+    let killed = sandbox.path("killed");
     succeed(&mut command(&whole, "0"));
 
-    let log = bench.path("said");
-    let (out, err) = (fs::File::create(&log).unwrap(), fs::File::create(bench.path("errors")).unwrap());
-    let mut launched = command(&killed, "3").stdout(out).stderr(err).spawn().unwrap();
-    let said = || fs::read_to_string(&log).unwrap();
+    let log = sandbox.path("stdout");
+    let errors = sandbox.path("stderr");
+    let stdout = fs::File::create(&log).unwrap();
+    let stderr = fs::File::create(&errors).unwrap();
+    let mut job = command(&killed, "3").stdout(stdout).stderr(stderr).spawn().unwrap();
+    let output = || fs::read_to_string(&log).unwrap();
     for kill in 0..3 {
-        let start = Instant::now();
-        // Each time a few steps after it has started, or gone on: the lines of steps that were said since; the first time not
-        // before there is a checkpoint to go on from.
-        let wait = 3 + random(12);
-        let steps = || {
-            let said = said();
-            let now = said.rsplit("mpirun ").next().unwrap_or_default().to_owned();
-            (said.matches("mpirun -n").count(), now.matches("] step ").count())
-        };
+        // A few steps after each start, and not before there is a checkpoint to resume from.
+        let steps = 3 + random(12) as usize;
         let latest = killed.join("checkpoints/latest");
-        while steps().0 <= kill || steps().1 < wait || !latest.exists() {
-            assert!(launched.try_wait().unwrap().is_none(), "it ended before kill {kill}: {}", said());
-            assert!(start.elapsed() < Duration::from_secs(120), "{}", said());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let ranks = ranks(&launched);
+        wait_until(120, output, || {
+            assert!(job.try_wait().unwrap().is_none(), "it ended before kill {kill}: {}", output());
+            let output = output();
+            let starts = output.matches("mpirun -n").count();
+            let since_start = output.rsplit("mpirun ").next().unwrap_or_default();
+            starts > kill && since_start.matches("] step ").count() >= steps && latest.exists()
+        });
+        let ranks = ranks(&job);
         assert_eq!(ranks.len(), 2);
-        // Rank 0, which speaks, is among them.
-        let victim = format!("kill -9 {}", ranks[if kill == 0 { 0 } else { random(2) }]);
-        assert!(Command::new("sh").args(["-c", &victim]).status().unwrap().success());
+        // Rank 0, which prints, is the first to go.
+        let victim = if kill == 0 { 0 } else { random(2) as usize };
+        send_signal("KILL", ranks[victim]);
     }
-    let status = launched.wait().unwrap();
-    let errors = fs::read_to_string(bench.path("errors")).unwrap();
-    assert!(status.success(), "{status}\n{}\n{errors}", said());
+    let status = job.wait().unwrap();
+    let errors = fs::read_to_string(errors).unwrap();
+    assert!(status.success(), "{status}\n{}\n{errors}", output());
     for restart in 1..=3 {
-        assert!(
-            errors.contains(&format!("exit code 9 (mpirun ended with 137); restart {restart} of 3")),
-            "{errors}"
-        );
+        let line = format!("exit code 9 (mpirun ended with 137); restart {restart} of 3");
+        assert!(errors.contains(&line), "{errors}");
     }
     assert!(errors.contains(" failed first; its last lines:"), "{errors}");
-    assert_eq!(said().matches("resuming from").count(), 3, "{}", said());
-    assert!(weights(&whole) == weights(&killed), "the weights and momenta are the same to the bit");
+    assert_eq!(output().matches("resuming from").count(), 3, "{}", output());
+    assert!(weights(&whole) == weights(&killed), "weights or momenta differ");
 }
 
-/// Whatever ends the launcher ends its job.
 #[test]
-fn a_launcher_that_is_killed_leaves_no_rank_behind() {
-    let bench = Bench::new();
+fn killing_the_launcher_ends_all_ranks() {
+    let sandbox = Sandbox::new();
     let mut command = launcher();
-    command.args(["-n", "2"]).arg(&bench.config).args(["--set", "stages.0.epochs=100000"]);
-    let mut launched = command.current_dir(bench.folder.path()).stdout(Stdio::null()).spawn().unwrap();
+    command.args(["-n", "2"]).arg(&sandbox.config).args(["--set", "stages.0.epochs=100000"]);
+    let mut job = command.current_dir(sandbox.folder.path()).stdout(Stdio::null()).spawn().unwrap();
     let mut started = Vec::new();
-    let begun = Instant::now();
-    while started.len() < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no ranks");
-        std::thread::sleep(Duration::from_millis(50));
-        started = ranks(&launched);
-    }
-    launched.kill().unwrap();
-    launched.wait().unwrap();
-    let killed = Instant::now();
-    let left = || started.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists());
-    while left() {
-        assert!(killed.elapsed() < Duration::from_secs(30), "{started:?} go on");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until(
+        60,
+        || "no ranks".into(),
+        || {
+            started = ranks(&job);
+            started.len() >= 2
+        },
+    );
+    job.kill().unwrap();
+    job.wait().unwrap();
+    let survives = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+    wait_until(30, || format!("{started:?} survive"), || !started.iter().any(survives));
 }
 
-/// `timeout` and schedulers signal a program and then its group: one request, not the second that ends at once.
+/// `timeout` and schedulers signal a program and then its group. That must not count as the second signal, which ends at once.
 #[test]
-fn a_signal_that_comes_twice_at_once_is_one_request() {
+fn duplicate_signal_is_one_stop_request() {
     let mut launched = launcher();
     launched.args(["-n", "2"]);
-    for mut command in [launched, Command::new(env!("CARGO_BIN_EXE_codinet-train"))] {
-        let bench = Bench::new();
-        let run = bench.folder.path().join("run");
-        command.arg(&bench.config).args(["--set", "stages.0.epochs=100000"]).arg("--set");
-        command.arg(format!("run.dir={}", run.display())).current_dir(bench.folder.path());
+    for mut command in [launched, Command::new(program("codinet-train"))] {
+        let sandbox = Sandbox::new();
+        let run = sandbox.path("run");
+        command.arg(&sandbox.config).args(["--set", "stages.0.epochs=100000", "--set", &run_dir(&run)]);
+        command.current_dir(sandbox.folder.path());
         let mut job = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let begun = Instant::now();
-        while !fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|lines| lines.contains("\"train\"")) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no step");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let metrics = run.join("metrics.jsonl");
+        let has_step = || fs::read_to_string(&metrics).is_ok_and(|lines| lines.contains("\"train\""));
+        wait_until(60, || "no step".into(), has_step);
         for _ in 0..2 {
-            succeed(Command::new("kill").args(["-TERM", &job.id().to_string()]));
+            send_signal("TERM", job.id());
         }
         assert_eq!(job.wait().unwrap().code(), Some(75));
         assert!(run.join("checkpoints/latest").exists());
     }
 }
 
-/// A run that had no directory of its own goes on in the one that it was given, not in an older run of the same config.
+/// A run that was given a new directory resumes in that one, not in an older run of the same config.
 #[test]
-fn a_restart_finds_its_own_run() {
-    let bench = Bench::new();
+fn restart_resumes_its_own_run_directory() {
+    let sandbox = Sandbox::new();
     let mut command = launcher();
-    command.args(["-n", "2", "--max-restarts", "1", "--back-off", "0"]).arg(&bench.config);
-    command.args([
-        "--set",
-        "run.log_every=1",
-        "--set",
-        "run.checkpoint_every=2",
-        "--set",
-        "stages.0.epochs=200",
-    ]);
-    let log = bench.path("said");
-    let out = fs::File::create(&log).unwrap();
-    command.current_dir(bench.folder.path()).stdout(out).stderr(Stdio::null());
-    let mut launched = command.spawn().unwrap();
-    let said = || fs::read_to_string(&log).unwrap();
-    let wait_for = |what: &str, times: usize| {
-        let start = Instant::now();
-        while said().matches(what).count() < times {
-            assert!(start.elapsed() < Duration::from_secs(120), "{}", said());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    command.args(["-n", "2", "--max-restarts", "1", "--back-off", "0"]).arg(&sandbox.config);
+    command.args(["--set", "run={log_every: 1, checkpoint_every: 2}", "--set", "stages.0.epochs=200"]);
+    let log = sandbox.path("stdout");
+    let stdout = fs::File::create(&log).unwrap();
+    command.current_dir(sandbox.folder.path()).stdout(stdout).stderr(Stdio::null());
+    let mut job = command.spawn().unwrap();
+    let output = || fs::read_to_string(&log).unwrap();
+    let wait_for = |part: &str, times: usize| {
+        wait_until(120, output, || output().matches(part).count() >= times);
     };
     wait_for("] step ", 5);
-    let victim = format!("kill -9 {}", ranks(&launched)[1]);
-    assert!(Command::new("sh").args(["-c", &victim]).status().unwrap().success());
+    send_signal("KILL", ranks(&job)[1]);
     wait_for("resuming from", 1);
     wait_for("] step ", 8);
-    // Asked to stop, it does, and is not started again.
-    assert!(
-        Command::new("sh").args(["-c", &format!("kill -TERM {}", launched.id())]).status().unwrap().success()
-    );
-    assert_eq!(launched.wait().unwrap().code(), Some(75), "{}", said());
+    // After a stop request it does not restart.
+    send_signal("TERM", job.id());
+    assert_eq!(job.wait().unwrap().code(), Some(75), "{}", output());
     let runs: Vec<PathBuf> =
-        fs::read_dir(bench.path("runs")).unwrap().map(|run| run.unwrap().path()).collect();
+        fs::read_dir(sandbox.path("runs")).unwrap().map(|run| run.unwrap().path()).collect();
     assert_eq!(runs.len(), 1, "{runs:?}");
     assert!(runs[0].join("checkpoints/latest").exists());
 }
 
-/// `codinet-launch doctor --json`: the exit code, and what is not green.
-fn doctor(bench: &Bench, before: &[&str], args: &[&str]) -> (Option<i32>, Vec<(String, String, String)>) {
-    let program = launcher();
-    let mut command = match before {
-        [] => launcher(),
+/// What `codinet-launch doctor --json` reports.
+#[derive(Debug)]
+struct Diagnosis {
+    code: Option<i32>,
+    /// The checks that are not green.
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug)]
+struct Problem {
+    check: String,
+    state: String,
+    found: String,
+}
+
+/// Runs the doctor; `wrapper` are words in front of its command.
+fn diagnose(sandbox: &Sandbox, wrapper: &[&str], args: &[&str]) -> Diagnosis {
+    let program = program("codinet-launch");
+    let mut command = match wrapper {
+        [] => Command::new(program),
         [first, rest @ ..] => {
             let mut command = Command::new(first);
-            command.args(rest).arg(program.get_program());
+            command.args(rest).arg(program);
             command
         }
     };
-    command.args(["doctor", "--json"]).args(args).current_dir(bench.folder.path());
+    command.args(["doctor", "--json"]).args(args).current_dir(sandbox.folder.path());
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let told: Value = serde_json::from_str(&said).unwrap_or_else(|error| {
-        panic!("{error}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    });
-    let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
-    let checks = told["checks"].as_array().unwrap().iter().filter(|check| check["state"] != "green");
-    let checks = checks.inspect(|check| assert!(check["fix"].is_string(), "{check}"));
-    let found =
-        checks.map(|check| (text(check, "name"), text(check, "state"), text(check, "found"))).collect();
-    (output.status.code(), found)
+    let stdout = text(&output.stdout);
+    let report: Value = serde_json::from_str(&stdout)
+        .unwrap_or_else(|error| panic!("{error}: {stdout}{}", text(&output.stderr)));
+    let field = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
+    let not_green = report["checks"].as_array().unwrap().iter().filter(|check| check["state"] != "green");
+    let problems = not_green
+        .inspect(|check| assert!(check["fix"].is_string(), "{check}"))
+        .map(|check| Problem {
+            check: field(check, "name"),
+            state: field(check, "state"),
+            found: field(check, "found"),
+        })
+        .collect();
+    Diagnosis { code: output.status.code(), problems }
 }
 
-/// Whether the one thing that is red is `name`, in these words.
-fn names(told: &(Option<i32>, Vec<(String, String, String)>), name: &str, words: &str) {
-    let red: Vec<_> = told.1.iter().filter(|(_, state, _)| state == "red").collect();
-    assert_eq!(told.0, Some(1), "{told:?}");
-    assert!(red.len() == 1 && red[0].0 == name && red[0].2.contains(words), "{name}, {words}: {told:?}");
+/// Asserts that the only red check is `check`, and that its message contains `part`.
+fn assert_red(diagnosis: &Diagnosis, check: &str, part: &str) {
+    let red: Vec<&Problem> = diagnosis.problems.iter().filter(|problem| problem.state == "red").collect();
+    assert_eq!(diagnosis.code, Some(1), "{diagnosis:?}");
+    assert!(
+        red.len() == 1 && red[0].check == check && red[0].found.contains(part),
+        "{check}, {part}: {diagnosis:?}"
+    );
 }
 
 #[test]
-fn the_doctor_names_what_is_broken() {
-    let bench = Bench::new();
-    let config = bench.config.to_str().unwrap();
-    let well = doctor(&bench, &[], &["-n", "2", config]);
-    assert_eq!(well.0, Some(0), "{well:?}");
-    assert!(fs::read_dir(bench.folder.path()).unwrap().count() == 3, "nothing is left behind");
+fn doctor_names_each_fault() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.config.to_str().unwrap();
+    let healthy = diagnose(&sandbox, &[], &["-n", "2", config]);
+    assert_eq!(healthy.code, Some(0), "{healthy:?}");
+    assert!(fs::read_dir(sandbox.folder.path()).unwrap().count() == 3, "it leaves no file behind");
 
-    // A GPU that the config asks for, where there is none.
+    // A config that requests a GPU, on a machine without one.
     if !Path::new("/proc/driver/nvidia/gpus").exists() {
-        let told = doctor(&bench, &[], &["-n", "1", config, "--set", "run.device=cuda"]);
-        names(&told, "gpus", "run.device is cuda, but rank 0");
+        let diagnosis = diagnose(&sandbox, &[], &["-n", "1", config, "--set", "run.device=cuda"]);
+        assert_red(&diagnosis, "gpus", "run.device is cuda, but rank 0");
     }
     // One core of several.
     if std::thread::available_parallelism().unwrap().get() > 1 {
-        let told = doctor(&bench, &["taskset", "-c", "0"], &["-n", "1", config]);
-        names(&told, "cores", "rank 0 may run on 1 of ");
+        let diagnosis = diagnose(&sandbox, &["taskset", "-c", "0"], &["-n", "1", config]);
+        assert_red(&diagnosis, "cores", "rank 0 may run on 1 of ");
     }
-    // A config that is none.
-    names(&doctor(&bench, &[], &["-n", "1", config, "--set", "run.sed=1"]), "config", "run.sed");
-    // A shard that is gone.
-    let shard = bench.path("train/bars-000001.tar");
-    fs::rename(&shard, bench.path("hidden")).unwrap();
-    names(&doctor(&bench, &[], &["-n", "1", config]), "data", "data.train: ");
-    fs::rename(bench.path("hidden"), &shard).unwrap();
+    // An invalid config.
+    let diagnosis = diagnose(&sandbox, &[], &["-n", "1", config, "--set", "run.sed=1"]);
+    assert_red(&diagnosis, "config", "run.sed");
+    // A missing shard.
+    let shard = sandbox.path("train/bars-000001.tar");
+    fs::rename(&shard, sandbox.path("hidden")).unwrap();
+    assert_red(&diagnose(&sandbox, &[], &["-n", "1", config]), "data", "data.train: ");
+    fs::rename(sandbox.path("hidden"), &shard).unwrap();
     // A full disk.
-    let full = bench.path("full");
+    let full = sandbox.path("full");
     fs::create_dir(&full).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&full).output();
     if !mounted.is_ok_and(|mounted| mounted.status.success()) {
-        println!("skipped: a full disk, for which a small one has to be mounted, by root");
+        println!("skipped: a full disk, because only root may mount a small one");
         return;
     }
-    let set = format!("run.dir={}/run", full.display());
-    let told = doctor(&bench, &[], &["-n", "1", config, "--set", &set]);
+    let run = format!("run.dir={}/run", full.display());
+    let diagnosis = diagnose(&sandbox, &[], &["-n", "1", config, "--set", &run]);
     assert!(Command::new("umount").arg(&full).status().unwrap().success());
-    names(&told, "disk", "No space left on device");
+    assert_red(&diagnosis, "disk", "No space left on device");
 }
 
-/// An MPI that joins nobody: what the program was not built with.
 #[test]
-fn the_doctor_names_an_mpi_that_is_missing() {
-    let bench = Bench::new();
-    let told = doctor(&bench, &["env", "CODINET_MPIRUN=/nowhere/mpirun"], &["-n", "2"]);
-    names(&told, "mpi", "cannot run /nowhere/mpirun");
+fn doctor_names_a_missing_mpirun() {
+    let sandbox = Sandbox::new();
+    let diagnosis = diagnose(&sandbox, &["env", "CODINET_MPIRUN=/nowhere/mpirun"], &["-n", "2"]);
+    assert_red(&diagnosis, "mpi", "cannot run /nowhere/mpirun");
 }
