@@ -1,4 +1,4 @@
-//! The paper's equations against values worked out by hand, and their gradients against finite differences.
+//! The paper's equations against values computed by hand, and their gradients against finite differences.
 
 use codinet_trainer::config::{self, Config, Relaxation};
 use codinet_trainer::loss::{self, Labels, LossInputs, Objective};
@@ -13,97 +13,103 @@ fn value(tensor: &Tensor) -> f64 {
     f64::try_from(tensor).unwrap()
 }
 
-fn close(found: f64, expected: f64, tolerance: f64) {
+fn assert_close(found: f64, expected: f64, tolerance: f64) {
     assert!((found - expected).abs() <= tolerance, "found {found}, expected {expected}");
 }
 
 #[test]
-fn equation_6_relaxes_the_decision() {
+fn eq6_relaxed_gate_matches_hand_values() {
     // logit 1, noise 0.5, T 0.5: σ(3); noise −1: σ(0).
     let noise = Tensor::from_slice(&[9.0f32, 0.5, 9.0, -1.0]).view([2, 2]);
     let v = Decisions::Relaxed { noise: Some(&noise), temperature: 0.5, relaxation: Relaxation::Gumbel }
         .decide(&Tensor::from_slice(&[1.0f32, 1.0]), 1);
     let v = Vec::<f32>::try_from(v).unwrap();
-    close(v[0].into(), 1.0 / (1.0 + (-3.0f64).exp()), 1e-6);
-    close(v[1].into(), 0.5, 1e-6);
+    assert_close(v[0].into(), 1.0 / (1.0 + (-3.0f64).exp()), 1e-6);
+    assert_close(v[1].into(), 0.5, 1e-6);
 }
 
 #[test]
-fn equation_13_decides_at_a_half() {
+fn eq13_hard_gate_opens_from_logit_zero() {
     let u = Decisions::Hard.decide(&Tensor::from_slice(&[-0.1f32, 0.0, 0.1]), 0);
     assert_eq!(Vec::<f32>::try_from(u).unwrap(), [0.0, 1.0, 1.0]);
 }
 
 #[test]
-fn gumbel_noise_has_its_law_and_belongs_to_its_sample() {
+fn gumbel_noise_is_logistic_and_depends_on_sample_step_and_view() {
     let noise = gumbel_noise(7, 3, &(0..500).collect::<Vec<u32>>(), 2, 20).to_kind(Kind::Double);
     // The difference of two Gumbel variables is logistic: mean 0, variance π²/3.
-    close(value(&noise.mean(None)), 0.0, 0.05);
-    close(value(&noise.var(true)), std::f64::consts::PI.powi(2) / 3.0, 0.1);
-    let alone = gumbel_noise(7, 3, &[41], 2, 20);
+    assert_close(value(&noise.mean(None)), 0.0, 0.05);
+    assert_close(value(&noise.var(true)), std::f64::consts::PI.powi(2) / 3.0, 0.1);
+    let single = gumbel_noise(7, 3, &[41], 2, 20);
     assert!(
-        alone.to_kind(Kind::Double).equal(&noise.narrow(0, 82, 2)),
-        "noise follows the sample, not its place"
+        single.to_kind(Kind::Double).equal(&noise.narrow(0, 82, 2)),
+        "noise depends on the sample, not on its position"
     );
-    assert!(!alone.equal(&gumbel_noise(7, 4, &[41], 2, 20)), "each step draws anew");
-    assert!(!alone.get(0).equal(&alone.get(1)), "each view draws its own");
+    assert!(!single.equal(&gumbel_noise(7, 4, &[41], 2, 20)), "each step has its own noise");
+    assert!(!single.get(0).equal(&single.get(1)), "each view has its own noise");
 }
 
 #[test]
-fn classification_is_cross_entropy_over_views() {
+fn classification_loss_is_mean_cross_entropy_over_views() {
     // Two views of one sample of class 1: −ln(3/4) and −ln(1/4).
     let logits = rows(&[[0.0, 3f64.ln()], [3f64.ln(), 0.0]]);
     let ce = loss::classification(&logits, &Tensor::from_slice(&[1i64]).into(), 2, 0.0);
-    close(value(&ce), -(0.75f64.ln() + 0.25f64.ln()) / 2.0, 1e-12);
+    assert_close(value(&ce), -(0.75f64.ln() + 0.25f64.ln()) / 2.0, 1e-12);
 }
 
 #[test]
-fn classification_of_mixtures_is_that_of_their_shares() {
-    // One sample, of class 1 by 0.8 and of class 0 by 0.2, for which the network gives 3/4 and 1/4.
+fn mixed_labels_are_weighted_by_their_shares() {
+    // One sample: 0.8 of class 1 and 0.2 of class 0. The network predicts 3/4 and 1/4.
     let labels = |own: i64, partner: i64, share| Labels {
         own: Tensor::from_slice(&[own]),
         partner: Some((Tensor::from_slice(&[partner]), share)),
     };
     let logits = rows(&[[0.0, 3f64.ln()]]);
     let ce = loss::classification(&logits, &labels(1, 0, 0.8), 1, 0.0);
-    close(value(&ce), -(0.8 * 0.75f64.ln() + 0.2 * 0.25f64.ln()), 1e-12);
-    // It is the cross entropy against probabilities, smoothed ones too.
+    assert_close(value(&ce), -(0.8 * 0.75f64.ln() + 0.2 * 0.25f64.ln()), 1e-12);
+    // It equals the cross entropy against probabilities, with label smoothing too.
     let logits = rows(&[[0.3, -1.0, 2.0], [1.0, 0.5, -0.5]]);
     let smoothed = loss::classification(&logits, &labels(2, 0, 0.7), 2, 0.1);
     let probabilities = rows(&[[0.3, 0.0, 0.7], [0.3, 0.0, 0.7]]);
     let expected =
         logits.cross_entropy_loss(&probabilities, None::<&Tensor>, tch::Reduction::Mean, -100, 0.1);
-    close(value(&smoothed), value(&expected), 1e-12);
+    assert_close(value(&smoothed), value(&expected), 1e-12);
 }
 
 #[test]
-fn equation_8_by_hand() {
-    // Sample 1: views (0,0) and (1,0), centre (½,0), distances ½: [½ − 0.2]² each. Sample 2: both views alike.
+fn eq8_consistency_matches_hand_values() {
+    // Sample 1: views (0,0) and (1,0), centre (½,0), distances ½: [½ − 0.2]² each. Sample 2: both views are equal.
     let paths = rows(&[[0.0, 0.0], [1.0, 0.0], [0.3, 0.7], [0.3, 0.7]]);
     let centres = loss::path_centres(&paths, 2);
     assert!(centres.allclose(&rows(&[[0.5, 0.0], [0.3, 0.7]]), 1e-12, 1e-12, false));
-    close(value(&loss::consistency(&paths, &centres, 2, 0.2)), 2.0 * 0.09 / 4.0, 1e-12);
-    close(value(&loss::consistency(&paths, &centres, 2, 0.6)), 0.0, 0.0);
+    assert_close(value(&loss::consistency(&paths, &centres, 2, 0.2)), 2.0 * 0.09 / 4.0, 1e-12);
+    assert_close(value(&loss::consistency(&paths, &centres, 2, 0.6)), 0.0, 0.0);
 }
 
 #[test]
-fn equation_9_by_hand() {
+fn eq9_diversity_matches_hand_values() {
     // Distances 0.3, 0.4 and 0.5 at a margin of ½: 2·(0.2² + 0.1² + 0)/(3·2).
     let centres = rows(&[[0.0, 0.0], [0.3, 0.0], [0.0, 0.4]]);
-    close(value(&loss::diversity(&centres, &centres, 0, 0.5)), 2.0 * 0.05 / 6.0, 1e-12);
-    // It is the mean of the values on three ranks, and of the parts of two ranks that hold one and two samples, by size.
+    assert_close(value(&loss::diversity(&centres, &centres, 0, 0.5)), 2.0 * 0.05 / 6.0, 1e-12);
+    // It is the mean of the values on three ranks. With one and two samples on two ranks, it is their mean weighted by size.
     let on_rank = |(first, n)| value(&loss::diversity(&centres.narrow(0, first, n), &centres, first, 0.5));
     let ranks = [(0, 1), (1, 1), (2, 1)].map(on_rank);
-    close(ranks.iter().sum::<f64>() / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
-    close((on_rank((0, 1)) + 2.0 * on_rank((1, 2))) / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
-    // One sample has nothing to differ from.
-    close(value(&loss::diversity(&centres.narrow(0, 0, 1), &centres.narrow(0, 0, 1), 0, 0.5)), 0.0, 0.0);
+    assert_close(ranks.iter().sum::<f64>() / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
+    assert_close((on_rank((0, 1)) + 2.0 * on_rank((1, 2))) / 3.0, 2.0 * 0.05 / 6.0, 1e-12);
+    // A single sample has no pair.
+    assert_close(
+        value(&loss::diversity(&centres.narrow(0, 0, 1), &centres.narrow(0, 0, 1), 0, 0.5)),
+        0.0,
+        0.0,
+    );
 }
 
-/// The mean over W ranks of the loss and of its gradient, against Eq. 9 of the whole batch, recorded pair by pair.
+/// The mean over W ranks of the loss and of its gradient, against Eq. 9 of the whole batch, which autograd records pair by pair.
 #[test]
-fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
-    let (all, n, margin) = (24i64, 5i64, 1.1);
+fn eq9_value_and_gradient_are_exact_for_any_world_size() {
+    let all = 24i64;
+    let n = 5i64;
+    let margin = 1.1;
     let start = (Tensor::arange(all * n, (Kind::Double, tch::Device::Cpu)) * 1.7).sin().view([all, n]) * 0.5;
     let whole = start.copy().set_requires_grad(true);
     let rows: Vec<Tensor> = (0..all).map(|i| whole.get(i)).collect();
@@ -115,7 +121,8 @@ fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
     expected.backward();
     for world in [1, 2, 3, 4, 8] {
         let share = all / world;
-        let (mut sum, mut gradients) = (0.0, Vec::new());
+        let mut sum = 0.0;
+        let mut gradients = Vec::new();
         for rank in 0..world {
             let own = start.narrow(0, rank * share, share).copy().set_requires_grad(true);
             let p = loss::diversity(&own, &start, rank * share, margin);
@@ -123,46 +130,46 @@ fn equation_9_and_its_gradient_are_exact_for_any_number_of_ranks() {
             p.backward();
             gradients.push(own.grad() / world as f64); // of the mean over ranks
         }
-        close(sum / world as f64, value(&expected), 1e-12);
+        assert_close(sum / world as f64, value(&expected), 1e-12);
         assert!(Tensor::cat(&gradients, 0).allclose(&whole.grad(), 0.0, 1e-12, false), "{world} ranks");
     }
 }
 
-/// Ten thousand centres, a chunk at a time, are those of a hundred, each a hundred times.
+/// Ten thousand centres are processed in chunks. They are a hundred centres, each repeated a hundred times.
 #[test]
-fn equation_9_goes_by_chunks() {
+fn eq9_in_chunks_matches_repeated_centres() {
     let few = (Tensor::arange(100 * 16, (Kind::Double, tch::Device::Cpu)) * 0.9).sin().view([100, 16]) * 0.2;
     let many = few.repeat([100, 1]);
     let own = many.narrow(0, 300, 64);
     let found = value(&loss::diversity(&own, &many, 300, 1.0)) / (10_000.0 / 64.0);
-    // Each pair of unlike centres comes a hundred times, and each centre meets 99 like itself at distance 0.
-    let like = (0..64).map(|_| 99.0).sum::<f64>();
-    let unlike: f64 = (0..64)
+    // Each pair of different centres occurs a hundred times, and each centre has 99 copies at distance 0.
+    let equal = (0..64).map(|_| 99.0).sum::<f64>();
+    let different: f64 = (0..64)
         .map(|i| {
-            let away = (few.get(i) - &few).square().sum_dim_intlist([1].as_slice(), false, None).sqrt();
-            100.0 * (value(&(-away + 1.0).relu().square().sum(None)) - 1.0)
+            let distance = (few.get(i) - &few).square().sum_dim_intlist([1].as_slice(), false, None).sqrt();
+            100.0 * (value(&(-distance + 1.0).relu().square().sum(None)) - 1.0)
         })
         .sum();
-    close(found, (like + unlike) / (10_000.0 * 9_999.0), 1e-12);
+    assert_close(found, (equal + different) / (10_000.0 * 9_999.0), 1e-12);
 }
 
 #[test]
-fn equation_11_by_hand() {
+fn eq11_cost_matches_hand_values() {
     let cost = loss::cost(&rows(&[[1.0, 0.5], [0.0, 0.5]]), &Tensor::from_slice(&[0.8, 1.2]));
-    close(value(&cost), (1.4 + 0.6) / 2.0, 1e-12);
+    assert_close(value(&cost), (1.4 + 0.6) / 2.0, 1e-12);
 }
 
 #[test]
-fn the_baselines_losses_by_hand() {
+fn baseline_losses_match_hand_values() {
     // Block rates ½ and ¾; Conv-AIG's loss at a target of 0.6: 0.1² + 0.15².
     let paths = rows(&[[1.0, 0.5], [0.0, 1.0]]);
-    close(value(&loss::target_rate(&paths, &paths, 0.6)), 0.01 + 0.0225, 1e-12);
-    close(value(&loss::run_rate(&paths)), 2.5 / 4.0, 1e-12);
-    close(value(&loss::run_rate(&Tensor::zeros([2, 0], (Kind::Double, tch::Device::Cpu)))), 0.0, 0.0);
+    assert_close(value(&loss::target_rate(&paths, &paths, 0.6)), 0.01 + 0.0225, 1e-12);
+    assert_close(value(&loss::run_rate(&paths)), 2.5 / 4.0, 1e-12);
+    assert_close(value(&loss::run_rate(&Tensor::zeros([2, 0], (Kind::Double, tch::Device::Cpu)))), 0.0, 0.0);
 }
 
 #[test]
-fn straight_through_decides_hard_and_learns_by_the_relaxed_decision() {
+fn straight_through_gate_is_hard_with_the_relaxed_gradient() {
     let logit = Tensor::from_slice(&[-0.3f64, 0.2, 4.0]).set_requires_grad(true);
     let decisions =
         Decisions::Relaxed { noise: None, temperature: 0.5, relaxation: Relaxation::StraightThrough };
@@ -172,7 +179,7 @@ fn straight_through_decides_hard_and_learns_by_the_relaxed_decision() {
     v.sum(Kind::Double).backward();
     for (found, logit) in Vec::<f64>::try_from(logit.grad()).unwrap().into_iter().zip([-0.3f64, 0.2, 4.0]) {
         let v = 1.0 / (1.0 + (-logit / 0.5).exp());
-        close(found, v * (1.0 - v) / 0.5, 1e-9);
+        assert_close(found, v * (1.0 - v) / 0.5, 1e-9);
     }
 }
 
@@ -182,7 +189,7 @@ fn config(set: &[&str]) -> Config {
 }
 
 #[test]
-fn equation_12_weighs_its_parts() {
+fn eq12_is_the_weighted_sum_of_terms() {
     let terms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
     let config = config(&[
         "consistency.weight=0.1",
@@ -191,25 +198,25 @@ fn equation_12_weighs_its_parts() {
         "run_rate.weight=1e-5",
     ]);
     let at = |stage: usize| Objective::new(&config, &config.stages[stage], 0.001);
-    close(value(&at(0).weighted_sum(&terms)), 1.0 + 0.2 + 0.03 + 0.004 + 0.0005 + 0.00006, 1e-12);
+    assert_close(value(&at(0).weighted_sum(&terms)), 1.0 + 0.2 + 0.03 + 0.004 + 0.0005 + 0.00006, 1e-12);
     // With frozen routers only the cross entropy counts.
-    close(value(&at(1).weighted_sum(&terms)), 1.0, 0.0);
+    assert_close(value(&at(1).weighted_sum(&terms)), 1.0, 0.0);
 }
 
 #[test]
-fn identical_centres_give_zero_gradient_and_never_nan() {
+fn identical_centres_have_zero_gradient() {
     let paths = rows(&[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]).set_requires_grad(true);
     let centres = loss::path_centres(&paths, 2);
     let loss =
         loss::consistency(&paths, &centres, 2, 0.2) + loss::diversity(&centres, &centres.detach(), 0, 0.5);
-    close(value(&loss), 0.25, 1e-12); // every pair at distance 0: 0.5²
+    assert_close(value(&loss), 0.25, 1e-12); // every pair at distance 0: 0.5²
     loss.backward();
     assert!(paths.grad().equal(&paths.zeros_like()));
 }
 
 /// The gradient that training uses against central differences of the losses of the whole batch.
 #[test]
-fn gradients_match_finite_differences() {
+fn loss_gradients_match_finite_differences() {
     let start = Tensor::from_slice(&[
         0.1, 0.9, 0.3, 0.2, 0.7, 0.4, 0.6, 0.1, 0.5, 0.3, 0.8, 0.2, 0.15, 0.65, 0.35, 0.45, 0.25, 0.75,
     ])
@@ -232,7 +239,8 @@ fn gradients_match_finite_differences() {
         "run_rate.weight=0.6",
     ]);
     let objective = Objective::new(&config, &config.stages[0], 0.4);
-    let (logits, labels) = (rows(&[[0.0]; 6]), Tensor::zeros([3], (Kind::Int64, tch::Device::Cpu)).into());
+    let logits = rows(&[[0.0]; 6]);
+    let labels = Tensor::zeros([3], (Kind::Int64, tch::Device::Cpu)).into();
     let inputs = LossInputs {
         logits: &logits, // one class: its cross entropy is 0
         labels: &labels,
@@ -252,6 +260,6 @@ fn gradients_match_finite_differences() {
             numbers[i] += by;
             global(&Tensor::from_slice(&numbers).view([6, 3]))
         };
-        close(*found, (moved(1e-6) - moved(-1e-6)) / 2e-6, 1e-8);
+        assert_close(*found, (moved(1e-6) - moved(-1e-6)) / 2e-6, 1e-8);
     }
 }
