@@ -44,8 +44,7 @@ docs: build
 	@$(MDBOOK) --version 2>/dev/null | grep -qx "mdbook v$(MDBOOK_VERSION)" || $(CARGO) install mdbook --locked \
 	    --no-default-features --features search --version $(MDBOOK_VERSION) --force --root .tools
 	@$(MDBOOK) build docs
-	@$(CARGO) test --release --locked -p codinet-config --test config
-	@$(CARGO) test --release --locked -p codinet-trainer --test trainer -- docs::
+	@$(CARGO) test --release --locked --workspace --test docs
 	@echo "target/book/index.html"
 
 bench: build data

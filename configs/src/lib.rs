@@ -1,6 +1,6 @@
 //! What a run is made of. Every key is documented where it is defined, every default is written once, in
 //! the `Default` of its section; [`load`] reads and checks a file. docs/config.md and its JSON schema are made from these
-//! types (tests/config/keys.rs).
+//! types (tests/docs/keys.rs).
 
 mod built_in;
 mod check;

@@ -1,7 +1,6 @@
 //! The trainer's tests: the network and its losses by numbers, and `codinet-train` as its users run it.
 
 mod bad_input;
-mod docs;
 mod golden;
 mod launched;
 mod paper;

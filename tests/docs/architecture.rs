@@ -1,4 +1,4 @@
-//! The code against docs/architecture.md: who knows whom, and that the places it names are there.
+//! docs/architecture.md against the code: module dependencies, and the files that the page names.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +10,10 @@ fn page() -> String {
     fs::read_to_string(Path::new(ROOT).join("docs/architecture.md")).unwrap()
 }
 
-/// The indented lines that follow `In `folder`` in the page: modules, those of a line by name.
+/// The layers of modules that the page lists for a folder, the lowest first: the indented lines after "In `folder/`".
 fn layers(folder: &str) -> Vec<Vec<String>> {
     let page = page();
-    let (_, list) = page.split_once(&format!("In `{folder}/`")).expect("the page has the list");
+    let (_, list) = page.split_once(&format!("In `{folder}/`")).expect("the page has a list for each folder");
     let lines = list.lines().skip_while(|line| !line.starts_with("    "));
     let lines = lines.take_while(|line| line.starts_with("    "));
     lines.map(|line| line.split_whitespace().map(Into::into).collect()).collect()
@@ -25,44 +25,46 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Those of them that are Rust.
+/// Every file of Rust below `folder`.
 fn sources(folder: &Path) -> impl Iterator<Item = PathBuf> {
     files(folder).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
 }
 
-/// The modules of this crate that `code` uses, but for its tests and comments.
-fn used(code: &str) -> BTreeSet<String> {
+/// The modules of its own crate that `code` imports, outside tests and comments.
+fn imported_modules(code: &str) -> BTreeSet<String> {
     let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let of = |after: &str| match after.strip_prefix('{').and_then(|list| list.split_once("};")) {
-        None => vec![name(after)],
+    let names = |path: &str| match path.strip_prefix('{').and_then(|list| list.split_once("};")) {
+        None => vec![name(path)],
         Some((list, _)) => {
             let mut depth = 0;
-            let flat = list.chars().filter(|c| {
+            let outermost = list.chars().filter(|c| {
                 depth += i32::from(*c == '{') - i32::from(*c == '}');
                 depth == 0 && !c.is_whitespace()
             });
-            flat.collect::<String>().split(',').map(name).filter(|name| !name.is_empty()).collect()
+            let names = outermost.collect::<String>();
+            names.split(',').map(name).filter(|name| !name.is_empty()).collect()
         }
     };
-    code.split("crate::").skip(1).flat_map(of).collect()
+    code.split("crate::").skip(1).flat_map(names).collect()
 }
 
-/// Modules that are built for tests alone.
-fn of_tests(root: &Path) -> BTreeSet<String> {
+/// Modules that are compiled only for tests.
+fn test_modules(root: &Path) -> BTreeSet<String> {
     let code: String = sources(root).map(|path| fs::read_to_string(path).unwrap()).collect();
-    let named = code.split("#[cfg(test)]\nmod ").skip(1).filter_map(|after| after.split_once(';'));
-    named.map(|(name, _)| name.to_owned()).filter(|name| !name.contains(char::is_whitespace)).collect()
+    let names = code.split("#[cfg(test)]\nmod ").skip(1).filter_map(|rest| rest.split_once(';'));
+    names.map(|(name, _)| name.to_owned()).filter(|name| !name.contains(char::is_whitespace)).collect()
 }
 
 #[test]
-fn modules_use_those_above_them() {
+fn modules_import_only_modules_of_lower_layers() {
     for folder in ["dataloader/src", "trainer/src", "trainer/tools/src", "launcher/src", "configs/src"] {
-        let (root, layers) = (Path::new(ROOT).join(folder), layers(folder));
-        let line = |module: &str| layers.iter().position(|line| line.iter().any(|known| known == module));
-        let mut met = BTreeSet::new();
-        let tests = of_tests(&root);
+        let root = Path::new(ROOT).join(folder);
+        let layers = layers(folder);
+        let layer = |module: &str| layers.iter().position(|layer| layer.iter().any(|name| name == module));
+        let mut modules = BTreeSet::new();
+        let tests = test_modules(&root);
         for path in sources(&root) {
             if path.with_extension("").iter().any(|part| tests.contains(part.to_str().unwrap())) {
                 continue;
@@ -72,20 +74,22 @@ fn modules_use_those_above_them() {
             if ["lib", "main", "bin"].contains(&module.as_str()) {
                 continue;
             }
-            let own = line(&module).unwrap_or_else(|| panic!("{folder}: {module} is not in the page's list"));
-            for other in used(&fs::read_to_string(&path).unwrap()).iter().filter(|other| **other != module) {
-                let Some(theirs) = line(other) else { continue }; // a function of the crate's root
-                assert!(theirs < own, "{}: {module} may not use {other}", path.display());
+            let own =
+                layer(&module).unwrap_or_else(|| panic!("{folder}: {module} is not in the page's list"));
+            let imported = imported_modules(&fs::read_to_string(&path).unwrap());
+            for other in imported.iter().filter(|other| **other != module) {
+                let Some(theirs) = layer(other) else { continue }; // a function of the crate's root
+                assert!(theirs < own, "{}: {module} may not import {other}", path.display());
             }
-            met.insert(module);
+            modules.insert(module);
         }
         let listed: BTreeSet<String> = layers.into_iter().flatten().collect();
-        assert_eq!(met, listed, "{folder}");
+        assert_eq!(modules, listed, "{folder}");
     }
 }
 
 #[test]
-fn crates_know_those_below_them() {
+fn crates_depend_only_on_lower_crates() {
     let dependencies = |name: &str| {
         let manifest = fs::read_to_string(Path::new(ROOT).join(name).join("Cargo.toml")).unwrap();
         let (_, rest) = manifest.split_once("[dependencies]").unwrap();
@@ -104,29 +108,26 @@ fn crates_know_those_below_them() {
     }
 }
 
-/// Files and folders that the page names, wherever they lie.
+/// Files and folders that the page names, in whatever folder they are.
 #[test]
-fn what_the_page_names_is_there() {
+fn named_files_exist() {
     let page = page();
-    let code = page.split('`').skip(1).step_by(2);
-    let named: BTreeSet<&str> = code
-        .filter(|name| !name.contains([' ', '<']))
-        .filter(|name| {
-            name.ends_with('/') || [".rs", ".cpp", ".c", ".json"].iter().any(|end| name.ends_with(end))
-        })
-        .collect();
+    let code = page.split('`').skip(1).step_by(2).filter(|span| !span.contains([' ', '<']));
+    let is_path = |span: &&str| {
+        span.ends_with('/')
+            || [".rs", ".cpp", ".c", ".json"].iter().any(|extension| span.ends_with(extension))
+    };
+    let named: BTreeSet<&str> = code.filter(is_path).collect();
     let all: Vec<String> = ["trainer", "dataloader", "launcher", "configs", "tests"]
         .iter()
         .flat_map(|folder| files(&Path::new(ROOT).join(folder)))
         .map(|path| path.to_string_lossy().into_owned())
         .collect();
-    let there = |name: &str| {
-        let below = format!("/{name}");
-        all.iter().any(|path| match name.ends_with('/') {
-            true => path.contains(&below),
-            false => path.ends_with(&below),
-        })
+    let exists = |name: &str| {
+        let suffix = format!("/{name}");
+        all.iter()
+            .any(|path| if name.ends_with('/') { path.contains(&suffix) } else { path.ends_with(&suffix) })
     };
-    let missing: Vec<&&str> = named.iter().filter(|name| !there(name)).collect();
+    let missing: Vec<&&str> = named.iter().filter(|name| !exists(name)).collect();
     assert!(missing.is_empty() && named.len() > 50, "{missing:?} of {}", named.len());
 }

@@ -1,5 +1,5 @@
 //! docs/config.md and docs/config.schema.json are made from the types that a config is read into:
-//! `UPDATE=1 cargo test --release -p codinet-config --test config`.
+//! `UPDATE=1 cargo test --release --workspace --test docs`.
 
 use codinet_config::{Config, Stage, takes};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -12,7 +12,7 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 const HEAD: &str = "# Every key of a config
 
-<!-- Made from the types in configs/src/ and dataloader/ by tests/config/keys.rs: edit the comments there. -->
+<!-- Made from the types in configs/src/ and dataloader/ by tests/docs/keys.rs: edit the comments there. -->
 
 A config is a YAML file of these keys; what it leaves out has the default shown here. `codinet-train my.yaml --dry-run`
 prints all keys with the values that a run would have, and `--set KEY=VALUE` replaces one of them, with the names used here
