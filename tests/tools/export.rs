@@ -5,7 +5,7 @@ use crate::common::{assert_rejected, succeed};
 use codinet_tools::export::proto::{Attribute, Model as Onnx, Node};
 use codinet_tools::export::{gated, onnx, torchvision};
 use codinet_tools::trained::Trained;
-use codinet_trainer::model::{Decisions, Statistics};
+use codinet_trainer::model::{BnMode, Decisions};
 use prost::Message;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -21,11 +21,13 @@ fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
     );
     std::fs::write(&config, text).unwrap();
     let name = config.to_str().unwrap();
-    let net =
-        codinet_trainer::model::Net::of(&codinet_trainer::config::load(name, &[]).unwrap(), Device::Cpu);
+    let net = codinet_trainer::model::Net::from_config(
+        &codinet_trainer::config::load(name, &[]).unwrap(),
+        Device::Cpu,
+    );
     tch::manual_seed(5);
     tch::no_grad(|| {
-        for (name, mut tensor) in net.params.named() {
+        for (name, mut tensor) in net.params.state_dict() {
             if name.ends_with("running_var") {
                 let _ = tensor.uniform_(0.5, 1.5);
             } else if name.contains("router") && tensor.dim() == 2 {
@@ -37,7 +39,7 @@ fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
     });
     let file = folder.join("net.safetensors");
     let named: Vec<_> =
-        net.params.named().into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
+        net.params.state_dict().into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
     Tensor::write_safetensors(&named, &file).unwrap();
     Trained::open(&file, Some(name), Device::Cpu).unwrap()
 }
@@ -55,7 +57,7 @@ fn safetensors_hold_every_tensor_and_what_builds_the_network() {
     let file = folder.path().join("out.safetensors");
     std::fs::write(&file, &bytes).unwrap();
     let read: HashMap<String, Tensor> = Tensor::read_safetensors(&file).unwrap().into_iter().collect();
-    let named = trained.net.params.named();
+    let named = trained.net.params.state_dict();
     assert_eq!(read.len(), named.len());
     for (name, tensor) in named {
         assert!(read[&name].equal(&tensor), "{name}");
@@ -179,7 +181,7 @@ fn onnx_gives_the_same_logits_and_paths() {
         let contrast = Tensor::linspace(0.2, 3.0, 6, (Kind::Float, Device::Cpu)).view([6, 1, 1, 1]);
         let images = Tensor::randn([6, 3, size.into(), size.into()], (Kind::Float, Device::Cpu)) * contrast;
         let (found, expected) = tch::no_grad(|| {
-            (compute(&onnx, &images), trained.net.forward(&images, Decisions::Hard, Statistics::Running))
+            (compute(&onnx, &images), trained.net.forward(&images, Decisions::Hard, BnMode::Running))
         });
         let off = (&found["logits"] - &expected.logits).abs().max().double_value(&[]);
         assert!(off < 1e-4, "{model}: off by {off}");

@@ -5,7 +5,7 @@ use codinet_dataloader::Dataset;
 use codinet_tools::infer::{Engine, Paths};
 use codinet_tools::trained::Trained;
 use codinet_trainer::config::{Arch, Gates, Model, Router, RouterKind, SkipBranch, StrideIn};
-use codinet_trainer::model::{Decisions, Net, Statistics};
+use codinet_trainer::model::{BnMode, Decisions, Net};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn net(model: &Model, size: i64) -> Net {
     tch::manual_seed(3);
     let net = Net::new(model, 3, size, 7, 5, Device::Cpu);
     tch::no_grad(|| {
-        for (name, mut tensor) in net.params.named() {
+        for (name, mut tensor) in net.params.state_dict() {
             match name.rsplit('.').next() {
                 Some("running_var") => drop(tensor.uniform_(0.5, 1.5)),
                 Some("running_mean") => drop(tensor.uniform_(-0.3, 0.3)),
@@ -61,7 +61,7 @@ fn skipping_gives_what_masking_gives() {
         let net = net(&model, size);
         let engine = Engine::new(&net);
         let x = images(9, size);
-        let masked = tch::no_grad(|| net.forward(&x, Decisions::Hard, Statistics::Running));
+        let masked = tch::no_grad(|| net.forward(&x, Decisions::Hard, BnMode::Running));
         let path = bits(&masked.path);
         let n = engine.gates();
         let ran = |k: usize| (0..9).filter(|image| path[image * n + k]).count();
@@ -101,7 +101,7 @@ fn a_path_can_be_forced() {
         let noise = noise(&path);
         let relaxation = codinet_trainer::config::Relaxation::Gumbel;
         let forced = Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation };
-        let expected = tch::no_grad(|| net.forward(&x, forced, Statistics::Running)).logits;
+        let expected = tch::no_grad(|| net.forward(&x, forced, BnMode::Running)).logits;
         let passed = engine.forward(&x, Paths::Forced(&path));
         assert_eq!(passed.path, path);
         assert!(passed.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");

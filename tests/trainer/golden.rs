@@ -9,7 +9,7 @@ use codinet_trainer::dist;
 use codinet_trainer::dist::Reducer;
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::MetricsBuffer;
-use codinet_trainer::model::{Decisions, Net, Statistics};
+use codinet_trainer::model::{BnMode, Decisions, Net};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -69,7 +69,7 @@ fn sines(n: i64, step: f64, phase: f64) -> Tensor {
 
 fn fill(net: &Net) {
     let gain = if net.costs.blocks.len() < 10 { 0.5 } else { 0.2 }; // deep networks must not grow
-    let mut tensors = net.params.named();
+    let mut tensors = net.params.state_dict();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     for (k, (name, tensor)) in tensors.iter().enumerate() {
         let shape = tensor.size();
@@ -117,13 +117,13 @@ fn check(case: &Case) {
     let noise = (sines(n * gates, 1.3, 0.0) * 2.0).to_kind(Kind::Float).view([n, gates]);
     let labels = Tensor::arange(case.samples, (Kind::Int64, Device::Cpu)).remainder(case.classes);
 
-    let hard = tch::no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
+    let hard = tch::no_grad(|| net.forward(&images, Decisions::Hard, BnMode::Running));
     assert!(off(&hard.path, &case.hard_path) == 0.0, "{name}: hard path");
     assert!(off(&hard.logits, &case.hard_logits) < 1e-4, "{name}: hard logits");
 
     let (temperature, relaxation) = (case.temperature, case.relaxation);
     let decisions = Decisions::Relaxed { noise: Some(&noise), temperature, relaxation };
-    let statistics = if case.batch_statistics { Statistics::BATCH } else { Statistics::Running };
+    let statistics = if case.batch_statistics { BnMode::BATCH } else { BnMode::Running };
     let out = tch::no_grad(|| net.forward(&images, decisions, statistics));
     for (what, found, expected) in [
         ("logits", &out.logits, &case.logits),
@@ -144,7 +144,7 @@ fn check(case: &Case) {
     close("ce", one(ce), case.ce);
 
     let world = dist::join().unwrap();
-    let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
+    let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
     let set = [
         "consistency={weight: 0.7, margin: 0.1}".into(),
         format!("diversity={{weight: 0.9, margin: {}}}", case.margin),

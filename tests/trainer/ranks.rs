@@ -12,7 +12,7 @@ use codinet_trainer::dist::{self, World};
 use codinet_trainer::dist::{LocalRank, Reducer};
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{MetricsBuffer, StepMetrics};
-use codinet_trainer::model::{Decisions, Net, Statistics, gumbel_noise};
+use codinet_trainer::model::{BnMode, Decisions, Net, gumbel_noise};
 use codinet_trainer::optim::{Ema, Sgd};
 use codinet_trainer::sys::error::{Error, Exit};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
@@ -145,7 +145,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 3, 2, 1, 0]);
     let (ranks, rank) = (world.ranks() as i64, world.rank() as i64);
     let share = samples / ranks / micros;
-    let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
+    let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
     let reducer = Reducer::new(&net.params, world, &sharing.collective);
     let settings = settings(&[
         "consistency={weight: 0.7, margin: 0.1}",
@@ -163,7 +163,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         routers,
         views,
         scope,
-        statistics: Statistics::Running,
+        statistics: BnMode::Running,
     };
     // Micro-batch a of rank r has the samples of rank r·A + a.
     let shares: Vec<i64> = (0..micros).map(|a| (rank * micros + a) * share).collect();
@@ -362,7 +362,7 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
         let reducer = Reducer::new(&net.params, world, &config::Collective::default());
         let over_ranks = world.differentiable_mean();
         let mut sgd = Sgd::new(&net.params, &Optim::default());
-        let costs = Tensor::from_slice(&net.costs.table(CostUnit::Blocks));
+        let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
         let (share, rank) = (samples / world.ranks() as i64, world.rank() as i64);
         let settings =
             settings(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
@@ -384,7 +384,7 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
                 },
             };
             let objective = Objective::new(&settings, &settings.stages[0], 0.01);
-            let statistics = Statistics::Batch { seen: true, over: Some(&over_ranks) };
+            let statistics = BnMode::Batch { update_running: true, sync: Some(&over_ranks) };
             let (net, reducer, costs, routers) = (&net, &reducer, &costs, Routers::Train);
             let scope = Scope::MicroBatch;
             let step = TrainStep { world, net, reducer, costs, objective, routers, views, scope, statistics };

@@ -13,7 +13,7 @@ use tch::Device;
 
 /// The resolved config, the model's figures and the steps per epoch.
 pub fn describe(config: &Config, world: &World, format: DryRunFormat) -> Result<String> {
-    let net = Net::of(config, Device::Cpu);
+    let net = Net::from_config(config, Device::Cpu);
     check_budget(config, &net.costs)?;
     let input = Datasets::open(config, world, Device::Cpu);
     Ok(match format {
@@ -66,17 +66,19 @@ fn table(net: &Net) -> String {
             router.map_or("–".into(), |router| format!("{:.2} %", 100.0 * router as f64 / macs as f64));
         let _ = writeln!(text, "{name:<12}{shape:>16}{params:>14}{:>12.3}{share:>10}", macs as f64 / 1e6);
     };
-    let params = |prefixes: &[&str]| -> i64 {
-        let ours =
-            net.params.trained.iter().filter(|p| prefixes.iter().any(|prefix| p.name.starts_with(prefix)));
-        ours.map(|p| p.tensor.numel() as i64).sum()
-    };
-    row("stem", String::new(), params(&["conv1.", "bn1."]), costs.stem, None);
+    let stem_params = net.params.count_prefixed("conv1.") + net.params.count_prefixed("bn1.");
+    row("stem", String::new(), stem_params, costs.stem, None);
     for block in &costs.blocks {
         let shape = format!("{}×{}×{}", block.shape.c, block.shape.h, block.shape.w);
-        row(&block.name, shape, block.params, block.run, block.router);
+        let params = net.params.count_prefixed(&format!("{}.", block.name));
+        row(&block.name, shape, params, block.run, block.router);
     }
-    row("fc", String::new(), params(&["fc."]), costs.head, None);
+    row("fc", String::new(), net.params.count_prefixed("fc."), costs.head, None);
+    let shared_params = net.params.count_prefixed("router.");
+    if shared_params > 0 {
+        // The MACs of layers that `rnn` routers share are in the blocks that compute them.
+        row("router", String::new(), shared_params, 0, None);
+    }
     let (none, all) = costs.gmacs_range();
     let _ = writeln!(
         text,

@@ -83,7 +83,7 @@ fn again(args: &TrainArgs, ranks: usize) -> String {
         _ if launcher.exists() => vec![format!("{} -n {ranks}", shown(&launcher))],
         _ => vec![format!("mpirun -n {ranks} {}", shown(&program))],
     };
-    words.extend(args.config.as_deref().map(|config| shell_quote(config)));
+    words.extend(args.config.as_deref().map(shell_quote));
     // run.dir is what --resume will say.
     let sets = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
     words.extend(sets.map(|setting| format!("--set {}", shell_quote(setting))));
@@ -97,7 +97,7 @@ fn eval_only(
     device: Device,
     choose: impl FnOnce() -> Result<PathBuf>,
 ) -> Result<()> {
-    let net = Net::of(config, device);
+    let net = Net::from_config(config, device);
     let path = on_rank_zero(world, || {
         let path = choose()?;
         checkpoint::load_model(&path, &net.params)?;

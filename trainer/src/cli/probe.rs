@@ -33,7 +33,7 @@ pub fn run(name: Option<&str>, sets: &[String], world: &World, stop: &AtomicBool
     let mut console = Console::new(world.rank());
     let mut speak = |what: Value| console.say(&what.to_string());
     let facts = config.as_ref().map(|config| {
-        let net = Net::of(config, Device::Cpu);
+        let net = Net::from_config(config, Device::Cpu);
         let copies = 2 + i64::from(config.optim.ema_decay.is_some());
         json!({
             "device": config.run.device,

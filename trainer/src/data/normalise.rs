@@ -2,7 +2,7 @@
 
 use crate::config::{Data, Precision};
 use crate::data::prefetch::copy_to_device;
-use crate::model::kernels;
+use crate::model::normalise_pixels;
 use codinet_dataloader::Batch;
 use tch::{Device, Kind, Tensor};
 
@@ -43,7 +43,7 @@ impl Normalise {
 
     /// u8 `[L·M, H, W, C]` on the device → normalised `[L·M, C, H, W]`, channels last.
     pub fn images(&self, bytes: &Tensor) -> Tensor {
-        if let Some(images) = kernels::pixels(bytes, &self.mean, &self.std, self.kind) {
+        if let Some(images) = normalise_pixels(bytes, &self.mean, &self.std, self.kind) {
             return images;
         }
         let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;

@@ -7,7 +7,7 @@ use crate::config::{Config, DeviceChoice};
 use crate::dist::{World, all_gather_lists};
 use crate::env;
 use crate::host;
-use crate::model::kernels;
+use crate::model::GpuKernels;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Driver, allow_tf32, library_error, set_device};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -140,13 +140,13 @@ pub fn choose_kernels(config: &Config, world: &World, device: Device) -> Result<
         return Ok(()); // on all ranks, for they have one config
     }
     let found = match device {
-        Device::Cuda(index) => kernels::kernels_for(index).map(Some),
+        Device::Cuda(index) => GpuKernels::compile(index).map(Some),
         _ => Ok(None), // a CPU has its own
     };
     let mine = found.as_ref().err().cloned().unwrap_or_default();
     let all = all_gather_lists(world, mine.as_bytes())?;
     match all.iter().position(|reason| !reason.is_empty()) {
-        None => found.into_iter().flatten().for_each(kernels::use_on_gpu),
+        None => found.into_iter().flatten().for_each(GpuKernels::enable),
         Some(rank) if world.rank() == 0 => eprintln!(
             "note: run.cuda_kernels: rank {rank}: {}; all ranks use libtorch's operations instead",
             String::from_utf8_lossy(&all[rank]).lines().next().unwrap_or_default()

@@ -62,7 +62,7 @@ impl Reducer {
     pub fn new(params: &Params, world: &World, options: &config::Collective) -> Self {
         let flat = params.flat().zeros_like();
         let sizes: Vec<(Role, usize, i64)> =
-            params.trained.iter().map(|p| (p.role, p.use_order, p.tensor.numel() as i64)).collect();
+            params.parameters.iter().map(|p| (p.role, p.use_order, p.tensor.numel() as i64)).collect();
         let (buckets, bucket_of) = plan_buckets(&sizes, options);
         let queue = BucketQueue {
             collectives: world.queue().clone(),
@@ -78,7 +78,7 @@ impl Reducer {
         };
         let queue = Arc::new(Mutex::new(queue));
         let views = params.named_views(&flat);
-        for (index, (parameter, (_, view))) in params.trained.iter().zip(&views).enumerate() {
+        for (index, (parameter, (_, view))) in params.parameters.iter().zip(&views).enumerate() {
             let queue = queue.clone();
             hook_gradient(&parameter.tensor, view, move || lock(&queue).mark_ready(index));
         }
@@ -214,7 +214,8 @@ mod tests {
         for overlap in [true, false] {
             let mut params = Params::default();
             let values = Tensor::from_slice(&[1.0f32, 2.0]);
-            let [a, b] = ["a", "b"].map(|name| params.train(name.into(), values.copy(), role(false, false)));
+            let [a, b] = ["a", "b"]
+                .map(|name| params.register_parameter(name.into(), values.copy(), role(false, false)));
             params.flatten(tch::Device::Cpu);
             let options =
                 config::Collective { bucket_mb: 1e-6, first_bucket_mb: 1e-6, overlap, ..Default::default() };

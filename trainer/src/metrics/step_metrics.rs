@@ -3,7 +3,7 @@
 
 use crate::dist::World;
 use crate::loss::{self, TERMS, TermValues};
-use crate::model::Output;
+use crate::model::NetOutput;
 use crate::sys::error::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -39,7 +39,7 @@ impl StepMetrics {
     /// A micro-batch's part of the row: all but `finite` and `grad_norm`. `labels` is `[L]`, `hard_path` `[L·M, n]`.
     pub fn pack_micro_batch(
         values: &TermValues,
-        output: &Output,
+        output: &NetOutput,
         labels: &Tensor,
         views: i64,
         hard_path: &Tensor,

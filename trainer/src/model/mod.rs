@@ -1,14 +1,23 @@
 //! The network: a ResNet whose blocks a router may skip.
 
-pub mod gate;
-pub(crate) mod kernels;
-pub mod layers;
-pub mod params;
+mod block;
+mod builder;
+mod costs;
+mod gate;
+mod kernels;
+mod layers;
+mod params;
 mod resnet;
-pub mod router;
+mod router;
+#[cfg(test)]
+mod tests;
 
-pub use gate::{Decisions, gumbel_noise, hard, relaxed};
-pub use kernels::parts;
-pub use layers::{RankMean, Statistics};
-pub use params::{Params, Role};
-pub use resnet::{BlockCost, Costs, Folded, FoldedBlock, FoldedGate, Net, Output, Way};
+pub use block::{Block, Gate, Shortcut};
+pub use costs::{BlockCost, Costs};
+pub use gate::{Decisions, gumbel_noise, hard_decisions, relaxed_decisions};
+pub use kernels::{Epilogue, LANES, Lanes, SampleSlices};
+pub(crate) use kernels::{GpuKernels, normalise_pixels};
+pub use layers::{Activation, BatchNorm, BnMode, Conv, ConvNorm, Linear, Lstm, RankMean, Shape};
+pub use params::{Group, Parameter, Params, Role};
+pub use resnet::{Net, NetOutput, ResNet};
+pub use router::{LstmState, Recurrent, Router};

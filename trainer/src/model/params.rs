@@ -1,94 +1,93 @@
-//! A network's tensors: named as torchvision names them, the trained ones side by side in one flat buffer, the kept
-//! ones in another. Convolutions' weights lie there as `[O, H, W, I]`, which makes activations channels-last.
+//! A network's tensors, by torchvision's names. All parameters are views of one flat buffer, all other tensors of a second one.
+//! Convolutions' weights lie there as `[C', k, k, C]`, which makes activations channels-last.
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// What a trained tensor is for; together they decide which rule the optimiser applies to it.
+/// What a parameter is for: decides which of the optimiser's rules apply to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Role {
     /// Belongs to a router, which a stage may freeze.
     pub router: bool,
-    /// A norm's scale or a bias, which weight decay may leave out.
+    /// A norm's scale or a bias, which may be exempt from weight decay.
     pub norm_or_bias: bool,
 }
 
-/// A trained tensor.
+/// A tensor that is trained.
 #[derive(Debug)]
 pub struct Parameter {
     /// Its name in checkpoints, such as `layer1.0.conv1.weight`.
     pub name: String,
-    /// A leaf that requires gradients; after [`Params::flatten`] a view of the flat buffer.
+    /// A leaf that requires gradients; a view of the flat buffer after [`Params::flatten`].
     pub tensor: Tensor,
     /// What it is for.
     pub role: Role,
-    /// Its place among all trained tensors in the order in which a forward pass uses them.
+    /// Its index in the order in which a forward pass uses parameters.
     pub use_order: usize,
 }
 
 /// All tensors of a network.
 #[derive(Debug, Default)]
 pub struct Params {
-    /// The trained tensors; after [`Params::flatten`] in the order of their place in the flat buffer.
-    pub trained: Vec<Parameter>,
-    /// Tensors that are kept but not trained: a norm's running statistics.
+    /// After [`Params::flatten`] in the order of the flat buffer.
+    pub parameters: Vec<Parameter>,
+    /// Tensors that a checkpoint keeps but the optimiser does not train: running statistics.
     pub buffers: Vec<(String, Tensor)>,
     flat: Option<Tensor>,
     flat_buffers: Option<Tensor>,
 }
 
-/// A stretch of the flat buffer that holds the parameters of one role.
+/// The part of the flat buffer that holds the parameters of one role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The role of every parameter in it.
+    /// Of every parameter in it.
     pub role: Role,
-    /// Where it starts, in elements.
+    /// Its first element.
     pub start: i64,
-    /// Its elements.
+    /// Its number of elements.
     pub len: i64,
 }
 
 impl Params {
-    /// Adds a trained tensor and returns a handle on it for the layer that uses it.
-    pub fn train(&mut self, name: String, value: Tensor, role: Role) -> Tensor {
+    /// Adds a parameter, and returns a handle on it for the layer that uses it. Layers are made in the order of their use.
+    pub fn register_parameter(&mut self, name: String, value: Tensor, role: Role) -> Tensor {
         let tensor = value.set_requires_grad(true);
         let handle = tensor.shallow_clone();
-        let use_order = self.trained.len(); // layers are made in the order of their use
-        self.trained.push(Parameter { name, tensor, role, use_order });
+        let use_order = self.parameters.len();
+        self.parameters.push(Parameter { name, tensor, role, use_order });
         handle
     }
 
-    /// Adds a tensor that is kept but not trained.
-    pub fn keep(&mut self, name: String, value: Tensor) -> Tensor {
+    /// Adds a tensor that is not trained, and returns a handle on it.
+    pub fn register_buffer(&mut self, name: String, value: Tensor) -> Tensor {
         let handle = value.shallow_clone();
         self.buffers.push((name, value));
         handle
     }
 
-    /// Moves every trained tensor into one flat buffer on `device`, role by role, and every kept one into another; the
-    /// layers' handles follow.
+    /// Moves all parameters into one flat buffer on `device`, ordered by role, and all buffers into another; handles follow.
     pub fn flatten(&mut self, device: Device) {
-        self.trained.sort_by_key(|parameter| parameter.role); // stable: by role, then as registered
-        let trained = self.trained.iter_mut().map(|parameter| &mut parameter.tensor);
-        self.flat = Some(side_by_side(trained.collect(), device));
-        let kept = self.buffers.iter_mut().map(|(_, buffer)| buffer);
-        self.flat_buffers = Some(side_by_side(kept.collect(), device));
+        self.parameters.sort_by_key(|parameter| parameter.role); // stable: by role, then in the order of registration
+        let parameters = self.parameters.iter_mut().map(|parameter| &mut parameter.tensor);
+        self.flat = Some(flatten_into(parameters.collect(), device));
+        let buffers = self.buffers.iter_mut().map(|(_, buffer)| buffer);
+        self.flat_buffers = Some(flatten_into(buffers.collect(), device));
     }
 
-    /// The flat buffer of all trained values, `[elements]`.
+    /// All parameters, `[elements]`.
     pub fn flat(&self) -> &Tensor {
         self.flat.as_ref().expect("flatten comes first")
     }
 
-    /// The flat buffer of all kept values, `[elements]`.
+    /// All buffers, `[elements]`.
     pub fn flat_buffers(&self) -> &Tensor {
         self.flat_buffers.as_ref().expect("flatten comes first")
     }
 
-    /// The flat buffer's stretches, one a role, in order.
+    /// The flat buffer's groups, one per role, in order.
     pub fn groups(&self) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         let mut start = 0;
-        for Parameter { tensor, role, .. } in &self.trained {
+        for Parameter { tensor, role, .. } in &self.parameters {
             let len = tensor.numel() as i64;
             match groups.last_mut() {
                 Some(group) if group.role == *role => group.len += len,
@@ -101,33 +100,40 @@ impl Params {
 
     /// How many numbers are trained.
     pub fn count(&self) -> i64 {
-        self.trained.iter().map(|parameter| parameter.tensor.numel() as i64).sum()
+        self.count_prefixed("")
     }
 
-    /// Every tensor with its name: what a model file holds.
-    pub fn named(&self) -> Vec<(String, Tensor)> {
-        let trained = self.trained.iter().map(|p| (p.name.clone(), p.tensor.detach()));
-        let kept = self.buffers.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        trained.chain(kept).collect()
+    /// How many numbers are trained in parameters whose names start with `prefix`.
+    pub fn count_prefixed(&self, prefix: &str) -> i64 {
+        let prefixed = self.parameters.iter().filter(|parameter| parameter.name.starts_with(prefix));
+        prefixed.map(|parameter| parameter.tensor.numel() as i64).sum()
     }
 
-    /// `flat`, which is laid out as [`Params::flat`] is, cut into named tensors: what an optimiser file holds.
+    /// Every tensor with its name: the contents of a model file.
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        let parameters = self.parameters.iter().map(|p| (p.name.clone(), p.tensor.detach()));
+        let buffers = self.buffers.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        parameters.chain(buffers).collect()
+    }
+
+    /// Named views of `flat`, which has the layout of [`Params::flat`]: the contents of an optimiser file.
     pub fn named_views(&self, flat: &Tensor) -> Vec<(String, Tensor)> {
-        let shaped = self.trained.iter().map(|parameter| parameter.tensor.size());
-        let names = self.trained.iter().map(|parameter| parameter.name.clone());
-        names.zip(cut(flat, shaped)).collect()
+        let shapes = self.parameters.iter().map(|parameter| parameter.tensor.size());
+        let names = self.parameters.iter().map(|parameter| parameter.name.clone());
+        names.zip(split_views(flat, shapes)).collect()
     }
 
-    /// `flat` and `buffers`, laid out as [`Params::flat`] and [`Params::flat_buffers`] are, cut into named tensors.
-    pub fn named_as(&self, flat: &Tensor, buffers: &Tensor) -> Vec<(String, Tensor)> {
-        let kept = cut(buffers, self.buffers.iter().map(|(_, buffer)| buffer.size()));
+    /// A state dict of `flat` and `flat_buffers`, which have the layouts of [`Params::flat`] and [`Params::flat_buffers`].
+    pub fn state_dict_of(&self, flat: &Tensor, flat_buffers: &Tensor) -> Vec<(String, Tensor)> {
+        let shapes = self.buffers.iter().map(|(_, buffer)| buffer.size());
         let names = self.buffers.iter().map(|(name, _)| name.clone());
-        self.named_views(flat).into_iter().chain(names.zip(kept)).collect()
+        let buffers = names.zip(split_views(flat_buffers, shapes));
+        self.named_views(flat).into_iter().chain(buffers).collect()
     }
 }
 
-/// Views of `flat`, one after the other, with these shapes.
-fn cut(flat: &Tensor, shapes: impl Iterator<Item = Vec<i64>>) -> impl Iterator<Item = Tensor> {
+/// Consecutive views of `flat` with these shapes.
+fn split_views(flat: &Tensor, shapes: impl Iterator<Item = Vec<i64>>) -> impl Iterator<Item = Tensor> {
     let mut start = 0;
     shapes.map(move |shape| {
         let len = shape.iter().product();
@@ -140,13 +146,13 @@ fn cut(flat: &Tensor, shapes: impl Iterator<Item = Vec<i64>>) -> impl Iterator<I
     })
 }
 
-/// Moves tensors into one flat buffer on `device`, which is returned; they become views of it.
-fn side_by_side(tensors: Vec<&mut Tensor>, device: Device) -> Tensor {
+/// Copies tensors into a new flat buffer on `device`, makes them views of it, and returns it.
+fn flatten_into(tensors: Vec<&mut Tensor>, device: Device) -> Tensor {
     let total = tensors.iter().map(|tensor| tensor.numel() as i64).sum();
     let flat = Tensor::zeros([total], (Kind::Float, device));
     let shapes: Vec<Vec<i64>> = tensors.iter().map(|tensor| tensor.size()).collect();
     no_grad(|| {
-        for (tensor, mut view) in tensors.into_iter().zip(cut(&flat, shapes.into_iter())) {
+        for (tensor, mut view) in tensors.into_iter().zip(split_views(&flat, shapes.into_iter())) {
             view.copy_(tensor);
             tensor.set_data(&view);
         }

@@ -1,38 +1,39 @@
-//! Routers: from a block's input to the two outputs U whose larger one decides (Section 3.1.2, Appendix A.2).
+//! Routers: from a block's input to U, two numbers of which the larger decides (Section 3.1.2, Appendix A.2).
 
-use super::layers::{Builder, Conv, Features, Linear, Lstm, Shape};
+use super::builder::{Builder, ConvSpec};
+use super::layers::{Activation, Conv, Linear, Lstm, Shape};
 use crate::config::{self, RouterKind};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::Tensor;
 
-/// Hidden size of the `rnn` router's LSTM, and width of its input.
+/// Width of the `rnn` router's LSTM and of its input.
 const RNN_SIZE: i64 = 10;
 
-/// A block's router.
+/// A block's router: `[N, C, H, W]` → U, `[N, 2]`.
 #[derive(Debug)]
 pub enum Router {
     /// GAP → linear → ReLU → linear (Eqs. 3 and 4).
     Fc(Linear, Linear),
     /// 3×3 convolution → ReLU → GAP → linear.
     Cnn(Conv, Linear),
-    /// GAP → linear, shared by blocks of like width → LSTM and linear, shared by all.
+    /// GAP → linear, shared by blocks of equal width → LSTM → linear, shared by all blocks.
     Rnn(Rc<Linear>, Rc<Recurrent>),
 }
 
-/// What all `rnn` routers share.
+/// The layers that all `rnn` routers share.
 #[derive(Debug)]
 pub struct Recurrent {
-    /// Over the blocks.
+    /// Steps from block to block.
     pub lstm: Lstm,
-    /// From its h to U.
+    /// From the LSTM's h to U.
     pub fc: Linear,
 }
 
-/// What routers hand on from block to block: the LSTM's state.
-pub type Memory = Option<(Tensor, Tensor)>;
+/// The LSTM's (h, c) between two blocks; `None` before the first.
+pub type LstmState = Option<(Tensor, Tensor)>;
 
-/// Makes the routers of a network.
+/// Makes a network's routers.
 #[derive(Debug)]
 pub struct RouterBuilder<'a> {
     options: &'a config::Router,
@@ -43,31 +44,29 @@ pub struct RouterBuilder<'a> {
 }
 
 impl<'a> RouterBuilder<'a> {
-    /// Makes no router yet.
     pub fn new(options: &'a config::Router) -> Self {
         Self { options, recurrent: None, inputs: BTreeMap::new(), biases: Vec::new() }
     }
 
-    /// The router of block `name`, whose input has shape `from`; its MACs are added to the builder's.
-    pub fn build(&mut self, builder: &mut Builder, name: &str, from: Shape) -> Router {
-        let hidden = self.options.hidden.of(from.c);
-        builder.router = true;
+    /// The router of block `name`, whose input has `channels` channels.
+    pub fn build(&mut self, builder: &mut Builder, name: &str, channels: i64) -> Router {
+        let hidden = self.options.hidden.of(channels);
+        builder.in_router = true;
         let router = match self.options.kind {
             RouterKind::Fc => {
-                let fc1 = builder.linear(&format!("{name}.router.fc1"), from.c, hidden);
+                let fc1 = builder.linear(&format!("{name}.router.fc1"), channels, hidden);
                 let fc2 = builder.linear(&format!("{name}.router.fc2"), hidden, 2);
                 Router::Fc(fc1, self.open(fc2))
             }
             RouterKind::Cnn => {
-                let (conv, _) = builder.conv(&format!("{name}.router.conv"), from, hidden, 3, 1);
-                let conv = builder.bias(conv, &format!("{name}.router.conv"), hidden);
+                let spec = ConvSpec { kernel: 3, channels: hidden, stride: 1 };
+                let conv = builder.conv_with_bias(&format!("{name}.router.conv"), channels, spec);
                 let fc = builder.linear(&format!("{name}.router.fc"), hidden, 2);
                 Router::Cnn(conv, self.open(fc))
             }
             RouterKind::Rnn => {
-                let before = builder.macs;
-                let input = self.inputs.entry(from.c).or_insert_with_key(|width| {
-                    Rc::new(builder.linear(&format!("router.input{width}"), from.c, RNN_SIZE))
+                let input = self.inputs.entry(channels).or_insert_with(|| {
+                    Rc::new(builder.linear(&format!("router.input{channels}"), channels, RNN_SIZE))
                 });
                 let input = input.clone();
                 let recurrent = match &self.recurrent {
@@ -79,16 +78,14 @@ impl<'a> RouterBuilder<'a> {
                     }
                 };
                 self.recurrent = Some(recurrent.clone());
-                // What is shared is computed for every block.
-                builder.macs = before + from.c * RNN_SIZE + 8 * RNN_SIZE * RNN_SIZE + 2 * RNN_SIZE;
                 Router::Rnn(input, recurrent)
             }
         };
-        builder.router = false;
+        builder.in_router = false;
         router
     }
 
-    /// Makes a last layer lean towards "run".
+    /// Biases a last layer towards running its block.
     fn open(&mut self, last: Linear) -> Linear {
         last.set_bias(&[0.0, self.options.open_bias as f32]);
         self.biases.push(last.bias.shallow_clone());
@@ -97,18 +94,27 @@ impl<'a> RouterBuilder<'a> {
 }
 
 impl Router {
-    /// U[1] − U[0], `[N]`, in fp32: the gate's logit.
-    pub fn logit(&self, x: &Features, memory: &mut Memory) -> Tensor {
+    /// The gate's logit U[1] − U[0], f32 `[N]`.
+    pub fn logit(&self, x: &Activation, lstm: &mut LstmState) -> Tensor {
         let u = match self {
             Self::Fc(fc1, fc2) => fc2.forward(&fc1.forward(&x.mean()).relu()),
-            Self::Cnn(conv, fc) => fc.forward(&Features::from(conv.forward(&x.x).relu()).mean()),
+            Self::Cnn(conv, fc) => fc.forward(&Activation::from(conv.forward(&x.x).relu()).mean()),
             Self::Rnn(input, shared) => {
-                let (h, c) = shared.lstm.forward(&input.forward(&x.mean()), memory.take());
+                let (h, c) = shared.lstm.forward(&input.forward(&x.mean()), lstm.take());
                 let u = shared.fc.forward(&h);
-                *memory = Some((h, c));
+                *lstm = Some((h, c));
                 u
             }
         };
         u.select(1, 1) - u.select(1, 0)
+    }
+
+    /// MACs of one image. Each block computes the layers it shares with others.
+    pub(super) fn macs(&self, input: Shape) -> i64 {
+        match self {
+            Self::Fc(fc1, fc2) => fc1.macs() + fc2.macs(),
+            Self::Cnn(conv, fc) => conv.macs(input) + fc.macs(),
+            Self::Rnn(input, shared) => input.macs() + shared.lstm.macs() + shared.fc.macs(),
+        }
     }
 }

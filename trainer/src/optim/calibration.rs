@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::data::Datasets;
 use crate::dist::{self, World};
-use crate::model::{Costs, Decisions, Net, Statistics, hard};
+use crate::model::{BnMode, Costs, Decisions, Net, hard_decisions};
 use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::Batch;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -61,8 +61,8 @@ fn mean_gmacs(world: &World, net: &Net, data: &Datasets, batches: &[Batch]) -> R
     let mut sums = Tensor::zeros([1 + gates], (Kind::Double, Device::Cpu)); // images, then how many ran each block
     for batch in batches.iter().filter(|batch| !batch.samples.is_empty()) {
         let (images, _) = data.tensors(batch);
-        let output = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
-        let ran = hard(&output.gate_logits).sum_dim_intlist([0].as_slice(), false, Kind::Double);
+        let output = no_grad(|| net.forward(&images, Decisions::Hard, BnMode::Running));
+        let ran = hard_decisions(&output.gate_logits).sum_dim_intlist([0].as_slice(), false, Kind::Double);
         let count = Tensor::full([1], images.size()[0] as f64, (Kind::Double, ran.device()));
         sums += Tensor::cat(&[count, ran], 0).to_device(Device::Cpu);
     }

@@ -3,15 +3,15 @@
 use super::{Ema, Sgd};
 use crate::config::{Optim, Routers};
 use crate::model::Params;
-use crate::model::params::Role;
+use crate::model::Role;
 use tch::{Device, Kind, Tensor, no_grad};
 
 fn params() -> Params {
     let mut params = Params::default();
     let role = |norm_or_bias| Role { router: false, norm_or_bias };
-    let _ = params.train("w".into(), Tensor::from_slice(&[1.0f32, -2.0, 0.5]), role(false));
-    let _ = params.train("b".into(), Tensor::from_slice(&[0.25f32, 4.0]), role(true));
-    let _ = params.keep("mean".into(), Tensor::from_slice(&[1.0f32]));
+    let _ = params.register_parameter("w".into(), Tensor::from_slice(&[1.0f32, -2.0, 0.5]), role(false));
+    let _ = params.register_parameter("b".into(), Tensor::from_slice(&[0.25f32, 4.0]), role(true));
+    let _ = params.register_buffer("mean".into(), Tensor::from_slice(&[1.0f32]));
     params.flatten(Device::Cpu);
     params
 }

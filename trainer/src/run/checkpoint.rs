@@ -272,7 +272,7 @@ pub fn load(
     let Some(ema) = ema else { return Ok(()) };
     let path = checkpoint.join(EMA);
     if path.exists() {
-        return fill(&path, read(&path)?, &params.named_as(&ema.flat, &ema.buffers));
+        return fill(&path, read(&path)?, &params.state_dict_of(&ema.flat, &ema.buffers));
     }
     ema.flat.copy_(params.flat());
     ema.buffers.copy_(params.flat_buffers());
@@ -289,7 +289,7 @@ pub fn start_from(path: &Path, params: &Params) -> Result<String> {
         found.map_err(|error| Error { message: format!("model.init_from {error}"), ..error })?;
     read.retain(|name, _| !name.ends_with("num_batches_tracked"));
     let (mut filled, mut missing, mut reshaped) = (0, Vec::new(), Vec::new());
-    for (name, tensor) in params.named() {
+    for (name, tensor) in params.state_dict() {
         match read.remove(&name) {
             None => missing.push(name),
             Some(source) if source.size() != tensor.size() => {
@@ -323,7 +323,7 @@ pub fn start_from(path: &Path, params: &Params) -> Result<String> {
 /// Fills the parameters and buffers from a model file or a `step-…` folder.
 pub fn load_model(path: &Path, params: &Params) -> Result<()> {
     let file = if path.is_dir() { path.join(MODEL) } else { path.to_path_buf() };
-    fill(&file, read(&file)?, &params.named())
+    fill(&file, read(&file)?, &params.state_dict())
 }
 
 /// A file's tensors by their names.

@@ -93,7 +93,7 @@ mod tests {
     use super::super::checkpoint::{Best, load, newest, read_state};
     use super::*;
     use crate::config::{Optim, Run};
-    use crate::model::params::Role;
+    use crate::model::Role;
     use crate::optim::Sgd;
     use std::fs;
     use tch::{Device, Kind, no_grad};
@@ -107,9 +107,9 @@ mod tests {
         };
         for (name, shape) in [("conv.weight", &[4, 3, 2, 2][..]), ("bn.weight", &[4]), ("bn.bias", &[40])] {
             let role = Role { router: false, norm_or_bias: shape.len() == 1 };
-            let _ = params.train(name.into(), values(shape), role);
+            let _ = params.register_parameter(name.into(), values(shape), role);
         }
-        let _ = params.keep("bn.running_mean".into(), values(&[4]));
+        let _ = params.register_buffer("bn.running_mean".into(), values(&[4]));
         params.flatten(Device::Cpu);
         params
     }

@@ -49,7 +49,7 @@ impl Writer {
         sharers: usize,
         patience: Duration,
     ) -> Self {
-        let trained: Vec<Shape> = params.trained.iter().map(|p| Shape::of(&p.name, &p.tensor)).collect();
+        let trained: Vec<Shape> = params.parameters.iter().map(|p| Shape::of(&p.name, &p.tensor)).collect();
         let kept: Vec<Shape> = params.buffers.iter().map(|(name, tensor)| Shape::of(name, tensor)).collect();
         let mut files = vec![(optimizer_file(rank, sharers), vec![Copied::share(&trained, rank, sharers)])];
         if rank == 0 {

@@ -1,5 +1,5 @@
-// Watches what this thread asks of libtorch for tensors [N, C, H, W] whose channels do not lie innermost. For the test in
-// layouts.rs, which compiles it.
+// Records the libtorch operations of this thread that take or return a tensor [N, C, H, W] whose channels are not innermost. The
+// test in layouts.rs compiles it.
 
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
@@ -14,7 +14,7 @@ std::mutex lock;
 std::set<std::string> found;
 std::string text;
 
-// Operations that move no values: what they give or take may be [N, H, W, C] by name.
+// Operations that move no values; their inputs and outputs may be [N, H, W, C].
 const std::set<std::string> views{"aten::permute",      "aten::contiguous", "aten::view", "aten::reshape",
                                   "aten::as_strided",   "aten::empty",      "aten::empty_strided",
                                   "aten::_reshape_alias"};
@@ -56,7 +56,7 @@ uint64_t layouts_watch() noexcept {
                                      .scopes({at::RecordScope::FUNCTION}));
 }
 
-// What was found since, a line each; NUL-terminated, until the next call.
+// Ends a watch and returns its findings, one per line; NUL-terminated, valid until the next call.
 const char *layouts_found(uint64_t watch) noexcept {
     at::removeCallback(watch);
     std::lock_guard guard(lock);

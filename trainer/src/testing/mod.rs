@@ -1,4 +1,4 @@
-//! What only tests compile.
+//! Compiled only for tests.
 
 pub mod cpp_library;
 mod layouts;

@@ -6,7 +6,7 @@ use crate::data::Validation;
 use crate::dist::{self, World};
 use crate::loss;
 use crate::metrics::routing::Histogram;
-use crate::model::{Decisions, Net, Statistics, hard, relaxed};
+use crate::model::{BnMode, Decisions, Net, hard_decisions, relaxed_decisions};
 use crate::optim::calibration;
 use crate::run::checkpoint::Best;
 use crate::sys::error::{Error, Exit, Result};
@@ -68,8 +68,8 @@ pub fn evaluate(
             continue;
         }
         let (images, labels) = val.tensors(&batch);
-        let out = no_grad(|| net.forward(&images, decisions, Statistics::Running));
-        let path = hard(&out.gate_logits);
+        let out = no_grad(|| net.forward(&images, decisions, BnMode::Running));
+        let path = hard_decisions(&out.gate_logits);
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
         let own = labels.shallow_clone().into();
@@ -146,7 +146,7 @@ pub fn sample_paths(
             val.record_bad(&batch)?;
             if !batch.samples.is_empty() {
                 let (images, _) = val.tensors(&batch);
-                let out = no_grad(|| net.forward(&images, Decisions::Hard, Statistics::Running));
+                let out = no_grad(|| net.forward(&images, Decisions::Hard, BnMode::Running));
                 labels.extend(&batch.labels);
                 logits.extend(Vec::<f32>::try_from(out.gate_logits.view(-1)).expect("numbers"));
             }
@@ -158,8 +158,9 @@ pub fn sample_paths(
     let labels = dist::all_gather_lists(world, &labels)?.concat();
     let logits = dist::all_gather_lists(world, &logits)?.concat();
     let logits = Tensor::from_slice(&logits);
-    let relaxed = Vec::try_from(relaxed(&logits, config.model.router.temperature)).expect("numbers");
-    let paths = Vec::try_from(hard(&logits).to_kind(Kind::Uint8)).expect("bits");
+    let relaxed =
+        Vec::try_from(relaxed_decisions(&logits, config.model.router.temperature)).expect("numbers");
+    let paths = Vec::try_from(hard_decisions(&logits).to_kind(Kind::Uint8)).expect("bits");
     Ok(PathSample { gates, labels, paths, relaxed })
 }
 

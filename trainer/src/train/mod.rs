@@ -65,7 +65,7 @@ impl<'a> Trainer<'a> {
         stop: Arc<AtomicBool>,
         command: String,
     ) -> Result<Self> {
-        let net = Net::of(config, device);
+        let net = Net::from_config(config, device);
         dist::agree(world, check_budget(config, &net.costs))?;
         let mut notes = Vec::new();
         if let (Some(path), None) = (&config.model.init_from, &place.checkpoint) {

@@ -4,7 +4,7 @@ use super::step::StepOutput;
 use crate::config::{Config, Routers};
 use crate::dist::{Reducer, World};
 use crate::model::RankMean;
-use crate::model::{Net, Statistics};
+use crate::model::{BnMode, Net};
 use crate::optim::{Ema, Sgd};
 use crate::sys::{Phase, range};
 use tch::{Device, Kind, Tensor};
@@ -29,15 +29,15 @@ impl Model {
             reducer: Reducer::new(&net.params, world, &config.collective),
             sgd: Sgd::new(&net.params, &config.optim),
             ema: config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay)),
-            costs: Tensor::from_slice(&net.costs.table(config.cost.unit)).to_device(device),
+            costs: Tensor::from_slice(&net.costs.gate_costs(config.cost.unit)).to_device(device),
             sync_batch_norm: config.model.sync_batch_norm.then(|| world.differentiable_mean()),
             net,
         }
     }
 
     /// Batch norm's statistics in training.
-    pub fn batch_statistics(&self) -> Statistics<'_> {
-        Statistics::Batch { seen: true, over: self.sync_batch_norm.as_ref() }
+    pub fn batch_statistics(&self) -> BnMode<'_> {
+        BnMode::Batch { update_running: true, sync: self.sync_batch_norm.as_ref() }
     }
 
     /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,

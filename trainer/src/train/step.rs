@@ -7,7 +7,7 @@ use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, replicas};
 use crate::loss::{self, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
-use crate::model::{Decisions, Net, Statistics, hard};
+use crate::model::{BnMode, Decisions, Net, hard_decisions};
 use crate::run::Event;
 use crate::sys::error::Result;
 use crate::sys::{Phase, range};
@@ -112,7 +112,7 @@ impl Trainer<'_> {
         let costs = &self.model.net.costs;
         let gmacs = costs.mean_macs(hard_rates) / 1e9;
         // γ is per block, whatever the unit of the cost.
-        let table = costs.table(config.cost.unit);
+        let table = costs.gate_costs(config.cost.unit);
         let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
         self.state.gamma.update(gmacs, budget, config.cost.gamma_step / mean_cost);
     }
@@ -138,7 +138,7 @@ pub struct TrainStep<'a> {
     pub scope: Scope,
     /// Batch norm's statistics. Training uses the batch's. Tests that compare world sizes use the running ones, because
     /// each rank has batch statistics of its own.
-    pub statistics: Statistics<'a>,
+    pub statistics: BnMode<'a>,
 }
 
 /// One of the parts in which a rank's batch is processed.
@@ -234,7 +234,7 @@ impl TrainStep<'_> {
             let backward = range(Phase::Backward);
             (&values.total / (count * self.world.ranks()) as f64).backward();
             drop(backward);
-            let hard_path = hard(&output.gate_logits).detach();
+            let hard_path = hard_decisions(&output.gate_logits).detach();
             let labels = &micro_batch.labels.own;
             metrics.push(StepMetrics::pack_micro_batch(&values, &output, labels, self.views, &hard_path));
             hard_paths.push(hard_path);
@@ -254,9 +254,9 @@ impl TrainStep<'_> {
 
     /// Batch norm's statistics in micro-batch `a`. Only the first updates the running ones: the model's are rank 0's, which
     /// has just that micro-batch in a world A times as large.
-    fn statistics(&self, a: usize) -> Statistics<'_> {
+    fn statistics(&self, a: usize) -> BnMode<'_> {
         match self.statistics {
-            Statistics::Batch { over, .. } if a > 0 => Statistics::Batch { seen: false, over },
+            BnMode::Batch { sync, .. } if a > 0 => BnMode::Batch { update_running: false, sync },
             statistics => statistics,
         }
     }
@@ -272,7 +272,7 @@ impl TrainStep<'_> {
         let (samples, gates) = centres.size2().expect("[L, n]");
         let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
         let nan_if_not_finite = gate_logits.detach() * 0.0;
-        let rates = (hard(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
+        let rates = (hard_decisions(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
         let own = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&own)?; // [W, L·n + 1 + n]
         let rows = self.world.ranks() as i64 * samples;

@@ -45,7 +45,7 @@ impl Trained {
                 return Err(Error::new(Exit::Config, format!("{}: {what}", file.display())));
             }
         };
-        let net = Net::of(&config, device);
+        let net = Net::from_config(&config, device);
         checkpoint::load_model(&file, &net.params)?;
         let data = [&config.data.val, &config.data.train];
         let class_names = run

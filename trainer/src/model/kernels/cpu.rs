@@ -1,16 +1,16 @@
-//! The kernels on a CPU. Samples are shared out to libtorch's threads; sums are f32 over one sample and f64 over samples, in
-//! one order whatever the number of threads. No multiplication and addition is contracted, so that all instruction sets
+//! The kernels on a CPU. libtorch's threads work on different samples. Sums are f32 over one sample and f64 over samples, in an
+//! order that does not depend on the number of threads. No multiplication and addition is contracted, so all instruction sets
 //! give the same bits.
 #![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
-use super::parts::{Bf16, Element, LANES, Lanes, Parts};
-use super::{Given, Norm, Passes, Tail};
+use super::slices::{Bf16, Element, LANES, Lanes, SampleSlices};
+use super::{EpilogueKind, Kernel, NormTensors, Operands};
 use crate::sys::parallel_for;
 use pulp::{Arch, Simd, WithSimd};
 use std::array::from_fn;
 use tch::{Kind, Tensor};
 
-/// Channel by channel: y = scale·h + shift, with `mean` and 1/σ as `rstd`.
+/// The normalisation by channel: y = scale·h + shift, and the batch's mean and 1/σ (`rstd`).
 pub struct Affine {
     scale: Vec<Lanes>,
     shift: Vec<Lanes>,
@@ -18,30 +18,26 @@ pub struct Affine {
     rstd: Vec<Lanes>,
 }
 
-/// What the backward pass needs of the forward pass.
-pub struct Saved {
-    h: Tensor,
-    shortcut: Tensor,
-    skip: Tensor,
-    v: Tensor,
-    tail: Tail,
+/// The operands and their size.
+pub struct CpuKernel {
+    operands: Operands,
     samples: usize,
     /// Of one sample.
     pixels: usize,
-    /// Over [`LANES`].
+    /// Channels divided by [`LANES`].
     chunks: usize,
 }
 
-/// What all samples' kernels read.
-struct Operands<'a, T> {
-    h: Parts<'a, T>,
-    shortcut: Parts<'a, T>,
-    skip: Parts<'a, T>,
+/// The operands' memory.
+struct OperandSlices<'a, T> {
+    h: SampleSlices<'a, T>,
+    shortcut: SampleSlices<'a, T>,
+    skip: SampleSlices<'a, T>,
     v: Vec<f32>,
     affine: &'a Affine,
 }
 
-/// One sample's.
+/// One sample of [`OperandSlices`].
 struct Sample<'a, T> {
     h: &'a [[T; LANES]],
     shortcut: &'a [[T; LANES]],
@@ -50,113 +46,131 @@ struct Sample<'a, T> {
     affine: &'a Affine,
 }
 
-/// A kernel for the tail that the three flags say: whether there is a shortcut, a blend, a skip apart from the shortcut.
+/// Runs the variant of a kernel for an epilogue. Its three flags: whether it adds a shortcut, blends, has a skip of its own.
 macro_rules! dispatch {
-    ($tail:expr, $kernel:ident { $($field:tt)* }) => {
-        match $tail {
-            Tail::Relu => Arch::new().dispatch($kernel::<_, false, false, false> { $($field)* }),
-            Tail::AddRelu => Arch::new().dispatch($kernel::<_, true, false, false> { $($field)* }),
-            Tail::Blend => Arch::new().dispatch($kernel::<_, true, true, false> { $($field)* }),
-            Tail::BlendApart => Arch::new().dispatch($kernel::<_, true, true, true> { $($field)* }),
+    ($epilogue:expr, $kernel:ident { $($field:tt)* }) => {
+        match $epilogue {
+            EpilogueKind::Relu => Arch::new().dispatch($kernel::<_, false, false, false> { $($field)* }),
+            EpilogueKind::AddRelu => Arch::new().dispatch($kernel::<_, true, false, false> { $($field)* }),
+            EpilogueKind::Blend => Arch::new().dispatch($kernel::<_, true, true, false> { $($field)* }),
+            EpilogueKind::BlendWithSkip => Arch::new().dispatch($kernel::<_, true, true, true> { $($field)* }),
         }
     };
 }
 
-impl Passes for Saved {
-    type Kept = Affine;
+impl Kernel for CpuKernel {
+    type SavedForBackward = Affine;
 
-    fn forward(&self, norm: &Norm) -> (Affine, Tensor, Tensor) {
-        match self.h.kind() {
-            Kind::BFloat16 => self.forward_of::<Bf16>(norm),
-            _ => self.forward_of::<f32>(norm),
+    fn forward(&self, norm: &NormTensors) -> (Affine, Tensor, Tensor) {
+        match self.operands.h.kind() {
+            Kind::BFloat16 => self.forward_typed::<Bf16>(norm),
+            _ => self.forward_typed::<f32>(norm),
         }
     }
 
-    fn backward(&self, affine: &Affine, out: Option<Tensor>, mean: Option<Tensor>) -> [Option<Tensor>; 6] {
-        match self.h.kind() {
-            Kind::BFloat16 => self.backward_of::<Bf16>(affine, out, mean),
-            _ => self.backward_of::<f32>(affine, out, mean),
+    fn backward(
+        &self,
+        affine: &Affine,
+        out_gradient: Option<Tensor>,
+        mean_gradient: Option<Tensor>,
+    ) -> [Option<Tensor>; 6] {
+        match self.operands.h.kind() {
+            Kind::BFloat16 => self.backward_typed::<Bf16>(affine, out_gradient, mean_gradient),
+            _ => self.backward_typed::<f32>(affine, out_gradient, mean_gradient),
         }
     }
 }
 
-impl Saved {
-    pub fn new(Given { h, shortcut, skip, v, tail }: Given) -> Self {
-        let (samples, c, height, width) = h.size4().expect("[N, C, H, W]");
-        let (samples, pixels, chunks) = (samples as usize, (height * width) as usize, c as usize / LANES);
-        Self { h, shortcut, skip, v, tail, samples, pixels, chunks }
+impl CpuKernel {
+    pub fn new(operands: Operands) -> Self {
+        let (samples, channels, height, width) = operands.h.size4().expect("[N, C, H, W]");
+        Self {
+            operands,
+            samples: samples as usize,
+            pixels: (height * width) as usize,
+            chunks: channels as usize / LANES,
+        }
     }
 
-    fn forward_of<T: Element>(&self, norm: &Norm) -> (Affine, Tensor, Tensor) {
+    fn forward_typed<T: Element>(&self, norm: &NormTensors) -> (Affine, Tensor, Tensor) {
         let affine = self.affine::<T>(norm);
-        let out = self.h.empty_like();
-        let mean = Tensor::empty(
-            [self.samples as i64, (self.chunks * LANES) as i64],
-            (Kind::Float, self.h.device()),
-        );
-        let (outs, means) = (Parts::<T>::of(&out, self.samples), Parts::<f32>::of(&mean, self.samples));
-        let tail = self.tail;
-        let operands = self.operands::<T>(&affine);
+        let h = &self.operands.h;
+        let out = h.empty_like();
+        let channels = (self.chunks * LANES) as i64;
+        let mean = Tensor::empty([self.samples as i64, channels], (Kind::Float, h.device()));
+        let outs = SampleSlices::<T>::from_tensor(&out, self.samples);
+        let means = SampleSlices::<f32>::from_tensor(&mean, self.samples);
+        let epilogue = self.operands.epilogue;
+        let operands = self.operand_slices::<T>(&affine);
         parallel_for(self.samples, |n| {
             let sample = operands.sample(n);
-            // SAFETY: tensors of this function's own, one sample a task.
+            // SAFETY: tensors of this function's own, one sample per task.
             let (out, mean) = unsafe { (outs.get_mut(n), means.get_mut(n)) };
-            dispatch!(tail, Forward { sample, out, mean });
+            dispatch!(epilogue, Forward { sample, out, mean });
         });
         (affine, out, mean)
     }
 
-    /// The batch's statistics, seen by the running ones.
-    fn affine<T: Element>(&self, norm: &Norm) -> Affine {
-        let (chunks, count) = (self.chunks, (self.samples * self.pixels) as f64);
-        let h = Parts::<T>::of(&self.h, self.samples);
+    /// The batch's statistics and what follows from them; updates the running statistics.
+    fn affine<T: Element>(&self, norm: &NormTensors) -> Affine {
+        let chunks = self.chunks;
+        let count = (self.samples * self.pixels) as f64;
+        let h = SampleSlices::<T>::from_tensor(&self.operands.h, self.samples);
         let moments = self.sums(2, |n, sums| Arch::new().dispatch(Moments { h: h.get(n), sums }));
         let moment = |which: usize, n: usize, c: usize| {
             f64::from(moments[(2 * n + which) * chunks + c / LANES][c % LANES])
         };
-        let over_samples = |of: &dyn Fn(usize) -> f64| (0..self.samples).map(of).sum::<f64>();
+        let sum_over_samples = |term: &dyn Fn(usize) -> f64| (0..self.samples).map(term).sum::<f64>();
         let zeros = || vec![[0.0; LANES]; chunks];
         let mut affine = Affine { scale: zeros(), shift: zeros(), mean: zeros(), rstd: zeros() };
-        let running = norm.running.map(|(mean, var)| [mean, var].map(|x| Parts::<f32>::of(x, 1)));
-        let (weight, bias) = (Parts::<f32>::of(norm.weight, 1).get(0), Parts::<f32>::of(norm.bias, 1).get(0));
+        let running =
+            norm.running.map(|(mean, var)| [mean, var].map(|x| SampleSlices::<f32>::from_tensor(x, 1)));
+        let weight = SampleSlices::<f32>::from_tensor(norm.weight, 1).get(0);
+        let bias = SampleSlices::<f32>::from_tensor(norm.bias, 1).get(0);
         for c in 0..chunks * LANES {
-            let (j, lane) = (c / LANES, c % LANES);
-            let mean = over_samples(&|n| moment(0, n, c)) / self.samples as f64;
-            let squares =
-                over_samples(&|n| moment(1, n, c) + self.pixels as f64 * (moment(0, n, c) - mean).powi(2));
+            let j = c / LANES;
+            let lane = c % LANES;
+            let mean = sum_over_samples(&|n| moment(0, n, c)) / self.samples as f64;
+            let squares = sum_over_samples(&|n| {
+                moment(1, n, c) + self.pixels as f64 * (moment(0, n, c) - mean).powi(2)
+            });
             let rstd = 1.0 / (squares / count + norm.epsilon).sqrt();
             let scale = f64::from(weight[j][lane]) * rstd;
             affine.mean[j][lane] = mean as f32;
             affine.rstd[j][lane] = rstd as f32;
             affine.scale[j][lane] = scale as f32;
             affine.shift[j][lane] = (f64::from(bias[j][lane]) - mean * scale) as f32;
-            let seen = [mean, squares / (count - 1.0).max(1.0)]; // the unbiased variance, as PyTorch has it
-            for (running, seen) in running.iter().flatten().zip(seen) {
+            let batch = [mean, squares / (count - 1.0).max(1.0)]; // the unbiased variance, as in PyTorch
+            for (running, batch) in running.iter().flatten().zip(batch) {
                 // SAFETY: no task reads or writes running statistics.
                 let running = unsafe { &mut running.get_mut(0)[j][lane] };
-                *running += (norm.momentum * (seen - f64::from(*running))) as f32;
+                *running += (norm.momentum * (batch - f64::from(*running))) as f32;
             }
         }
         affine
     }
 
-    fn backward_of<T: Element>(
+    fn backward_typed<T: Element>(
         &self,
         affine: &Affine,
-        out: Option<Tensor>,
-        mean: Option<Tensor>,
+        out_gradient: Option<Tensor>,
+        mean_gradient: Option<Tensor>,
     ) -> [Option<Tensor>; 6] {
-        let (samples, chunks) = (self.samples, self.chunks);
-        let channels = (chunks * LANES) as i64;
-        let float = (Kind::Float, self.h.device());
-        let out = out.unwrap_or_else(|| self.h.zeros_like());
-        let mean =
-            mean.unwrap_or_else(|| Tensor::zeros([samples as i64, channels], float)) / self.pixels as f64;
-        let (outs, means) = (Parts::<T>::of(&out, samples), Parts::<f32>::of(&mean, samples));
-        let (tail, operands) = (self.tail, self.operands::<T>(affine));
+        let samples = self.samples;
+        let chunks = self.chunks;
+        let h = &self.operands.h;
+        let float = (Kind::Float, h.device());
+        let out_gradient = out_gradient.unwrap_or_else(|| h.zeros_like());
+        let zeros = || Tensor::zeros([samples as i64, (chunks * LANES) as i64], float);
+        let pixel_gradient = mean_gradient.unwrap_or_else(zeros) / self.pixels as f64;
+        let out_gradients = SampleSlices::<T>::from_tensor(&out_gradient, samples);
+        let pixel_gradients = SampleSlices::<f32>::from_tensor(&pixel_gradient, samples);
+        let epilogue = self.operands.epilogue;
+        let operands = self.operand_slices::<T>(affine);
         let sums = self.sums(3, |n, sums| {
-            let (sample, out, mean) = (operands.sample(n), outs.get(n), means.get(n));
-            dispatch!(tail, Reduce { sample, out, mean, sums });
+            let sample = operands.sample(n);
+            let gradient = OutputGradient { out: out_gradients.get(n), pixel: pixel_gradients.get(n) };
+            dispatch!(epilogue, Reduce { sample, gradient, sums });
         });
         let sum = |which: usize, n: usize, j: usize| sums[(3 * n + which) * chunks + j];
         let total = |which: usize| -> Vec<[f64; LANES]> {
@@ -165,69 +179,79 @@ impl Saved {
                 .map(|j| (0..samples).fold([0.0; LANES], |total, n| add(total, sum(which, n, j))))
                 .collect()
         };
-        let (bias, scaled) = (total(0), total(1)); // Σ dz and Σ dz·(h − mean)
+        let dz_sum = total(0); // Σ dz
+        let scaled_sum = total(1); // Σ dz·(h − mean)
         let count = (samples * self.pixels) as f64;
         let rstd = |j: usize, i: usize| f64::from(affine.rstd[j][i]);
         let lanes = |of: &dyn Fn(usize, usize) -> f64| -> Vec<Lanes> {
             (0..chunks).map(|j| from_fn(|i| of(j, i) as f32)).collect()
         };
-        let (offset, slope) =
-            (lanes(&|j, i| bias[j][i] / count), lanes(&|j, i| scaled[j][i] * rstd(j, i).powi(2) / count));
-        let empty = || self.h.empty_like();
-        let h = empty();
-        let shortcut = (!matches!(tail, Tail::Relu)).then(empty);
-        let skip = matches!(tail, Tail::BlendApart).then(empty);
+        let offset = lanes(&|j, i| dz_sum[j][i] / count);
+        let slope = lanes(&|j, i| scaled_sum[j][i] * rstd(j, i).powi(2) / count);
+        let empty = || h.empty_like();
+        let h_gradient = empty();
+        let shortcut_gradient = epilogue.adds_shortcut().then(empty);
+        let skip_gradient = (epilogue == EpilogueKind::BlendWithSkip).then(empty);
         {
             let none = Tensor::empty([0], float);
-            let [h, shortcut, skip] = [Some(&h), shortcut.as_ref(), skip.as_ref()]
-                .map(|x| Parts::<T>::of(x.unwrap_or(&none), samples));
+            let [h, shortcut, skip] = [Some(&h_gradient), shortcut_gradient.as_ref(), skip_gradient.as_ref()]
+                .map(|x| SampleSlices::<T>::from_tensor(x.unwrap_or(&none), samples));
             parallel_for(samples, |n| {
-                let (sample, out, mean) = (operands.sample(n), outs.get(n), means.get(n));
-                let (offset, slope) = (&offset[..], &slope[..]);
-                // SAFETY: tensors of this function's own, one sample a task.
+                let sample = operands.sample(n);
+                let gradient = OutputGradient { out: out_gradients.get(n), pixel: pixel_gradients.get(n) };
+                let offset = &offset[..];
+                let slope = &slope[..];
+                // SAFETY: tensors of this function's own, one sample per task.
                 let (h, shortcut, skip) = unsafe { (h.get_mut(n), shortcut.get_mut(n), skip.get_mut(n)) };
-                dispatch!(tail, Backward { sample, out, mean, offset, slope, h, shortcut, skip });
+                dispatch!(epilogue, Backward { sample, gradient, offset, slope, h, shortcut, skip });
             });
         }
         let vector = |values: Vec<Lanes>| Tensor::from_slice(values.as_flattened());
-        let weight = vector(lanes(&|j, i| scaled[j][i] * rstd(j, i)));
-        let bias = vector(lanes(&|j, i| bias[j][i]));
-        let v = matches!(tail, Tail::Blend | Tail::BlendApart).then(|| {
-            let of = |n: usize| (0..chunks).flat_map(|j| sum(2, n, j)).map(f64::from).sum::<f64>() as f32;
-            Tensor::from_slice(&(0..samples).map(of).collect::<Vec<_>>())
+        let weight = vector(lanes(&|j, i| scaled_sum[j][i] * rstd(j, i)));
+        let bias = vector(lanes(&|j, i| dz_sum[j][i]));
+        let v = epilogue.blends().then(|| {
+            let of_sample =
+                |n: usize| (0..chunks).flat_map(|j| sum(2, n, j)).map(f64::from).sum::<f64>() as f32;
+            Tensor::from_slice(&(0..samples).map(of_sample).collect::<Vec<_>>())
         });
-        [Some(h), Some(weight), Some(bias), shortcut, skip, v]
+        [Some(h_gradient), Some(weight), Some(bias), shortcut_gradient, skip_gradient, v]
     }
 
-    fn operands<'a, T: Element>(&'a self, affine: &'a Affine) -> Operands<'a, T> {
-        let parts = |x| Parts::of(x, self.samples);
-        let v = Vec::try_from(&self.v).expect("f32");
-        Operands { h: parts(&self.h), shortcut: parts(&self.shortcut), skip: parts(&self.skip), v, affine }
+    fn operand_slices<'a, T: Element>(&'a self, affine: &'a Affine) -> OperandSlices<'a, T> {
+        let Operands { h, shortcut, skip, v, .. } = &self.operands;
+        let slices = |x| SampleSlices::from_tensor(x, self.samples);
+        let v = Vec::try_from(v).expect("f32");
+        OperandSlices { h: slices(h), shortcut: slices(shortcut), skip: slices(skip), v, affine }
     }
 
-    /// `kinds` sums a channel of each sample, `[N, kinds, C]`, which `task` finds, in parallel.
+    /// `kinds` sums per channel and sample, `[N, kinds, C]`, which `task` computes sample by sample, in parallel.
     fn sums(&self, kinds: usize, task: impl Fn(usize, &mut [Lanes]) + Sync) -> Vec<Lanes> {
         let mut sums = vec![[0.0; LANES]; self.samples * kinds * self.chunks];
-        let parts = Parts::over(&mut sums, self.samples);
-        // SAFETY: a vector of this function's own, one sample a task.
-        parallel_for(self.samples, |n| task(n, unsafe { parts.get_mut(n) }));
+        let slices = SampleSlices::from_lanes(&mut sums, self.samples);
+        // SAFETY: a vector of this function's own, one sample per task.
+        parallel_for(self.samples, |n| task(n, unsafe { slices.get_mut(n) }));
         sums
     }
 }
 
-impl<'a, T: Element> Operands<'a, T> {
+impl<'a, T: Element> OperandSlices<'a, T> {
     fn sample(&self, n: usize) -> Sample<'a, T> {
-        let (h, shortcut, skip) = (self.h.get(n), self.shortcut.get(n), self.skip.get(n));
-        Sample { h, shortcut, skip, v: self.v.get(n).copied().unwrap_or(1.0), affine: self.affine }
+        Sample {
+            h: self.h.get(n),
+            shortcut: self.shortcut.get(n),
+            skip: self.skip.get(n),
+            v: self.v.get(n).copied().unwrap_or(1.0),
+            affine: self.affine,
+        }
     }
 }
 
 #[inline(always)]
-fn lanes(of: impl Fn(usize) -> f32) -> Lanes {
-    from_fn(of)
+fn lanes(lane: impl Fn(usize) -> f32) -> Lanes {
+    from_fn(lane)
 }
 
-/// `(mean, Σ (h − mean)²)` of each channel, as sums of distances from the first pixel.
+/// Mean and Σ (h − mean)² of each channel, from sums of differences from the first pixel.
 struct Moments<'a, T> {
     h: &'a [[T; LANES]],
     sums: &'a mut [Lanes],
@@ -242,11 +266,12 @@ impl<T: Element> WithSimd for Moments<'_, T> {
         let first = &self.h[..chunks];
         for row in self.h.chunks_exact(chunks) {
             for (((h, first), sum), square) in row.iter().zip(first).zip(&mut *sums).zip(&mut *squares) {
-                let (h, first) = (T::load(h), T::load(first));
+                let h = T::load(h);
+                let first = T::load(first);
                 for i in 0..LANES {
-                    let off = h[i] - first[i];
-                    sum[i] += off;
-                    square[i] += off * off;
+                    let difference = h[i] - first[i];
+                    sum[i] += difference;
+                    square[i] += difference * difference;
                 }
             }
         }
@@ -261,7 +286,7 @@ impl<T: Element> WithSimd for Moments<'_, T> {
     }
 }
 
-/// Values on the way to an output: z = y + shortcut, and what the block is skipped for.
+/// The values from which an output is computed: z = y + shortcut.
 struct Point {
     h: Lanes,
     z: Lanes,
@@ -269,40 +294,43 @@ struct Point {
 }
 
 impl<T: Element> Sample<'_, T> {
-    /// Chunk `j` of the channels of a pixel, which is chunk `at` of the sample.
+    /// Chunk `j` of a pixel's channels, which is chunk `at` of the sample.
     #[inline(always)]
-    fn point<const ADD: bool, const APART: bool>(&self, at: usize, j: usize) -> Point {
-        let (scale, shift) = (&self.affine.scale[j], &self.affine.shift[j]);
+    fn point<const ADD: bool, const SKIP: bool>(&self, at: usize, j: usize) -> Point {
+        let scale = &self.affine.scale[j];
+        let shift = &self.affine.shift[j];
         let h = T::load(&self.h[at]);
         let shortcut = if ADD { T::load(&self.shortcut[at]) } else { [0.0; LANES] };
         let z = lanes(|i| scale[i] * h[i] + shift[i] + shortcut[i]);
-        Point { h, z, skip: if APART { T::load(&self.skip[at]) } else { shortcut } }
+        Point { h, z, skip: if SKIP { T::load(&self.skip[at]) } else { shortcut } }
     }
 }
 
-/// max(z, 0), and NaN where z is.
+/// max(z, 0); NaN for NaN.
 #[inline(always)]
 fn relu(z: f32) -> f32 {
     if z <= 0.0 { 0.0 } else { z }
 }
 
-struct Forward<'a, T, const ADD: bool, const BLEND: bool, const APART: bool> {
+/// The output and its mean over pixels.
+struct Forward<'a, T, const ADD: bool, const BLEND: bool, const SKIP: bool> {
     sample: Sample<'a, T>,
     out: &'a mut [[T; LANES]],
     mean: &'a mut [Lanes],
 }
 
-impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
-    for Forward<'_, T, ADD, BLEND, APART>
+impl<T: Element, const ADD: bool, const BLEND: bool, const SKIP: bool> WithSimd
+    for Forward<'_, T, ADD, BLEND, SKIP>
 {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (chunks, v) = (self.mean.len(), self.sample.v);
+        let chunks = self.mean.len();
+        let v = self.sample.v;
         self.mean.fill([0.0; LANES]);
         for (pixel, row) in self.out.chunks_exact_mut(chunks).enumerate() {
             for (j, (out, mean)) in row.iter_mut().zip(&mut *self.mean).enumerate() {
-                let Point { z, skip, .. } = self.sample.point::<ADD, APART>(pixel * chunks + j, j);
+                let Point { z, skip, .. } = self.sample.point::<ADD, SKIP>(pixel * chunks + j, j);
                 let run = lanes(|i| relu(z[i]));
                 let value = if BLEND { lanes(|i| skip[i] + v * (run[i] - skip[i])) } else { run };
                 T::store(out, value);
@@ -316,31 +344,40 @@ impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
     }
 }
 
-/// For each channel Σ dz, Σ dz·(h − mean), and what v's gradient is the sum of, where dz is the gradient of z.
-struct Reduce<'a, T, const ADD: bool, const BLEND: bool, const APART: bool> {
-    sample: Sample<'a, T>,
-    /// The gradients of the output and, spread over pixels, of its mean.
+/// One sample's gradients of the output, and, as the same for every pixel, from the output's mean.
+struct OutputGradient<'a, T> {
     out: &'a [[T; LANES]],
-    mean: &'a [Lanes],
+    pixel: &'a [Lanes],
+}
+
+/// For each channel Σ dz, Σ dz·(h − mean) and the terms of v's gradient, where dz is the gradient of z.
+struct Reduce<'a, T, const ADD: bool, const BLEND: bool, const SKIP: bool> {
+    sample: Sample<'a, T>,
+    gradient: OutputGradient<'a, T>,
     sums: &'a mut [Lanes],
 }
 
-impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
-    for Reduce<'_, T, ADD, BLEND, APART>
+impl<T: Element, const ADD: bool, const BLEND: bool, const SKIP: bool> WithSimd
+    for Reduce<'_, T, ADD, BLEND, SKIP>
 {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (chunks, v) = (self.mean.len(), self.sample.v);
+        let chunks = self.gradient.pixel.len();
+        let v = self.sample.v;
         let (bias, sums) = self.sums.split_at_mut(chunks);
         let (scaled, blend) = sums.split_at_mut(chunks);
-        for (pixel, row) in self.out.chunks_exact(chunks).enumerate() {
+        for (pixel, row) in self.gradient.out.chunks_exact(chunks).enumerate() {
             for (j, out) in row.iter().enumerate() {
-                let Point { h, z, skip } = self.sample.point::<ADD, APART>(pixel * chunks + j, j);
-                let (out, of_mean, mean) = (T::load(out), &self.mean[j], &self.sample.affine.mean[j]);
-                let (bias, scaled, blend) = (&mut bias[j], &mut scaled[j], &mut blend[j]);
+                let Point { h, z, skip } = self.sample.point::<ADD, SKIP>(pixel * chunks + j, j);
+                let out = T::load(out);
+                let pixel_gradient = &self.gradient.pixel[j];
+                let mean = &self.sample.affine.mean[j];
+                let bias = &mut bias[j];
+                let scaled = &mut scaled[j];
+                let blend = &mut blend[j];
                 for i in 0..LANES {
-                    let mut g = out[i] + of_mean[i];
+                    let mut g = out[i] + pixel_gradient[i];
                     if BLEND {
                         blend[i] += g * (relu(z[i]) - skip[i]);
                         g *= v;
@@ -355,11 +392,9 @@ impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
 }
 
 /// The gradients of h, scale·(dz − offset − slope·(h − mean)), of the shortcut and of the skip.
-struct Backward<'a, T, const ADD: bool, const BLEND: bool, const APART: bool> {
+struct Backward<'a, T, const ADD: bool, const BLEND: bool, const SKIP: bool> {
     sample: Sample<'a, T>,
-    /// The gradients of the output and, spread over pixels, of its mean.
-    out: &'a [[T; LANES]],
-    mean: &'a [Lanes],
+    gradient: OutputGradient<'a, T>,
     offset: &'a [Lanes],
     slope: &'a [Lanes],
     h: &'a mut [[T; LANES]],
@@ -367,21 +402,26 @@ struct Backward<'a, T, const ADD: bool, const BLEND: bool, const APART: bool> {
     skip: &'a mut [[T; LANES]],
 }
 
-impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
-    for Backward<'_, T, ADD, BLEND, APART>
+impl<T: Element, const ADD: bool, const BLEND: bool, const SKIP: bool> WithSimd
+    for Backward<'_, T, ADD, BLEND, SKIP>
 {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (chunks, v, affine) = (self.mean.len(), self.sample.v, self.sample.affine);
-        for (pixel, row) in self.out.chunks_exact(chunks).enumerate() {
+        let chunks = self.gradient.pixel.len();
+        let v = self.sample.v;
+        let affine = self.sample.affine;
+        for (pixel, row) in self.gradient.out.chunks_exact(chunks).enumerate() {
             for (j, out) in row.iter().enumerate() {
                 let at = pixel * chunks + j;
-                let Point { h, z, .. } = self.sample.point::<ADD, APART>(at, j);
-                let (out, of_mean) = (T::load(out), &self.mean[j]);
-                let (offset, slope, mean, scale) =
-                    (&self.offset[j], &self.slope[j], &affine.mean[j], &affine.scale[j]);
-                let g = lanes(|i| out[i] + of_mean[i]);
+                let Point { h, z, .. } = self.sample.point::<ADD, SKIP>(at, j);
+                let out = T::load(out);
+                let pixel_gradient = &self.gradient.pixel[j];
+                let offset = &self.offset[j];
+                let slope = &self.slope[j];
+                let mean = &affine.mean[j];
+                let scale = &affine.scale[j];
+                let g = lanes(|i| out[i] + pixel_gradient[i]);
                 let dz = lanes(|i| {
                     let run = if BLEND { v * g[i] } else { g[i] };
                     if z[i] <= 0.0 { 0.0 } else { run }
@@ -391,10 +431,10 @@ impl<T: Element, const ADD: bool, const BLEND: bool, const APART: bool> WithSimd
                     lanes(|i| scale[i] * (dz[i] - offset[i] - slope[i] * (h[i] - mean[i]))),
                 );
                 if ADD {
-                    let around = lanes(|i| if BLEND && !APART { dz[i] + (1.0 - v) * g[i] } else { dz[i] });
-                    T::store(&mut self.shortcut[at], around);
+                    let shortcut = lanes(|i| if BLEND && !SKIP { dz[i] + (1.0 - v) * g[i] } else { dz[i] });
+                    T::store(&mut self.shortcut[at], shortcut);
                 }
-                if APART {
+                if SKIP {
                     T::store(&mut self.skip[at], lanes(|i| (1.0 - v) * g[i]));
                 }
             }

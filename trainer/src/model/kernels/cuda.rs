@@ -1,7 +1,7 @@
-//! A GPU that runs `kernels.cu`: compiled for it by NVRTC when the program starts, launched through the driver on the stream
-//! that libtorch uses. Compiling is tested where there is an NVRTC; launching is not: no machine with a GPU has run it yet.
+//! A GPU that runs `kernels.cu`: NVRTC compiles them when the program starts, the driver launches them on libtorch's stream.
+//! Compiling is tested on machines with NVRTC. Launching is untested: no machine with a GPU has run it yet.
 //!
-//! NVRTC is opened here, for cudarc panics where it does not find it.
+//! NVRTC is opened here because cudarc panics if it is missing.
 #![expect(unsafe_code, reason = "NVRTC and the driver are C libraries")]
 
 use super::gpu::{self, Launch, THREADS, Task};
@@ -14,7 +14,7 @@ use std::ptr::{null, null_mut};
 
 const SOURCE: &str = include_str!("kernels.cu");
 
-/// The functions of NVRTC that are used here, by <https://docs.nvidia.com/cuda/nvrtc/>.
+/// The NVRTC functions that are called here; see <https://docs.nvidia.com/cuda/nvrtc/>.
 struct Nvrtc {
     create_program: unsafe extern "C" fn(
         *mut Handle,
@@ -26,41 +26,42 @@ struct Nvrtc {
     ) -> c_int,
     compile_program: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> c_int,
     destroy_program: unsafe extern "C" fn(*mut Handle) -> c_int,
-    log: Bytes,
-    cubin: Bytes,
-    ptx: Bytes,
+    log: BytesGetter,
+    cubin: BytesGetter,
+    ptx: BytesGetter,
     count_archs: unsafe extern "C" fn(*mut c_int) -> c_int,
     archs: unsafe extern "C" fn(*mut c_int) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     _library: Library,
 }
 
-/// How bytes are asked of a program: first how many, then they.
+/// The two functions that return a program's bytes: their number, then the bytes.
 #[derive(Clone, Copy)]
-struct Bytes {
+struct BytesGetter {
     size: unsafe extern "C" fn(Handle, *mut usize) -> c_int,
     get: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
 }
 
 impl Nvrtc {
-    /// libtorch's own first: libcaffe2_nvrtc.so brings the NVRTC that it is linked with.
+    /// Prefers libtorch's own: libcaffe2_nvrtc.so loads the NVRTC that it is linked with.
     fn open() -> Result<Self, String> {
         let library =
             open_library(&["libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])?;
         let l = &library;
-        // SAFETY: the signatures of NVRTC's documentation; the library is kept beside them.
+        // SAFETY: the signatures are those of NVRTC's documentation; `_library` keeps the library open.
         unsafe {
-            let bytes = |of: &str| {
-                let (size, get) = (format!("nvrtcGet{of}Size"), format!("nvrtcGet{of}"));
-                Ok::<_, String>(Bytes { size: load_function(l, &size)?, get: load_function(l, &get)? })
+            let getter = |what: &str| {
+                let size = load_function(l, &format!("nvrtcGet{what}Size"))?;
+                let get = load_function(l, &format!("nvrtcGet{what}"))?;
+                Ok::<_, String>(BytesGetter { size, get })
             };
             Ok(Self {
                 create_program: load_function(l, "nvrtcCreateProgram")?,
                 compile_program: load_function(l, "nvrtcCompileProgram")?,
                 destroy_program: load_function(l, "nvrtcDestroyProgram")?,
-                log: bytes("ProgramLog")?,
-                cubin: bytes("CUBIN")?,
-                ptx: bytes("PTX")?,
+                log: getter("ProgramLog")?,
+                cubin: getter("CUBIN")?,
+                ptx: getter("PTX")?,
                 count_archs: load_function(l, "nvrtcGetNumSupportedArchs")?,
                 archs: load_function(l, "nvrtcGetSupportedArchs")?,
                 error_string: load_function(l, "nvrtcGetErrorString")?,
@@ -73,23 +74,23 @@ impl Nvrtc {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: any number is allowed; the result is a string of the library's own.
+        // SAFETY: any number is allowed; the result is a string in the library.
         let text = unsafe { CStr::from_ptr((self.error_string)(code)) }.to_string_lossy();
         Err(format!("{call} failed with code {code}: {text}"))
     }
 
-    /// What a GPU of compute capability `capability`, such as 90, loads: its machine code; from an NVRTC older than the GPU,
-    /// the newest PTX that it knows, which the driver compiles.
+    /// Compiles for a GPU of compute capability `capability`, such as 90: to its machine code, or with an NVRTC older than the
+    /// GPU to the newest PTX that this NVRTC knows, which the driver compiles.
     fn compile(&self, source: &str, capability: c_int) -> Result<Vec<u8>, String> {
         let mut count = 0;
         // SAFETY: room for the number that is written.
         self.check(unsafe { (self.count_archs)(&mut count) }, "nvrtcGetNumSupportedArchs")?;
         let mut archs = vec![0; count as usize];
-        // SAFETY: room for as many numbers as there are.
+        // SAFETY: room for `count` numbers.
         self.check(unsafe { (self.archs)(archs.as_mut_ptr()) }, "nvrtcGetSupportedArchs")?;
         let nearest = archs.into_iter().filter(|&arch| arch <= capability).max();
         let nearest =
-            nearest.ok_or_else(|| format!("NVRTC knows no GPU as old as compute capability {capability}"))?;
+            nearest.ok_or_else(|| format!("NVRTC no longer supports compute capability {capability}"))?;
         let (arch, code) = if nearest == capability { ("sm", self.cubin) } else { ("compute", self.ptx) };
 
         let source = CString::new(source).expect("no NUL in the source");
@@ -103,12 +104,12 @@ impl Nvrtc {
         let options = [format!("--gpu-architecture={arch}_{nearest}"), "--std=c++17".into()];
         let options = options.map(|option| CString::new(option).expect("no NUL"));
         let pointers = options.each_ref().map(|option| option.as_ptr());
-        // SAFETY: a living program; as many NUL-terminated strings as are said to be.
+        // SAFETY: a living program; an array of NUL-terminated strings of the length given.
         let compiled = unsafe { (self.compile_program)(program, pointers.len() as c_int, pointers.as_ptr()) };
         let result = match self.check(compiled, "nvrtcCompileProgram") {
-            Ok(()) => self.bytes(code, program),
+            Ok(()) => self.get_bytes(code, program),
             Err(error) => {
-                let log = self.bytes(self.log, program).unwrap_or_default();
+                let log = self.get_bytes(self.log, program).unwrap_or_default();
                 let log = String::from_utf8_lossy(&log);
                 Err(format!("{error}: {}", log.trim_end_matches('\0').trim()))
             }
@@ -119,60 +120,62 @@ impl Nvrtc {
         result
     }
 
-    fn bytes(&self, of: Bytes, program: Handle) -> Result<Vec<u8>, String> {
+    fn get_bytes(&self, getter: BytesGetter, program: Handle) -> Result<Vec<u8>, String> {
         let mut size = 0;
         // SAFETY: a living program, and room for the number that is written.
-        self.check(unsafe { (of.size)(program, &mut size) }, "asking NVRTC for a size")?;
+        self.check(unsafe { (getter.size)(program, &mut size) }, "reading the size of NVRTC's result")?;
         let mut bytes = vec![0_u8; size];
-        // SAFETY: room for as many bytes as NVRTC has said.
-        self.check(unsafe { (of.get)(program, bytes.as_mut_ptr().cast()) }, "asking NVRTC for its result")?;
+        // SAFETY: room for `size` bytes.
+        self.check(unsafe { (getter.get)(program, bytes.as_mut_ptr().cast()) }, "reading NVRTC's result")?;
         Ok(bytes)
     }
 }
 
-/// One GPU with the kernels loaded.
+/// A GPU with the kernels loaded.
 pub struct Cuda {
     driver: Driver,
     device: usize,
-    /// The device's primary one, which libtorch uses too.
+    /// The device's primary context, which libtorch uses too.
     context: Handle,
     functions: HashMap<String, Handle>,
 }
 
-// SAFETY: contexts and functions may be used from any thread, by several at a time; nothing here changes.
+// SAFETY: several threads may use contexts and functions at a time; nothing here changes.
 unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
 
 impl Cuda {
-    /// Compiles the kernels for GPU `device`, by libtorch's number for it, and loads them there.
+    /// Compiles the kernels for the GPU that libtorch knows as `device`, and loads them there.
     pub fn new(device: usize) -> Result<Self, String> {
         let driver = Driver::open()?;
-        let (handle, mut capability) = (driver.device(device)?, [0; 2]);
+        let handle = driver.device(device)?;
+        let mut capability = [0; 2];
         let mut context = null_mut();
         for (number, attribute) in capability.iter_mut().zip([75, 76]) {
             // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
             // SAFETY: a device's handle; room for the number that is written.
-            let asked = unsafe { (driver.get_attribute)(number, attribute, handle) };
-            driver.check(asked, "cuDeviceGetAttribute")?;
+            let read = unsafe { (driver.get_attribute)(number, attribute, handle) };
+            driver.check(read, "cuDeviceGetAttribute")?;
         }
         let code = Nvrtc::open()?.compile(SOURCE, 10 * capability[0] + capability[1])?;
-        // SAFETY: as above; the context is retained for good.
+        // SAFETY: as above; the context is never released.
         let retained = unsafe { (driver.retain_primary)(&mut context, handle) };
         driver.check(retained, "cuDevicePrimaryCtxRetain")?;
         let mut cuda = Self { driver, device, context, functions: HashMap::new() };
-        cuda.functions = cuda.within(|driver| {
+        cuda.functions = cuda.with_context(|driver| {
             let mut module = null_mut();
             // SAFETY: machine code, or PTX with its NUL, as NVRTC gave it; the module is never unloaded.
             let loaded = unsafe { (driver.load_module)(&mut module, code.as_ptr().cast()) };
             driver.check(loaded, "cuModuleLoadData")?;
             let find = |name: String| {
-                let (mut function, text) = (null_mut(), CString::new(&*name).expect("no NUL"));
+                let mut function = null_mut();
+                let text = CString::new(&*name).expect("no NUL");
                 // SAFETY: a loaded module and a NUL-terminated string.
                 let found = unsafe { (driver.get_function)(&mut function, module, text.as_ptr()) };
                 driver.check(found, &format!("cuModuleGetFunction of {name}")).map(|()| (name, function))
             };
-            gpu::names().into_iter().map(find).collect()
+            gpu::kernel_names().into_iter().map(find).collect()
         })?;
         Ok(cuda)
     }
@@ -182,9 +185,9 @@ impl Cuda {
         self.device
     }
 
-    /// With the GPU's context as this thread's current one; then with what was before: a thread that libtorch has served
-    /// from its cache alone may have none.
-    fn within<R>(&self, act: impl FnOnce(&Driver) -> Result<R, String>) -> Result<R, String> {
+    /// Runs `act` with the GPU's context as this thread's current one, and restores the previous one. A thread may have none, if
+    /// libtorch has served all its requests from its cache.
+    fn with_context<R>(&self, act: impl FnOnce(&Driver) -> Result<R, String>) -> Result<R, String> {
         // SAFETY: a retained context.
         self.driver.check(unsafe { (self.driver.push_context)(self.context) }, "cuCtxPushCurrent")?;
         let result = act(&self.driver);
@@ -202,16 +205,18 @@ impl fmt::Debug for Cuda {
 }
 
 impl Launch for Cuda {
-    /// On the stream that this thread uses; on a thread of autograd's, that is the forward pass's.
+    /// On this thread's current stream, which on an autograd thread is the forward pass's.
     unsafe fn launch(&self, kernel: &str, blocks: i64, task: &Task) {
         let blocks = c_uint::try_from(blocks).expect("fewer blocks than 2³¹");
-        let (function, stream) = (self.functions[kernel], current_stream_handle(self.device));
+        let function = self.functions[kernel];
+        let stream = current_stream_handle(self.device);
         let mut parameters = [std::ptr::from_ref(task).cast_mut().cast::<c_void>()];
-        let launched = self.within(|driver| {
-            // SAFETY: one parameter, a Task, which the call copies; no shared memory but the kernel's own. The caller answers
-            // for the memory that the task names.
+        let launched = self.with_context(|driver| {
+            // SAFETY: one parameter, a Task, which the call copies; no dynamic shared memory. The caller guarantees the memory that
+            // the task names.
             let returned = unsafe {
-                let (parameters, threads) = (parameters.as_mut_ptr(), THREADS as c_uint);
+                let parameters = parameters.as_mut_ptr();
+                let threads = THREADS as c_uint;
                 (driver.launch_kernel)(
                     function,
                     blocks,
@@ -236,18 +241,17 @@ impl Launch for Cuda {
 mod tests {
     use super::*;
 
-    /// A machine without a GPU is told what it lacks.
     #[test]
-    fn without_a_driver_there_are_none() {
+    fn error_without_a_driver_names_the_missing_library() {
         match Driver::open() {
             Ok(_) => println!("skipped: there is a driver"),
             Err(_) => assert!(Cuda::new(0).unwrap_err().contains("libcuda.so.1")),
         }
     }
 
-    /// Machine code for three generations, PTX for one that is not there yet; and an error is told with its line.
+    /// To machine code for three generations, and to PTX for one that does not exist yet. An error names its line.
     #[test]
-    fn nvrtc_compiles_the_kernels() {
+    fn nvrtc_compiles_all_kernels() {
         let nvrtc = match Nvrtc::open() {
             Ok(nvrtc) => nvrtc,
             Err(reason) => return println!("skipped: {reason}"),
@@ -256,7 +260,7 @@ mod tests {
             let code = nvrtc.compile(SOURCE, capability).unwrap();
             let text = String::from_utf8_lossy(&code);
             assert_eq!(code.starts_with(b"\x7fELF"), capability != 9999, "{capability}");
-            for name in gpu::names() {
+            for name in gpu::kernel_names() {
                 assert!(text.contains(&name), "{name} for {capability}");
             }
             println!("compute capability {capability}: {} bytes", code.len());

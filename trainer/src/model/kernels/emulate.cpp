@@ -1,6 +1,6 @@
-// Runs kernels.cu on a CPU, for tests: a block's threads are fibers on one thread of the host, which let one another go on at
-// barriers alone. Their order is drawn anew after each barrier, so that a barrier which is missing changes results, and a
-// barrier which not all of a block's threads come to is an error. Blocks run in an order drawn anew too.
+// Runs kernels.cu on a CPU, for tests. A block's threads are fibers on one thread of the host, which switch only at barriers. Their
+// order is random after each barrier, so a missing barrier changes results. A barrier that not all threads of a block reach is
+// an error. Blocks run in random order too.
 //
 //     c++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I<folder of kernels.cu> emulate.cpp
 
@@ -58,7 +58,7 @@ thread_local Block *running = nullptr;
 void body() {
     running->kernel(*running->task);
     running->over[threadIdx.x] = true;
-}  // to the scheduler, which follows
+}  // returns to the scheduler, by uc_link
 
 }  // namespace
 
@@ -71,7 +71,7 @@ extern "C" {
 
 size_t task_bytes() { return sizeof(Task); }
 
-// 0, or 1 where some threads of a block ended while others waited at a barrier.
+// Returns 0, or 1 if some threads of a block ended while others waited at a barrier.
 int emulate(void (*kernel)(Task), unsigned blocks, const Task *task, unsigned seed) {
     std::mt19937 random(seed);
     std::vector<unsigned> order(THREADS), places(blocks);

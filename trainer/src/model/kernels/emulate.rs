@@ -1,4 +1,4 @@
-//! The kernels of `kernels.cu` on a CPU, for tests, by `emulate.cpp`.
+//! Runs the kernels of `kernels.cu` on a CPU, for tests, by `emulate.cpp`.
 #![expect(unsafe_code, reason = "kernels are functions of a C++ library")]
 
 use super::gpu::{Launch, Task};
@@ -8,12 +8,12 @@ use std::ffi::{c_int, c_uint};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-type Kernel = unsafe extern "C" fn(Task);
+type KernelFunction = unsafe extern "C" fn(Task);
 
 struct Emulator {
     library: Library,
-    emulate: unsafe extern "C" fn(Kernel, c_uint, *const Task, c_uint) -> c_int,
-    /// No two launches take threads and blocks in the same order.
+    emulate: unsafe extern "C" fn(KernelFunction, c_uint, *const Task, c_uint) -> c_int,
+    /// Each launch runs threads and blocks in another order.
     seed: AtomicU32,
 }
 
@@ -24,8 +24,8 @@ pub fn kernels() -> &'static dyn Launch {
 
 impl Emulator {
     fn compile() -> Self {
-        let library = cpp_library::library("model/kernels/emulate.cpp", &["-O2", "-ffp-contract=off"]);
-        // SAFETY: the signatures are those of emulate.cpp; the library is kept for as long as the process lives.
+        let library = cpp_library::compile("model/kernels/emulate.cpp", &["-O2", "-ffp-contract=off"]);
+        // SAFETY: the signatures are those of emulate.cpp; the library lives as long as the process.
         unsafe {
             let task_bytes = *library.get::<unsafe extern "C" fn() -> usize>(b"task_bytes").unwrap();
             assert_eq!(task_bytes(), size_of::<Task>());
@@ -38,11 +38,12 @@ impl Emulator {
 impl Launch for Emulator {
     unsafe fn launch(&self, kernel: &str, blocks: i64, task: &Task) {
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the kernel is of that type; the caller answers for what it does.
+        // SAFETY: kernels have this type; the caller guarantees the memory that the task names.
         let returned = unsafe {
-            let function = *self.library.get::<Kernel>(kernel.as_bytes()).expect("a kernel of that name");
+            let function =
+                *self.library.get::<KernelFunction>(kernel.as_bytes()).expect("a kernel of that name");
             (self.emulate)(function, blocks.try_into().unwrap(), task, seed)
         };
-        assert_eq!(returned, 0, "{kernel}: a barrier that not all threads of a block come to");
+        assert_eq!(returned, 0, "{kernel}: not all threads of a block reach a barrier");
     }
 }

@@ -1,25 +1,24 @@
-//! What the kernels of `kernels.cu` are asked for, one after another, and the memory between them, which is libtorch's: its
-//! allocator gives memory out anew in the order of the stream that it was used on. Who launches is behind [`Launch`]: a GPU
-//! (`cuda.rs`), or in tests a CPU.
+//! The launches of `kernels.cu` and the memory between them. libtorch's allocator owns that memory, and reuses it in the order of
+//! the stream that used it. [`Launch`] runs a kernel: on a GPU (`cuda.rs`), or in tests on a CPU (`emulate.rs`).
 #![expect(unsafe_code, reason = "kernels are given addresses")]
 
-use super::{Given, Norm, Passes, Tail};
+use super::{EpilogueKind, Kernel, NormTensors, Operands};
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use tch::{Kind, Tensor};
 
-/// Threads of every block, as `kernels.cu` has it.
+/// Threads of every block; equal to THREADS of `kernels.cu`.
 pub const THREADS: i64 = 256;
-/// Channels of a block that adds up over slabs, as `kernels.cu` has it.
+/// Channels of a block that sums over slabs; equal to CHANNELS of `kernels.cu`.
 const CHANNELS: i64 = 8;
-/// Threads side by side on a pixel's channels at most: 512 neighbouring bytes.
+/// At most so many threads share a pixel's channels: 512 neighbouring bytes.
 const COLUMNS: i64 = 32;
-/// Blocks to aim at, enough for any GPU: the same on all, so that results are.
+/// The number of blocks to aim at: enough for any GPU, and the same on all GPUs, so that results are too.
 const BLOCKS: i64 = 2048;
-/// Pixels of a thread at least, where samples are cut: a block's sums are then 3 % of what it reads.
+/// If samples are cut into slabs, a thread has at least so many pixels: a block's sums are then 3 % of what it reads.
 const PIXELS: i64 = 16;
 
-/// `Task` of `kernels.cu`, where each field is explained.
+/// `Task` of `kernels.cu`, which documents each field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Task {
@@ -53,41 +52,45 @@ pub struct Task {
     columns: i64,
 }
 
-/// What runs kernels.
+/// Runs kernels.
 pub trait Launch: Send + Sync {
-    /// Starts `blocks` blocks of a kernel, after whatever this thread has started on the device; panics where the device is
+    /// Starts `blocks` blocks of a kernel, after all work that this thread has started on the device. Panics if the device is
     /// lost.
     ///
     /// # Safety
-    /// `task` has the memory that the kernel reads and writes, on the device, until what follows it there.
+    /// The memory that `task` names is valid on the device until the kernel has run.
     unsafe fn launch(&self, kernel: &str, blocks: i64, task: &Task);
 }
 
 /// The names of all kernels.
-pub fn names() -> Vec<String> {
+pub fn kernel_names() -> Vec<String> {
     let mut names = vec!["statistics".to_owned(), "fold".to_owned(), "gradients".to_owned()];
     for element in ["f32", "bf16"] {
         names.extend(["moments", "pixels"].map(|kernel| format!("{kernel}_{element}")));
         for kernel in ["forward", "reduce", "backward"] {
-            names.extend(TAILS.map(|(_, tail)| format!("{kernel}_{element}_{tail}")));
+            let epilogues = EpilogueKind::ALL.map(epilogue_name);
+            names.extend(epilogues.map(|epilogue| format!("{kernel}_{element}_{epilogue}")));
         }
     }
     names
 }
 
-const TAILS: [(Tail, &str); 4] = [
-    (Tail::Relu, "relu"),
-    (Tail::AddRelu, "add_relu"),
-    (Tail::Blend, "blend"),
-    (Tail::BlendApart, "blend_apart"),
-];
+/// The epilogue's name in kernels' names.
+fn epilogue_name(epilogue: EpilogueKind) -> &'static str {
+    match epilogue {
+        EpilogueKind::Relu => "relu",
+        EpilogueKind::AddRelu => "add_relu",
+        EpilogueKind::Blend => "blend",
+        EpilogueKind::BlendWithSkip => "blend_apart",
+    }
+}
 
-/// What the backward pass needs of the forward pass.
-pub struct Saved {
+/// The operands and their size.
+pub struct GpuKernel {
     kernels: &'static dyn Launch,
-    given: Given,
+    operands: Operands,
     element: &'static str,
-    /// As a kernel's name ends.
+    /// The end of a kernel's name: element and epilogue.
     suffix: String,
     samples: i64,
     /// Of one sample.
@@ -96,17 +99,18 @@ pub struct Saved {
 }
 
 impl Task {
-    /// Nothing to do yet, for so many pixels of so many samples, cut as the head of `kernels.cu` says into slabs and tiles of
-    /// threads with `lanes` channels each.
-    fn new(samples: i64, pixels: i64, channels: i64, lanes: i64) -> Self {
+    /// A task without addresses for `samples` samples of `pixels` pixels, cut into slabs and tiles as the head of `kernels.cu`
+    /// describes. Each thread has `lanes` channels.
+    fn without_addresses(samples: i64, pixels: i64, channels: i64, lanes: i64) -> Self {
         let chunks = channels / lanes;
         let columns = 1 << chunks.min(COLUMNS).ilog2();
-        let (tiles, rows) = (parts(chunks, columns), THREADS / columns);
-        let slabs = parts(BLOCKS, samples * tiles).min(parts(pixels, rows * PIXELS));
-        let slab = parts(pixels, slabs);
-        // SAFETY: null addresses and zeros are values of all fields.
-        let nothing: Self = unsafe { std::mem::zeroed() };
-        Self { samples, pixels, channels, slabs: parts(pixels, slab), slab, tiles, columns, ..nothing }
+        let tiles = div_ceil(chunks, columns);
+        let rows = THREADS / columns;
+        let slabs = div_ceil(BLOCKS, samples * tiles).min(div_ceil(pixels, rows * PIXELS));
+        let slab = div_ceil(pixels, slabs);
+        // SAFETY: all fields are addresses and numbers, which may be zero.
+        let zeroed: Self = unsafe { std::mem::zeroed() };
+        Self { samples, pixels, channels, slabs: div_ceil(pixels, slab), slab, tiles, columns, ..zeroed }
     }
 
     fn blocks(&self) -> i64 {
@@ -114,93 +118,100 @@ impl Task {
     }
 }
 
-/// How many parts of `of` make at least `whole`.
-fn parts(whole: i64, of: i64) -> i64 {
-    (whole + of - 1) / of
+/// ⌈whole / part⌉, of positive numbers.
+fn div_ceil(whole: i64, part: i64) -> i64 {
+    (whole + part - 1) / part
 }
 
-/// A tensor's address; null where there is none or it is empty.
+/// A tensor's address; null for no tensor or an empty one.
 fn address<'a, T>(x: impl Into<Option<&'a Tensor>>) -> *mut T {
     x.into().filter(|x| x.numel() > 0).map_or(null_mut(), |x| x.data_ptr().cast())
 }
 
-/// The address of as many f32 as `count`.
-fn floats(x: &Tensor, count: i64) -> *mut f32 {
-    assert!(x.kind() == Kind::Float && x.numel() as i64 == count && x.is_contiguous(), "{count} of {x:?}");
+/// The address of a contiguous tensor of `count` f32.
+fn f32_address(x: &Tensor, count: i64) -> *mut f32 {
+    assert!(
+        x.kind() == Kind::Float && x.numel() as i64 == count && x.is_contiguous(),
+        "{x:?} is not {count} contiguous f32"
+    );
     address(x)
 }
 
-/// `x`, or a copy of it where a thread's 16 bytes would lie across the borders of such.
-fn aligned(x: Tensor) -> Tensor {
+/// `x` at an address that is a multiple of 16, as a thread's loads require; a copy if it is not.
+fn align(x: Tensor) -> Tensor {
     if x.numel() > 0 && !x.data_ptr().addr().is_multiple_of(16) { x.copy() } else { x }
 }
 
-impl Saved {
-    pub fn new(kernels: &'static dyn Launch, given: Given) -> Self {
-        let Given { h, shortcut, skip, v, tail } = given;
-        let [h, shortcut, skip] = [h, shortcut, skip].map(aligned);
+impl GpuKernel {
+    pub fn new(kernels: &'static dyn Launch, operands: Operands) -> Self {
+        let Operands { h, shortcut, skip, v, epilogue } = operands;
+        let [h, shortcut, skip] = [h, shortcut, skip].map(align);
         for operand in [&shortcut, &skip] {
-            assert!(operand.numel() == 0 || operand.kind() == h.kind(), "{operand:?} beside {h:?}");
+            assert!(
+                operand.numel() == 0 || operand.kind() == h.kind(),
+                "{operand:?} has another kind than {h:?}"
+            );
         }
         let (samples, channels, height, width) = h.size4().expect("[N, C, H, W]");
         let element = element(h.kind());
-        let (_, name) = TAILS.into_iter().find(|&(one, _)| one == tail).expect("one of four");
-        let (pixels, suffix) = (height * width, format!("{element}_{name}"));
-        let given = Given { h, shortcut, skip, v, tail };
-        Self { kernels, given, element, suffix, samples, pixels, channels }
+        let suffix = format!("{element}_{}", epilogue_name(epilogue));
+        let operands = Operands { h, shortcut, skip, v, epilogue };
+        Self { kernels, operands, element, suffix, samples, pixels: height * width, channels }
     }
 
-    /// With the operands' addresses.
+    /// A task with the operands' addresses.
     fn task(&self, samples: i64, pixels: i64) -> Task {
-        let Given { h, shortcut, skip, v, .. } = &self.given;
+        let Operands { h, shortcut, skip, v, .. } = &self.operands;
         Task {
             h: address(h),
             shortcut: address(shortcut),
             skip: address(skip),
-            v: if v.numel() == 0 { null() } else { floats(v, self.samples) },
-            ..Task::new(samples, pixels, self.channels, lanes(h.kind()))
+            v: if v.numel() == 0 { null() } else { f32_address(v, self.samples) },
+            ..Task::without_addresses(samples, pixels, self.channels, lanes(h.kind()))
         }
     }
 
     fn launch(&self, kernel: &str, blocks: i64, task: &Task) {
-        // SAFETY: the addresses are those of contiguous tensors of the shapes that the kernel works on, or null where it has
-        // no use for them; they live until the call returns, and libtorch gives their memory to nobody before the kernel on
-        // this stream.
+        // SAFETY: the addresses are those of contiguous tensors of the shapes that the kernel works on, or null if it does not
+        // use them. They live until the call returns, and libtorch reuses their memory only after the kernel on this stream.
         unsafe { self.kernels.launch(kernel, blocks, task) };
     }
 
     /// Σ over k of `task.partials` `[outer, count, inner]`.
     fn fold(&self, partials: *mut f32, [outer, count, inner]: [i64; 3]) -> Tensor {
-        let sums = self.floats([outer, inner]);
-        let numbers = Task::new(outer, 1, inner, 1);
-        let task = Task { partials, sums: address(&sums), slabs: count, ..numbers };
-        self.launch("fold", parts(outer * inner, THREADS), &task);
+        let sums = self.empty_f32([outer, inner]);
+        let task = Task::without_addresses(outer, 1, inner, 1);
+        let task = Task { partials, sums: address(&sums), slabs: count, ..task };
+        self.launch("fold", div_ceil(outer * inner, THREADS), &task);
         sums
     }
 
-    fn floats<const N: usize>(&self, shape: [i64; N]) -> Tensor {
-        Tensor::empty(shape, (Kind::Float, self.given.h.device()))
+    fn empty_f32<const N: usize>(&self, shape: [i64; N]) -> Tensor {
+        Tensor::empty(shape, (Kind::Float, self.operands.h.device()))
     }
 }
 
-impl Passes for Saved {
+impl Kernel for GpuKernel {
     /// Mean, 1/σ, scale and β, f32 `[4, C]`.
-    type Kept = Tensor;
+    type SavedForBackward = Tensor;
 
-    fn forward(&self, norm: &Norm) -> (Tensor, Tensor, Tensor) {
-        let (n, c) = (self.samples, self.channels);
-        let affine = self.floats([4, c]);
-        // Statistics know no samples.
+    fn forward(&self, norm: &NormTensors) -> (Tensor, Tensor, Tensor) {
+        let n = self.samples;
+        let c = self.channels;
+        let affine = self.empty_f32([4, c]);
+        // For the statistics all pixels are those of one sample.
         let mut task = self.task(1, n * self.pixels);
-        let partials = self.floats([task.slabs, 2, c]);
+        let partials = self.empty_f32([task.slabs, 2, c]);
         task.partials = address(&partials);
         self.launch(&format!("moments_{}", self.element), task.blocks(), &task);
-        let (running_mean, running_var) =
-            norm.running.map_or((null_mut(), null_mut()), |(mean, var)| (floats(mean, c), floats(var, c)));
+        let (running_mean, running_var) = match norm.running {
+            Some((mean, var)) => (f32_address(mean, c), f32_address(var, c)),
+            None => (null_mut(), null_mut()),
+        };
         let task = Task {
             affine: address(&affine),
-            weight: floats(norm.weight, c),
-            bias: floats(norm.bias, c),
+            weight: f32_address(norm.weight, c),
+            bias: f32_address(norm.bias, c),
             running_mean,
             running_var,
             momentum: norm.momentum,
@@ -209,9 +220,9 @@ impl Passes for Saved {
         };
         self.launch("statistics", c / CHANNELS, &task);
 
-        let out = self.given.h.empty_like();
+        let out = self.operands.h.empty_like();
         let task = self.task(n, self.pixels);
-        let pooled = self.floats([n, task.slabs, c]);
+        let pooled = self.empty_f32([n, task.slabs, c]);
         let task = Task { affine: address(&affine), out: address(&out), partials: address(&pooled), ..task };
         self.launch(&format!("forward_{}", self.suffix), task.blocks(), &task);
         let mean = match task.slabs {
@@ -221,20 +232,32 @@ impl Passes for Saved {
         (affine, out, mean)
     }
 
-    fn backward(&self, affine: &Tensor, out: Option<Tensor>, mean: Option<Tensor>) -> [Option<Tensor>; 6] {
-        let (n, c, h) = (self.samples, self.channels, &self.given.h);
-        let [out, mean] = [out, mean].map(|gradient| gradient.map(aligned));
-        if let Some(out) = &out {
-            assert!(out.kind() == h.kind() && out.size() == h.size(), "the gradient {out:?} of {h:?}");
+    fn backward(
+        &self,
+        affine: &Tensor,
+        out_gradient: Option<Tensor>,
+        mean_gradient: Option<Tensor>,
+    ) -> [Option<Tensor>; 6] {
+        let n = self.samples;
+        let c = self.channels;
+        let h = &self.operands.h;
+        let epilogue = self.operands.epilogue;
+        let [out_gradient, mean_gradient] = [out_gradient, mean_gradient].map(|gradient| gradient.map(align));
+        if let Some(gradient) = &out_gradient {
+            assert!(
+                gradient.kind() == h.kind() && gradient.size() == h.size(),
+                "the gradient {gradient:?} of {h:?}"
+            );
         }
         let task = self.task(n, self.pixels);
-        let (slabs, tiles) = (task.slabs, task.tiles);
+        let slabs = task.slabs;
+        let tiles = task.tiles;
         let sums = 2 * n * slabs * c;
-        let partials = self.floats([sums + n * slabs * tiles]);
-        let slopes = self.floats([4, c]);
+        let partials = self.empty_f32([sums + n * slabs * tiles]);
+        let slopes = self.empty_f32([4, c]);
         let mut task = Task {
-            out_gradient: address(out.as_ref()),
-            mean_gradient: mean.as_ref().map_or(null_mut(), |mean| floats(mean, n * c)),
+            out_gradient: address(out_gradient.as_ref()),
+            mean_gradient: mean_gradient.as_ref().map_or(null_mut(), |mean| f32_address(mean, n * c)),
             partials: address(&partials),
             affine: address(affine),
             slopes: address(&slopes),
@@ -242,23 +265,31 @@ impl Passes for Saved {
         };
         self.launch(&format!("reduce_{}", self.suffix), task.blocks(), &task);
         self.launch("gradients", c / CHANNELS, &task);
-        let of_h = h.empty_like();
-        let shortcut = (self.given.tail != Tail::Relu).then(|| h.empty_like());
-        let skip = (self.given.tail == Tail::BlendApart).then(|| h.empty_like());
-        task.h_gradient = address(&of_h);
-        task.shortcut_gradient = address(shortcut.as_ref());
-        task.skip_gradient = address(skip.as_ref());
+        let h_gradient = h.empty_like();
+        let shortcut_gradient = epilogue.adds_shortcut().then(|| h.empty_like());
+        let skip_gradient = (epilogue == EpilogueKind::BlendWithSkip).then(|| h.empty_like());
+        task.h_gradient = address(&h_gradient);
+        task.shortcut_gradient = address(shortcut_gradient.as_ref());
+        task.skip_gradient = address(skip_gradient.as_ref());
         self.launch(&format!("backward_{}", self.suffix), task.blocks(), &task);
-        let v = matches!(self.given.tail, Tail::Blend | Tail::BlendApart).then(|| {
+        let v_gradient = epilogue.blends().then(|| {
             let blend = partials.narrow(0, sums, n * slabs * tiles);
             self.fold(address(&blend), [n, slabs * tiles, 1]).view([n])
         });
-        [Some(of_h), Some(slopes.get(2)), Some(slopes.get(3)), shortcut, skip, v]
+        let weight_gradient = Some(slopes.get(2));
+        let bias_gradient = Some(slopes.get(3));
+        [Some(h_gradient), weight_gradient, bias_gradient, shortcut_gradient, skip_gradient, v_gradient]
     }
 }
 
-/// [`super::pixels`] by `kernels`.
-pub fn pixels(kernels: &dyn Launch, bytes: &Tensor, mean: &Tensor, std: &Tensor, kind: Kind) -> Tensor {
+/// [`super::normalise_pixels`] by `kernels`.
+pub fn normalise_pixels(
+    kernels: &dyn Launch,
+    bytes: &Tensor,
+    mean: &Tensor,
+    std: &Tensor,
+    kind: Kind,
+) -> Tensor {
     let (n, height, width, c) = bytes.size4().expect("[N, H, W, C]");
     assert_eq!(bytes.kind(), Kind::Uint8);
     let bytes = bytes.contiguous();
@@ -266,27 +297,27 @@ pub fn pixels(kernels: &dyn Launch, bytes: &Tensor, mean: &Tensor, std: &Tensor,
     let task = Task {
         out: address(&out),
         bytes: address(&bytes),
-        weight: floats(mean, c),
-        bias: floats(std, c),
-        ..Task::new(n, height * width, c, 1)
+        weight: f32_address(mean, c),
+        bias: f32_address(std, c),
+        ..Task::without_addresses(n, height * width, c, 1)
     };
-    let blocks = parts(n * height * width * c, THREADS * lanes(kind));
-    // SAFETY: bytes and as many elements, and C numbers twice, of contiguous tensors that live until the call returns, whose
-    // memory libtorch gives to nobody before the kernel on this stream.
+    let blocks = div_ceil(n * height * width * c, THREADS * lanes(kind));
+    // SAFETY: contiguous tensors of as many bytes as elements, and of C numbers twice. They live until the call returns, and
+    // libtorch reuses their memory only after the kernel on this stream.
     unsafe { kernels.launch(&format!("pixels_{}", element(kind)), blocks, &task) };
     out.permute([0, 3, 1, 2])
 }
 
-/// What `kernels.cu` calls the elements of a kind.
+/// The name of a kind in kernels' names.
 fn element(kind: Kind) -> &'static str {
     match kind {
         Kind::Float => "f32",
         Kind::BFloat16 => "bf16",
-        kind => panic!("no kernel is for {kind:?}"),
+        kind => panic!("no kernel takes {kind:?}"),
     }
 }
 
-/// Elements of a kind in 16 bytes.
+/// How many elements of a kind 16 bytes hold.
 fn lanes(kind: Kind) -> i64 {
     16 / kind.elt_size_in_bytes() as i64
 }
@@ -295,13 +326,13 @@ fn lanes(kind: Kind) -> i64 {
 mod tests {
     use super::*;
 
-    /// Every pixel and channel is in one slab and tile, every slab has some, and blocks are neither few nor many.
+    /// Also that no slab is empty and blocks are not too many.
     #[test]
-    fn work_is_cut_evenly() {
+    fn slabs_and_tiles_cover_every_pixel_and_channel_once() {
         for samples in [1, 3, 256, 5000] {
             for pixels in [1, 35, 49, 3136, 50176] {
                 for (channels, lanes) in [(16, 8), (48, 4), (256, 8), (2048, 4)] {
-                    let task = Task::new(samples, pixels, channels, lanes);
+                    let task = Task::without_addresses(samples, pixels, channels, lanes);
                     let rows = THREADS / task.columns;
                     assert!(task.slabs * task.slab >= pixels && (task.slabs - 1) * task.slab < pixels);
                     assert!(task.tiles * task.columns * lanes >= channels);

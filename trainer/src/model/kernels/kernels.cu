@@ -1,27 +1,27 @@
-// Batch norm with what follows it, and pixels to activations, as CUDA kernels. Compiled at run time by NVRTC for the GPU at
-// hand (`cuda.rs`), launched by `gpu.rs`, and run by tests on a CPU (`emulate.cpp`), so there is nothing here but plain C++,
-// shared memory and barriers. The formulas are those of `cpu.rs`.
+// CUDA kernels: batch norm fused with the operations that follow it, and the normalisation of pixels. NVRTC compiles them at run
+// time for the GPU that runs them (`cuda.rs`), `gpu.rs` launches them, and tests run them on a CPU (`emulate.cpp`); so they
+// use only plain C++, shared memory and barriers. The formulas are those of `cpu.rs`.
 //
-// Activations are [N, H, W, C], C a multiple of 16, each element f32 or bf16; parameters and arithmetic are f32, sums over
-// blocks f64. There is no atomic operation: a block leaves its sums in `partials`, and a second kernel adds them up in one
-// order, so results do not depend on timing. A thread reads 16 bytes at a time: LANES neighbouring channels of a pixel.
+// Activations are [N, H, W, C], f32 or bf16, with C a multiple of 16. Parameters and arithmetic are f32, sums over blocks f64.
+// There are no atomic operations: each block writes its sums to `partials`, and a second kernel adds them in a fixed order, so
+// results do not depend on timing. A thread reads 16 bytes at a time: LANES neighbouring channels of a pixel.
 //
-// The pixels of each sample are cut into `slabs` of `slab` pixels, the last of which may be shorter, and channels into
-// `tiles` of `columns` threads. A block has one tile of one slab: block (n·slabs + s)·tiles + tile. Its threads stand in rows
-// of `columns`; a row takes every (THREADS / columns)-th pixel.
+// The pixels of each sample are divided into `slabs` of `slab` pixels (the last may be shorter), the channels into `tiles` of
+// `columns` threads. Block (n·slabs + s)·tiles + tile processes one tile of one slab. Its threads form rows of `columns`; a row
+// processes every (THREADS / columns)-th pixel. `APART` says that a block's skip is another tensor than its shortcut.
 
 typedef long long i64;
 typedef float f32;
 
-constexpr int THREADS = 256;  // of every block, as `gpu.rs` has it
+constexpr int THREADS = 256;  // of every block; equal to THREADS of `gpu.rs`
 
 struct bf16 {
     unsigned short bits;
 };
 
-// What a kernel is to do, as `gpu.rs` has it, field by field. What a kernel does not use is null or 0.
+// A kernel's argument; the same struct, field by field, as in `gpu.rs`. Fields that a kernel does not use are null or 0.
 struct Task {
-    // Activations, of the kernel's element.
+    // Activations of the kernel's element type.
     const void *h;
     const void *shortcut;
     const void *skip;
@@ -34,10 +34,10 @@ struct Task {
     // f32.
     const float *v;              // [N]
     const float *mean_gradient;  // [N, C]; null: zero
-    float *partials;             // what a kernel's blocks leave for the next kernel
-    float *sums;                 // what `fold` makes of them
+    float *partials;             // sums of blocks, for the next kernel
+    float *sums;                 // the output of `fold`
     float *affine;               // [4, C]: mean, 1/σ, scale = γ/σ, β
-    float *slopes;               // [4, C]: offset and slope of h's gradient, the gradients of γ and β
+    float *slopes;               // [4, C]: offset and slope of h's gradient; the gradients of γ and β
     const float *weight;         // γ [C]; `pixels`: the mean to subtract
     const float *bias;           // β [C]; `pixels`: the deviation to divide by
     float *running_mean;         // [C] or null
@@ -68,7 +68,7 @@ __device__ void narrow(float lower, float upper, float *to) {
     to[1] = upper;
 }
 
-// To the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 __device__ void narrow(float lower, float upper, bf16 *to) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     unsigned both;
@@ -85,7 +85,7 @@ __device__ void narrow(float lower, float upper, bf16 *to) {
 #endif
 }
 
-// LANES elements from the `at`-th on, as f32; `at` is a multiple of LANES.
+// Loads LANES elements from index `at`, a multiple of LANES, and converts them to f32.
 template <typename T> __device__ void load(float *to, const void *from, i64 at) {
     const Chunk<T> chunk = *reinterpret_cast<const Chunk<T> *>(static_cast<const T *>(from) + at);
 #pragma unroll
@@ -99,7 +99,7 @@ template <typename T> __device__ void store(void *to, i64 at, const float *value
     *reinterpret_cast<Chunk<T> *>(static_cast<T *>(to) + at) = chunk;
 }
 
-// N parameters or sums from the `at`-th on; `at` is a multiple of 4.
+// Loads N parameters or sums from index `at`, a multiple of 4.
 template <int N> __device__ void load_floats(float *to, const float *from, i64 at) {
 #pragma unroll
     for (int i = 0; i < N; i += 4) load<float>(to + i, from, at + i);
@@ -110,19 +110,19 @@ template <int N> __device__ void store_floats(float *to, i64 at, const float *va
     for (int i = 0; i < N; i += 4) store<float>(to, at + i, values + i);
 }
 
-// --- Where a thread works, and sums over a block ------------------------------------------------------------------------------
+// --- A thread's part of the work, and sums over a block -------------------------------------------------------------------------
 
 struct Place {
-    i64 block;    // n·slabs + s, the slab's number
+    i64 block;    // the slab's number, n·slabs + s
     i64 tile;
     i64 sample;
-    i64 channel;  // the thread's first
+    i64 channel;  // the thread's first channel
     i64 first;    // the slab's first pixel, counted over all samples
-    i64 end;      // the first that is not of it
-    i64 from;     // the thread's own first: `end` for threads beyond the last channel
+    i64 end;      // one past the slab's last pixel
+    i64 from;     // the thread's first pixel; `end` for threads beyond the last channel
     int row;
     int rows;
-    bool writes;  // whether the thread has its column's sums in the end
+    bool writes;  // whether the thread writes its column's sums
 };
 
 template <typename T> __device__ Place place(const Task &task) {
@@ -144,11 +144,11 @@ template <typename T> __device__ Place place(const Task &task) {
     return at;
 }
 
-// Adds up `values` over the rows of `columns` threads; row 0 has the sums. All threads come here; rows are a power of two.
+// Adds `values` over the rows of `columns` threads; row 0 gets the sums. All threads call it; the number of rows is a power of two.
 template <int N, typename Number> __device__ void sum_rows(Number *values, int columns) {
     __shared__ Number shared[N][THREADS];
     const int own = static_cast<int>(threadIdx.x);
-    __syncthreads();  // those of the call before have been read
+    __syncthreads();  // all threads have read the previous call's values
 #pragma unroll
     for (int i = 0; i < N; i++) shared[i][own] = values[i];
     for (int reach = THREADS / 2; reach >= columns; reach /= 2) {
@@ -159,13 +159,13 @@ template <int N, typename Number> __device__ void sum_rows(Number *values, int c
         }
     }
 #pragma unroll
-    for (int i = 0; i < N; i++) values[i] = shared[i][own];  // row 0's own: nobody writes to them any more
+    for (int i = 0; i < N; i++) values[i] = shared[i][own];  // no thread writes to row 0 any more
 }
 
 // --- Forward ------------------------------------------------------------------------------------------------------------------
 
-// Channel by channel the mean and Σ (h − mean)² of each slab, [slabs, 2, C], by distances from the slab's first pixel, which
-// loses nothing where the mean is large. Samples don't matter here: there is one, of all pixels.
+// The mean and Σ (h − mean)² of each channel and slab, [slabs, 2, C], from differences from the slab's first pixel, which keeps
+// precision if the mean is large. All pixels are those of one sample here.
 template <typename T> __device__ void moments(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const Place at = place<T>(task);
@@ -195,9 +195,9 @@ template <typename T> __device__ void moments(const Task &task) {
     }
 }
 
-constexpr int CHANNELS = 8;  // of a block that adds up over slabs, each by THREADS / CHANNELS threads
+constexpr int CHANNELS = 8;  // of a block that sums over slabs; THREADS / CHANNELS threads per channel
 
-// `affine` from `moments`, seen by the running statistics. Block b has channels 8·b to 8·b + 7.
+// Computes `affine` from the output of `moments`, and updates the running statistics. Block b has channels 8·b to 8·b + 7.
 extern "C" __global__ void statistics(const Task task) {
     const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
     const double origin = task.partials[c];
@@ -219,14 +219,14 @@ extern "C" __global__ void statistics(const Task task) {
         task.affine[2 * task.channels + c] = static_cast<float>(task.weight[c] * rstd);
         task.affine[3 * task.channels + c] = task.bias[c];
         if (task.running_mean) {
-            const double var = squares / (count > 2.0 ? count - 1.0 : 1.0);  // the unbiased one, as PyTorch has it
+            const double var = squares / (count > 2.0 ? count - 1.0 : 1.0);  // unbiased, as in PyTorch
             task.running_mean[c] += static_cast<float>(task.momentum * (mean - task.running_mean[c]));
             task.running_var[c] += static_cast<float>(task.momentum * (var - task.running_var[c]));
         }
     }
 }
 
-// A channel's own numbers, for LANES channels.
+// The normalisation of LANES channels.
 template <int LANES> struct Affine {
     float mean[LANES], scale[LANES], bias[LANES];
     __device__ Affine(const Task &task, i64 channel) {
@@ -234,14 +234,14 @@ template <int LANES> struct Affine {
         load_floats<LANES>(scale, task.affine, 2 * task.channels + channel);
         load_floats<LANES>(bias, task.affine, 3 * task.channels + channel);
     }
-    // Before the ReLU; to the bit the same wherever it is computed again.
+    // The ReLU's input; bit-identical wherever it is computed again.
     __device__ float z(int i, float off, float shortcut) const { return fmaf(scale[i], off, bias[i]) + shortcut; }
 };
 
-// max(z, 0), and NaN where z is.
+// max(z, 0); NaN for NaN.
 __device__ float relu(float z) { return z <= 0.0f ? 0.0f : z; }
 
-// The output; and of each slab the sum over its pixels, divided by the sample's pixels: [N·slabs, C].
+// The output, and for each slab the sum over its pixels divided by the number of the sample's pixels, [N·slabs, C].
 template <typename T, bool ADD, bool BLEND, bool APART> __device__ void forward(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const Place at = place<T>(task);
@@ -284,7 +284,7 @@ extern "C" __global__ void fold(const Task task) {
 
 // --- Backward -----------------------------------------------------------------------------------------------------------------
 
-// The gradient of the output, to which its mean's is added.
+// Loads the gradient of the output, plus the part that comes from the output's mean.
 template <typename T> __device__ void load_gradient(float *to, const Task &task, i64 chunk, const float *of_mean) {
     constexpr int LANES = Chunk<T>::LANES;
     if (task.out_gradient) load<T>(to, task.out_gradient, chunk);
@@ -292,7 +292,7 @@ template <typename T> __device__ void load_gradient(float *to, const Task &task,
     for (int i = 0; i < LANES; i++) to[i] = task.out_gradient ? to[i] + of_mean[i] : of_mean[i];
 }
 
-// What the gradient of the mean adds to each pixel's.
+// Loads what the gradient of the output's mean adds to the gradient of each pixel.
 template <int LANES> __device__ void load_of_mean(float *to, const Task &task, const Place &at) {
     if (task.mean_gradient) {
         load_floats<LANES>(to, task.mean_gradient, at.sample * task.channels + at.channel);
@@ -300,8 +300,8 @@ template <int LANES> __device__ void load_of_mean(float *to, const Task &task, c
     }
 }
 
-// With dz, the gradient of z: of each slab Σ dz and Σ dz·(h − mean) channel by channel, [N·slabs, 2, C], and, after all of
-// these, what v's gradient is the sum of, [N·slabs, tiles].
+// With dz, the gradient of z: Σ dz and Σ dz·(h − mean) of each slab and channel, [N·slabs, 2, C], followed by the terms of v's
+// gradient, [N·slabs, tiles].
 template <typename T, bool ADD, bool BLEND, bool APART> __device__ void reduce(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const Place at = place<T>(task);
@@ -341,7 +341,7 @@ template <typename T, bool ADD, bool BLEND, bool APART> __device__ void reduce(c
     }
 }
 
-// `slopes` from what `reduce` left of all samples' slabs. Block b has channels 8·b to 8·b + 7.
+// Computes `slopes` from the output of `reduce` for all samples' slabs. Block b has channels 8·b to 8·b + 7.
 extern "C" __global__ void gradients(const Task task) {
     const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
     double sums[2] = {0.0, 0.0};
@@ -392,7 +392,8 @@ template <typename T, bool ADD, bool BLEND, bool APART> __device__ void backward
 
 // --- Pixels -------------------------------------------------------------------------------------------------------------------
 
-// (byte / 255 − mean) / deviation, of whatever number of channels; a thread has LANES neighbours, the last perhaps fewer.
+// (byte / 255 − mean) / deviation, for any number of channels. A thread has LANES neighbouring elements; the last thread may
+// have fewer.
 template <typename T> __device__ void pixels(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const i64 count = task.samples * task.pixels * task.channels;
@@ -417,7 +418,7 @@ template <typename T> __device__ void pixels(const Task &task) {
     }
 }
 
-// --- What is launched ---------------------------------------------------------------------------------------------------------
+// --- The kernels --------------------------------------------------------------------------------------------------------------
 
 #define KERNEL(name, ...) \
     extern "C" __global__ void __launch_bounds__(THREADS) name(const Task task) { __VA_ARGS__(task); }

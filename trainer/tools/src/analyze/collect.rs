@@ -7,7 +7,7 @@ use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, eval_sa
 use codinet_trainer::config::Config;
 use codinet_trainer::data::{self, Normalise};
 use codinet_trainer::dist::{World, agree, all_gather_lists};
-use codinet_trainer::model::{Decisions, Net, Output, Statistics, hard, relaxed};
+use codinet_trainer::model::{BnMode, Decisions, Net, NetOutput, hard_decisions, relaxed_decisions};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::sync::Arc;
 use tch::kind::Element;
@@ -234,18 +234,18 @@ impl Subject<'_> {
         augment::rotate(&x, black, &angles)
     }
 
-    fn pass(&self, images: &Tensor) -> Output {
-        no_grad(|| self.net.forward(images, Decisions::Hard, Statistics::Running))
+    fn pass(&self, images: &Tensor) -> NetOutput {
+        no_grad(|| self.net.forward(images, Decisions::Hard, BnMode::Running))
     }
 
-    fn relaxed(&self, out: &Output) -> Vec<f32> {
-        host(&relaxed(&out.gate_logits, self.config.model.router.temperature))
+    fn relaxed(&self, out: &NetOutput) -> Vec<f32> {
+        host(&relaxed_decisions(&out.gate_logits, self.config.model.router.temperature))
     }
 }
 
 impl Augmented {
     /// Takes in a batch: what the network made of the images, and of the changed ones.
-    fn extend(&mut self, own: &Output, changed: &Output, temperature: f64) {
+    fn extend(&mut self, own: &NetOutput, changed: &NetOutput, temperature: f64) {
         self.predictions.extend(first(changed));
         self.paths.extend(path_bits(changed));
         let path_kl =
@@ -266,12 +266,13 @@ fn next_of(loader: &mut Loader, batch: &Batch) -> Result<Batch> {
     Ok(next)
 }
 
-fn first(out: &Output) -> Vec<i64> {
+fn first(out: &NetOutput) -> Vec<i64> {
     Vec::try_from(out.logits.argmax(1, false)).expect("classes")
 }
 
-fn path_bits(out: &Output) -> Vec<u8> {
-    Vec::try_from(hard(&out.gate_logits).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1)).expect("bits")
+fn path_bits(out: &NetOutput) -> Vec<u8> {
+    Vec::try_from(hard_decisions(&out.gate_logits).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1))
+        .expect("bits")
 }
 
 fn host(tensor: &Tensor) -> Vec<f32> {

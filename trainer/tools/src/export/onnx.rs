@@ -6,9 +6,7 @@ use super::proto::{
 };
 use super::weights::{bytes_of, description};
 use crate::trained::Trained;
-use codinet_trainer::model::layers::{Conv, Linear};
-use codinet_trainer::model::router::{Recurrent, Router};
-use codinet_trainer::model::{Folded, FoldedBlock, Way};
+use codinet_trainer::model::{Block, Conv, ConvNorm, Linear, Recurrent, ResNet, Router, Shortcut};
 use prost::Message;
 use tch::Tensor;
 
@@ -20,7 +18,7 @@ const IR_VERSION: i64 = 8;
 /// The network as an ONNX file: `images` f32 `[N, C, H, W]`, normalised → `logits` `[N, classes]`, and where there are
 /// gates `gates` (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`.
 pub fn model(trained: &Trained) -> Vec<u8> {
-    let net = trained.net.folded();
+    let net = trained.net.layers.map(ConvNorm::fold, |router| router);
     let data = &trained.config.data;
     let mut writer = Writer::default();
     let gates = writer.network(&net);
@@ -78,7 +76,7 @@ struct Writer {
 
 impl Writer {
     /// Writes the whole network; returns the number of its gates.
-    fn network(&mut self, net: &Folded) -> i64 {
+    fn network(&mut self, net: &ResNet<Conv, &Router>) -> i64 {
         let mut x = self.conv(&net.stem, "images");
         x = self.op("Relu", &[&x], &[]);
         if net.pool {
@@ -90,7 +88,7 @@ impl Writer {
             x = self.block(block, &x, &mut gates, &mut path);
         }
         let mean = self.mean(&x);
-        let logits = self.linear(net.head, &mean);
+        let logits = self.linear(&net.head, &mean);
         self.rename(&logits, "logits");
         if !gates.is_empty() {
             for (columns, name) in [(&gates, "gates"), (&path, "path")] {
@@ -102,7 +100,13 @@ impl Writer {
         gates.len() as i64
     }
 
-    fn block(&mut self, block: &FoldedBlock, x: &str, gates: &mut Vec<Name>, path: &mut Vec<Name>) -> Name {
+    fn block(
+        &mut self,
+        block: &Block<Conv, &Router>,
+        x: &str,
+        gates: &mut Vec<Name>,
+        path: &mut Vec<Name>,
+    ) -> Name {
         let mut h = x.to_owned();
         for (i, conv) in block.convs.iter().enumerate() {
             h = self.conv(conv, &h);
@@ -110,20 +114,20 @@ impl Writer {
                 h = self.op("Relu", &[&h], &[]);
             }
         }
-        let shortcut = self.way(&block.shortcut, x);
+        let shortcut = self.shortcut(&block.shortcut, x);
         let sum = self.op("Add", &[&h, &shortcut], &[]);
         let run = self.op("Relu", &[&sum], &[]);
         let Some(gate) = &block.gate else { return run };
         let logit = self.router(gate.router, x); // [N, 1]
         let zero = self.floats(&Tensor::from_slice(&[0f32]));
         let runs = self.op("GreaterOrEqual", &[&logit, &zero], &[]); // Eq. 13
-        let skip = match &gate.skip {
-            Some(Way::Identity) => x.to_owned(),
-            Some(way) => {
-                let around = self.way(way, x);
-                self.op("Relu", &[&around], &[])
+        let skip = match (&gate.skip, &block.shortcut) {
+            (Some(conv), _) => {
+                let projected = self.conv(conv, x);
+                self.op("Relu", &[&projected], &[])
             }
-            None => self.op("Relu", &[&shortcut], &[]),
+            (None, Shortcut::Identity) => x.to_owned(),
+            (None, _) => self.op("Relu", &[&shortcut], &[]),
         };
         path.push(self.op("Cast", &[&runs], &[One("to", 1)]));
         gates.push(logit);
@@ -132,15 +136,15 @@ impl Writer {
         self.op("Where", &[&mask, &run, &skip], &[])
     }
 
-    fn way(&mut self, way: &Way, x: &str) -> Name {
-        match way {
-            Way::Identity => x.to_owned(),
-            Way::Conv(conv) => self.conv(conv, x),
-            Way::Pad { stride, before, behind } => {
+    fn shortcut(&mut self, shortcut: &Shortcut<Conv>, x: &str) -> Name {
+        match shortcut {
+            Shortcut::Identity => x.to_owned(),
+            Shortcut::Conv(conv) => self.conv(conv, x),
+            Shortcut::Pad { stride, before, after } => {
                 let [starts, ends] = [[0, 0], [i64::MAX, i64::MAX]].map(|at| self.integers(&at));
                 let (axes, steps) = (self.integers(&[2, 3]), self.integers(&[*stride, *stride]));
                 let picked = self.op("Slice", &[x, &starts, &ends, &axes, &steps], &[]);
-                let pads = self.integers(&[0, *before, 0, 0, 0, *behind, 0, 0]);
+                let pads = self.integers(&[0, *before, 0, 0, 0, *after, 0, 0]);
                 self.op("Pad", &[&picked, &pads], &[])
             }
         }

@@ -12,7 +12,7 @@ use tch::Tensor;
 /// All tensors; the file's metadata hold, under `codinet`, what a reader needs to build the network and to prepare images.
 pub fn gated(trained: &Trained) -> Vec<u8> {
     let metadata = [("format", "pt".to_owned()), ("codinet", description(trained).to_string())];
-    serialise(trained.net.params.named(), &[], &metadata)
+    serialise(trained.net.params.state_dict(), &[], &metadata)
 }
 
 /// The static backbone as torchvision's `load_state_dict(strict=False)` takes it: every key, none that it doesn't know.
@@ -22,8 +22,8 @@ pub fn gated(trained: &Trained) -> Vec<u8> {
 pub fn torchvision(trained: &Trained) -> Result<Vec<u8>> {
     let model = &trained.config.model;
     let refuse = |what: &str| Err(Error::new(Exit::Config, format!("--format torchvision: {what}")));
-    let named = trained.net.params.named();
-    if !trained.net.pool {
+    let named = trained.net.params.state_dict();
+    if !trained.net.layers.pool {
         return refuse(&format!("it has no {} for 32×32 images; use --format safetensors", model.arch));
     }
     if trained.config.data.channels != 3 {

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     let shipped = ["cifar10_r110.yaml".to_owned(), "imagenet_r50.yaml".to_owned()];
     for name in if args.config.is_empty() { &shipped[..] } else { &args.config } {
         let config = config::load(name, &[])?;
-        let net = Net::of(&config, device);
+        let net = Net::from_config(&config, device);
         let engine = Engine::new(&net);
         engine.need_gates()?;
         for batch in args.batch.iter().map(|&batch| batch as usize) {

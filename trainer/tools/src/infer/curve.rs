@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     // First as it was trained.
     let mut rows = vec![Row::default()];
     for budget in budgets {
-        engine.meet(budget, &held)?;
+        engine.fit_bias_to_budget(budget, &held)?;
         rows.push(Row { budget: Some(budget), bias: engine.bias, ..Row::default() });
     }
     drop(held);

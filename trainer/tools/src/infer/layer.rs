@@ -1,6 +1,6 @@
-//! A folded convolution with what follows it: one operation of oneDNN's on a CPU, libtorch's own elsewhere.
+//! A folded convolution and the operation that follows it: one operation of oneDNN on a CPU, libtorch's own elsewhere.
 
-use codinet_trainer::model::layers::Conv;
+use codinet_trainer::model::Conv;
 use codinet_trainer::sys::PackedConv;
 use std::cell::OnceCell;
 use tch::{Device, Tensor};
@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 #[derive(Debug)]
 pub struct Layer {
     conv: Conv,
-    /// Laid out for inputs like the first that came; `None` where there is no oneDNN.
+    /// Packed for inputs of the first input's shape; `None` without oneDNN.
     packed: OnceCell<Option<PackedConv>>,
 }
 
@@ -18,7 +18,7 @@ impl Layer {
         Self { conv, packed: OnceCell::new() }
     }
 
-    /// The convolution, and ReLU where asked for.
+    /// The convolution of `x`, followed by ReLU if `relu`.
     pub fn forward(&self, x: &Tensor, relu: bool) -> Tensor {
         match self.packed(x) {
             Some(packed) => packed.forward(x, relu),
@@ -29,12 +29,12 @@ impl Layer {
         }
     }
 
-    /// `onto` becomes ReLU(onto + the convolution of `x`), in place.
-    pub fn add_to(&self, onto: &Tensor, x: &Tensor) {
+    /// Replaces `sum` by ReLU(sum + the convolution of `x`).
+    pub fn add_to(&self, sum: &Tensor, x: &Tensor) {
         match self.packed(x) {
-            Some(packed) => packed.forward_add(onto, x),
+            Some(packed) => packed.forward_add(sum, x),
             None => {
-                let _ = onto.shallow_clone().g_add_(&self.conv.forward(x)).relu_();
+                let _ = sum.shallow_clone().g_add_(&self.conv.forward(x)).relu_();
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::cli::{Images, Network, output};
 use super::source::{ImageBatch, Source, Unread};
-use super::{Engine, Passed, Paths};
+use super::{Engine, InferenceOutput, Paths};
 use crate::trained::Trained;
 use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
                 format!("none of the first {BIASED_ON} images can be read, on which the bias would be found");
             return Err(Error::new(Exit::Data, what));
         }
-        let found = engine.meet(budget, &first)?;
+        let found = engine.fit_bias_to_budget(budget, &first)?;
         eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
     }
     let mut out = output(args.output.as_deref())?;
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
         let ImageBatch { x, names, labels, bad } = batch?;
         let mut lines = Vec::new();
         if !names.is_empty() {
-            let Passed { logits, path } = engine.forward(&x, Paths::Routed);
+            let InferenceOutput { logits, path } = engine.forward(&x, Paths::Routed);
             let found = Found::of(&logits, args.topk.into());
             for (n, name) in names.iter().enumerate() {
                 let path = &path[n * engine.gates()..(n + 1) * engine.gates()];

@@ -1,10 +1,8 @@
-//! A router asked for a few images: on a CPU the paper's two linear layers are too small for libtorch, whose five
-//! operations take longer than some blocks.
+//! Routers for small batches: on a CPU the paper's two linear layers are too small for libtorch, whose five operations take
+//! longer than some blocks.
 
 use super::state::State;
-use codinet_trainer::model::layers::{Features, Linear};
-use codinet_trainer::model::parts::LANES;
-use codinet_trainer::model::router::{Memory, Router};
+use codinet_trainer::model::{Activation, LANES, Linear, LstmState, Router};
 use pulp::{Arch, Simd, WithSimd};
 use tch::Tensor;
 
@@ -12,9 +10,9 @@ use tch::Tensor;
 const FEW: usize = 1 << 19;
 
 #[derive(Debug)]
-pub struct Decider<'a> {
+pub struct FastRouter<'a> {
     router: &'a Router,
-    /// Of `fc` routers.
+    /// `fc` routers only.
     layers: Option<Layers>,
 }
 
@@ -28,7 +26,7 @@ struct Layers {
     b2: f32,
 }
 
-impl<'a> Decider<'a> {
+impl<'a> FastRouter<'a> {
     pub fn new(router: &'a Router) -> Self {
         let layers = match router {
             Router::Fc(fc1, fc2) => Layers::new(fc1, fc2),
@@ -38,18 +36,18 @@ impl<'a> Decider<'a> {
     }
 
     /// U[1] − U[0] of every image.
-    pub fn logits(&self, state: &mut State, memory: &mut Memory) -> Vec<f32> {
+    pub fn logits(&self, state: &mut State, lstm: &mut LstmState) -> Vec<f32> {
         if let Some(layers) = &self.layers
             && state.images() * layers.w1.len() <= FEW
             && let Some(means) = state.means()
         {
             return Arch::new().dispatch(Logits { layers, means });
         }
-        let features = match self.router {
+        let activation = match self.router {
             Router::Cnn(..) => state.x().shallow_clone().into(),
-            _ => Features::with_mean(state.x().shallow_clone(), state.mean()),
+            _ => Activation::with_mean(state.x().shallow_clone(), state.mean()),
         };
-        Vec::try_from(&self.router.logit(&features, memory)).expect("a logit an image")
+        Vec::try_from(&self.router.logit(&activation, lstm)).expect("a logit for each image")
     }
 }
 

@@ -2,7 +2,7 @@
 //! channels-last activations by way of a conversion, and for one image at the price of a whole block.
 #![expect(unsafe_code, reason = "several threads write to tensors' memory")]
 
-use codinet_trainer::model::parts::{LANES, Lanes, Parts};
+use codinet_trainer::model::{LANES, Lanes, SampleSlices};
 use codinet_trainer::sys::{channels_last, parallel_for};
 use pulp::{Arch, Simd, WithSimd};
 use tch::{Device, Kind, Tensor};
@@ -63,15 +63,15 @@ pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
 }
 
 /// The images of `x`, which is readable.
-fn parts(x: &Tensor) -> Parts<'_, f32> {
-    Parts::of(x, x.size()[0] as usize)
+fn parts(x: &Tensor) -> SampleSlices<'_, f32> {
+    SampleSlices::from_tensor(x, x.size()[0] as usize)
 }
 
 /// As many parts of `values` as `x` has images.
-fn cut<'a>(values: &'a mut [f32], x: &Tensor) -> Parts<'a, f32> {
+fn cut<'a>(values: &'a mut [f32], x: &Tensor) -> SampleSlices<'a, f32> {
     let (lanes, rest) = values.as_chunks_mut();
     assert!(rest.is_empty());
-    Parts::over(lanes, x.size()[0] as usize)
+    SampleSlices::from_lanes(lanes, x.size()[0] as usize)
 }
 
 /// Calls `task` for every row's place in `rows`, on all threads; no other thread is woken for a single one.

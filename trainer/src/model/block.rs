@@ -1,0 +1,201 @@
+//! A residual block and its gate, generic over what a convolution is.
+
+use super::builder::{Builder, ConvSpec};
+use super::costs::BlockCost;
+use super::gate::Decisions;
+use super::kernels::Epilogue;
+use super::layers::{Activation, BnMode, ConvNorm, Shape};
+use super::router::{LstmState, Router, RouterBuilder};
+use crate::config::{self, SkipBranch};
+use tch::Tensor;
+
+/// A residual block, `[N, C, H, W]` → `[N, C', H', W']`: F(x) = ReLU(`convs`(x) + `shortcut`(x)), with a ReLU between every two
+/// convolutions. With a gate, training blends v·F(x) + (1 − v)·skip(x) (Eq. 7); inference computes either F(x) or skip(x)
+/// (Eq. 13).
+///
+/// `C` is a convolution: [`ConvNorm`] in training, [`super::Conv`] with the batch norm folded in for export, a packed
+/// convolution in inference. `R` is a router.
+#[derive(Debug)]
+pub struct Block<C, R> {
+    /// At least one.
+    pub convs: Vec<C>,
+    /// The residual connection.
+    pub shortcut: Shortcut<C>,
+    /// `None`: the block runs for every image.
+    pub gate: Option<Gate<C, R>>,
+}
+
+/// A residual connection, `[N, C, H, W]` → `[N, C', H', W']`.
+#[derive(Debug)]
+pub enum Shortcut<C> {
+    /// x.
+    Identity,
+    /// Every `stride`-th pixel, with channels of zeros before and after (option A of He et al., arXiv 1512.03385).
+    Pad {
+        /// Of height and width.
+        stride: i64,
+        /// Zero channels before x's.
+        before: i64,
+        /// Zero channels after x's.
+        after: i64,
+    },
+    /// A 1×1 convolution.
+    Conv(C),
+}
+
+/// What decides whether a block runs, and what replaces a block that does not.
+#[derive(Debug)]
+pub struct Gate<C, R> {
+    /// Computes the logit.
+    pub router: R,
+    /// skip(x) = ReLU(this 1×1 convolution of x). `None`: skip(x) = ReLU(shortcut(x)), which for the identity is x, because a
+    /// block's input is never negative.
+    pub skip: Option<C>,
+}
+
+impl<C, R> Block<C, R> {
+    /// The same block with other convolutions and routers.
+    pub fn map<'a, D, S>(&'a self, conv: impl Fn(&'a C) -> D, router: impl Fn(&'a R) -> S) -> Block<D, S> {
+        Block {
+            convs: self.convs.iter().map(&conv).collect(),
+            shortcut: match &self.shortcut {
+                Shortcut::Identity => Shortcut::Identity,
+                &Shortcut::Pad { stride, before, after } => Shortcut::Pad { stride, before, after },
+                Shortcut::Conv(shortcut) => Shortcut::Conv(conv(shortcut)),
+            },
+            gate: self
+                .gate
+                .as_ref()
+                .map(|gate| Gate { router: router(&gate.router), skip: gate.skip.as_ref().map(&conv) }),
+        }
+    }
+}
+
+impl<C> Shortcut<C> {
+    /// The connection of `x`, where `convolve` applies its convolution.
+    pub fn forward(&self, x: &Tensor, convolve: impl FnOnce(&C) -> Tensor) -> Tensor {
+        match self {
+            Self::Identity => x.shallow_clone(),
+            Self::Pad { stride, before, after } => {
+                let pixels = x.slice(2, None, None, *stride).slice(3, None, None, *stride);
+                pixels.constant_pad_nd([0, 0, 0, 0, *before, *after])
+            }
+            Self::Conv(conv) => convolve(conv),
+        }
+    }
+}
+
+/// The form of a block to make.
+pub(super) struct BlockSpec<'a> {
+    /// Such as `layer1.0`.
+    pub name: &'a str,
+    pub input: Shape,
+    pub convs: &'a [ConvSpec],
+    /// Whether a shortcut that changes the shape pads with zeros; otherwise it is a convolution.
+    pub pads: bool,
+}
+
+/// What a gate computed in a forward pass, `[N]` each.
+pub(super) struct GateOutput {
+    /// U[1] − U[0].
+    pub logit: Tensor,
+    /// v or u.
+    pub decision: Tensor,
+}
+
+impl Block<ConvNorm, Router> {
+    pub(super) fn new(
+        builder: &mut Builder,
+        routers: &mut RouterBuilder,
+        model: &config::Model,
+        spec: &BlockSpec,
+    ) -> Self {
+        let BlockSpec { name, input, .. } = *spec;
+        let mut convs = Vec::new();
+        let mut shape = input;
+        for (i, &conv) in spec.convs.iter().enumerate() {
+            let is_last = i + 1 == spec.convs.len();
+            let scale = if is_last && model.zero_init_last_norm { 0.0 } else { 1.0 };
+            let names = [format!("{name}.conv{}", i + 1), format!("{name}.bn{}", i + 1)];
+            let conv = builder.conv_norm(names.each_ref().map(String::as_str), shape.c, conv, scale);
+            shape = conv.output_shape(shape);
+            convs.push(conv);
+        }
+        let keeps_shape = shape == input;
+        let stride = spec.convs.iter().map(|conv| conv.stride).product();
+        let project = |builder: &mut Builder, branch: &str| {
+            let names = [format!("{name}.{branch}.0"), format!("{name}.{branch}.1")];
+            let projection = ConvSpec { kernel: 1, channels: shape.c, stride };
+            builder.conv_norm(names.each_ref().map(String::as_str), input.c, projection, 1.0)
+        };
+        let shortcut = if keeps_shape {
+            Shortcut::Identity
+        } else if spec.pads {
+            let before = (shape.c - input.c) / 2;
+            Shortcut::Pad { stride, before, after: shape.c - input.c - before }
+        } else {
+            Shortcut::Conv(project(builder, "downsample"))
+        };
+        let gated = match model.gates {
+            config::Gates::All => true,
+            config::Gates::SameShape => keeps_shape,
+            config::Gates::None => false,
+        };
+        let gate = gated.then(|| {
+            let router = routers.build(builder, name, input.c);
+            let projects = !keeps_shape && model.skip == SkipBranch::Project;
+            Gate { router, skip: projects.then(|| project(builder, "skip")) }
+        });
+        Self { convs, shortcut, gate }
+    }
+
+    /// The block's output for `x`, blended by the decision of its gate, which is number `k` of the network.
+    pub(super) fn forward(
+        &self,
+        x: &Activation,
+        lstm: &mut LstmState,
+        k: usize,
+        decisions: Decisions,
+        mode: BnMode,
+    ) -> (Activation, Option<GateOutput>) {
+        let shortcut = &self.shortcut.forward(&x.x, |conv| conv.forward(&x.x, mode));
+        let (last, others) = self.convs.split_last().expect("a block has convolutions");
+        let mut h = x.x.shallow_clone();
+        for conv in others {
+            h = conv.forward_with(&h, mode, Epilogue::Relu).x;
+        }
+        let h = last.conv.forward(&h);
+        let Some(gate) = &self.gate else {
+            return (last.norm.forward_with(&h, mode, Epilogue::AddRelu { shortcut }), None);
+        };
+        let logit = gate.router.logit(x, lstm);
+        let decision = decisions.decide(&logit, k);
+        let skip = match (&gate.skip, &self.shortcut) {
+            (Some(projection), _) => Some(projection.forward_with(&x.x, mode, Epilogue::Relu).x),
+            (None, Shortcut::Identity) => None,
+            (None, _) => Some(shortcut.relu()),
+        };
+        let blend = Epilogue::Blend { shortcut, skip: skip.as_ref(), v: &decision };
+        (last.norm.forward_with(&h, mode, blend), Some(GateOutput { logit, decision }))
+    }
+
+    /// The block's MACs and the shape of its output, for an input of shape `input`.
+    pub(super) fn cost(&self, name: String, input: Shape) -> BlockCost {
+        let mut shape = input;
+        let mut run = 0;
+        for conv in &self.convs {
+            run += conv.macs(shape);
+            shape = conv.output_shape(shape);
+        }
+        let shortcut = match &self.shortcut {
+            Shortcut::Conv(conv) => conv.macs(input),
+            Shortcut::Identity | Shortcut::Pad { .. } => 0,
+        };
+        let skip = self.gate.as_ref().map_or(0, |gate| match &gate.skip {
+            Some(projection) => projection.macs(input),
+            None => shortcut,
+        });
+        let router = self.gate.as_ref().map(|gate| gate.router.macs(input));
+        BlockCost { name, shape, run: run + shortcut, skip, router }
+    }
+}

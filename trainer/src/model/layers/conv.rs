@@ -1,0 +1,77 @@
+//! Convolutions.
+
+use super::{Activation, BatchNorm, BnMode, Shape};
+use crate::model::kernels::Epilogue;
+use tch::Tensor;
+
+/// A convolution. Its weight is cast to the kind of its input.
+#[derive(Debug)]
+pub struct Conv {
+    /// `[C', C, k, k]`.
+    pub weight: Tensor,
+    /// `[C']`.
+    pub bias: Option<Tensor>,
+    /// Of height and width.
+    pub stride: i64,
+    /// Zeros at every edge.
+    pub padding: i64,
+}
+
+/// A convolution without bias and the batch norm that follows it.
+#[derive(Debug)]
+pub struct ConvNorm {
+    /// The convolution.
+    pub conv: Conv,
+    /// Normalises its output.
+    pub norm: BatchNorm,
+}
+
+impl Conv {
+    /// `[N, C, H, W]` → `[N, C', H', W']`, of the kind of `x`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let kind = x.kind();
+        let weight = self.weight.to_kind(kind);
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
+        x.conv2d(&weight, bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+
+    /// The output's shape: H' = ⌊(H + 2·padding − k) / stride⌋ + 1, W' likewise.
+    pub fn output_shape(&self, input: Shape) -> Shape {
+        let (channels, _, k, _) = self.weight.size4().expect("[C', C, k, k]");
+        let length = |input: i64| (input + 2 * self.padding - k) / self.stride + 1;
+        Shape { c: channels, h: length(input.h), w: length(input.w) }
+    }
+
+    /// MACs of one image: H'·W'·C'·C·k².
+    pub fn macs(&self, input: Shape) -> i64 {
+        let output = self.output_shape(input);
+        output.h * output.w * self.weight.numel() as i64
+    }
+}
+
+impl ConvNorm {
+    /// `[N, C, H, W]` → `[N, C', H', W']`.
+    pub fn forward(&self, x: &Tensor, mode: BnMode) -> Tensor {
+        self.norm.forward(&self.conv.forward(x), mode)
+    }
+
+    /// [`ConvNorm::forward`], followed by `epilogue`.
+    pub fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
+        self.norm.forward_with(&self.conv.forward(x), mode, epilogue)
+    }
+
+    /// This layer in evaluation (with running statistics) as one convolution with a bias.
+    pub fn fold(&self) -> Conv {
+        self.norm.fold_into(&self.conv)
+    }
+
+    /// As [`Conv::output_shape`].
+    pub fn output_shape(&self, input: Shape) -> Shape {
+        self.conv.output_shape(input)
+    }
+
+    /// As [`Conv::macs`]: batch norm is not counted, because inference folds it into the convolution.
+    pub fn macs(&self, input: Shape) -> i64 {
+        self.conv.macs(input)
+    }
+}

@@ -1,0 +1,86 @@
+//! A block in inference: computed for the images that run it, replaced by its skip branch for the others.
+
+use super::layer::Layer;
+use super::router::FastRouter;
+use super::rows;
+use super::state::State;
+use codinet_trainer::model::{Block, Shortcut};
+use codinet_trainer::sys::channels_last;
+use tch::Tensor;
+
+/// Batch norm is folded into the convolutions.
+pub type InferenceBlock<'a> = Block<Layer, FastRouter<'a>>;
+
+/// Elements of one image's activation, per thread, above which moving images together costs more than computing convolutions
+/// one image at a time.
+const LARGE: usize = 1 << 18;
+
+/// Replaces the activation by the block's output for images whose `run` is true, and by the skip branch's for the others.
+pub fn step(block: &InferenceBlock, state: &mut State, run: &[bool]) {
+    let rows_with = |runs: bool| -> Vec<usize> { (0..run.len()).filter(|&n| run[n] == runs).collect() };
+    let rows = rows_with(true);
+    let others = rows_with(false);
+    let keeps_shape = matches!(block.shortcut, Shortcut::Identity);
+    if others.is_empty() && keeps_shape {
+        let _ = forward(block, state.x()); // in place
+        state.changed(&rows);
+    } else if others.is_empty() {
+        state.set(forward(block, state.x()));
+    } else if rows.is_empty() {
+        if !keeps_shape {
+            state.set(skip(block, state.x()));
+        }
+    } else if keeps_shape && state.x().numel() / run.len() >= LARGE * tch::get_num_threads() as usize {
+        // In place, without moving images.
+        for neighbours in rows.chunk_by(|a, b| a + 1 == *b) {
+            let _ = forward(block, &state.x().narrow(0, neighbours[0] as i64, neighbours.len() as i64));
+        }
+        state.changed(&rows);
+    } else if keeps_shape {
+        let y = convolve(&block.convs, &rows::gather(state.x(), &rows));
+        state.add(&rows, &y);
+    } else {
+        let y = forward(block, &rows::gather(state.x(), &rows));
+        let z = skip(block, &rows::gather(state.x(), &others));
+        let (_, c, h, w) = y.size4().expect("[N, C, H, W]");
+        let x = Tensor::empty([run.len() as i64, h, w, c], (y.kind(), y.device())).permute([0, 3, 1, 2]);
+        rows::scatter(&x, &rows, &y);
+        rows::scatter(&x, &others, &z);
+        state.set(x);
+    }
+}
+
+/// F(x); in the memory of `x` if the block keeps the shape.
+fn forward(block: &InferenceBlock, x: &Tensor) -> Tensor {
+    let (last, others) = block.convs.split_last().expect("a block has convolutions");
+    let mut h = x.shallow_clone();
+    for conv in others {
+        h = conv.forward(&h, true);
+    }
+    let y = match &block.shortcut {
+        Shortcut::Identity => x.shallow_clone(),
+        shortcut => channels_last(&shortcut.forward(x, |conv| conv.forward(x, false))),
+    };
+    last.add_to(&y, &h);
+    y
+}
+
+/// The convolutions of `x`, with a ReLU between every two.
+fn convolve(convs: &[Layer], x: &Tensor) -> Tensor {
+    let last = convs.len() - 1;
+    let mut h = x.shallow_clone();
+    for (i, conv) in convs.iter().enumerate() {
+        h = conv.forward(&h, i < last);
+    }
+    h
+}
+
+/// skip(x), where the block changes the shape.
+fn skip(block: &InferenceBlock, x: &Tensor) -> Tensor {
+    let projection = block.gate.as_ref().and_then(|gate| gate.skip.as_ref());
+    let y = match (projection, &block.shortcut) {
+        (Some(conv), _) | (None, Shortcut::Conv(conv)) => conv.forward(x, true),
+        (None, shortcut) => shortcut.forward(x, |conv| conv.forward(x, false)).relu(),
+    };
+    channels_last(&y)
+}
