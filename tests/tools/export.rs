@@ -232,7 +232,7 @@ fn the_program_writes_them_and_refuses_what_it_cannot() {
     };
     refuse("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
     refuse("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
-    refuse("net.yaml", "onnx", 4, &["net.yaml", "no .safetensors file"]);
+    refuse("net.yaml", "onnx", 4, &["net.yaml", "not a .safetensors file"]);
     refuse("lost", "onnx", 4, &["lost", "no such"]);
     assert_rejected(&mut export("net.safetensors", "onnx", "no/folder/out"), 6, &["no/folder/out"]);
 }

@@ -266,12 +266,12 @@ fn a_checkpoint_that_is_none() {
         &["half.safetensors", "cut short"],
     );
     try_it(&bare("empty.safetensors", b""), &with, 4, &["empty.safetensors", "cut short"]);
-    try_it(&bare("words.txt", b"no checkpoint at all"), &with, 4, &["words.txt", "no .safetensors file"]);
+    try_it(&bare("words.txt", b"no checkpoint at all"), &with, 4, &["words.txt", "not a .safetensors file"]);
     try_it(
         &bare("photo.png", b"\x89PNG\r\n\x1a\n12345678"),
         &with,
         4,
-        &["photo.png", "no .safetensors file"],
+        &["photo.png", "not a .safetensors file"],
     );
     for (other, part) in [("cifar10_r32.yaml", "layer1.3"), ("cifar10_r20_none.yaml", "no such file")] {
         let code = if part == "no such file" { 2 } else { 4 };

@@ -148,14 +148,18 @@ fn init_from_reports_missing_unexpected_and_mismatched_tensors() {
     let run = sandbox.path("static");
     let settings = ["--set", &init_from(&first), "--set", "model.gates=none"];
     let stdout = succeed(&mut sandbox.train_into(&run, 2, &settings));
-    assert!(stdout.contains("97 tensors start from") && !stdout.contains("missing"), "{stdout}");
-    assert!(stdout.contains("46 unexpected, not used: layer1.0.router.fc1.bias"), "{stdout}");
-    assert!(fs::read_to_string(run.join("log.txt")).unwrap().contains("97 tensors start from"));
+    assert!(stdout.contains("97 tensors initialised from") && !stdout.contains("missing"), "{stdout}");
+    assert!(stdout.contains("46 unexpected, ignored: layer1.0.router.fc1.bias"), "{stdout}");
+    assert!(fs::read_to_string(run.join("log.txt")).unwrap().contains("97 tensors initialised from"));
     // A gated one of more classes from the static one's file: routers are missing, the classifier has another shape.
     let weights = latest_checkpoint(&run).join("model.safetensors");
     let stdout = succeed(&mut sandbox.train(1, &["--set", &init_from(&weights), "--set", "data.classes=5"]));
-    assert!(stdout.contains("46 missing there, drawn anew: layer2.0.skip.0.weight"), "{stdout}");
-    let mismatched = "2 of another shape, drawn anew: fc.weight ([4, 64] there, [5, 64] here)";
+    assert!(
+        stdout.contains("46 missing in the file, initialised randomly: layer2.0.skip.0.weight"),
+        "{stdout}"
+    );
+    let mismatched =
+        "2 of a different shape, initialised randomly: fc.weight ([4, 64] in the file, [5, 64] here)";
     assert!(stdout.contains(mismatched), "{stdout}");
     // A file that holds no weights.
     let rejected = finish(&mut sandbox.train(1, &["--set", &init_from(&sandbox.config)]));

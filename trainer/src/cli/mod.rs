@@ -12,7 +12,7 @@ use crate::dist::{World, agree, on_rank_zero};
 use crate::model::{Decisions, Net};
 use crate::profile;
 use crate::profile::find_batch;
-use crate::run::{Console, checkpoint, choose, choose_weights};
+use crate::run::{Console, checkpoint, resolve_run_dir, resolve_weights};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
@@ -60,11 +60,11 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         return profile::run(world, &config, device, stop, steps, &stem);
     }
     if args.eval_only {
-        return eval_only(&config, world, device, || choose_weights(&stem, &config, &args.resume));
+        return eval_only(&config, world, device, || resolve_weights(&stem, &config, &args.resume));
     }
     let input = agree(world, Datasets::open(&config, world, device))?;
-    let place = on_rank_zero(world, || choose(&stem, &config, &args.resume))?;
-    Trainer::new(world, &config, place, input, device, stop, again(args, world.ranks()))?.run()?;
+    let location = on_rank_zero(world, || resolve_run_dir(&stem, &config, &args.resume))?;
+    Trainer::new(world, &config, location, input, device, stop, again(args, world.ranks()))?.run()?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ pub mod find_batch;
 
 use crate::config::{Config, Resume};
 use crate::dist::{World, agree, all_gather_objects, on_rank_zero};
-use crate::run::{Console, choose, write_whole};
+use crate::run::{Console, resolve_run_dir, write_atomically};
 use crate::sys::error::{Error, Result};
 use crate::sys::{
     PeakMemory, Phase, Recording, Span, format_gib, peak_memory, save_trace, start_recording, start_trace,
@@ -202,8 +202,8 @@ pub fn run(
         table += &ranks(&all);
     }
     let write = || {
-        write_whole(&folder.join("table.txt"), table.as_bytes())?;
-        write_whole(&folder.join("profile.json"), &serde_json::to_vec_pretty(&all).expect("JSON"))
+        write_atomically(&folder.join("table.txt"), table.as_bytes())?;
+        write_atomically(&folder.join("profile.json"), &serde_json::to_vec_pretty(&all).expect("JSON"))
     };
     on_rank_zero(world, write)?;
     let last = steps.min(TRACED);
@@ -219,7 +219,7 @@ pub fn run(
 fn folder(name: &str, config: &Config) -> Result<PathBuf> {
     let dir = match &config.run.dir {
         Some(dir) => PathBuf::from(dir),
-        None => choose(name, config, &Resume::Never)?.dir,
+        None => resolve_run_dir(name, config, &Resume::Never)?.dir,
     };
     let folder = dir.join("profile");
     fs::create_dir_all(&folder).map_err(|error| Error::disk("make", &folder, &error))?;

@@ -1,6 +1,6 @@
-//! Colours that stay apart in print and for colour-blind eyes.
+//! Colours that remain distinct in print and with colour blindness.
 
-/// Paul Tol's muted scheme and black: ten categories, told apart by all common kinds of colour vision.
+/// Paul Tol's muted scheme and black: ten categories, distinct for all common kinds of colour vision.
 pub const CATEGORIES: [[u8; 3]; 10] = [
     [0x33, 0x22, 0x88],
     [0x88, 0xcc, 0xee],
@@ -29,10 +29,10 @@ const CIVIDIS: [[u8; 3]; 9] = [
 
 /// The colour of `share`, 0 (dark blue) to 1 (yellow).
 pub fn scale(share: f64) -> [u8; 3] {
-    let at = share.clamp(0.0, 1.0) * (CIVIDIS.len() - 1) as f64;
-    let low = (at as usize).min(CIVIDIS.len() - 2);
-    let part = at - low as f64;
-    let mix = |a: u8, b: u8| (f64::from(a) + part * (f64::from(b) - f64::from(a))).round() as u8;
+    let position = share.clamp(0.0, 1.0) * (CIVIDIS.len() - 1) as f64;
+    let low = (position as usize).min(CIVIDIS.len() - 2);
+    let fraction = position - low as f64;
+    let mix = |a: u8, b: u8| (f64::from(a) + fraction * (f64::from(b) - f64::from(a))).round() as u8;
     std::array::from_fn(|c| mix(CIVIDIS[low][c], CIVIDIS[low + 1][c]))
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scale_grows_lighter() {
+    fn scale_lightness_increases() {
         let lightness = |share: f64| {
             let [r, g, b] = scale(share).map(f64::from);
             0.2126 * r + 0.7152 * g + 0.0722 * b

@@ -1,4 +1,4 @@
-//! What a person sees: plain lines, kept in `log.txt` too, and a progress bar where there is a terminal.
+//! What rank 0 shows a person: lines, which `log.txt` has too, and a progress bar on a terminal.
 
 use crate::env;
 use crate::run_dir::LOG;
@@ -7,41 +7,41 @@ use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
-/// Rank 0's terminal and log; silent on the other ranks.
+/// The terminal and `log.txt` of rank 0; does nothing on other ranks.
 #[derive(Debug, Default)]
 pub struct Console {
-    speaks: bool,
+    enabled: bool,
     log: Option<File>,
     bar: Option<ProgressBar>,
 }
 
 impl Console {
-    /// A console that speaks on rank 0 alone.
+    /// For a rank: enabled on rank 0.
     pub fn new(rank: usize) -> Self {
-        Self { speaks: rank == 0, ..Self::default() }
+        Self { enabled: rank == 0, ..Self::default() }
     }
 
-    /// From here on every line is kept in `log.txt` too; a log that cannot be opened is done without.
-    pub fn keep_log(&mut self, dir: &Path) {
-        if self.speaks {
+    /// From now on, lines are appended to `log.txt` in `dir` as well, unless it cannot be opened.
+    pub fn open_log(&mut self, dir: &Path) {
+        if self.enabled {
             self.log = OpenOptions::new().create(true).append(true).open(dir.join(LOG)).ok();
         }
     }
 
-    /// Prints a line, and logs it with the time.
+    /// Prints some lines, and logs them with the time.
     pub fn say(&mut self, text: &str) {
-        if !self.speaks {
+        if !self.enabled {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| say(text)),
-            None => say(text),
+            Some(bar) => bar.suspend(|| print_line(text)),
+            None => print_line(text),
         }
-        self.note(text);
+        self.log_only(text);
     }
 
-    /// Logs a line without printing it.
-    pub fn note(&mut self, text: &str) {
+    /// Logs some lines without printing them.
+    pub fn log_only(&mut self, text: &str) {
         if let Some(log) = &mut self.log {
             let now = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S");
             for line in text.lines() {
@@ -50,9 +50,9 @@ impl Console {
         }
     }
 
-    /// Shows a bar of `steps` steps, `done` of them done, where there is a terminal.
+    /// Shows a bar at `done` of `steps` steps, if a person watches.
     pub fn start_bar(&mut self, steps: u64, done: u64) {
-        if self.speaks && on_terminal() {
+        if self.enabled && is_watched() {
             let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stdout_with_hz(5));
             let style = ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left  {wide_msg}");
             bar.set_style(style.expect("a valid template").progress_chars("━╸ "));
@@ -62,13 +62,14 @@ impl Console {
         }
     }
 
-    /// Moves the bar to `done` steps; `status` is a step of the run, and what changed since the last line.
-    pub fn step(&mut self, done: u64, status: Option<(u64, &str)>) {
+    /// Moves the bar to `done` steps. `status`, a step of the run and its figures, is shown on the bar or printed, and
+    /// logged.
+    pub fn update_bar(&mut self, done: u64, status: Option<(u64, &str)>) {
         match (&self.bar, status) {
             (Some(bar), Some((step, status))) => {
                 bar.set_message(status.to_owned());
                 bar.set_position(done);
-                self.note(&format!("step {step}  {status}"));
+                self.log_only(&format!("step {step}  {status}"));
             }
             (Some(bar), None) => bar.set_position(done),
             (None, Some((step, status))) => self.say(&format!("step {step}  {status}")),
@@ -76,7 +77,7 @@ impl Console {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn end_bar(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -84,14 +85,14 @@ impl Console {
     }
 }
 
-/// Prints a line; a reader that has gone away (`| head`) ends nothing.
-pub fn say(text: &str) {
+/// Prints a line. A closed pipe (`| head`) is not an error.
+pub fn print_line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Whether a person watches. Open MPI gives ranks a terminal of its own making, so what counts under it is where
-/// mpirun, the parent, writes to.
-fn on_terminal() -> bool {
+/// Whether standard output is a person's terminal. Under Open MPI it is a terminal that mpirun made, so mpirun's own standard
+/// output decides.
+fn is_watched() -> bool {
     let mpirun = || std::fs::read_link(format!("/proc/{}/fd/1", std::os::unix::process::parent_id()));
     let launched = env::is_set(env::OMPI_COMM_WORLD_SIZE);
     std::io::stdout().is_terminal() && (!launched || mpirun().is_ok_and(|to| to.starts_with("/dev/pts")))

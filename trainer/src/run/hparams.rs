@@ -1,5 +1,5 @@
-//! The settings of a run as TensorBoard's HParams tab compares them: the messages of its `plugin_data.proto` and
-//! `api.proto`, as far as they are needed here.
+//! A run's settings for TensorBoard's HParams tab: the messages of its `plugin_data.proto` and `api.proto`, without the fields
+//! that are not used.
 
 use super::tensorboard::EventFile;
 use prost::Message;
@@ -7,9 +7,9 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What is compared between runs, from evaluations.
+/// The measurements that the tab compares.
 const METRICS: [&str; 4] = ["eval/top1", "eval/gmacs", "eval/distinct_paths", "eval/path_entropy"];
-/// Keys that say how a run goes, not what is trained.
+/// Prefixes of keys that do not affect what is trained.
 const NOT_COMPARED: [&str; 2] = ["run.", "collective."];
 const PLUGIN: &str = "hparams";
 /// `tensorboard.hparams.Status`.
@@ -20,12 +20,12 @@ const SUCCESS: i32 = 1;
 struct PluginData {
     #[prost(int32, tag = "1")]
     version: i32,
-    #[prost(oneof = "Data", tags = "2, 3, 4")]
-    data: Option<Data>,
+    #[prost(oneof = "Content", tags = "2, 3, 4")]
+    content: Option<Content>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum Data {
+enum Content {
     #[prost(message, tag = "2")]
     Experiment(Experiment),
     #[prost(message, tag = "3")]
@@ -46,7 +46,7 @@ struct Experiment {
 struct HParamInfo {
     #[prost(string, tag = "1")]
     name: String,
-    /// 1: text, 2: yes or no, 3: a number.
+    /// 1: text, 2: boolean, 3: number.
     #[prost(int32, tag = "4")]
     kind: i32,
 }
@@ -84,12 +84,12 @@ struct SessionEndInfo {
 /// `google.protobuf.Value`.
 #[derive(Clone, PartialEq, Message)]
 struct Setting {
-    #[prost(oneof = "Is", tags = "2, 3, 4")]
-    is: Option<Is>,
+    #[prost(oneof = "SettingValue", tags = "2, 3, 4")]
+    value: Option<SettingValue>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum Is {
+enum SettingValue {
     #[prost(double, tag = "2")]
     Number(f64),
     #[prost(string, tag = "3")]
@@ -98,15 +98,16 @@ enum Is {
     Bool(bool),
 }
 
-/// Writes the config's settings, as a JSON tree, and which measurements belong to them.
-pub fn start(events: &mut EventFile, config: &Value) {
+/// Writes the settings of `config`, a JSON tree, and the measurements to compare.
+pub(super) fn write_start(events: &mut EventFile, config: &Value) {
     let mut settings = BTreeMap::new();
     flatten(config, String::new(), &mut settings);
-    settings.retain(|name, _| name == "run.seed" || !NOT_COMPARED.iter().any(|not| name.starts_with(not)));
-    let kind = |setting: &Setting| match setting.is {
-        Some(Is::Text(_)) | None => 1,
-        Some(Is::Bool(_)) => 2,
-        Some(Is::Number(_)) => 3,
+    settings
+        .retain(|name, _| name == "run.seed" || !NOT_COMPARED.iter().any(|prefix| name.starts_with(prefix)));
+    let kind = |setting: &Setting| match setting.value {
+        Some(SettingValue::Text(_)) | None => 1,
+        Some(SettingValue::Bool(_)) => 2,
+        Some(SettingValue::Number(_)) => 3,
     };
     let info = |(name, value): (&String, &Setting)| HParamInfo { name: name.clone(), kind: kind(value) };
     let metric = |tag: &str| MetricInfo { name: Some(MetricName { group: String::new(), tag: tag.into() }) };
@@ -114,35 +115,40 @@ pub fn start(events: &mut EventFile, config: &Value) {
         hparam_infos: settings.iter().map(info).collect(),
         metric_infos: METRICS.map(metric).into(),
     };
-    write(events, "_hparams_/experiment", Data::Experiment(experiment));
+    write(events, "_hparams_/experiment", Content::Experiment(experiment));
     let start = SessionStartInfo { hparams: settings, start_time_secs: now() };
-    write(events, "_hparams_/session_start_info", Data::Start(start));
+    write(events, "_hparams_/session_start_info", Content::Start(start));
 }
 
-/// Writes that the run came to its end.
-pub fn end(events: &mut EventFile) {
+/// Marks the run as ended.
+pub(super) fn write_end(events: &mut EventFile) {
     let end = SessionEndInfo { status: SUCCESS, end_time_secs: now() };
-    write(events, "_hparams_/session_end_info", Data::End(end));
+    write(events, "_hparams_/session_end_info", Content::End(end));
 }
 
-fn write(events: &mut EventFile, tag: &str, data: Data) {
-    events.plugin(tag, PLUGIN, PluginData { version: 0, data: Some(data) }.encode_to_vec());
+fn write(events: &mut EventFile, tag: &str, content: Content) {
+    events.plugin(tag, PLUGIN, PluginData { version: 0, content: Some(content) }.encode_to_vec());
 }
 
-/// Every leaf by its key, such as `stages.0.lr`; what is not set is left out.
-fn flatten(value: &Value, key: String, into: &mut BTreeMap<String, Setting>) {
-    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-    let is = match value {
+/// Adds every leaf of the tree under its key, such as `stages.0.lr`; null values are left out.
+fn flatten(value: &Value, key: String, settings: &mut BTreeMap<String, Setting>) {
+    let child = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    let value = match value {
         Value::Null => return,
-        Value::Object(map) => return map.iter().for_each(|(name, value)| flatten(value, below(name), into)),
-        Value::Array(items) => {
-            return items.iter().enumerate().for_each(|(i, item)| flatten(item, below(&i.to_string()), into));
+        Value::Object(map) => {
+            return map.iter().for_each(|(name, value)| flatten(value, child(name), settings));
         }
-        Value::Bool(value) => Is::Bool(*value),
-        Value::Number(number) => Is::Number(number.as_f64().unwrap_or(f64::NAN)),
-        Value::String(text) => Is::Text(text.clone()),
+        Value::Array(items) => {
+            return items
+                .iter()
+                .enumerate()
+                .for_each(|(i, item)| flatten(item, child(&i.to_string()), settings));
+        }
+        Value::Bool(value) => SettingValue::Bool(*value),
+        Value::Number(number) => SettingValue::Number(number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => SettingValue::Text(text.clone()),
     };
-    into.insert(key, Setting { is: Some(is) });
+    settings.insert(key, Setting { value: Some(value) });
 }
 
 fn now() -> f64 {
@@ -155,15 +161,15 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn settings_are_leaves_by_their_keys() {
+    fn settings_are_the_leaves_under_their_keys() {
         let mut settings = BTreeMap::new();
         let tree = json!({"optim": {"lr": 0.1, "clip": null}, "stages": [{"name": "hard"}], "on": true});
         flatten(&tree, String::new(), &mut settings);
-        let is = |key: &str| settings[key].is.clone().unwrap();
+        let value = |key: &str| settings[key].value.clone().unwrap();
         assert_eq!(settings.keys().collect::<Vec<_>>(), ["on", "optim.lr", "stages.0.name"]);
         assert_eq!(
-            [is("on"), is("optim.lr"), is("stages.0.name")],
-            [Is::Bool(true), Is::Number(0.1), Is::Text("hard".into())]
+            [value("on"), value("optim.lr"), value("stages.0.name")],
+            [SettingValue::Bool(true), SettingValue::Number(0.1), SettingValue::Text("hard".into())]
         );
     }
 }

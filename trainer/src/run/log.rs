@@ -1,8 +1,9 @@
-//! What the training loop shows, records and saves goes through [`RunLog`].
+//! [`RunLog`]: everything that the training loop prints, records and saves.
 
-use super::checkpoint::{self, State};
-use super::events::{EvaluationRecord, Event, Summary, TrainRecord};
-use super::{Console, Records, Saver, keep_class_names, write_whole};
+use super::checkpoint::{Saver, TrainState, remove_unfinished};
+use super::recorder::Recorder;
+use super::records::{EvaluationRecord, Event, Summary, TrainRecord};
+use super::{Console, write_atomically, write_class_names};
 use crate::config::Config;
 use crate::dist::{World, agree};
 use crate::model::Params;
@@ -17,14 +18,14 @@ use tch::Tensor;
 /// A run's output: the terminal and `log.txt`, `metrics.jsonl`, TensorBoard's files, `summary.json` and the checkpoints.
 ///
 /// Every rank has one and calls the same methods. Rank 0 prints and writes; on other ranks the methods do nothing, except
-/// that each rank saves its share of a checkpoint. Before [`RunLog::open`], lines are printed and nothing is written.
+/// that each rank saves its shard of a checkpoint. Before [`RunLog::open`], lines are printed and nothing is written.
 #[derive(Debug)]
 pub(crate) struct RunLog {
     dir: PathBuf,
-    /// Declared before `records`, so dropped before them: a save in progress ends before the directory's lock is released.
+    /// Declared before `recorder`, so dropped before it: a save in progress ends before the directory's lock is released.
     saver: Saver,
     /// Present on rank 0 of an open run.
-    records: Option<Records>,
+    recorder: Option<Recorder>,
     console: Console,
 }
 
@@ -34,32 +35,32 @@ impl RunLog {
         Ok(Self {
             dir: dir.into(),
             saver: Saver::new(world, dir, config, params)?,
-            records: None,
+            recorder: None,
             console: Console::new(world.rank()),
         })
     }
 
-    /// All ranks: afterwards the directory exists, is locked, and holds the resolved config. Records that an earlier run
-    /// made after `state` and checkpoints that it did not finish are removed. An error is the same on all ranks.
+    /// All ranks: afterwards the directory exists, is locked, and holds the resolved config. Records that an earlier
+    /// process made after `state`, and checkpoints that it did not finish, are removed. An error is the same on all ranks.
     pub fn open(
         &mut self,
         world: &World,
         config: &Config,
-        state: &State,
+        state: &TrainState,
         class_names: Option<&[String]>,
     ) -> Result<()> {
         let opened = match world.rank() {
-            0 => open_records(&self.dir, config, state, class_names).map(Some),
+            0 => open_recorder(&self.dir, config, state, class_names).map(Some),
             _ => Ok(None),
         };
-        self.records = agree(world, opened)?;
-        self.console.keep_log(&self.dir);
+        self.recorder = agree(world, opened)?;
+        self.console.open_log(&self.dir);
         Ok(())
     }
 
     /// Whether this is rank 0 of an open run: the only rank that writes files for users.
     pub fn writes(&self) -> bool {
-        self.records.is_some()
+        self.recorder.is_some()
     }
 
     /// The run directory.
@@ -74,7 +75,7 @@ impl RunLog {
 
     /// Logs some lines without printing them.
     pub fn note(&mut self, text: &str) {
-        self.console.note(text);
+        self.console.log_only(text);
     }
 
     /// Shows a progress bar at `done` of `steps` steps, if a person watches.
@@ -84,7 +85,7 @@ impl RunLog {
 
     /// Moves the progress bar. `status` is a step of the run and its figures, which are logged too.
     pub fn progress(&mut self, done: u64, status: Option<(u64, &str)>) {
-        self.console.step(done, status);
+        self.console.update_bar(done, status);
     }
 
     /// Removes the progress bar.
@@ -94,30 +95,30 @@ impl RunLog {
 
     /// Records what happened at a step.
     pub fn event(&mut self, step: u64, event: &Event) -> Result<()> {
-        self.records.as_mut().map_or(Ok(()), |records| records.record("event", step, event))
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.record("event", step, event))
     }
 
     /// Records the means of the steps up to `step`.
     pub fn train_step(&mut self, step: u64, record: &TrainRecord) -> Result<()> {
-        self.records.as_mut().map_or(Ok(()), |records| records.record("train", step, record))
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.record("train", step, record))
     }
 
     /// Records an evaluation after `step`, and draws the gates' rates of the run so far for TensorBoard.
     pub fn evaluation(&mut self, step: u64, record: &EvaluationRecord) -> Result<()> {
-        let Some(records) = &mut self.records else { return Ok(()) };
-        records.record("eval", step, record)?;
-        records.picture_rates(step);
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        recorder.record("eval", step, record)?;
+        recorder.draw_gate_heatmap(step);
         Ok(())
     }
 
     /// Writes `summary.json`: the run has ended.
     pub fn finish(&mut self, summary: &Summary) -> Result<()> {
-        let Some(records) = &mut self.records else { return Ok(()) };
-        // By way of a tree, whose keys are sorted.
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        // Converted to a tree first, because its keys are sorted.
         let tree = serde_json::to_value(summary).expect("a summary is JSON");
         let text = serde_json::to_vec_pretty(&tree).expect("a tree is JSON");
-        write_whole(&self.dir.join(run_dir::SUMMARY), &text)?;
-        records.finished();
+        write_atomically(&self.dir.join(run_dir::SUMMARY), &text)?;
+        recorder.record_end();
         Ok(())
     }
 
@@ -128,7 +129,7 @@ impl RunLog {
         params: &Params,
         momentum: &Tensor,
         ema: Option<&Ema>,
-        state: State,
+        state: TrainState,
     ) -> Result<()> {
         let start = Instant::now();
         let step = state.step;
@@ -141,7 +142,7 @@ impl RunLog {
         self.saver.check()
     }
 
-    /// Any rank: waits for the save in progress. Afterwards rank 0's checkpoint, or this rank's share of it, is on disk.
+    /// Any rank: waits for the save in progress. Afterwards rank 0's checkpoint, or this rank's shard of it, is on disk.
     pub fn wait_for_save(&mut self) -> Result<()> {
         self.saver.wait()
     }
@@ -160,20 +161,20 @@ impl RunLog {
 }
 
 /// Rank 0: prepares the run directory for the first step.
-fn open_records(
+fn open_recorder(
     dir: &Path,
     config: &Config,
-    state: &State,
+    state: &TrainState,
     class_names: Option<&[String]>,
-) -> Result<Records> {
+) -> Result<Recorder> {
     fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let mut records = Records::open(dir, state.step, state.epoch_samples == 0)?;
-    records.settings(config);
+    let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0)?;
+    recorder.record_config(config);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
-    write_whole(&dir.join(run_dir::CONFIG), resolved.as_bytes())?;
+    write_atomically(&dir.join(run_dir::CONFIG), resolved.as_bytes())?;
     if let Some(names) = class_names {
-        keep_class_names(dir, names)?;
+        write_class_names(dir, names)?;
     }
-    checkpoint::remove_partial(dir);
-    Ok(records)
+    remove_unfinished(dir);
+    Ok(recorder)
 }

@@ -1,30 +1,26 @@
-//! The run directory: what a run leaves behind, and the interface between the tools.
+//! The run directory: everything that a run writes. docs/first_run.md lists its files, whose names are in
+//! [`crate::run_dir`].
 //!
-//! `config.yaml` (resolved), `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `summary.json`, `log.txt`,
-//! `class_names.json` where classes have names, `bad_samples.jsonl`. Rank 0 alone writes, but for the shares of the optimiser's
-//! state and lines on bad samples; what could not be written ends the run with one line.
+//! Rank 0 writes; other ranks write only shards of the optimiser's state and lines about bad samples. A file that cannot be
+//! written ends the run with an error, except TensorBoard's and the log.
 
 pub mod checkpoint;
-mod choose;
 pub mod colour;
 mod console;
-mod copied;
-mod events;
+mod gate_heatmap;
 mod hparams;
 mod log;
 pub mod projector;
-mod rates;
+mod recorder;
 mod records;
-mod saver;
+mod resolve;
 mod tensorboard;
-mod writer;
 
-pub use choose::{Place, choose, choose_weights};
-pub use console::{Console, say};
-pub(crate) use events::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
+pub use console::{Console, print_line};
 pub(crate) use log::RunLog;
-use records::Records;
-use saver::Saver;
+pub(crate) use records::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
+pub use resolve::RunLocation;
+pub(crate) use resolve::{resolve_run_dir, resolve_weights};
 pub use tensorboard::EventFile;
 
 use crate::run_dir::CLASS_NAMES;
@@ -33,18 +29,18 @@ use codinet_dataloader::sync_folder;
 use std::fs::{self, File};
 use std::path::Path;
 
-/// Notes in the run directory `run` what the classes are called, in the order of their numbers.
-pub fn keep_class_names(run: &Path, names: &[String]) -> Result<()> {
-    write_whole(&run.join(CLASS_NAMES), &serde_json::to_vec(names).expect("a list is JSON"))
+/// Writes the names of the classes, in the order of their numbers, into the run directory `run`.
+fn write_class_names(run: &Path, names: &[String]) -> Result<()> {
+    write_atomically(&run.join(CLASS_NAMES), &serde_json::to_vec(names).expect("a list is JSON"))
 }
 
-/// What the run in the directory `run` calls its classes, where it knows.
-pub fn class_names_of(run: &Path) -> Option<Vec<String>> {
+/// The names of the classes in the run directory `run`, if it has them.
+pub fn read_class_names(run: &Path) -> Option<Vec<String>> {
     serde_json::from_slice(&fs::read(run.join(CLASS_NAMES)).ok()?).ok()
 }
 
-/// Writes `bytes` so that `path` holds either what it held or all of them, whenever the machine stops.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Replaces the file at `path` in one step: even after a power cut it holds the old bytes or the new ones.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("partial");
     let write = || {
         fs::write(&temporary, bytes)?;

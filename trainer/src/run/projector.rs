@@ -1,14 +1,14 @@
-//! Files for TensorBoard's embedding projector: vectors and their labels as TSV, and the `projector_config.pbtxt`
-//! that it looks for at the top of a log folder.
+//! Files for TensorBoard's embedding projector: vectors and their labels as TSV, and `projector_config.pbtxt` in the log folder,
+//! which lists them.
 
-use super::write_whole;
+use super::write_atomically;
 use crate::sys::error::{Error, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-/// Writes `vectors`, of `width` numbers each, and a row of `columns` for each, as the tensor `name`; `name` is a new
-/// folder under `logs` or one to overwrite. Those that were written before stay in the projector's list.
+/// Writes `vectors`, of `width` numbers each, and for each a row of `labels` under the headings `columns`, into the folder `name`
+/// of `logs`, which is the tensor's name in the projector. Tensors in other folders stay in its list.
 ///
 /// # Errors
 /// Files that cannot be written.
@@ -27,23 +27,23 @@ pub fn write(
         let numbers: Vec<String> = row.iter().map(|number| format!("{number:.6}")).collect();
         let _ = writeln!(table, "{}", numbers.join("\t"));
     }
-    write_whole(&folder.join("vectors.tsv"), table.as_bytes())?;
-    // With one column, the projector takes the first row for a label.
+    write_atomically(&folder.join("vectors.tsv"), table.as_bytes())?;
+    // The projector expects headings only with more than one column.
     let mut table = if columns.len() > 1 { columns.join("\t") + "\n" } else { String::new() };
     for row in labels {
         let clean: Vec<String> = row.iter().map(|text| text.replace(['\t', '\n'], " ")).collect();
         table += &(clean.join("\t") + "\n");
     }
-    write_whole(&folder.join("labels.tsv"), table.as_bytes())?;
+    write_atomically(&folder.join("labels.tsv"), table.as_bytes())?;
     write_config(logs)
 }
 
-/// Lists every folder that holds vectors.
+/// Lists every folder with vectors.
 fn write_config(logs: &Path) -> Result<()> {
     let folders = fs::read_dir(logs).map_err(|error| Error::disk("read", logs, &error))?.flatten();
-    let held = folders.filter(|folder| folder.path().join("vectors.tsv").exists());
+    let tensors = folders.filter(|folder| folder.path().join("vectors.tsv").exists());
     let mut names: Vec<String> =
-        held.map(|folder| folder.file_name().to_string_lossy().into_owned()).collect();
+        tensors.map(|folder| folder.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let mut config = String::new();
     for name in names {
@@ -53,7 +53,7 @@ fn write_config(logs: &Path) -> Result<()> {
              metadata_path: \"{name}/labels.tsv\"\n}}"
         );
     }
-    write_whole(&logs.join("projector_config.pbtxt"), config.as_bytes())
+    write_atomically(&logs.join("projector_config.pbtxt"), config.as_bytes())
 }
 
 #[cfg(test)]
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_tensor_that_was_written_is_listed() {
+    fn config_lists_all_tensors() {
         let logs = tempfile::tempdir().unwrap();
         for step in ["paths-1", "paths-2"] {
             let labels = [vec!["0".to_owned(), "a\tb".to_owned()], vec!["1".to_owned(), "c".to_owned()]];

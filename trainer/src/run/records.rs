@@ -1,144 +1,165 @@
-//! What a run records while it goes on: `metrics.jsonl`, and the same numbers for TensorBoard.
+//! The lines of `metrics.jsonl`, and `summary.json`, as types with one field per key. docs/tensorboard.md describes the
+//! numbers.
 
-use super::tensorboard::EventFile;
-use super::{hparams, rates};
-use crate::config::Config;
-use crate::run_dir::{METRICS, TENSORBOARD};
-use crate::sys::error::{Error, Exit, Result};
+use super::checkpoint::StageResult;
 use serde::Serialize;
-use serde_json::{Map, Value};
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 
-/// Numbers that tell when a line was written, not what was measured: no curves in TensorBoard.
-const WHEN: [&str; 3] = ["epoch", "samples", "images"];
-
-/// The open files.
-#[derive(Debug)]
-pub struct Records {
-    /// The folder, locked: a second run that is sent here is refused.
-    _lock: File,
-    path: PathBuf,
-    metrics: File,
-    events: EventFile,
+/// Something that happened at a step: a line of kind `event`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event")]
+pub(crate) enum Event {
+    /// A checkpoint was copied to the host; a thread writes it while training continues.
+    #[serde(rename = "checkpoint")]
+    Checkpoint {
+        /// Seconds for which training waited.
+        blocked_s: f64,
+    },
+    /// A loss or a gradient was not finite, and `optim.on_nonfinite` lets the run continue.
+    #[serde(rename = "step not finite")]
+    StepNotFinite {
+        /// Which terms, on which ranks.
+        why: String,
+        /// Updates skipped since the start of the run.
+        skipped: u64,
+    },
+    /// Ranks whose tensors differed from rank 0's received rank 0's.
+    #[serde(rename = "replicas repaired")]
+    ReplicasRepaired { ranks: Vec<usize> },
 }
 
-impl Records {
-    /// Opens a run's records; what a run that is resumed at `step` had recorded after it is taken back, the
-    /// evaluation at `step` too where that is still to come.
-    pub fn open(dir: &Path, step: u64, evaluated: bool) -> Result<Self> {
-        let lock = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
-        // A file system without locks is trusted.
-        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            let dir = dir.display();
-            return Err(Error::new(
-                Exit::Config,
-                format!("{dir} is in use by another run; choose another run.dir"),
-            ));
-        }
-        let path = dir.join(METRICS);
-        let before = fs::read_to_string(&path).unwrap_or_default();
-        let kept = recorded_before(&before, step, evaluated);
-        if kept.len() < before.lines().count() {
-            super::write_whole(
-                &path,
-                (kept.join("\n") + if kept.is_empty() { "" } else { "\n" }).as_bytes(),
-            )?;
-        }
-        let metrics = OpenOptions::new().create(true).append(true).open(&path);
-        let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
-        Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join(TENSORBOARD), step) })
-    }
-
-    /// Tells TensorBoard which settings the measurements belong to.
-    pub fn settings(&mut self, config: &Config) {
-        hparams::start(&mut self.events, &serde_json::to_value(config).expect("a config is JSON"));
-    }
-
-    /// Tells TensorBoard that the run came to its end.
-    pub fn finished(&mut self) {
-        hparams::end(&mut self.events);
-    }
-
-    /// Shows TensorBoard how often each gated block would have run so far, as one picture: a row a block, a column a log line.
-    pub fn picture_rates(&mut self, step: u64) {
-        let text = fs::read_to_string(&self.path).unwrap_or_default();
-        if let Some((png, size)) = rates::picture(&text) {
-            self.events.image(step, "train_rates/over_time", png, size);
-        }
-    }
-
-    /// Records one line of `kind`; every measurement in it is a TensorBoard scalar as well, `kind/name`.
-    pub fn record(&mut self, kind: &str, step: u64, fields: &impl Serialize) -> Result<()> {
-        let fields = serde_json::to_value(fields).expect("a record is JSON");
-        let Value::Object(fields) = fields else { unreachable!("a record is an object") };
-        let mut line = Map::new();
-        line.insert("kind".into(), kind.into());
-        line.insert("step".into(), step.into());
-        line.extend(fields.clone());
-        let line = Value::Object(line).to_string() + "\n";
-        self.metrics.write_all(line.as_bytes()).map_err(|error| Error::disk("write", &self.path, &error))?;
-        let mut scalars = Vec::new();
-        for (name, value) in fields.iter().filter(|(name, _)| !WHEN.contains(&name.as_str())) {
-            match value {
-                Value::Number(number) => {
-                    scalars.push((format!("{kind}/{name}"), number.as_f64().unwrap_or(f64::NAN)))
-                }
-                Value::Array(items) => scalars.extend(
-                    items
-                        .iter()
-                        .enumerate()
-                        .filter_map(|(i, item)| Some((format!("{kind}_{name}/{i:02}"), item.as_f64()?))),
-                ),
-                _ => {}
-            }
-        }
-        self.events.scalars(step, &scalars);
-        Ok(())
-    }
+/// Means over the steps since the last such line: a line of kind `train`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct TrainRecord<'a> {
+    pub epoch: u64,
+    pub stage: &'a str,
+    pub samples: u64,
+    pub gamma: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_gmacs: Option<f64>,
+    pub gmacs: f64,
+    pub lr: f64,
+    pub images_per_second: f64,
+    pub loader_wait: f64,
+    pub collective_wait: f64,
+    pub collective_busy: f64,
+    /// Bytes per step.
+    pub collective_bytes: u64,
+    pub rates: &'a [f64],
+    pub rates_as_trained: &'a [f64],
+    pub distinct_paths: usize,
+    pub path_entropy: f64,
+    pub spread_margin: f64,
+    pub centre_distance_margin: f64,
+    /// The loss and its terms, the gradient's norm, top-1 and the terms' diagnostics, by name.
+    #[serde(flatten)]
+    pub scalars: BTreeMap<&'static str, f64>,
 }
 
-/// The lines that were recorded before the checkpoint of `step`, which was saved once that step was evaluated or before;
-/// a torn line was not.
-fn recorded_before(text: &str, step: u64, evaluated: bool) -> Vec<&str> {
-    let read = |line| serde_json::from_str::<Value>(line).unwrap_or_default();
-    let evaluation = |line: &Value| line["kind"] == "eval" && line["step"] == step;
-    let lines = text.lines().map(|line| (line, read(line)));
-    let until = lines.take_while(|(_, line)| evaluated || !evaluation(line));
-    until
-        .filter(|(_, line)| line["step"].as_u64().is_some_and(|at| at <= step))
-        .map(|(line, _)| line)
-        .collect()
+/// The results of an evaluation: a line of kind `eval`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct EvaluationRecord<'a> {
+    pub epoch: u64,
+    pub stage: &'a str,
+    pub samples: u64,
+    pub images: u64,
+    pub bad_images: u64,
+    pub top1: f64,
+    pub top5: f64,
+    pub ce: f64,
+    pub gmacs: f64,
+    pub rates: &'a [f64],
+    pub distinct_paths: usize,
+    pub path_entropy: f64,
+    pub train_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_top1: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_ce: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_gmacs: Option<f64>,
+}
+
+/// `summary.json`: the results of a run that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Summary<'a> {
+    pub top1: f64,
+    pub top5: f64,
+    pub ce: f64,
+    pub gmacs: f64,
+    pub gmacs_static: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_gmacs: Option<f64>,
+    pub distinct_paths: usize,
+    pub path_entropy: f64,
+    pub rates: &'a [f64],
+    pub validation_images: u64,
+    pub images_per_second: f64,
+    pub world_size: usize,
+    pub seconds: f64,
+    pub train_loss: Option<f64>,
+    pub parameters: i64,
+    pub stages: &'a [StageResult],
+    /// The same network with the running mean of its weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaSummary>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct EmaSummary {
+    pub top1: f64,
+    pub top5: f64,
+    pub ce: f64,
+    pub gmacs: f64,
+    pub distinct_paths: usize,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{json, to_value};
 
     #[test]
-    fn a_resume_takes_back_what_came_after_its_step() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut records = Records::open(dir.path(), 0, true).unwrap();
-        for step in 1..=4 {
-            records.record("train", step, &json!({"loss": step})).unwrap();
-        }
-        records.record("eval", 2, &json!({"loss": 20})).unwrap();
-        records.record("event", 2, &json!({"loss": 21})).unwrap();
-        drop(records);
-        let path = dir.path().join(METRICS);
-        let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
-        fs::write(&path, torn).unwrap();
-        let losses = |evaluated| -> Vec<Value> {
-            Records::open(dir.path(), 2, evaluated)
-                .unwrap()
-                .record("train", 3, &json!({"loss": 30}))
-                .unwrap();
-            let lines = fs::read_to_string(&path).unwrap();
-            lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone()).collect()
+    fn each_event_keeps_its_name_and_keys() {
+        let events = [
+            Event::Checkpoint { blocked_s: 0.5 },
+            Event::StepNotFinite { why: "not finite: div of rank 1".into(), skipped: 2 },
+            Event::ReplicasRepaired { ranks: vec![1, 3] },
+        ];
+        let expected = [
+            json!({"event": "checkpoint", "blocked_s": 0.5}),
+            json!({"event": "step not finite", "why": "not finite: div of rank 1", "skipped": 2}),
+            json!({"event": "replicas repaired", "ranks": [1, 3]}),
+        ];
+        assert_eq!(events.map(|event| to_value(event).unwrap()), expected);
+    }
+
+    #[test]
+    fn scalars_are_keys_of_the_train_line_and_an_absent_budget_is_none() {
+        let record = TrainRecord {
+            epoch: 1,
+            stage: "relaxed",
+            samples: 64,
+            gamma: 0.01,
+            budget_gmacs: None,
+            gmacs: 0.02,
+            lr: 0.1,
+            images_per_second: 100.0,
+            loader_wait: 0.0,
+            collective_wait: 0.0,
+            collective_busy: 0.0,
+            collective_bytes: 8,
+            rates: &[1.0, 0.5],
+            rates_as_trained: &[0.9, 0.4],
+            distinct_paths: 2,
+            path_entropy: 1.0,
+            spread_margin: 0.2,
+            centre_distance_margin: 0.5,
+            scalars: BTreeMap::from([("loss", 2.5), ("div", f64::NAN)]),
         };
-        assert_eq!(losses(true), [1, 2, 20, 21, 30]);
-        assert_eq!(losses(false), [1, 2, 30]);
+        let line = to_value(record).unwrap();
+        assert_eq!((&line["loss"], &line["rates"]), (&json!(2.5), &json!([1.0, 0.5])));
+        assert!(line["div"].is_null(), "JSON has no NaN");
+        assert!(line.get("budget_gmacs").is_none());
     }
 }

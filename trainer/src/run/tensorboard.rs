@@ -1,8 +1,7 @@
-//! TensorBoard event files: TFRecord framing around a few protobuf messages.
+//! TensorBoard event files: TFRecord framing around a few protobuf messages. docs/dependencies.md says why tensorboard-rs is
+//! not used.
 //!
-//! Written here rather than with tensorboard-rs, whose writer panics on a full disk, keeps one record in
-//! seven of those written just before the process ends, and cannot mark where a resumed run starts. An
-//! event file that cannot be written is given up with one warning: it never stops training.
+//! A failed write gives one warning and ends the file; it never stops training.
 
 use crate::host;
 use std::fs::{self, File};
@@ -10,19 +9,19 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// `tensorflow.Event`, as far as it is needed here.
+/// `tensorflow.Event`, without the fields that are not used.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Event {
     #[prost(double, tag = "1")]
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
-    what: Option<What>,
+    #[prost(oneof = "Content", tags = "3, 5, 7")]
+    content: Option<Content>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum What {
+enum Content {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -66,7 +65,7 @@ struct Image {
     encoded_image_string: Vec<u8>,
 }
 
-/// `tensorflow.TensorProto`: a scalar that says nothing, which plugins' data come with.
+/// `tensorflow.TensorProto`: the empty value that a plugin's metadata needs.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Tensor {
     /// 1: float.
@@ -103,22 +102,23 @@ struct SessionLog {
     status: i32,
 }
 
-/// `tensorflow.SessionLog.START`: readers drop what earlier files hold from this step on.
+/// `tensorflow.SessionLog.START`: readers drop the events of earlier files from this step on.
 const START: i32 = 1;
 
-/// A file being written; nothing, after a write failed.
+/// An open event file, until a write fails.
 #[derive(Debug)]
 pub struct EventFile {
     file: Option<File>,
 }
 
 impl EventFile {
-    /// Starts a new event file in `folder` for a run that goes on from `step`.
+    /// Creates an event file in `folder` for a run that continues from `step`.
     pub fn create(folder: &Path, step: u64) -> Self {
         let open = || -> io::Result<File> {
             fs::create_dir_all(folder)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let (seconds, process) = (now.as_secs(), std::process::id());
+            let seconds = now.as_secs();
+            let process = std::process::id();
             let name = format!("events.out.tfevents.{seconds}.{}.{process}", host::name());
             File::create(folder.join(name))
         };
@@ -127,8 +127,8 @@ impl EventFile {
             Ok(file) => events.file = Some(file),
             Err(error) => warn(&error),
         }
-        events.write(0, What::FileVersion("brain.Event:2".into()));
-        events.write(step + 1, What::SessionLog(SessionLog { status: START }));
+        events.write(0, Content::FileVersion("brain.Event:2".into()));
+        events.write(step + 1, Content::SessionLog(SessionLog { status: START }));
         events
     }
 
@@ -139,31 +139,35 @@ impl EventFile {
             simple_value: Some(*value as f32),
             ..SummaryValue::default()
         };
-        self.write(step, What::Summary(Summary { value: scalars.iter().map(value).collect() }));
+        self.write(step, Content::Summary(Summary { value: scalars.iter().map(value).collect() }));
     }
 
     /// Writes an RGB picture, a PNG file of `width` × `height` pixels, at a step.
     pub fn image(&mut self, step: u64, tag: &str, png: Vec<u8>, (width, height): (u32, u32)) {
-        let (height, width) = (height as i32, width as i32);
-        let image = Some(Image { height, width, colorspace: 3, encoded_image_string: png });
-        let value = SummaryValue { tag: tag.into(), image, ..SummaryValue::default() };
-        self.write(step, What::Summary(Summary { value: vec![value] }));
+        let image =
+            Image { height: height as i32, width: width as i32, colorspace: 3, encoded_image_string: png };
+        let value = SummaryValue { tag: tag.into(), image: Some(image), ..SummaryValue::default() };
+        self.write(step, Content::Summary(Summary { value: vec![value] }));
     }
 
-    /// Writes what a plugin of TensorBoard's reads from a tag's metadata.
+    /// Writes a tag's metadata for a plugin of TensorBoard.
     pub fn plugin(&mut self, tag: &str, plugin: &str, content: Vec<u8>) {
-        let plugin_data = Some(PluginData { plugin_name: plugin.into(), content });
-        let tensor = Tensor { dtype: 1, shape: Some(TensorShape {}), float_val: vec![0.0] };
-        let (tensor, metadata) = (Some(tensor), Some(Metadata { plugin_data }));
-        let value = SummaryValue { tag: tag.into(), tensor, metadata, ..SummaryValue::default() };
-        self.write(0, What::Summary(Summary { value: vec![value] }));
+        let value = SummaryValue {
+            tag: tag.into(),
+            tensor: Some(Tensor { dtype: 1, shape: Some(TensorShape {}), float_val: vec![0.0] }),
+            metadata: Some(Metadata {
+                plugin_data: Some(PluginData { plugin_name: plugin.into(), content }),
+            }),
+            ..SummaryValue::default()
+        };
+        self.write(0, Content::Summary(Summary { value: vec![value] }));
     }
 
-    fn write(&mut self, step: u64, what: What) {
+    fn write(&mut self, step: u64, content: Content) {
         let Some(file) = &mut self.file else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let event = Event { wall_time: now.as_secs_f64(), step: step as i64, what: Some(what) };
-        if let Err(error) = file.write_all(&framed(&prost::Message::encode_to_vec(&event))) {
+        let event = Event { wall_time: now.as_secs_f64(), step: step as i64, content: Some(content) };
+        if let Err(error) = file.write_all(&frame_record(&prost::Message::encode_to_vec(&event))) {
             warn(&error);
             self.file = None;
         }
@@ -171,11 +175,11 @@ impl EventFile {
 }
 
 fn warn(error: &io::Error) {
-    eprintln!("warning: cannot write TensorBoard's event file: {error}; the rest goes on without");
+    eprintln!("warning: cannot write TensorBoard's event file: {error}; training continues without it");
 }
 
 /// A TFRecord: length, masked CRC-32C of the length, data, masked CRC-32C of the data; little-endian.
-fn framed(data: &[u8]) -> Vec<u8> {
+fn frame_record(data: &[u8]) -> Vec<u8> {
     let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8);
     let length = (data.len() as u64).to_le_bytes();
     let mut record = length.to_vec();
@@ -191,19 +195,20 @@ mod tests {
 
     /// The record that TensorFlow itself writes for its version event at wall time 0.
     #[test]
-    fn framing_is_tensorflows() {
-        let event = Event { wall_time: 0.0, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) };
+    fn records_have_tensorflows_framing() {
+        let event =
+            Event { wall_time: 0.0, step: 0, content: Some(Content::FileVersion("brain.Event:2".into())) };
         let data = prost::Message::encode_to_vec(&event);
         assert_eq!(data, b"\x1a\x0dbrain.Event:2");
         // CRC-32C of "123456789" is e3069283, its masked form by the formula of tensorflow/core/lib/hash/crc32c.h.
-        let record = framed(b"123456789");
+        let record = frame_record(b"123456789");
         let masked = 0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(record[21..], masked.to_le_bytes());
         assert_eq!(record.len(), 12 + 9 + 4);
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_stops_nothing() {
+    fn unwritable_folder_only_warns() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut events = EventFile::create(&file.path().join("below a file"), 0);
         events.scalars(1, &[("train/loss".into(), 1.0)]);

@@ -6,7 +6,7 @@ use crate::data::{Datasets, Prefetcher, StepIndex};
 use crate::dist::{World, agree};
 use crate::model::Costs;
 use crate::optim::schedule::learning_rate;
-use crate::run::Place;
+use crate::run::RunLocation;
 use crate::sys::error::{Error, Exit, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ impl<'a> BenchmarkRun<'a> {
     /// All ranks: opens the data and builds the network, as a run of `config` does.
     pub fn new(world: &'a World, config: &'a Config, device: Device, stop: Arc<AtomicBool>) -> Result<Self> {
         let data = agree(world, Datasets::open(config, world, device))?;
-        let place = Place { dir: PathBuf::new(), checkpoint: None };
-        let trainer = Trainer::new(world, config, place, data, device, stop, String::new())?;
+        let location = RunLocation { dir: PathBuf::new(), checkpoint: None };
+        let trainer = Trainer::new(world, config, location, data, device, stop, String::new())?;
         let batches = trainer.batches(0, StepIndex::default(), u64::MAX)?;
         Ok(Self { trainer, batches })
     }

@@ -16,8 +16,8 @@ use crate::metrics::MetricsBuffer;
 use crate::model::Net;
 use crate::optim::calibration::check_budget;
 use crate::optim::schedule::learning_rate;
-use crate::run::checkpoint::{Order, State};
-use crate::run::{Place, RunLog};
+use crate::run::checkpoint::{Order, TrainState};
+use crate::run::{RunLocation, RunLog};
 use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
 use evaluate::Evaluation;
@@ -36,7 +36,7 @@ pub struct Trainer<'a> {
     device: Device,
     data: Datasets,
     model: Model,
-    state: State,
+    state: TrainState,
     /// The steps since the last log line.
     metrics: MetricsBuffer,
     /// The gates' decisions in inference for the last step's views, `[A·L·M, n]`.
@@ -55,11 +55,11 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// All ranks: builds the network and loads the checkpoint of `place`, if it has one; writes nothing yet.
+    /// All ranks: builds the network and loads the checkpoint of `location`, if it has one; writes nothing yet.
     pub fn new(
         world: &'a World,
         config: &'a Config,
-        place: Place,
+        location: RunLocation,
         data: Datasets,
         device: Device,
         stop: Arc<AtomicBool>,
@@ -68,13 +68,13 @@ impl<'a> Trainer<'a> {
         let net = Net::from_config(config, device);
         dist::agree(world, check_budget(config, &net.costs))?;
         let mut notes = Vec::new();
-        if let (Some(path), None) = (&config.model.init_from, &place.checkpoint) {
+        if let (Some(path), None) = (&config.model.init_from, &location.checkpoint) {
             notes.push(resume::initialise_from(world, Path::new(path), &net.params)?);
         }
         let mut model = Model::new(world, config, net, device);
         let order =
             Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() };
-        let (state, note) = resume::load_state(world, config, &place, order, &mut model)?;
+        let (state, note) = resume::load_state(world, config, &location, order, &mut model)?;
         notes.extend(note);
         replicas::refuse_differences(
             world,
@@ -84,7 +84,7 @@ impl<'a> Trainer<'a> {
                 ("set of first weights", replicas::fingerprint(model.net.params.flat())),
             ],
         )?;
-        let log = RunLog::new(world, &place.dir, config, &model.net.params)?;
+        let log = RunLog::new(world, &location.dir, config, &model.net.params)?;
         Ok(Self {
             world,
             config,
@@ -96,7 +96,7 @@ impl<'a> Trainer<'a> {
             hard_paths: None,
             log,
             notes,
-            checkpoint: place.checkpoint,
+            checkpoint: location.checkpoint,
             command,
             stop,
             clock: Instant::now(),

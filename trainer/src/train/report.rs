@@ -9,7 +9,7 @@ use crate::env;
 use crate::loss;
 use crate::metrics::routing::{self, Histogram};
 use crate::optim::schedule::format_lr;
-use crate::run::checkpoint::{StageResult, State};
+use crate::run::checkpoint::{StageResult, TrainState};
 use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, projector};
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
@@ -90,7 +90,7 @@ impl Trainer<'_> {
         batches: &Prefetcher,
     ) -> Result<()> {
         let paths = self.gather_hard_paths()?;
-        let State { step, samples, epoch, .. } = self.state;
+        let TrainState { step, samples, epoch, .. } = self.state;
         let Some(mean) = self.state.metrics_sum.take_mean(step) else { return Ok(()) };
         let seconds = throughput.seconds();
         let share = |time: Duration| time.as_secs_f64() / seconds;
@@ -144,7 +144,7 @@ impl Trainer<'_> {
 
     /// Rank 0 writes: the results of an evaluation.
     pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
-        let State { step, samples, epoch, train_loss, .. } = self.state;
+        let TrainState { step, samples, epoch, train_loss, .. } = self.state;
         let ema = evaluation.ema.as_deref();
         let record = EvaluationRecord {
             epoch,
@@ -269,7 +269,7 @@ impl Trainer<'_> {
 
     /// Rank 0 writes: `summary.json`, and the table at the end of a run.
     pub(super) fn report_end(&mut self, evaluation: &Evaluation) -> Result<()> {
-        let State { samples, training_seconds, seconds, train_loss, .. } = self.state;
+        let TrainState { samples, training_seconds, seconds, train_loss, .. } = self.state;
         let images_per_second = (samples * self.config.data.views as u64) as f64 / training_seconds;
         let gmacs_static = self.model.net.costs.static_macs() as f64 / 1e9;
         let world_size = self.world.ranks();

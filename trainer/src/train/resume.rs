@@ -5,31 +5,31 @@ use crate::config::Config;
 use crate::dist::{World, on_rank_zero, replicas};
 use crate::model::Params;
 use crate::optim::GammaController;
-use crate::run::Place;
-use crate::run::checkpoint::{self, Order, State};
+use crate::run::RunLocation;
+use crate::run::checkpoint::{self, Order, TrainState};
 use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
 
 /// All ranks: copies the tensors of `model.init_from`, which rank 0 reads; returns a line for the log.
 pub(super) fn initialise_from(world: &World, path: &Path, params: &Params) -> Result<String> {
-    let note = on_rank_zero(world, || checkpoint::start_from(path, params))?;
+    let note = on_rank_zero(world, || checkpoint::initialise_from(path, params))?;
     replicas::broadcast_all(world, &[params.flat(), params.flat_buffers()])?;
     Ok(note)
 }
 
-/// All ranks: the state of a new run or, if `place` has a checkpoint, of that one, whose tensors are copied into `model`;
+/// All ranks: the state of a new run or, if `location` has a checkpoint, of that one, whose tensors are copied into `model`;
 /// and a note for the log.
 pub(super) fn load_state(
     world: &World,
     config: &Config,
-    place: &Place,
+    location: &RunLocation,
     order: Order,
     model: &mut Model,
-) -> Result<(State, Option<String>)> {
+) -> Result<(TrainState, Option<String>)> {
     let initial = GammaController::new(config.cost.gamma);
     let micro_batches = world.ranks() * config.optim.accumulate;
-    let Some(folder) = &place.checkpoint else {
-        return Ok((State { order, gamma: initial, micro_batches, ..State::default() }, None));
+    let Some(folder) = &location.checkpoint else {
+        return Ok((TrainState { order, gamma: initial, micro_batches, ..TrainState::default() }, None));
     };
     // Rank 0 reads the files, so that a shared file system serves one reader.
     let mut state = on_rank_zero(world, || {
@@ -37,7 +37,7 @@ pub(super) fn load_state(
         let Model { net, sgd, ema, .. } = model;
         checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
         check_compatible(&state, folder, &order, config)?;
-        state.forget_lost_best(&place.dir);
+        state.forget_lost_best(&location.dir);
         Ok(state)
     })?;
     replicas::broadcast_all(world, &model.saved())?;
@@ -51,7 +51,7 @@ pub(super) fn load_state(
 /// Distributes a step's micro-batches over the present ranks. A changed number of ranks keeps the number of micro-batches if
 /// it divides them: each step is then what it was before. Otherwise, and always with synchronised batch norm, whose
 /// statistics cover all ranks' micro-batches together, the number follows from the config.
-fn redistribute(state: &mut State, ranks: usize, config: &Config) -> Option<String> {
+fn redistribute(state: &mut TrainState, ranks: usize, config: &Config) -> Option<String> {
     let before = state.micro_batches;
     let configured = ranks * config.optim.accumulate;
     if before == configured {
@@ -73,7 +73,7 @@ fn redistribute(state: &mut State, ranks: usize, config: &Config) -> Option<Stri
 }
 
 /// Checks that this config can continue the checkpoint.
-fn check_compatible(state: &State, folder: &Path, order: &Order, config: &Config) -> Result<()> {
+fn check_compatible(state: &TrainState, folder: &Path, order: &Order, config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", folder.display())));
     let Order { seed, samples, data } = &state.order;
     if *data != order.data {
@@ -92,7 +92,7 @@ fn check_compatible(state: &State, folder: &Path, order: &Order, config: &Config
             "stands at sample {sample} of its epoch, not a multiple of optim.batch_size {batch_size}"
         ));
     }
-    let State { stage, epoch, .. } = *state;
+    let TrainState { stage, epoch, .. } = *state;
     let within_plan = match config.stages.get(stage) {
         Some(stage) => epoch < stage.epochs,
         None => stage == config.stages.len(),

@@ -4,7 +4,7 @@
 use codinet_dataloader::DatasetInfo;
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::model::Net;
-use codinet_trainer::run::{checkpoint, class_names_of};
+use codinet_trainer::run::{checkpoint, read_class_names};
 use codinet_trainer::run_dir::{self, CONFIG};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ impl Trained {
     /// # Errors
     /// Nothing there; a file that is damaged, cut short, or no checkpoint; one of another network; no config.
     pub fn open(path: &Path, config: Option<&str>, device: Device) -> Result<Self> {
-        let file = checkpoint::weights(path)?;
+        let file = checkpoint::find_weights(path)?;
         let run = run_of(&file);
         let config = match (config, &run) {
             (Some(name), _) => config::load(name, &[])?,
@@ -50,7 +50,7 @@ impl Trained {
         let data = [&config.data.val, &config.data.train];
         let class_names = run
             .as_deref()
-            .and_then(class_names_of)
+            .and_then(read_class_names)
             .or_else(|| data.into_iter().find_map(|data| names_beside(data)));
         Ok(Self { file, run, config, net, class_names })
     }

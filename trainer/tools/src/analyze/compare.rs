@@ -5,7 +5,7 @@ use super::files::Folder;
 use super::pictures::{self, Point};
 use super::report::Report;
 use codinet_trainer::config::{self, Config};
-use codinet_trainer::run::say;
+use codinet_trainer::run::print_line;
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use serde_json::Value;
@@ -52,7 +52,7 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     report.figure(&folder.picture("accuracy", &pictures::accuracy(&points, &[]), caption)?);
     let page = out.join("report.html");
     report.save(&page)?;
-    say(&format!("{}\n  look at it      {}", aligned(&columns, &table), page.display()));
+    print_line(&format!("{}\n  look at it      {}", aligned(&columns, &table), page.display()));
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What an analysis leaves in its folder: pictures as SVG and PNG, tables as CSV, and the same for TensorBoard.
 
 use super::svg;
-use codinet_trainer::run::{EventFile, write_whole};
+use codinet_trainer::run::{EventFile, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ impl Folder {
 
     /// Writes `name.svg` and `name.png`.
     pub fn picture(&mut self, name: &str, svg: &str, caption: impl Into<String>) -> Result<Picture> {
-        write_whole(&self.path.join(format!("{name}.svg")), svg.as_bytes())?;
+        write_atomically(&self.path.join(format!("{name}.svg")), svg.as_bytes())?;
         let (png, size) = svg::png(svg)?;
         self.png(name, png, size, 0.4, caption)
     }
@@ -55,7 +55,7 @@ impl Folder {
         points: f64,
         caption: impl Into<String>,
     ) -> Result<Picture> {
-        write_whole(&self.path.join(format!("{name}.png")), &png)?;
+        write_atomically(&self.path.join(format!("{name}.png")), &png)?;
         if let Some(events) = &mut self.events {
             events.image(self.step, &format!("paths/{name}"), png.clone(), size);
         }
@@ -71,7 +71,7 @@ impl Folder {
     ) -> Result<()> {
         let mut text = line(columns);
         rows.for_each(|row| text += &line(&row));
-        write_whole(&self.path.join(format!("{name}.csv")), text.as_bytes())
+        write_atomically(&self.path.join(format!("{name}.csv")), text.as_bytes())
     }
 
     /// Tells TensorBoard numbers.

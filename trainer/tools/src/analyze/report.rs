@@ -3,7 +3,7 @@
 use super::files::Picture;
 use super::svg::escaped;
 use base64::Engine;
-use codinet_trainer::run::write_whole;
+use codinet_trainer::run::write_atomically;
 use codinet_trainer::sys::error::Result;
 use std::fmt::Write;
 use std::path::Path;
@@ -70,7 +70,7 @@ impl Report {
 
     /// Writes the page.
     pub fn save(self, path: &Path) -> Result<()> {
-        write_whole(path, (self.body + "</html>\n").as_bytes())
+        write_atomically(path, (self.body + "</html>\n").as_bytes())
     }
 }
 

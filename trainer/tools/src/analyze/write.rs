@@ -15,7 +15,7 @@ use codinet_dataloader::contact_sheet::ContactSheet;
 use codinet_trainer::data;
 use codinet_trainer::metrics::routing::{Histogram, text};
 use codinet_trainer::run::colour::CATEGORIES;
-use codinet_trainer::run::{projector, say, write_whole};
+use codinet_trainer::run::{print_line, projector, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
 use std::path::Path;
@@ -40,14 +40,14 @@ pub fn write(
     let classes = class_names(trained);
     let mut writer = Writer { args, subject, seen, study, classes, folder };
     let json = serde_json::to_vec_pretty(study).expect("a study is JSON");
-    write_whole(&out.join("analysis.json"), &json)?;
+    write_atomically(&out.join("analysis.json"), &json)?;
     writer.tables()?;
     writer.tensorboard()?;
     let name = trained.run.as_ref().and_then(|run| run.file_name()).unwrap_or(trained.file.as_os_str());
     let report = writer.report(&name.to_string_lossy())?;
     let page = out.join("report.html");
     report.save(&page)?;
-    say(&format!("{}\n  look at it      {}", writer.summary(), page.display()));
+    print_line(&format!("{}\n  look at it      {}", writer.summary(), page.display()));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use super::weights;
 use crate::trained::Trained;
 use clap::{Parser, ValueEnum};
-use codinet_trainer::run::{say, write_whole};
+use codinet_trainer::run::{print_line, write_atomically};
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
 use std::path::PathBuf;
 use tch::Device;
@@ -66,13 +66,13 @@ pub fn run(args: &Args) -> Result<()> {
         Format::Torchvision => super::torchvision(&trained)?,
         _ => super::gated(&trained),
     };
-    write_whole(output, &bytes)?;
+    write_atomically(output, &bytes)?;
     if format == Format::Torchvision
         && let Some(said) = weights::caution(&trained.config)
     {
         eprintln!("{said}");
     }
     let (megabytes, file) = (bytes.len() as f64 / 1e6, trained.file.display());
-    say(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
+    print_line(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
     Ok(())
 }

@@ -7,7 +7,7 @@ use codinet_dataloader::random::{self, Domain};
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::dist::device::Hardware;
 use codinet_trainer::model::Net;
-use codinet_trainer::run::say;
+use codinet_trainer::run::print_line;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use rand::seq::SliceRandom;
 use std::path::PathBuf;
@@ -65,8 +65,11 @@ struct Case {
 
 pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.hardware.prepare()?;
-    say(&format!("{threads} threads, {device:?}, fp32, median of {} rounds that take turns", args.rounds));
-    say(&format!(
+    print_line(&format!(
+        "{threads} threads, {device:?}, fp32, median of {} rounds that take turns",
+        args.rounds
+    ));
+    print_line(&format!(
         "{:<12} {:>5} {:>9}  {:>10} {:>9} {:>10}  {:>8} {:>8} {:>10}",
         "network", "batch", "blocks", "static ms", "ms", "images/s", "by MACs", "by time", "time/MACs"
     ));
@@ -172,7 +175,7 @@ fn table(
         let dynamic = median(&case.seconds[1..]);
         let by_macs = engine.costs.static_macs() as f64 / case.macs;
         let by_time = fixed / dynamic;
-        say(&format!(
+        print_line(&format!(
             "{:<12} {batch:>5} {:>9}  {:>10.3} {:>9.3} {:>10.1}  {by_macs:>8.3} {by_time:>8.3} {:>8.1} %",
             config.model.arch.to_string(),
             case.label,

@@ -1,10 +1,11 @@
-//! Saves checkpoints in the background: training waits for a copy of the flat buffers, and a thread does everything else.
-//! One save is in progress at a time.
+//! Saves checkpoints in the background: training waits for a copy of the tensors to the host, and a thread does the rest. One
+//! save is in progress at a time.
 
-use super::checkpoint::State;
-use super::writer::Writer;
+use super::PARTIAL;
+use super::state::TrainState;
+use super::write::Writer;
 use crate::config::Config;
-use crate::dist::{self, World};
+use crate::dist::{World, on_rank_zero};
 use crate::model::Params;
 use crate::optim::Ema;
 use crate::run_dir::CHECKPOINTS;
@@ -15,14 +16,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tch::Tensor;
 
-/// A rank's part in saving a run's checkpoints.
+/// One rank's part in saving a run's checkpoints.
 #[derive(Debug)]
-pub struct Saver {
+pub(crate) struct Saver {
     checkpoints: PathBuf,
-    /// What partial folders are called since the run was started, on all ranks alike, and how many there were.
-    start: String,
+    /// Milliseconds since 1970 at the start of the process, rank 0's: part of the names of unfinished checkpoints.
+    start: u64,
+    /// Checkpoints begun since then.
     saves: u64,
-    /// Here while nothing is being written; none on a rank that never writes.
+    /// Present while nothing is being written; never on a rank that writes nothing.
     writer: Option<Writer>,
     thread: Option<JoinHandle<(Writer, Result<()>)>>,
 }
@@ -30,47 +32,45 @@ pub struct Saver {
 impl Saver {
     /// All ranks: for the run in the directory `run`.
     pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
-        let now = jiff::Timestamp::now().as_millisecond().to_string();
-        let start = dist::on_rank_zero(world, || Ok(now))?;
-        let (checkpoints, rank) = (run.join(CHECKPOINTS), world.rank());
-        let sharers = if config.run.shard_optimizer { world.ranks() } else { 1 };
-        // Half of it: that a share is missing is said before the watchdog finds rank 0 late.
-        let patience = Duration::from_secs(config.collective.timeout_s) / 2;
+        let start = on_rank_zero(world, || Ok(jiff::Timestamp::now().as_millisecond() as u64))?;
+        let checkpoints = run.join(CHECKPOINTS);
+        let rank = world.rank();
+        let shards = if config.run.shard_optimizer { world.ranks() } else { 1 };
+        // Half the watchdog's timeout: the missing shard is reported before the watchdog finds rank 0 late.
+        let shard_timeout = Duration::from_secs(config.collective.timeout_s) / 2;
         let writer =
-            (rank < sharers).then(|| Writer::new(&checkpoints, config, params, rank, sharers, patience));
+            (rank < shards).then(|| Writer::new(&checkpoints, config, params, rank, shards, shard_timeout));
         Ok(Self { checkpoints, start, saves: 0, writer, thread: None })
     }
 
-    /// All ranks: takes a copy of this moment once the save before has ended, and has it written.
+    /// All ranks: waits for the save before, copies the tensors to the host, and starts to write them.
     pub fn save(
         &mut self,
         params: &Params,
         momentum: &Tensor,
         ema: Option<&Ema>,
-        state: State,
+        state: TrainState,
     ) -> Result<()> {
         self.wait()?;
         self.saves += 1;
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
-        let partial = self.checkpoints.join(format!(".partial-{}-{}", self.start, self.saves));
+        let partial = self.checkpoints.join(format!("{PARTIAL}{}-{}", self.start, self.saves));
         writer.copy(params, momentum, ema, state, partial);
-        let thread = thread::Builder::new().name("checkpoint".into());
-        let started = thread.spawn(|| {
+        let started = thread::Builder::new().name("checkpoint".into()).spawn(|| {
             let written = writer.write();
             (writer, written)
         });
-        self.thread =
-            Some(started.map_err(|error| Error::disk("start to write", &self.checkpoints, &error))?);
+        let thread = started.map_err(|error| Error::disk("start to write", &self.checkpoints, &error))?;
+        self.thread = Some(thread);
         Ok(())
     }
 
-    /// Any rank: the error of a save that has ended by one meanwhile; does not wait.
+    /// Any rank: the error of a save that has failed; does not wait for one in progress.
     pub fn check(&mut self) -> Result<()> {
         if self.thread.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
     }
 
-    /// Any rank: returns once the last save is on disk, or with what kept it from there. On rank 0 that is the whole
-    /// checkpoint, on another its share.
+    /// Any rank: waits for the save in progress. Afterwards rank 0's checkpoint, or this rank's shard of it, is on disk.
     pub fn wait(&mut self) -> Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         let (writer, written) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -80,7 +80,7 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// Whatever ends the run, a save that was begun is brought to its end.
+    /// A save in progress is completed, however the run ends.
     fn drop(&mut self) {
         if let Err(error) = self.wait() {
             eprintln!("warning: {error}");
@@ -90,7 +90,7 @@ impl Drop for Saver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::checkpoint::{Best, load, newest, read_state};
+    use super::super::{Best, find_newest, load, read_state};
     use super::*;
     use crate::config::{Optim, Run};
     use crate::model::Role;
@@ -114,12 +114,13 @@ mod tests {
         params
     }
 
-    fn saver(run: &Path, rank: usize, sharers: usize, options: Run) -> Saver {
-        let (checkpoints, patience) = (run.join(CHECKPOINTS), Duration::from_secs(2));
+    fn saver(run: &Path, rank: usize, shards: usize, options: Run) -> Saver {
+        let checkpoints = run.join(CHECKPOINTS);
+        let shard_timeout = Duration::from_secs(2);
         let optim = Optim { ema_decay: Some(0.9), ..Optim::default() };
         let config = Config { run: options, optim, ..Config::default() };
-        let writer = Some(Writer::new(&checkpoints, &config, &params(0.0), rank, sharers, patience));
-        Saver { checkpoints, start: "1".into(), saves: 0, writer, thread: None }
+        let writer = Some(Writer::new(&checkpoints, &config, &params(0.0), rank, shards, shard_timeout));
+        Saver { checkpoints, start: 1, saves: 0, writer, thread: None }
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -130,23 +131,25 @@ mod tests {
     }
 
     #[test]
-    fn what_ranks_share_out_is_read_as_what_one_wrote() {
+    fn checkpoint_loads_alike_from_any_number_of_shards() {
         let saved = params(1.0);
         let momentum = Sgd::new(&saved, &Optim::default()).momentum;
         no_grad(|| momentum.shallow_clone().copy_(&(saved.flat() * 2.0)));
-        for sharers in [1, 2, 5] {
+        for shards in [1, 2, 5] {
             let run = tempfile::tempdir().unwrap();
             let mut savers: Vec<Saver> =
-                (0..sharers).map(|rank| saver(run.path(), rank, sharers, Run::default())).collect();
+                (0..shards).map(|rank| saver(run.path(), rank, shards, Run::default())).collect();
             for saver in &mut savers {
                 let ema = Ema::new(&params(3.0), 0.9);
-                saver.save(&saved, &momentum, Some(&ema), State { step: 7, ..State::default() }).unwrap();
+                saver
+                    .save(&saved, &momentum, Some(&ema), TrainState { step: 7, ..TrainState::default() })
+                    .unwrap();
             }
             drop(savers);
-            let folder = newest(run.path()).unwrap();
+            let folder = find_newest(run.path()).unwrap();
             let state = read_state(&folder).unwrap();
-            assert_eq!(names(&folder).len(), 4 + sharers, "{:?}", names(&folder));
-            assert_eq!(state.files.len(), 2 + sharers, "a checksum each");
+            assert_eq!(names(&folder).len(), 4 + shards, "{:?}", names(&folder));
+            assert_eq!(state.files.len(), 2 + shards, "a checksum each");
             let other = params(2.0);
             let mut ema = Ema::new(&other, 0.9);
             let read = other.flat().zeros_like();
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_the_best_and_every_so_manieth_are_kept() {
+    fn newest_best_and_every_nth_checkpoint_are_kept() {
         let run = tempfile::tempdir().unwrap();
         let options = Run { keep_last: 2, keep_every: 4, ..Run::default() };
         let mut saver = saver(run.path(), 0, 1, options);
@@ -166,7 +169,7 @@ mod tests {
         for step in 1..=9 {
             for samples in [step, 2 * step] {
                 let best = (step >= 3).then_some(Best { top1: 0.5, step: 3 });
-                let state = State { step, samples, best, ..State::default() };
+                let state = TrainState { step, samples, best, ..TrainState::default() };
                 saver.save(&params, params.flat(), None, state).unwrap();
             }
         }
@@ -180,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_does_not_come_is_named() {
+    fn missing_shard_is_named_and_leaves_no_checkpoint() {
         let run = tempfile::tempdir().unwrap();
         let mut saver = saver(run.path(), 0, 2, Run::default());
         let params = params(1.0);
-        saver.save(&params, params.flat(), None, State::default()).unwrap();
+        saver.save(&params, params.flat(), None, TrainState::default()).unwrap();
         let error = saver.wait().unwrap_err();
         assert!(error.message.contains("no optimizer-0001.safetensors in 2 s"), "{error}");
         assert!(names(&run.path().join(CHECKPOINTS)).is_empty(), "nothing half-written");
