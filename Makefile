@@ -56,9 +56,9 @@ lint: setup
 
 install:
 	@test -x $(BIN)/codinet-train || { echo "run make build first, as the user who builds, not as root" >&2; exit 1; }
-	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet $(PREFIX)/share/codinet/configs
+	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet
 	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
-	install -m 644 configs/*.yaml $(PREFIX)/share/codinet/configs
+	for file in configs/*/*.yaml; do install -D -m 644 $$file $(PREFIX)/share/codinet/$$file; done
 	rm -rf $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia
 	@if [ -z "$$LIBTORCH" ]; then set -ex; \
 	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia; \

@@ -1,65 +1,43 @@
-//! The shipped configs, built into the programs, so that their bare names work from any folder.
+//! The shipped configs, built into the programs, so that their names work from any folder.
 
 macro_rules! built_in {
-    ($($name:literal)*) => { &[$(($name, include_str!(concat!("../", $name)))),*] };
+    ($($folder:literal { $($name:literal)* })*) => {
+        &[$($(($name, include_str!(concat!("../", $folder, "/", $name)))),*),*]
+    };
 }
 
-/// Their names and texts.
+/// The names and texts of the shipped files.
 pub const BUILT_IN: &[(&str, &str)] = built_in! {
-    "cifar100_r110.yaml"
-    "cifar100_r110_router_cnn.yaml"
-    "cifar100_r110_router_rnn.yaml"
-    "cifar100_r110_static.yaml"
-    "cifar100_r110_straight_through.yaml"
-    "cifar100_r110_vanilla.yaml"
-    "cifar100_r32.yaml"
-    "cifar100_r32_static.yaml"
-    "cifar100_r32_vanilla.yaml"
-    "cifar100_r74.yaml"
-    "cifar100_r74_static.yaml"
-    "cifar100_r74_vanilla.yaml"
-    "cifar10_r110.yaml"
-    "cifar10_r110_con.yaml"
-    "cifar10_r110_div.yaml"
-    "cifar10_r110_gamma_0.01.yaml"
-    "cifar10_r110_gamma_0.02.yaml"
-    "cifar10_r110_gamma_0.04.yaml"
-    "cifar10_r110_gamma_0.08.yaml"
-    "cifar10_r110_gamma_0.10.yaml"
-    "cifar10_r110_margin_0.25.yaml"
-    "cifar10_r110_margin_0.50.yaml"
-    "cifar10_r110_margin_0.75.yaml"
-    "cifar10_r110_margin_1.00.yaml"
-    "cifar10_r110_router_cnn.yaml"
-    "cifar10_r110_router_rnn.yaml"
-    "cifar10_r110_static.yaml"
-    "cifar10_r110_straight_through.yaml"
-    "cifar10_r110_vanilla.yaml"
-    "cifar10_r32.yaml"
-    "cifar10_r32_static.yaml"
-    "cifar10_r32_vanilla.yaml"
-    "cifar10_r74.yaml"
-    "cifar10_r74_static.yaml"
-    "cifar10_r74_vanilla.yaml"
-    "fashion_quick.yaml"
-    "fashion_r20.yaml"
-    "fashion_r20_budget_40.yaml"
-    "fashion_r20_budget_60.yaml"
-    "fashion_r20_budget_80.yaml"
-    "fashion_r20_con.yaml"
-    "fashion_r20_div.yaml"
-    "fashion_r20_static.yaml"
-    "fashion_r20_vanilla.yaml"
-    "imagenet_r101.yaml"
-    "imagenet_r101_static.yaml"
-    "imagenet_r50.yaml"
-    "imagenet_r50_static.yaml"
-    "svhn_r110.yaml"
-    "svhn_r110_static.yaml"
-    "svhn_r110_vanilla.yaml"
+    "cifar10" {
+        "cifar10_r32.yaml" "cifar10_r74.yaml" "cifar10_r110.yaml"
+        "cifar10_table2.yaml" "cifar10_table3.yaml" "cifar10_table5.yaml" "cifar10_table8.yaml" "cifar10_appendix.yaml"
+    }
+    "cifar100" {
+        "cifar100_r32.yaml" "cifar100_r74.yaml" "cifar100_r110.yaml" "cifar100_table5.yaml" "cifar100_appendix.yaml"
+    }
+    "svhn" { "svhn_r110.yaml" "svhn_table4.yaml" }
+    "imagenet" { "imagenet_r50.yaml" "imagenet_r101.yaml" "imagenet_table7.yaml" }
+    "fashion" { "fashion_r20.yaml" "fashion_quick.yaml" "fashion_ablation.yaml" "fashion_budgets.yaml" }
 };
 
-/// The text of the shipped config with this name.
+/// The text of the shipped file with this name.
 pub fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    #[test]
+    fn every_file_in_the_folders_is_built_in() {
+        let folders = fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap().flatten().map(|entry| entry.path());
+        let files =
+            folders.filter(|path| path.is_dir()).flat_map(|folder| fs::read_dir(folder).unwrap().flatten());
+        let names = files.map(|file| file.file_name().to_str().unwrap().to_owned());
+        let names: BTreeSet<String> = names.filter(|name| name.ends_with(".yaml")).collect();
+        assert_eq!(names, BUILT_IN.iter().map(|(name, _)| (*name).to_owned()).collect());
+    }
 }

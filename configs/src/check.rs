@@ -1,25 +1,106 @@
-//! What values a config takes.
+//! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
+//! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Hidden, Schedule, Stage};
+use crate::{Config, Schedule};
 use codinet_dataloader::transform::{Augment, Transform};
+use serde_json::Value;
+use std::sync::LazyLock;
 
-/// What each key takes, in the order of checking, for the manual; a key may come more than once, and one whose type says it
-/// all does not come.
-pub fn takes() -> Vec<(String, String)> {
-    let config = Config { stages: vec![Stage::default()], ..Config::default() };
-    let said = config.checks().into_iter();
-    said.map(|(_, key, wanted)| (key.replace("stages.0.", "stages.N."), wanted)).collect()
+/// The JSON schema of a config.
+pub static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(Config).to_value());
+
+/// What a key with this schema takes, if that is less than its type allows: "1 to 1024, or null".
+pub fn takes(schema: &Value) -> Option<String> {
+    let text = schema["x-takes"].as_str().map(str::to_owned).or_else(|| range(schema))?;
+    let null = schema["type"].as_array().is_some_and(|types| types.iter().any(|kind| kind == "null"));
+    Some(if null { text + ", or null" } else { text })
+}
+
+fn range(schema: &Value) -> Option<String> {
+    if let Some(allowed) = schema["enum"].as_array().filter(|allowed| allowed.iter().all(Value::is_number)) {
+        return Some(allowed.iter().map(Value::to_string).collect::<Vec<_>>().join(" or "));
+    }
+    let bound = |name: &str| schema[name].as_f64();
+    let unsigned = schema["format"].as_str().is_some_and(|format| format.starts_with("uint"));
+    match (bound("minimum"), bound("exclusiveMinimum"), bound("maximum"), bound("exclusiveMaximum")) {
+        (Some(low), _, Some(high), _) => Some(format!("{low} to {high}")),
+        (Some(low), _, _, Some(high)) => Some(format!("{low} to {high}, {high} excluded")),
+        (_, Some(low), Some(high), _) => Some(format!("above {low}, up to {high}")),
+        (_, Some(low), _, Some(high)) => Some(format!("between {low} and {high}")),
+        (Some(0.0), ..) if unsigned => None,
+        (Some(low), ..) => Some(format!("at least {low}")),
+        (_, Some(low), ..) => Some(format!("above {low}")),
+        _ => None,
+    }
+}
+
+/// Whether a value by itself, not what is in it, is within the bounds of its schema.
+fn within(schema: &Value, value: &Value) -> bool {
+    let bound = |name: &str| schema[name].as_f64();
+    match value {
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap_or(f64::NAN);
+            bound("minimum").is_none_or(|low| number >= low)
+                && bound("exclusiveMinimum").is_none_or(|low| number > low)
+                && bound("maximum").is_none_or(|high| number <= high)
+                && bound("exclusiveMaximum").is_none_or(|high| number < high)
+                && schema["enum"].as_array().is_none_or(|allowed| allowed.contains(value))
+        }
+        Value::String(text) => bound("minLength").is_none_or(|least| text.len() as f64 >= least),
+        Value::Array(items) => bound("minItems").is_none_or(|least| items.len() as f64 >= least),
+        _ => true,
+    }
+}
+
+/// Adds every value in `value` that is out of range: its key, and what that takes.
+fn out_of_range(schema: &Value, value: &Value, key: &str, found: &mut Vec<(String, String)>) {
+    if value.is_null() {
+        return;
+    }
+    if let Some(reference) = schema["$ref"].as_str() {
+        let defined =
+            SCHEMA.pointer(reference.trim_start_matches('#')).expect("a schema defines what it refers to");
+        return out_of_range(defined, value, key, found);
+    }
+    if let Some(takes) = takes(schema).filter(|_| !within(schema, value)) {
+        found.push((key.to_owned(), takes));
+    }
+    let alternatives = ["anyOf", "oneOf"].into_iter().filter_map(|name| schema[name].as_array()).flatten();
+    for alternative in alternatives.filter(|alternative| alternative["type"] != "null") {
+        out_of_range(alternative, value, key, found);
+    }
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+        out_of_range(inner, &value[name], &path, found);
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        out_of_range(&schema["items"], item, &format!("{key}.{index}"), found);
+    }
+}
+
+/// A rule that a range cannot state.
+pub struct Rule {
+    /// Whether the config keeps it.
+    holds: bool,
+    /// The key that is named if it does not.
+    pub key: String,
+    /// What the key takes.
+    pub takes: &'static str,
 }
 
 impl Config {
     /// Every value that is refused: its key, and what is wrong with it.
     pub(crate) fn refused(&self) -> Vec<(String, String)> {
-        let out_of_range = self.checks().into_iter().filter(|(fine, ..)| !fine);
-        let own = out_of_range.map(|(_, key, wanted)| (key, format!("is out of range; it takes {wanted}")));
+        let mut found = Vec::new();
+        let tree = serde_json::to_value(self).expect("a config is a JSON tree");
+        out_of_range(&SCHEMA, &tree, "", &mut found);
+        let broken = self.rules().into_iter().filter(|rule| !rule.holds);
+        found.extend(broken.map(|rule| (rule.key, rule.takes.to_owned())));
+        let own = found.into_iter().map(|(key, takes)| (key, format!("is out of range; it takes {takes}")));
         own.chain(self.refused_by_loader()).collect()
     }
 
-    /// What the loader would say of the settings that are its own.
+    /// What the loader refuses of its own settings.
     fn refused_by_loader(&self) -> Vec<(String, String)> {
         let data = &self.data;
         let crop = Transform::Train { crop: data.crop.clone(), flip: 0.0, augment: Augment::default() };
@@ -33,131 +114,152 @@ impl Config {
         refused.map(|(key, error)| (key.to_owned(), format!("is refused: {error}"))).collect()
     }
 
-    /// Whether each value is fine, its key, and what it takes.
-    fn checks(&self) -> Vec<(bool, String, String)> {
-        let mut checks = self.own_checks();
-        for (i, stage) in self.stages.iter().enumerate() {
-            let schedule = match &stage.schedule {
-                Schedule::MultiStep { milestones, factor } => {
-                    milestones.is_sorted() && *factor > 0.0 && factor.is_finite()
-                }
-                Schedule::OneCycle { rise } => *rise > 0.0 && *rise < 1.0,
-                Schedule::Constant | Schedule::Cosine => true,
-            };
-            let epochs = stage.epochs as f64;
-            let weight = |weight: Option<f64>| weight.is_none_or(f64::is_finite);
-            checks.extend(
-                [
-                    ((1..=1_000_000).contains(&stage.epochs), "epochs", "1 to 1000000"),
-                    (stage.lr > 0.0 && stage.lr.is_finite(), "lr", "above 0"),
-                    ((0.0..=epochs).contains(&stage.warmup_epochs), "warmup_epochs", "0 to epochs"),
-                    (
-                        schedule,
-                        "schedule",
-                        "milestones in rising order and a factor above 0; a rise in 0 to 1",
-                    ),
-                    (weight(stage.alpha), "alpha", "finite, or null"),
-                    (weight(stage.beta), "beta", "finite, or null"),
-                    (weight(stage.gamma), "gamma", "finite, or null"),
-                ]
-                .map(|(fine, key, wanted)| (fine, format!("stages.{i}.{key}"), wanted.to_owned())),
-            );
-        }
-        checks
-    }
-
-    /// Whether each value outside the stages is fine, its key, and what it takes.
-    fn own_checks(&self) -> Vec<(bool, String, String)> {
-        let (data, model, optim, cost) = (&self.data, &self.model, &self.optim, &self.cost);
-        let channels = |n: usize| n == 1 || n == data.channels as usize;
-        let count = |n: Option<usize>| n.is_none_or(|n| (1..=1024).contains(&n));
-        let batch = |n: usize| (1..=1 << 20).contains(&n);
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
-        let hidden = match model.router.hidden {
-            Hidden::Ratio(ratio) => ratio > 0.0 && ratio <= 16.0,
-            Hidden::Units(units) => (1..=65_536).contains(&units),
-        };
-        let any = "finite, at least 0";
-        let shards = "a folder, glob or brace pattern of .tar shards";
-        let few = "1 to 1024, or null";
+    /// The rules between keys.
+    pub fn rules(&self) -> Vec<Rule> {
+        let data = &self.data;
+        let batch_size = self.optim.batch_size;
+        let one_or_each = |list: &[f64]| list.len() == 1 || list.len() == data.channels as usize;
+        let rule = |key: &str, holds: bool, takes| Rule { holds, key: key.to_owned(), takes };
         let list = "a list of one number, or one a channel";
-        [
-            (self.run.log_every > 0, "run.log_every", "at least 1"),
-            (self.run.evaluate_every > 0, "run.evaluate_every", "at least 1"),
-            (self.run.keep_last >= 2, "run.keep_last", "at least 2"),
-            (count(self.run.threads), "run.threads", few),
-            (self.run.dir.as_deref() != Some(""), "run.dir", "a folder, or null"),
-            (!data.train.is_empty(), "data.train", shards),
-            (!data.val.is_empty(), "data.val", shards),
-            (
-                data.cache.as_ref().is_none_or(|cache| positive(cache.limit_gb)),
-                "data.cache.limit_gb",
-                "above 0",
-            ),
-            ((2..=1_000_000).contains(&data.classes), "data.classes", "2 to 1000000"),
-            (matches!(data.channels, 1 | 3), "data.channels", "1 or 3"),
-            ((8..=2048).contains(&data.image_size), "data.image_size", "8 to 2048 pixels"),
-            (channels(data.mean.len()), "data.mean", list),
-            (channels(data.std.len()), "data.std", list),
-            (data.std.iter().all(|&std| positive(std)), "data.std", "above 0"),
-            (data.mean.iter().all(|mean| mean.is_finite()), "data.mean", "finite"),
-            ((1..=64).contains(&data.views), "data.views", "1 to 64"),
-            ((0.0..=1.0).contains(&data.flip), "data.flip", "0 to 1"),
-            (data.train_samples != Some(0), "data.train_samples", "at least 1, or null"),
-            (count(data.decode_threads), "data.decode_threads", few),
-            (
-                data.lanes.is_none_or(|lanes| {
-                    lanes.window > 0 && lanes.count > 0 && optim.batch_size.is_multiple_of(lanes.count)
-                }),
+        let mut rules = vec![
+            rule("data.mean", one_or_each(&data.mean), list),
+            rule("data.std", one_or_each(&data.std), list),
+            rule("data.std", data.std.iter().all(|&std| std > 0.0), "above 0"),
+            rule(
                 "data.lanes",
+                data.lanes.is_none_or(|lanes| {
+                    lanes.window > 0 && lanes.count > 0 && batch_size.is_multiple_of(lanes.count)
+                }),
                 "a window of at least 1 and a count that divides optim.batch_size, or null",
             ),
-            ((1..=64).contains(&data.prefetch), "data.prefetch", "1 to 64"),
-            ((0.0..=1.0).contains(&data.max_bad_fraction), "data.max_bad_fraction", "0 to 1"),
-            (hidden, "model.router.hidden", "a ratio above 0 and up to 16, or 1 to 65536 units"),
-            (model.router.open_bias.is_finite(), "model.router.open_bias", "finite"),
-            (positive(model.router.temperature), "model.router.temperature", "above 0"),
-            (not_negative(self.consistency.weight), "consistency.weight", any),
-            (not_negative(self.consistency.margin), "consistency.margin", any),
-            (not_negative(self.diversity.weight), "diversity.weight", any),
-            (not_negative(self.diversity.margin), "diversity.margin", any),
-            (not_negative(cost.gamma), "cost.gamma", any),
-            (cost.budget_gmacs.is_none_or(positive), "cost.budget_gmacs", "above 0, or null"),
-            (positive(cost.gamma_step), "cost.gamma_step", "above 0"),
-            (
-                !cost.calibrate || cost.budget_gmacs.is_some(),
-                "cost.calibrate",
-                "false, without a budget_gmacs",
-            ),
-            (cost.calibration_samples > 0, "cost.calibration_samples", "at least 1"),
-            (not_negative(self.target_rate.weight), "target_rate.weight", any),
-            ((0.0..=1.0).contains(&self.target_rate.rate), "target_rate.rate", "0 to 1"),
-            (not_negative(self.run_rate.weight), "run_rate.weight", any),
-            (batch(optim.batch_size), "optim.batch_size", "1 to 1048576"),
-            (batch(optim.eval_batch_size), "optim.eval_batch_size", "1 to 1048576"),
-            ((0.0..1.0).contains(&optim.momentum), "optim.momentum", "0 to 1, 1 excluded"),
-            (not_negative(optim.weight_decay), "optim.weight_decay", any),
-            (
-                optim.accumulate > 0 && optim.batch_size.is_multiple_of(optim.accumulate.max(1)),
+            rule(
                 "optim.accumulate",
+                self.optim.accumulate > 0 && batch_size.is_multiple_of(self.optim.accumulate.max(1)),
                 "a divisor of optim.batch_size",
             ),
-            ((0.0..1.0).contains(&optim.label_smoothing), "optim.label_smoothing", "0 to 1, 1 excluded"),
-            (optim.clip_norm.is_none_or(positive), "optim.clip_norm", "above 0, or null"),
-            (
-                optim.ema_decay.is_none_or(|decay| decay > 0.0 && decay < 1.0),
-                "optim.ema_decay",
-                "between 0 and 1, or null",
+            rule(
+                "cost.calibrate",
+                !self.cost.calibrate || self.cost.budget_gmacs.is_some(),
+                "false, without a budget_gmacs",
             ),
-            (optim.lr_batch_size.is_none_or(batch), "optim.lr_batch_size", "1 to 1048576, or null"),
-            (self.collective.timeout_s > 0, "collective.timeout_s", "at least 1"),
-            (self.collective.first_timeout_s > 0, "collective.first_timeout_s", "at least 1"),
-            (self.collective.bucket_mb > 0.0, "collective.bucket_mb", "more than 0"),
-            (self.collective.first_bucket_mb > 0.0, "collective.first_bucket_mb", "more than 0"),
-            (!self.stages.is_empty(), "stages", "a list of at least one stage"),
-        ]
-        .map(|(fine, key, wanted)| (fine, key.to_owned(), wanted.to_owned()))
-        .into()
+        ];
+        for (index, stage) in self.stages.iter().enumerate() {
+            let key = |name: &str| format!("stages.{index}.{name}");
+            let warm_up = (0.0..=stage.epochs as f64).contains(&stage.warmup_epochs);
+            rules.push(rule(&key("warmup_epochs"), warm_up, "0 to epochs"));
+            let sorted = match &stage.schedule {
+                Schedule::MultiStep { milestones, .. } => milestones.is_sorted(),
+                _ => true,
+            };
+            rules.push(rule(&key("schedule"), sorted, "milestones in rising order"));
+        }
+        rules
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ranges_are_read_from_the_schema() {
+        for (schema, text) in [
+            (json!({"minimum": 1, "maximum": 1024, "type": ["integer", "null"]}), Some("1 to 1024, or null")),
+            (json!({"minimum": 0, "exclusiveMaximum": 1.0}), Some("0 to 1, 1 excluded")),
+            (json!({"exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0}), Some("between 0 and 1")),
+            (json!({"exclusiveMinimum": 0, "maximum": 16}), Some("above 0, up to 16")),
+            (json!({"exclusiveMinimum": 0}), Some("above 0")),
+            (json!({"minimum": 2, "format": "uint64"}), Some("at least 2")),
+            (json!({"minimum": 0, "format": "uint64"}), None),
+            (json!({"minimum": 0, "format": "double"}), Some("at least 0")),
+            (json!({"enum": [1, 3]}), Some("1 or 3")),
+            (json!({"minLength": 1, "x-takes": "a folder"}), Some("a folder")),
+        ] {
+            assert_eq!(takes(&schema).as_deref(), text, "{schema}");
+        }
+    }
+
+    /// Values just outside each key's range.
+    #[test]
+    fn every_range_is_checked() {
+        for (key, value) in [
+            ("run.log_every", json!(0)),
+            ("run.evaluate_every", json!(0)),
+            ("run.keep_last", json!(1)),
+            ("run.threads", json!(0)),
+            ("run.threads", json!(1025)),
+            ("run.dir", json!("")),
+            ("data.train", json!("")),
+            ("data.val", json!("")),
+            ("data.cache", json!({"folder": "a", "limit_gb": 0.0})),
+            ("data.classes", json!(1)),
+            ("data.classes", json!(1_000_001)),
+            ("data.channels", json!(2)),
+            ("data.image_size", json!(7)),
+            ("data.image_size", json!(2049)),
+            ("data.mean", json!([0.5, 0.5])),
+            ("data.std", json!([])),
+            ("data.std", json!([0.0])),
+            ("data.views", json!(0)),
+            ("data.views", json!(65)),
+            ("data.flip", json!(1.01)),
+            ("data.train_samples", json!(0)),
+            ("data.decode_threads", json!(0)),
+            ("data.lanes", json!({"count": 3, "window": 1})),
+            ("data.prefetch", json!(0)),
+            ("data.max_bad_fraction", json!(1.01)),
+            ("model.router.hidden", json!({"ratio": 0.0})),
+            ("model.router.hidden", json!({"ratio": 16.1})),
+            ("model.router.hidden", json!({"units": 0})),
+            ("model.router.temperature", json!(0.0)),
+            ("consistency.weight", json!(-0.1)),
+            ("consistency.margin", json!(-0.1)),
+            ("diversity.weight", json!(-0.1)),
+            ("diversity.margin", json!(-0.1)),
+            ("cost.gamma", json!(-0.1)),
+            ("cost.budget_gmacs", json!(0.0)),
+            ("cost.gamma_step", json!(0.0)),
+            ("cost.calibrate", json!(true)),
+            ("cost.calibration_samples", json!(0)),
+            ("target_rate.weight", json!(-0.1)),
+            ("target_rate.rate", json!(1.01)),
+            ("run_rate.weight", json!(-0.1)),
+            ("optim.batch_size", json!(0)),
+            ("optim.eval_batch_size", json!(1_048_577)),
+            ("optim.momentum", json!(1.0)),
+            ("optim.weight_decay", json!(-0.1)),
+            ("optim.accumulate", json!(0)),
+            ("optim.accumulate", json!(3)),
+            ("optim.label_smoothing", json!(1.0)),
+            ("optim.clip_norm", json!(0.0)),
+            ("optim.ema_decay", json!(0.0)),
+            ("optim.ema_decay", json!(1.0)),
+            ("optim.lr_batch_size", json!(0)),
+            ("collective.timeout_s", json!(0)),
+            ("collective.first_timeout_s", json!(0)),
+            ("collective.bucket_mb", json!(0.0)),
+            ("collective.first_bucket_mb", json!(0.0)),
+            ("stages", json!([])),
+            ("stages.0.epochs", json!(0)),
+            ("stages.0.epochs", json!(1_000_001)),
+            ("stages.0.lr", json!(0.0)),
+            ("stages.0.warmup_epochs", json!(-1.0)),
+            ("stages.0.warmup_epochs", json!(1.1)),
+            ("stages.0.schedule", json!({"multi_step": {"milestones": [4, 2], "factor": 0.1}})),
+            ("stages.0.schedule", json!({"multi_step": {"milestones": [2], "factor": 0.0}})),
+            ("stages.0.schedule", json!({"one_cycle": {"rise": 1.0}})),
+        ] {
+            let mut config = Config { stages: vec![crate::Stage::default()], ..Config::default() };
+            config.data.train = "a".into();
+            config.data.val = "b".into();
+            assert_eq!(config.refused(), []);
+            let mut tree = serde_json::to_value(&config).unwrap();
+            let place = tree.pointer_mut(&format!("/{}", key.replace('.', "/"))).unwrap();
+            *place = value.clone();
+            let config: Config = serde_json::from_value(tree).unwrap();
+            let refused = config.refused();
+            assert!(refused.len() == 1 && refused[0].0.starts_with(key), "{key}: {value}: {refused:?}");
+        }
     }
 }

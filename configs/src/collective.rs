@@ -13,8 +13,10 @@ pub struct Collective {
     pub on_divergence: OnDivergence,
     /// Seconds that a rank may wait in a collective for the others before the job ends; what rank 0 does alone, such as
     /// waiting for the checkpoint before to be on disk, has to fit.
+    #[schemars(range(min = 1))]
     pub timeout_s: u64,
     /// The same until the first step is taken, for data are opened and kernels chosen meanwhile.
+    #[schemars(range(min = 1))]
     pub first_timeout_s: u64,
     /// What GPUs' tensors travel by.
     pub backend: Backend,
@@ -23,8 +25,10 @@ pub struct Collective {
     /// Whether gradients leave while backward still runs, or all of them after it.
     pub overlap: bool,
     /// Megabytes of gradients that travel together.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub bucket_mb: f64,
     /// The same for the first to leave, which should not wait for long.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub first_bucket_mb: f64,
 }
 

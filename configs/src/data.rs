@@ -12,6 +12,7 @@ pub struct Cache {
     /// The folder, best on a local disk; all ranks of a machine share it.
     pub folder: String,
     /// What it may take, in 10⁹ bytes.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub limit_gb: f64,
 }
 
@@ -21,27 +22,34 @@ pub struct Cache {
 pub struct Data {
     /// Training images: a folder of shards or of class folders, a glob, a range such as `x-{000000..000012}.tar`, or, with the
     /// cargo feature `remote`, such a place in a store (`s3://`, `gs://`, `https://`).
+    #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub train: String,
     /// Validation images, likewise.
+    #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub val: String,
     /// Where shards from stores are kept on this machine, `{folder: PATH, limit_gb: G}`; the one that was read longest ago makes
     /// room. Null: each sample is read from its store. Shards on disks need none.
     pub cache: Option<Cache>,
     /// How many classes the labels tell apart.
+    #[schemars(range(min = 2, max = 1000000))]
     pub classes: i64,
     /// Colour channels: 3, or 1 for grey.
+    #[schemars(extend("enum" = [1, 3]))]
     pub channels: u32,
     /// Height and width of a view, in pixels.
+    #[schemars(range(min = 8, max = 2048), extend("x-takes" = "8 to 2048 pixels"))]
     pub image_size: u32,
     /// Mean of each channel, of pixels in 0 to 1; one number stands for all channels.
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, likewise.
     pub std: Vec<f64>,
     /// M: augmented views of each sample in a batch.
+    #[schemars(range(min = 1, max = 64))]
     pub views: usize,
     /// How a view is cut from its image in training.
     pub crop: Crop,
     /// Probability that a training view is mirrored left to right.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub flip: f64,
     /// Evaluation resizes the shorter side to this many pixels before the centre crop; null: no resize.
     pub eval_resize: Option<u32>,
@@ -52,18 +60,22 @@ pub struct Data {
     pub mix: Mix,
     /// Use only the first so many samples of the training set; null: all. In a folder of class folders the first are the
     /// first classes'.
+    #[schemars(range(min = 1))]
     pub train_samples: Option<usize>,
     /// Decode threads per rank; null: as many as `run.threads`.
+    #[schemars(range(min = 1, max = 1024))]
     pub decode_threads: Option<usize>,
     /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}`, for network file systems and
     /// object stores: C lanes, each of which reads whole shards one after another and shuffles N samples at a time.
     pub lanes: Option<Lanes>,
     /// Batches being decoded ahead of the step.
+    #[schemars(range(min = 1, max = 64))]
     pub prefetch: usize,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
     pub on_bad_sample: OnBadSample,
     /// Share of a data set that may be bad under `replace`, of training samples as far as ranks share the run directory; more
     /// than that ends the run.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub max_bad_fraction: f64,
 }
 

@@ -16,19 +16,21 @@ mod optim;
 mod run;
 pub mod run_dir;
 mod stage;
+mod table;
 pub mod text;
 mod train_args;
 
 pub use built_in::{BUILT_IN, built_in};
-pub use check::takes;
+pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
-pub use load::load;
+pub use load::{is_table, load, load_table, shipped};
 pub use model::{Arch, Gates, Hidden, Model, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
 pub use objective::{Consistency, Cost, CostUnit, Diversity, RunRate, Scope, TargetRate};
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Stage};
+pub use table::{Figures, Row, Table};
 pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs};
 
 use codinet_dataloader::Options;
@@ -64,6 +66,7 @@ pub struct Config {
     /// How ranks meet, and how they are watched.
     pub collective: Collective,
     /// The stages, in order: the paper's Section 3.4 has two.
+    #[schemars(length(min = 1), extend("x-takes" = "a list of at least one stage"))]
     pub stages: Vec<Stage>,
 }
 

@@ -1,6 +1,7 @@
 //! Reading a config: the file (or a shipped one), `--set`, and the one line that says what is wrong.
 
 use crate::exit::{Error, Exit, Result};
+use crate::table::{self, Table};
 use crate::{BUILT_IN, Config, built_in};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -38,19 +39,33 @@ fn as_tree(config: &Config) -> Value {
     serde_json::to_value(config).expect("a config is a JSON tree")
 }
 
-/// What `name` says over what it extends, over the defaults, with every key there is. `from` is the file that
-/// extends it, `chain` the names that led here.
+/// A file, or a row of a table.
+struct Source {
+    /// The file's path or name.
+    file: String,
+    /// The file and the row.
+    name: String,
+    /// The file's text.
+    text: String,
+    /// The keys that it sets.
+    own: Value,
+    /// The config that it extends.
+    extends: Option<String>,
+    /// Where its keys stand in the file: empty, or `rows.2.set.`.
+    prefix: String,
+}
+
+/// The values of `name` over those that it extends, over the defaults: every key of a config. `from` is the file that extends
+/// it, `chain` the names that led here.
 fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result<Value> {
-    let (name, text) = read(name, from)?;
+    let Source { file, name, text, own, extends, prefix } = read(name, from)?;
     if chain.contains(&name) || chain.len() > 16 {
         return Err(wrong(format!("{name}: extends goes in a circle: {} → {name}", chain.join(" → "))));
     }
-    let own = own_tree(&name, &text)?;
-    let base = own.get("extends").and_then(Value::as_str);
     chain.push(name.clone());
-    let mut tree = match base {
+    let mut tree = match extends {
         None => as_tree(&Config::default()),
-        Some(base) => with_bases(base, Some(&name), chain)?,
+        Some(base) => with_bases(&base, Some(&file), chain)?,
     };
     merge(&mut tree, own.clone());
     if let Value::Object(map) = &mut tree {
@@ -58,23 +73,81 @@ fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result
     }
     let merged: Config = serde_json::from_value(tree)
         .map_err(|error| wrong(format!("{name}: {}", plainly(&error.to_string()))))?;
-    // What this file itself sets, and is refused.
-    let here = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
-    match merged.refused().into_iter().find(|(key, _)| here(key)) {
-        Some((key, what)) => Err(wrong(format!("{name}:{}: {key} {what}", line_of(&text, &key)))),
+    let sets = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
+    match merged.refused().into_iter().find(|(key, _)| sets(key)) {
+        Some((key, what)) => {
+            Err(wrong(format!("{file}:{}: {key} {what}", line_of(&text, &format!("{prefix}{key}")))))
+        }
         None => Ok(as_tree(&merged)),
     }
 }
 
-/// The keys that a file sets, with values of the types that a config has.
-fn own_tree(name: &str, text: &str) -> Result<Value> {
-    let own: Option<Value> = parse(text).map_err(|error| explain(name, text, &error))?;
-    let own = own.unwrap_or_else(|| Value::Object(Default::default()));
-    match parse::<Config>(text) {
-        Ok(said) => Ok(typed(own, &as_tree(&said))),
+/// Reads a file, or a row of a table; `from` is the file that extends it.
+fn read(name: &str, from: Option<&str>) -> Result<Source> {
+    let (file, row) = match find(name, from) {
+        Some(_) => (name, None), // a file may have such a name itself
+        None => table::split(name),
+    };
+    let (file, text) = find(file, from).ok_or_else(|| not_found(file, from))??;
+    let tree = parse::<Option<Value>>(&text).map_err(|error| explain(&file, &text, &error))?;
+    let tree = tree.unwrap_or_else(|| Value::Object(Default::default()));
+    if tree.get("rows").is_none() {
+        return match row {
+            Some(row) => Err(wrong(format!("{file}:{row}: the file has no rows"))),
+            None => {
+                let own = checked(tree, parse::<Config>(&text), |config| as_tree(&config))
+                    .map_err(|error| explain(&file, &text, &error))?;
+                let extends = own.get("extends").and_then(Value::as_str).map(str::to_owned);
+                Ok(Source { name: file.clone(), file, text, own, extends, prefix: String::new() })
+            }
+        };
+    }
+    let table: Table<Value> = parse(&text).map_err(|error| explain(&file, &text, &error))?;
+    let (index, row) = table.row(&file, row)?;
+    let own = row.set.clone().unwrap_or_else(|| Value::Object(Default::default()));
+    let set = |table: Table<Config>| as_tree(&table.rows[index].set.clone().unwrap_or_default());
+    let own =
+        checked(own, parse::<Table<Config>>(&text), set).map_err(|error| explain(&file, &text, &error))?;
+    let name = format!("{file}:{}", row.name);
+    let extends = Some(row.extends.as_ref().unwrap_or(&table.extends).clone());
+    Ok(Source { file, name, own, extends, prefix: format!("rows.{index}.set."), text })
+}
+
+/// A table, from a file or a shipped one.
+///
+/// # Errors
+/// A file that is not there, or no table.
+pub fn load_table(name: &str) -> Result<Table<Config>> {
+    let (file, text) = find(name, None).ok_or_else(|| not_found(name, None))??;
+    parse(&text).map_err(|error| explain(&file, &text, &error))
+}
+
+/// Whether `name` is a table's.
+pub fn is_table(name: &str) -> bool {
+    let text = find(name, None).and_then(Result::ok).map(|(_, text)| text);
+    text.and_then(|text| parse::<Value>(&text).ok()).is_some_and(|tree| tree.get("rows").is_some())
+}
+
+/// Every shipped config: files, and rows of tables.
+pub fn shipped() -> Vec<String> {
+    let names = |(file, text): &(&str, &str)| match parse::<Table<Value>>(text) {
+        Ok(table) => table.rows.iter().map(|row| format!("{file}:{}", row.name)).collect(),
+        Err(_) => vec![(*file).to_owned()],
+    };
+    BUILT_IN.iter().flat_map(names).collect()
+}
+
+/// `own`, the keys that a file sets, with values of the types that a config has, as in `parsed`.
+fn checked<T>(
+    own: Value,
+    parsed: std::result::Result<T, serde_saphyr::Error>,
+    tree: impl Fn(T) -> Value,
+) -> std::result::Result<Value, serde_saphyr::Error> {
+    match parsed {
+        Ok(parsed) => Ok(typed(own, &tree(parsed))),
         // The rest of a section may come from what the file extends.
         Err(error) if error.to_string().contains("missing field") => Ok(own),
-        Err(error) => Err(explain(name, text, &error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -129,30 +202,33 @@ fn wrong(message: String) -> Error {
     Error::new(Exit::Config, message)
 }
 
-/// Where `name` was found and its text: a file (beside the file `from` that extends it, where there is one), or a
-/// shipped config; what a shipped config extends is shipped.
-fn read(name: &str, from: Option<&str>) -> Result<(String, String)> {
+/// The path and text of the file `name`: next to the file `from` that extends it, or a shipped one. What a shipped config
+/// extends is shipped.
+fn find(name: &str, from: Option<&str>) -> Option<Result<(String, String)>> {
     let from_shipped = from.is_some_and(|from| !Path::new(from).exists());
-    let beside = from.and_then(|from| Path::new(from).parent()).unwrap_or(Path::new("")).join(name);
-    if beside.exists() && !from_shipped {
-        let text = std::fs::read_to_string(&beside)
-            .map_err(|error| wrong(format!("cannot read {}: {error}", beside.display())))?;
-        return Ok((beside.display().to_string(), text));
+    let path = from.and_then(|from| Path::new(from).parent()).unwrap_or(Path::new("")).join(name);
+    if path.exists() && !from_shipped {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| wrong(format!("cannot read {}: {error}", path.display())));
+        return Some(text.map(|text| (path.display().to_string(), text)));
     }
-    if let Some(text) = built_in(name) {
-        return Ok((name.to_owned(), text.to_owned()));
-    }
+    built_in(name).map(|text| Ok((name.to_owned(), text.to_owned())))
+}
+
+/// The error for a config that does not exist, with the nearest one that does.
+fn not_found(name: &str, from: Option<&str>) -> Error {
     let shipped: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-    let hint = match nearest(name, &shipped) {
-        Some(near) => format!("did you mean {near}?"),
-        None => {
-            let families: BTreeSet<&str> = shipped.iter().filter_map(|name| name.split('_').next()).collect();
-            let families: Vec<String> = families.iter().map(|family| format!("{family}_*.yaml")).collect();
-            format!("those are {}, see docs/recipes.md", families.join(", "))
-        }
+    let hint = if let Some((table, row)) = table::moved(name, |text| parse(text).ok()) {
+        format!("it is now a row of {table:?}: {row}")
+    } else if let Some(near) = nearest(name, &shipped) {
+        format!("did you mean {near}?")
+    } else {
+        let families: BTreeSet<&str> = shipped.iter().filter_map(|name| name.split('_').next()).collect();
+        let families: Vec<String> = families.iter().map(|family| format!("{family}_*.yaml")).collect();
+        format!("those are {}, see docs/recipes.md", families.join(", "))
     };
     let by = from.map(|from| format!(", which {from} extends")).unwrap_or_default();
-    Err(wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}")))
+    wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}"))
 }
 
 /// A parser's complaint as one line: file, line, key, what, the nearest valid name.
@@ -232,12 +308,16 @@ fn line_of(text: &str, key: &str) -> usize {
     for part in key.split('.') {
         let items = part.parse::<usize>().ok();
         let mut seen = 0;
+        let mut indent = None;
         let hit = lines.iter().enumerate().skip(from).find(|(_, line)| {
+            let width = line.len() - line.trim_start().len();
             let line = line.trim_start();
             match items {
+                // Items of this list are indented like its first one.
                 Some(index) => {
-                    seen += usize::from(line.starts_with("- "));
-                    seen == index + 1
+                    let is_item = line.starts_with("- ") && *indent.get_or_insert(width) == width;
+                    seen += usize::from(is_item);
+                    is_item && seen == index + 1
                 }
                 None => line.strip_prefix("- ").unwrap_or(line).starts_with(&format!("{part}:")),
             }
@@ -368,5 +448,59 @@ mod tests {
         write("mid/mid.yaml", "extends: ../base.yaml\ndata: {views: 0}\n");
         let said = load(&top, &[]).unwrap_err().message;
         assert!(said.contains("mid.yaml:2: data.views is out of range"), "{said}");
+    }
+
+    #[test]
+    fn a_row_of_a_table_is_a_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        write("base.yaml", FINE);
+        let rows = "  - {name: low, set: {cost: {gamma: 0.001}}}\n  - {name: same}\n";
+        let head = "table: a table\nextends: base.yaml\nrows:\n";
+        let table = write("table.yaml", &format!("{head}{rows}"));
+        assert_eq!(load(&format!("{table}:low"), &[]).unwrap().cost.gamma, 0.001);
+        assert_eq!(load(&format!("{table}:same"), &["cost.gamma=3".into()]).unwrap().cost.gamma, 3.0);
+        let top = write("top.yaml", "extends: table.yaml:low\ndata: {views: 3}\n");
+        let config = load(&top, &[]).unwrap();
+        assert_eq!((config.cost.gamma, config.data.views), (0.001, 3));
+
+        let message = |name: &str| load(name, &[]).unwrap_err().message.replace(&table, "TABLE");
+        assert_eq!(
+            message(&table),
+            "TABLE: a table of configs; name a row, such as TABLE:low; rows: low, same"
+        );
+        assert_eq!(message(&format!("{table}:lo")), "TABLE: has no row \"lo\"; rows: low, same");
+        assert!(message(&format!("{top}:low")).ends_with("top.yaml:low: the file has no rows"));
+        let high = "  - name: high\n    set:\n      cost:\n";
+        write("table.yaml", &format!("{head}{rows}{high}        gamma: -1\n"));
+        assert!(message(&format!("{table}:high")).starts_with("TABLE:9: cost.gamma is out of range"));
+        assert!(load(&format!("{table}:low"), &[]).is_ok());
+        write("table.yaml", &format!("{head}{rows}{high}        gama: 1\n"));
+        assert_eq!(message(&format!("{table}:low")), "TABLE:9: unknown field `gama`; did you mean `gamma`?");
+    }
+
+    #[test]
+    fn configs_of_0_1_0_are_files_or_name_their_rows() {
+        let names = include_str!("../../tests/docs/configs_0_1_0.txt");
+        let mut rows = 0;
+        for name in names.lines() {
+            if built_in(name).is_some() {
+                load(name, &[]).unwrap();
+                continue;
+            }
+            let message = load(name, &[]).unwrap_err().message;
+            assert!(message.contains("it is now a row of "), "{message}");
+            let row = message.rsplit(' ').next().unwrap();
+            load(row, &[]).unwrap_or_else(|error| panic!("{name}: {row}: {error}"));
+            rows += 1;
+        }
+        assert_eq!((names.lines().count(), rows), (51, 40));
+        let message = |name: &str| load(name, &[]).unwrap_err().message;
+        assert!(message("cifar10_r110_vanilla.yaml").ends_with(" cifar10_table3.yaml:vanilla"));
+        assert!(message("cifar10_r32_static.yaml").ends_with(" cifar10_table5.yaml:r32_static"));
     }
 }

@@ -94,6 +94,7 @@ pub struct Router {
     /// How decisions are made differentiable: the paper's Appendix A.1.
     pub relaxation: Relaxation,
     /// T of the Gumbel-Softmax (Eq. 6).
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
 }
 
@@ -125,9 +126,9 @@ pub enum Relaxation {
 #[serde(rename_all = "snake_case")]
 pub enum Hidden {
     /// This share of the block's input channels.
-    Ratio(f64),
+    Ratio(#[schemars(extend("exclusiveMinimum" = 0, "maximum" = 16))] f64),
     /// This many units.
-    Units(i64),
+    Units(#[schemars(range(min = 1, max = 65536))] i64),
 }
 
 impl Default for Model {

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Consistency {
     /// α of Eq. 12; 0: not minimised, but reported all the same.
+    #[schemars(range(min = 0.0))]
     pub weight: f64,
     /// m_c: how far a view's path may lie from its sample's centre at no loss.
+    #[schemars(range(min = 0.0))]
     pub margin: f64,
 }
 
@@ -18,8 +20,10 @@ pub struct Consistency {
 #[serde(default, deny_unknown_fields)]
 pub struct Diversity {
     /// β of Eq. 12; 0: not minimised, but reported all the same.
+    #[schemars(range(min = 0.0))]
     pub weight: f64,
     /// m_d: how far apart two samples' centres have to lie.
+    #[schemars(range(min = 0.0))]
     pub margin: f64,
     /// Which samples are told apart where gradients are accumulated, and which `target_rate` takes its rates over; with
     /// `optim.accumulate` 1 both are the same.
@@ -42,18 +46,22 @@ pub enum Scope {
 #[serde(default, deny_unknown_fields)]
 pub struct Cost {
     /// γ of Eq. 12; where there is a budget, its first value.
+    #[schemars(range(min = 0.0))]
     pub gamma: f64,
     /// What c_k is measured in, and so what γ is the price of.
     pub unit: CostUnit,
     /// Mean MACs per image, in billions, that γ is moved to meet; null: γ stays as it is.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub budget_gmacs: Option<f64>,
     /// How far a step moves γ, as the price of the mean block, for each 100 % of the budget that the network's MACs are
     /// off it.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma_step: f64,
     /// Whether, at each stage's end, one bias on all gates is set so that the budget is met on training images
     /// that were held out: the next stage trains at the budget, and the last leaves the network there.
     pub calibrate: bool,
     /// How many training images are held out for that.
+    #[schemars(range(min = 1))]
     pub calibration_samples: usize,
 }
 
@@ -74,8 +82,10 @@ pub enum CostUnit {
 #[serde(default, deny_unknown_fields)]
 pub struct TargetRate {
     /// Its weight; 0: not minimised.
+    #[schemars(range(min = 0.0))]
     pub weight: f64,
     /// The share of inputs that each block should run for.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub rate: f64,
 }
 
@@ -84,6 +94,7 @@ pub struct TargetRate {
 #[serde(default, deny_unknown_fields)]
 pub struct RunRate {
     /// Its weight; 0: not minimised.
+    #[schemars(range(min = 0.0))]
     pub weight: f64,
 }
 

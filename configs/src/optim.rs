@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Optim {
     /// Samples a step over all ranks together; each brings `data.views` views.
+    #[schemars(range(min = 1, max = 1048576))]
     pub batch_size: usize,
     /// Samples a step over all ranks in evaluation.
+    #[schemars(range(min = 1, max = 1048576))]
     pub eval_batch_size: usize,
     /// SGD's momentum.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
     /// SGD's weight decay.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
     /// Whether weight decay takes in norms' scales and biases, as the paper's does.
     pub decay_norm_and_bias: bool,
@@ -23,15 +27,19 @@ pub struct Optim {
     /// by fewer ranks takes as many more of them, so that its steps stay what they were.
     pub accumulate: usize,
     /// ε of label smoothing in the cross entropy (arXiv 1512.00567).
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: f64,
     /// Largest L² norm of the gradient; a longer one is scaled down to it; null: any.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip_norm: Option<f64>,
     /// What becomes of a step whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
     /// Share of the running mean of weights that is kept each step, such as 0.999; it is evaluated too; null: none.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub ema_decay: Option<f64>,
     /// The `batch_size` that the stages' learning rates are meant for: at another they are scaled in proportion
     /// (arXiv 1706.02677); null: not scaled.
+    #[schemars(range(min = 1, max = 1048576))]
     pub lr_batch_size: Option<usize>,
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
     /// The run directory; null: `runs/<config name>-<time>`.
+    #[schemars(length(min = 1), extend("x-takes" = "a folder"))]
     pub dir: Option<String>,
     /// Everything random follows from this number.
     pub seed: u64,
@@ -20,8 +21,10 @@ pub struct Run {
     /// them: none has. On a CPU there is nothing to choose.
     pub cuda_kernels: bool,
     /// Compute threads per rank; null: the cores that the launcher left this rank.
+    #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<usize>,
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
+    #[schemars(range(min = 1))]
     pub log_every: u64,
     /// Steps between two checkpoints; 0: at the ends of epochs only.
     pub checkpoint_every: u64,
@@ -29,6 +32,7 @@ pub struct Run {
     /// must then be on a disk that all hosts see.
     pub shard_optimizer: bool,
     /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
+    #[schemars(range(min = 2))]
     pub keep_last: usize,
     /// Checkpoints of steps that are a multiple of this are kept for good; 0: none.
     pub keep_every: u64,
@@ -36,6 +40,7 @@ pub struct Run {
     /// `checkpoints/best` names it.
     pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
+    #[schemars(range(min = 1))]
     pub evaluate_every: u64,
     /// Epochs of a stage between two writes of 1,000 validation images' relaxed paths for TensorBoard's embedding
     /// projector: only epochs that are evaluated count, and the run's end is always one; 0: never.

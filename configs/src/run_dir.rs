@@ -1,6 +1,7 @@
 //! A run directory: the names in it, and which one a run uses.
 
 use crate::exit::{Error, Exit, Result};
+use crate::table;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -47,9 +48,11 @@ pub fn run_of(step_folder: &Path) -> Option<PathBuf> {
     run(step_folder).or_else(|| run(&step_folder.canonicalize().ok()?))
 }
 
-/// The first word of a run directory's name, for a config that the command line calls `config`.
+/// The start of a run directory's name: the config's file, and its row if it is one of a table.
 pub fn stem(config: &str) -> String {
-    Path::new(config).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    let (file, row) = table::split(config);
+    let file = Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    row.map_or(file.clone(), |row| format!("{file}-{row}"))
 }
 
 /// Creates `runs/<stem>-<time>`, or the first such name with a number that is free. Two runs that start together get one each.

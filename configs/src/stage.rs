@@ -10,12 +10,15 @@ pub struct Stage {
     /// Its name in logs and in `summary.json`.
     pub name: String,
     /// How many epochs it takes.
+    #[schemars(range(min = 1, max = 1000000))]
     pub epochs: u64,
     /// Highest learning rate.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
     /// How the rate falls.
     pub schedule: Schedule,
     /// Epochs of linear warm-up from 0, at the start.
+    #[schemars(range(min = 0.0))]
     pub warmup_epochs: f64,
     /// What trains and how gates decide.
     pub routers: Routers,
@@ -49,6 +52,7 @@ pub enum Schedule {
         /// Epochs of the stage after which the rate falls.
         milestones: Vec<u64>,
         /// What it is multiplied by.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         factor: f64,
     },
     /// Along half a cosine, to 0.
@@ -56,6 +60,7 @@ pub enum Schedule {
     /// Up from 1/25 along a cosine, then down to almost 0 (arXiv 1708.07120), as PyTorch's OneCycleLR.
     OneCycle {
         /// Share of the stage in which it rises.
+        #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
         rise: f64,
     },
 }

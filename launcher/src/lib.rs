@@ -10,6 +10,7 @@ pub mod plan;
 mod restart;
 pub mod start;
 mod supervise;
+pub mod table;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use codinet_config::exit::Exit;
-use codinet_launcher::{doctor, plan, start};
+use codinet_launcher::{doctor, plan, start, table};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -13,6 +13,7 @@ Examples:
   codinet-launch --print -n 8 my.yaml           prints the mpirun command
   codinet-launch doctor my.yaml                 checks this machine or allocation: doctor --help
   codinet-launch plan my.yaml --run runs/a      throughput, hours and cost on more GPUs: plan --help
+  codinet-launch table cifar10_table3.yaml      the rows of a table of the paper, with its figures
 
 Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 make the ranks save a checkpoint and stop (exit 75); a second one ends them at once.
 ";
@@ -51,6 +52,7 @@ struct Args {
 enum Tool {
     Plan(Box<plan::Args>),
     Doctor(Box<doctor::Args>),
+    Table(table::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -63,6 +65,7 @@ async fn main() -> ExitCode {
     let done = match &args.tool {
         Some(Tool::Plan(args)) => plan::run(args).map(|()| Exit::Done as u8),
         Some(Tool::Doctor(args)) => doctor::run(args).await,
+        Some(Tool::Table(args)) => table::run(args).map(|()| Exit::Done as u8),
         None => start::start(&args.start, &args.arguments).await.map(|exit| exit as u8),
     };
     ExitCode::from(done.unwrap_or_else(|message| {

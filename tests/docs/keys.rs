@@ -1,7 +1,6 @@
-//! docs/config.md and docs/config.schema.json are made from the types that a config is read into:
-//! `UPDATE=1 cargo test --release --workspace --test docs`.
+//! docs/config.md and docs/config.schema.json are generated from the types that a config is read into.
 
-use codinet_config::{Config, Stage, takes};
+use codinet_config::{Config, SCHEMA, Stage, takes};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use std::fmt::{self, Write};
@@ -12,18 +11,37 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 const HEAD: &str = "# Every key of a config
 
-<!-- Made from the types in configs/src/ and dataloader/ by tests/docs/keys.rs: edit the comments there. -->
+<!-- Generated from the types in configs/src/ and dataloader/ by tests/docs/keys.rs: edit the comments there. -->
 
-A config is a YAML file of these keys; what it leaves out has the default shown here. `codinet-train my.yaml --dry-run`
-prints all keys with the values that a run would have, and `--set KEY=VALUE` replaces one of them, with the names used here
-(`--set optim.batch_size=64 --set stages.0.lr=0.2`). A key, type or value that is not one of these is refused, with its line
-in the file and the nearest valid name.
+A config is a YAML file of the keys below. A key that it leaves out has its default. `codinet-train my.yaml --dry-run` prints all
+keys with the values of a run. `--set KEY=VALUE` overrides one of them: `--set optim.batch_size=64 --set stages.0.lr=0.2`. An
+unknown key, a wrong type or a value out of range is an error that names the line in the file and the nearest valid name.
 
-An editor that knows JSON schemas completes and checks configs with this line at their top, and the path of
+`extends: NAME` starts from another config: a file next to this one, a shipped config, or a row of a table (`FILE:ROW`, see
+[recipes](recipes.md)). Sections are merged key by key; `stages` is replaced as a whole.
+
+Editors that support JSON schemas complete and check configs with this first line, and the path of
 [config.schema.json](config.schema.json) in it:
 
     # yaml-language-server: $schema=docs/config.schema.json
+
+## The defaults
+
+Every key with its default; `data.train` and `data.val` have to be set. `stages` is empty by default and needs at least one
+stage, shown here with a stage's defaults.
+
 ";
+
+/// The keys of a config in the order of their definition.
+fn order() -> Keys {
+    let text = serde_json::to_string(&defaults()).expect("a config is JSON");
+    serde_json::from_str(&text).expect("what was just written")
+}
+
+/// The defaults, with one stage.
+fn defaults() -> Config {
+    Config { stages: vec![Stage::default()], ..Config::default() }
+}
 
 /// The keys of a JSON text, in the order in which they stand there.
 #[derive(Default)]
@@ -79,10 +97,11 @@ impl Keys {
     }
 }
 
-/// The page, in the making.
+/// The page in the making.
 struct Page<'a> {
     schema: &'a Value,
-    takes: Vec<(String, String)>,
+    /// Rules between keys: the key, and what it takes.
+    rules: Vec<(String, &'static str)>,
     text: String,
 }
 
@@ -116,6 +135,23 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// The first sentence of a comment, or the part of it that comes before an explanation.
+fn summary(schema: &Value) -> String {
+    let text = prose(schema);
+    let cuts = [". ", "; ", ": ", "\n"].into_iter().filter_map(|mark| {
+        let cut =
+            text.match_indices(mark).map(|(at, _)| at).find(|&at| at > 8 && !text[..at].ends_with("Eq"))?;
+        Some(cut)
+    });
+    let end = cuts.min().unwrap_or(text.len());
+    text[..end].trim_end_matches('.').to_owned()
+}
+
+/// Text in a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace("\n\n", "<br>").replace('\n', " ").replace('|', "\\|")
+}
+
 impl<'a> Page<'a> {
     fn resolved(&self, schema: &'a Value) -> &'a Value {
         match schema["$ref"].as_str() {
@@ -124,21 +160,30 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// What a key holds, in words.
-    fn kind(&self, schema: &'a Value) -> String {
-        let (optional, schema) = not_null(schema);
+    /// The keys of a section, in the order of their definition, each with its schema.
+    fn keys(&self, schema: &'a Value, order: &Keys) -> Vec<(&'a String, &'a Value)> {
+        let mut keys: Vec<_> = schema["properties"].as_object().into_iter().flatten().collect();
+        keys.sort_by_key(|(key, _)| order.of(key).map_or(usize::MAX, |(at, _)| at));
+        keys
+    }
+
+    /// The type of a key, and what it takes.
+    fn kind(&self, value: &'a Value) -> String {
+        let (optional, schema) = not_null(value);
         let schema = self.resolved(schema);
         let one = |name: &Value| match name.as_str() {
-            Some("integer") => "whole number",
+            Some("integer") => "integer",
             Some("number") => "number",
             Some("string") => "text",
             Some("boolean") => "`true` or `false`",
             Some("object") => "section",
-            _ => "one of the values below",
+            _ => "",
         };
-        let items = |schema: &'a Value| one(&self.resolved(schema)["type"]).trim_end_matches('s').to_owned();
+        let named =
+            schema["oneOf"].is_array() || schema["enum"].as_array().is_some_and(|names| names[0].is_string());
+        let items = |schema: &'a Value| one(&self.resolved(schema)["type"]).to_owned();
         let what = match (&schema["type"], schema["prefixItems"].as_array(), schema["minItems"].as_u64()) {
-            _ if schema["oneOf"].is_array() || schema["enum"].is_array() => "one of the values below".into(),
+            _ if named => String::new(),
             (Value::String(name), Some(places), _) if name == "array" => {
                 format!("list of {} {}s", places.len(), items(&places[0]))
             }
@@ -151,134 +196,168 @@ impl<'a> Page<'a> {
             }
             (name, ..) => one(name).into(),
         };
-        if optional { what + ", or `null`" } else { what }
+        let range = takes(value).map(|takes| takes.trim_end_matches(", or null").to_owned());
+        let mut parts: Vec<String> =
+            [Some(what), range].into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        if optional && !named {
+            parts.push("or `null`".into());
+        }
+        parts.join(", ")
     }
 
-    /// The keys of a section, each with a heading of its own.
-    fn section(&mut self, path: &str, schema: &'a Value, order: &Keys) {
-        let Some(keys) = schema["properties"].as_object() else { return };
-        let mut keys: Vec<(&String, &Value)> = keys.iter().collect();
-        keys.sort_by_key(|(key, _)| order.of(key).map_or(usize::MAX, |(at, _)| at));
-        for (key, value) in keys {
-            let (path, inner) = (format!("{path}.{key}"), self.resolved(not_null(value).1));
-            let kind = self.kind(value);
-            let (nested, nothing) = (inner["properties"].is_object(), Keys::default());
-            let said = if nested && !kind.ends_with("null`") {
-                String::new() // its keys have their own
+    /// The names that a key takes, each with its meaning and its own keys.
+    fn names(&self, value: &'a Value) -> Vec<String> {
+        let (optional, schema) = not_null(value);
+        let schema = self.resolved(schema);
+        let mut lines = Vec::new();
+        for choice in schema["oneOf"].as_array().into_iter().flatten().chain([schema]) {
+            let meaning = prose(choice);
+            let names = choice["enum"].as_array().into_iter().flatten().chain(choice.get("const"));
+            let names: Vec<String> =
+                names.filter(|name| name.is_string()).map(|name| format!("`{}`", shown(name))).collect();
+            if choice == schema || meaning.is_empty() {
+                lines.extend((!names.is_empty()).then(|| names.join(", ")));
             } else {
-                let default = value.get("default").map(|value| format!(", by default `{}`", shown(value)));
-                let default = default.unwrap_or_else(|| match schema["required"].as_array() {
-                    Some(needed) if needed.iter().any(|name| name == key) => "; has to be given".into(),
-                    _ => String::new(),
-                });
-                let ranges: Vec<&str> =
-                    self.takes.iter().filter(|(of, _)| *of == path).map(|(_, what)| &what[..]).collect();
-                let ranges =
-                    if ranges.is_empty() { String::new() } else { format!("; takes {}", ranges.join("; ")) };
-                format!("*{kind}{default}{ranges}*\n\n")
-            };
-            let _ = write!(self.text, "\n### `{path}`\n\n{said}{}\n", prose(value));
-            self.values(inner);
-            if nested {
-                self.section(&path, inner, order.of(key).map_or(&nothing, |(_, keys)| keys));
+                lines.extend(names.into_iter().map(|name| format!("{name}: {meaning}")));
             }
-        }
-    }
-
-    /// The values that a key takes, where they have names, and what belongs to each.
-    fn values(&mut self, schema: &'a Value) {
-        let (mut lines, mut bare) = (Vec::new(), Vec::new());
-        for value in schema["oneOf"].as_array().into_iter().flatten().chain([schema]) {
-            let (said, names) = (prose(value), value["enum"].as_array().into_iter().flatten());
-            for name in names.chain(value.get("const")) {
-                match value == schema || said.is_empty() {
-                    true => bare.push(format!("`{}`", shown(name))),
-                    false => lines.push(format!("- `{}`: {said}", shown(name))),
-                }
-            }
-            if value == schema {
-                continue;
-            }
-            for (name, inner) in value["properties"].as_object().into_iter().flatten() {
-                lines.push(format!("- `{name}:` {said}"));
+            let variants = choice["properties"].as_object().filter(|_| choice != schema);
+            for (name, inner) in variants.into_iter().flatten() {
+                let own = takes(inner).map(|takes| format!(" ({takes})")).unwrap_or_default();
+                lines.push(format!("`{name}:`{own} {meaning}"));
                 for (key, value) in self.resolved(inner)["properties"].as_object().into_iter().flatten() {
-                    let default =
-                        value.get("default").map(|value| format!(", by default `{}`", shown(value)));
-                    let (kind, default) = (self.kind(value), default.unwrap_or_default());
-                    lines.push(format!("  - `{key}` ({kind}{default}): {}", prose(value)));
+                    let default = value.get("default").map(|value| format!(", default `{}`", shown(value)));
+                    let default = default.unwrap_or_default();
+                    lines.push(format!("– `{key}` ({}{default}): {}", self.kind(value), prose(value)));
                 }
             }
         }
-        if !bare.is_empty() {
-            lines.push(format!("- {}", bare.join(", ")));
+        if optional && !lines.is_empty() {
+            lines.push("or `null`".into());
         }
-        if !lines.is_empty() {
-            let _ = write!(self.text, "\n{}\n", lines.join("\n"));
+        lines
+    }
+
+    /// A line of the table for each key of a section, and for the keys in it.
+    fn rows(&mut self, path: &str, schema: &'a Value, order: &Keys) {
+        for (key, value) in self.keys(schema, order) {
+            let path = format!("{path}.{key}");
+            let inner = self.resolved(not_null(value).1);
+            let mut values: Vec<String> =
+                Some(self.kind(value)).filter(|kind| !kind.is_empty()).into_iter().collect();
+            values.extend(self.names(value));
+            values.extend(
+                self.rules.iter().filter(|(of, _)| *of == path).map(|(_, takes)| (*takes).to_owned()),
+            );
+            let is_section = inner["properties"].is_object();
+            let needed =
+                schema["required"].as_array().is_some_and(|keys| keys.iter().any(|name| name == key));
+            let default = match value.get("default") {
+                Some(_) if is_section && !not_null(value).0 => String::new(), // its keys have their own
+                Some(default) => format!("`{}`", shown(default)),
+                None if needed => "required".into(),
+                None => String::new(),
+            };
+            let cells = [format!("`{path}`"), values.join("<br>"), default, prose(value)];
+            let _ = writeln!(self.text, "| {} |", cells.map(|text| cell(&text)).join(" | "));
+            if is_section {
+                let nothing = Keys::default();
+                self.rows(&path, inner, order.of(key).map_or(&nothing, |(_, keys)| keys));
+            }
         }
     }
-}
 
-fn schema() -> Value {
-    schemars::schema_for!(Config).to_value()
+    /// The lines of the default file for the keys of a section; `lead` comes before the first key of a list's item.
+    fn default_file(&mut self, values: &Value, schema: &'a Value, order: &Keys, indent: usize) {
+        for (key, value) in self.keys(schema, order) {
+            let Some(default) = values.get(key) else { continue };
+            let inner = self.resolved(not_null(value).1);
+            let nothing = Keys::default();
+            let own_order = order.of(key).map_or(&nothing, |(_, keys)| keys);
+            let pad = " ".repeat(indent);
+            let (text, nested) = if default.is_object() && inner["properties"].is_object() {
+                (format!("{pad}{key}:"), Some((default, inner)))
+            } else if inner["type"] == "array" && self.resolved(&inner["items"])["properties"].is_object() {
+                (format!("{pad}{key}:"), Some((&default[0], self.resolved(&inner["items"]))))
+            } else {
+                (format!("{pad}{key}: {}", shown(default)), None)
+            };
+            let _ = writeln!(self.text, "{text:<34} # {}", summary(value));
+            if let Some((values, schema)) = nested {
+                let start = self.text.len();
+                self.default_file(values, schema, own_order, indent + if default.is_array() { 4 } else { 2 });
+                if default.is_array() {
+                    self.text.replace_range(start + indent..start + indent + 4, "  - ");
+                }
+            }
+        }
+    }
 }
 
 fn page(schema: &Value) -> String {
-    let config = Config { stages: vec![Stage::default()], ..Config::default() };
-    let order: Keys = serde_json::from_str(&serde_json::to_string(&config).expect("JSON")).expect("JSON");
-    let mut page = Page { schema, takes: takes(), text: HEAD.into() };
+    let order = order();
+    let rules =
+        defaults().rules().into_iter().map(|rule| (rule.key.replace("stages.0.", "stages.N."), rule.takes));
+    let mut page = Page { schema, rules: rules.collect(), text: HEAD.into() };
+    let values = serde_json::to_value(defaults()).expect("a config is JSON");
+    page.text += "```yaml\n";
+    page.default_file(&values, schema, &order, 0);
+    page.text += "```\n";
     let keys = schema["properties"].as_object().expect("sections");
-    let extends = &keys["extends"];
-    let _ = write!(page.text, "\n## `extends`\n\n*text; the name of a config*\n\n{}\n", prose(extends));
     for (name, keys_of) in &order.0 {
         let section = &keys[name];
-        let _ = write!(page.text, "\n## `{name}`\n\n{}\n", prose(section));
-        match section["type"] == "array" {
-            true => {
-                let _ = write!(
-                    page.text,
-                    "\nA list: stage N, counted from 0, has the keys `stages.N.…`. Sections of a file that extends another are \
-                     merged key by key; this list is replaced as a whole.\n"
-                );
-                page.section(&format!("{name}.N"), page.resolved(&section["items"]), keys_of);
-            }
-            false => page.section(name, page.resolved(section), keys_of),
+        let is_list = section["type"] == "array";
+        let note = if is_list { " Stage N, counted from 0, has the keys `stages.N.…`." } else { "" };
+        let _ = write!(page.text, "\n## `{name}`\n\n{}{note}\n\n", prose(section));
+        page.text += "| Key | Type and values | Default | Meaning |\n|---|---|---|---|\n";
+        if is_list {
+            page.rows(&format!("{name}.N"), page.resolved(&section["items"]), keys_of);
+        } else {
+            page.rows(name, page.resolved(section), keys_of);
         }
     }
     page.text
 }
 
-/// Writes the file where it is asked for, and compares it.
-fn hold(name: &str, made: &str) {
+/// Writes the file if `UPDATE` is set, and compares it.
+fn hold(name: &str, generated: &str) {
     let path = Path::new(DOCS).join(name);
     if std::env::var_os("UPDATE").is_some() {
-        fs::write(&path, made).unwrap();
+        fs::write(&path, generated).unwrap();
     }
-    let there = fs::read_to_string(path).unwrap_or_default();
-    assert!(there == made, "docs/{name} is old: run this test with UPDATE=1");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    assert!(text == generated, "docs/{name} is old: run this test with UPDATE=1");
 }
 
 #[test]
-fn the_page_is_that_of_the_types() {
-    hold("config.md", &page(&schema()));
+fn the_page_is_up_to_date() {
+    hold("config.md", &page(&SCHEMA));
 }
 
 #[test]
-fn the_schema_is_that_of_the_types() {
-    hold("config.schema.json", &(serde_json::to_string_pretty(&schema()).expect("JSON") + "\n"));
+fn the_schema_is_up_to_date() {
+    hold("config.schema.json", &(serde_json::to_string_pretty(&*SCHEMA).expect("JSON") + "\n"));
 }
 
-/// Every key is explained: a type without a comment would leave a hole in the page.
+/// A type without a comment would leave a hole in the page.
 #[test]
-fn every_key_has_its_words() {
-    let page = page(&schema());
-    let lines: Vec<&str> = page.lines().collect();
-    for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("### ")) {
-        let words = lines[at + 1..].iter().take_while(|line| !line.starts_with('#'));
-        let words: usize =
-            words.filter(|line| !line.starts_with('*')).map(|line| line.split_whitespace().count()).sum();
-        assert!(words > 1, "{line} has no words");
+fn every_key_has_a_meaning() {
+    let page = page(&SCHEMA);
+    let rows: Vec<Vec<&str>> =
+        page.lines().filter(|line| line.starts_with("| `")).map(|line| line.split(" | ").collect()).collect();
+    assert!(rows.len() > 90, "{}", rows.len());
+    for row in &rows {
+        assert!(row.len() == 4 && row[3].split_whitespace().count() > 2, "{row:?} has no meaning");
     }
     for key in ["run.dir", "data.crop", "model.router.kind", "optim.lr_batch_size", "stages.N.schedule"] {
-        assert!(page.contains(&format!("### `{key}`")), "{key}");
+        assert!(rows.iter().any(|row| row[0] == format!("| `{key}`")), "{key}");
     }
+}
+
+#[test]
+fn the_default_file_is_the_default_config() {
+    let page = page(&SCHEMA);
+    let (_, block) = page.split_once("```yaml\n").unwrap();
+    let (file, _) = block.split_once("```").unwrap();
+    let config: Config = serde_saphyr::from_str(file).unwrap();
+    assert_eq!(config, defaults());
 }

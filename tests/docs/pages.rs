@@ -2,7 +2,7 @@
 //! named files exist.
 
 use crate::common::{program, text};
-use codinet_config::{built_in, load};
+use codinet_config::{is_table, load, load_table, shipped};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -195,7 +195,7 @@ fn check_train(args: &[String]) -> Result<(), String> {
 /// Whether a shipped config accepts these settings.
 fn check_settings(config: &str, settings: &[String]) -> Result<(), String> {
     let config = if is_placeholder(config) { PLACEHOLDER_CONFIG } else { config };
-    if built_in(config).is_none() {
+    if !shipped().iter().any(|known| known == config) {
         return Err(format!("{config} is not shipped"));
     }
     load(config, settings).map(drop).map_err(|error| error.to_string())
@@ -228,9 +228,14 @@ fn check_command(words: &[String]) -> Result<(), String> {
 }
 
 fn check_program(program: &str, args: &[String]) -> Result<(), String> {
-    let is_config = |word: &String| word.ends_with(".yaml") || is_placeholder(word);
+    let is_config = |word: &String| word.ends_with(".yaml") || word.contains(".yaml:") || is_placeholder(word);
     match (program, args.first().map(String::as_str)) {
         ("codinet-train", _) => check_train(args),
+        ("codinet-launch", Some("table")) => {
+            check_arguments(program, args)?;
+            let name = args.get(1).map_or("", String::as_str);
+            load_table(name).map(drop).map_err(|error| error.to_string())
+        }
         ("codinet-launch", Some(tool @ ("plan" | "doctor"))) => {
             check_arguments(program, args)?;
             let settings = args.iter().zip(&args[1..]).filter(|(flag, _)| *flag == "--set");
@@ -263,14 +268,20 @@ fn check_sweep(args: &[String]) -> Result<(), String> {
         Some(at) => (&args[..at], &args[at + 1..]),
         None => (args, &[][..]),
     };
-    let shipped = |word: &String| built_in(&format!("{word}.yaml")).is_some();
-    let names = own.iter().filter(|word| word.contains('_') && !word.contains('/'));
-    if let Some(name) = names.clone().find(|name| !shipped(name)) {
-        return Err(format!("{name} is not shipped"));
+    for name in own.iter().filter(|word| word.contains('_') && !word.contains('/')) {
+        let name = if name.contains(".yaml") { name.clone() } else { format!("{name}.yaml") };
+        let configs = if is_table(&name) {
+            let table = load_table(&name).map_err(|error| error.to_string())?;
+            table.rows.iter().map(|row| format!("{name}:{}", row.name)).collect()
+        } else {
+            vec![name]
+        };
+        for config in configs {
+            let args: Vec<String> = std::iter::once(config).chain(settings.iter().cloned()).collect();
+            check_train(&args)?;
+        }
     }
-    let config = names.clone().next().map_or(PLACEHOLDER_CONFIG.to_owned(), |name| format!("{name}.yaml"));
-    let args: Vec<String> = std::iter::once(config).chain(settings.iter().cloned()).collect();
-    check_train(&args)
+    Ok(())
 }
 
 #[test]
@@ -327,7 +338,7 @@ fn config_keys_exist() {
                 Some(value) if !value.is_empty() && !value.contains(['…', '<']) => {
                     check_settings(PLACEHOLDER_CONFIG, &[format!("{key}={value}")]).err()
                 }
-                _ if !manual.anchors.contains(&anchor(&numbered.join("."))) => Some("no such key".into()),
+                _ if !manual.spans.contains(&numbered.join(".")) => Some("no such key".into()),
                 _ => None,
             };
             wrong.extend(error.map(|error| format!("{}: `{span}`: {error}", page.path.display())));

@@ -6,7 +6,7 @@ use crate::common::{
 };
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, DatasetInfo, ShardWriter};
-use codinet_trainer::config::{BUILT_IN, load};
+use codinet_trainer::config::{load, shipped};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,10 +15,10 @@ use std::process::Command;
 
 #[test]
 fn every_shipped_config_is_valid() {
-    let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+    let names = shipped();
     assert!(names.len() > 45);
     for name in names {
-        let stdout = succeed(Command::new(program("codinet-train")).args([name, "--dry-run"]));
+        let stdout = succeed(Command::new(program("codinet-train")).args([&name, "--dry-run"]));
         assert!(stdout.contains("GMACs static"), "{name}: {stdout}");
     }
 }
@@ -36,7 +36,7 @@ fn flatten_keys(value: &Value, at: &str, into: &mut BTreeMap<String, Value>) {
 /// The keys in which `name` differs from `base`.
 fn differing_keys(name: &str, base: &str) -> Vec<String> {
     let [variant, base] = [name, base].map(|name| {
-        let config = load(&format!("{name}.yaml"), &[]).unwrap();
+        let config = load(name, &[]).unwrap();
         let mut all = BTreeMap::new();
         flatten_keys(&serde_json::to_value(&config).unwrap(), "", &mut all);
         all
@@ -46,23 +46,26 @@ fn differing_keys(name: &str, base: &str) -> Vec<String> {
 
 #[test]
 fn ablation_configs_differ_only_in_the_named_keys() {
-    for base in ["cifar10_r110", "fashion_r20"] {
-        let name = |variant: &str| format!("{base}_{variant}");
+    for (table, base) in
+        [("cifar10_table3.yaml", "cifar10_r110.yaml"), ("fashion_ablation.yaml", "fashion_r20.yaml")]
+    {
+        let name = |row: &str| format!("{table}:{row}");
+        assert_eq!(differing_keys(&name("codinet"), base), [""; 0]);
         assert_eq!(differing_keys(&name("con"), base), ["diversity.weight"]);
         assert_eq!(differing_keys(&name("div"), base), ["consistency.weight"]);
         assert_eq!(differing_keys(&name("vanilla"), &name("con")), ["consistency.weight"]);
         assert_eq!(differing_keys(&name("static"), base), ["model.gates"]);
     }
     for (name, base, key) in [
-        ("cifar10_r110_gamma_0.08", "cifar10_r110", "cost.gamma"),
-        ("cifar10_r110_margin_0.75", "cifar10_r110", "diversity.margin"),
-        ("cifar100_r110_router_rnn", "cifar100_r110", "model.router.kind"),
-        ("cifar10_r110_straight_through", "cifar10_r110", "model.router.relaxation"),
-        ("imagenet_r101_static", "imagenet_r101", "model.gates"),
+        ("cifar10_table2.yaml:gamma_0.08", "cifar10_r110.yaml", "cost.gamma"),
+        ("cifar10_table8.yaml:margin_0.75", "cifar10_r110.yaml", "diversity.margin"),
+        ("cifar100_appendix.yaml:router_rnn", "cifar100_r110.yaml", "model.router.kind"),
+        ("cifar10_appendix.yaml:straight_through", "cifar10_r110.yaml", "model.router.relaxation"),
+        ("imagenet_table7.yaml:r101_static", "imagenet_r101.yaml", "model.gates"),
     ] {
         assert_eq!(differing_keys(name, base), [key]);
     }
-    let mut r101 = differing_keys("imagenet_r101", "imagenet_r50");
+    let mut r101 = differing_keys("imagenet_r101.yaml", "imagenet_r50.yaml");
     r101.sort();
     assert_eq!(r101, ["cost.budget_gmacs", "model.arch"]);
 }
