@@ -1,66 +1,66 @@
-//! How ranks meet: what travels between them and by what, and what becomes of one that is late or goes astray.
+//! The section `collective`: backend, gradient compression, timeouts, and checks that ranks agree.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How ranks meet, and how they are watched.
+/// Communication between ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Collective {
     /// Steps between two comparisons of all ranks' weights and momenta; 0: never.
     pub compare_every: u64,
-    /// What becomes of a rank that has left the others.
+    /// What to do if a rank's weights or momenta differ from rank 0's.
     pub on_divergence: OnDivergence,
-    /// Seconds that a rank may wait in a collective for the others before the job ends; what rank 0 does alone, such as
-    /// waiting for the checkpoint before to be on disk, has to fit.
+    /// Seconds that a rank may wait in a collective for the others before the job ends. The work that only rank 0 does, such as
+    /// waiting for the previous checkpoint to reach the disk, has to fit.
     #[schemars(range(min = 1))]
     pub timeout_s: u64,
-    /// The same until the first step is taken, for data are opened and kernels chosen meanwhile.
+    /// The same until the first step: data are opened and kernels chosen in this time.
     #[schemars(range(min = 1))]
     pub first_timeout_s: u64,
-    /// What GPUs' tensors travel by.
+    /// The backend for GPU tensors.
     pub backend: Backend,
-    /// What gradients travel as: bf16 halves the bytes; sums are fp32 over MPI, NCCL's own over NCCL.
+    /// The type of gradients in transit: bf16 halves the bytes. Over MPI sums are fp32, over NCCL they are NCCL's.
     pub wire: Wire,
-    /// Whether gradients leave while backward still runs, or all of them after it.
+    /// Whether gradients are reduced while backward runs, or after it.
     pub overlap: bool,
-    /// Megabytes of gradients that travel together.
+    /// Megabytes of gradients in a bucket.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub bucket_mb: f64,
-    /// The same for the first to leave, which should not wait for long.
+    /// The same for the first bucket, which should start early.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub first_bucket_mb: f64,
 }
 
-/// What GPUs' tensors travel by; those on the host go by MPI.
+/// The backend for GPU tensors; host tensors use MPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
-    /// NCCL where every rank has a GPU of its own and finds libnccl, MPI otherwise.
+    /// NCCL if every rank has its own GPU and finds libnccl, else MPI.
     Auto,
-    /// MPI, by way of pinned host memory.
+    /// MPI, through pinned host memory.
     Mpi,
-    /// NCCL, or an error that says what it lacks.
+    /// NCCL, or an error that says what is missing.
     Nccl,
 }
 
-/// What gradients travel as.
+/// The type of gradients in transit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wire {
-    /// As they are.
+    /// 32 bits.
     Fp32,
-    /// Rounded to 16 bits.
+    /// Rounded to bfloat16.
     Bf16,
 }
 
-/// What becomes of a rank whose weights or momenta are no longer rank 0's.
+/// What to do if a rank's weights or momenta differ from rank 0's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDivergence {
-    /// The run ends, and names it.
+    /// End the run with an error that names the rank.
     Stop,
-    /// It takes rank 0's.
+    /// Copy rank 0's.
     Repair,
 }
 

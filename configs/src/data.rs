@@ -1,36 +1,36 @@
-//! What a run sees: shards, views, and how they are read.
+//! The section `data`: shards, views, and how they are read.
 
 use codinet_dataloader::transform::Crop;
 use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where shards from stores are kept.
+/// A cache of shards from stores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
     /// The folder, best on a local disk; all ranks of a machine share it.
     pub folder: String,
-    /// What it may take, in 10⁹ bytes.
+    /// Its largest size, in 10⁹ bytes.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub limit_gb: f64,
 }
 
-/// What the run sees.
+/// The images and how they are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Training images: a folder of shards or of class folders, a glob, a range such as `x-{000000..000012}.tar`, or, with the
-    /// cargo feature `remote`, such a place in a store (`s3://`, `gs://`, `https://`).
+    /// Training images: a folder of shards or of class folders, a glob, or a range such as `x-{000000..000012}.tar`. With the
+    /// cargo feature `remote`, also in a store (`s3://`, `gs://`, `https://`).
     #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub train: String,
     /// Validation images, likewise.
     #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub val: String,
-    /// Where shards from stores are kept on this machine, `{folder: PATH, limit_gb: G}`; the one that was read longest ago makes
-    /// room. Null: each sample is read from its store. Shards on disks need none.
+    /// A cache of shards from stores on this machine: `{folder: PATH, limit_gb: G}`. The least recently read shard is deleted
+    /// first. Null: each sample is read from its store. Shards on disks need no cache.
     pub cache: Option<Cache>,
-    /// How many classes the labels tell apart.
+    /// How many classes there are.
     #[schemars(range(min = 2, max = 1000000))]
     pub classes: i64,
     /// Colour channels: 3, or 1 for grey.
@@ -39,7 +39,7 @@ pub struct Data {
     /// Height and width of a view, in pixels.
     #[schemars(range(min = 8, max = 2048), extend("x-takes" = "8 to 2048 pixels"))]
     pub image_size: u32,
-    /// Mean of each channel, of pixels in 0 to 1; one number stands for all channels.
+    /// Mean of each channel, for pixels from 0 to 1; one number is for all channels.
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, likewise.
     pub std: Vec<f64>,
@@ -58,17 +58,17 @@ pub struct Data {
     /// Batches of mixtures of two samples. α is that of Beta(α, α), from which a sample's share in its mixture is drawn; with
     /// both kinds, a coin decides for each batch.
     pub mix: Mix,
-    /// Use only the first so many samples of the training set; null: all. In a folder of class folders the first are the
-    /// first classes'.
+    /// Use only this many samples, the first ones of the training set; null: all. In a folder of class folders these are the
+    /// first classes.
     #[schemars(range(min = 1))]
     pub train_samples: Option<usize>,
     /// Decode threads per rank; null: as many as `run.threads`.
     #[schemars(range(min = 1, max = 1024))]
     pub decode_threads: Option<usize>,
-    /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}`, for network file systems and
-    /// object stores: C lanes, each of which reads whole shards one after another and shuffles N samples at a time.
+    /// Order of the training samples; null: a shuffle of all of them. `{count: C, window: N}` is for network file systems and
+    /// object stores: each of C lanes reads whole shards one after another, and shuffles N samples at a time.
     pub lanes: Option<Lanes>,
-    /// Batches being decoded ahead of the step.
+    /// How many batches are decoded ahead of the step.
     #[schemars(range(min = 1, max = 64))]
     pub prefetch: usize,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.

@@ -1,6 +1,8 @@
-//! What a run is made of. Every key is documented where it is defined, every default is written once, in
-//! the `Default` of its section; [`load`] reads and checks a file. docs/config.md and its JSON schema are made from these
-//! types (tests/docs/keys.rs).
+//! What a run may say, for the trainer and the launcher: the config ([`load`]), tables of configs, codinet-train's command
+//! line, exit codes, environment variables, and the names in a run directory.
+//!
+//! Every key is documented where it is defined, with its range; every default is written once, in the `Default` of its section.
+//! docs/config.md and its JSON schema are generated from these types (tests/docs/keys.rs).
 
 mod built_in;
 mod check;
@@ -42,30 +44,30 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Another config, beside this file or a shipped one, whose values hold where this one has none.
+    /// Another config, next to this file or shipped, whose values hold for keys that this one leaves out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extends: Option<String>,
-    /// Where and how the run goes on.
+    /// The run directory, device, logging and checkpoints.
     pub run: Run,
-    /// What it sees.
+    /// The images and how they are read.
     pub data: Data,
-    /// What it trains.
+    /// The network.
     pub model: Model,
-    /// L_con: views of one sample shall take like paths.
+    /// L_con: views of one sample take similar paths.
     pub consistency: Consistency,
-    /// L_div: different samples shall take different paths.
+    /// L_div: different samples take different paths.
     pub diversity: Diversity,
-    /// L_cost: paths shall be short.
+    /// L_cost: paths are short.
     pub cost: Cost,
-    /// Conv-AIG's way to a shorter path, for comparison.
+    /// Conv-AIG's loss for shorter paths, for comparison.
     pub target_rate: TargetRate,
-    /// SkipNet's way to a shorter path, for comparison.
+    /// SkipNet's loss for shorter paths, for comparison.
     pub run_rate: RunRate,
-    /// How it steps.
+    /// The optimiser and the batch.
     pub optim: Optim,
-    /// How ranks meet, and how they are watched.
+    /// Communication between ranks.
     pub collective: Collective,
-    /// The stages, in order: the paper's Section 3.4 has two.
+    /// The stages of training, in order: the paper's Section 3.4 has two.
     #[schemars(length(min = 1), extend("x-takes" = "a list of at least one stage"))]
     pub stages: Vec<Stage>,
 }
@@ -80,13 +82,13 @@ impl Config {
         Options { cache, ..Options::default() }
     }
 
-    /// What becomes of an image in training.
+    /// The transform of training images.
     pub fn augmentation(&self) -> Transform {
         let data = &self.data;
         Transform::Train { crop: data.crop.clone(), flip: data.flip, augment: data.augment.clone() }
     }
 
-    /// What becomes of an image in evaluation.
+    /// The transform of evaluation images.
     pub fn evaluation(&self) -> Transform {
         Transform::Eval { resize: self.data.eval_resize }
     }
@@ -96,7 +98,7 @@ impl Config {
         self.model.gates != Gates::None
     }
 
-    /// The budget in GMACs, where there are gates to meet it.
+    /// The budget in GMACs, if there are gates to meet it.
     pub fn budget(&self) -> Option<f64> {
         self.cost.budget_gmacs.filter(|_| self.gated())
     }
@@ -106,7 +108,7 @@ impl Config {
         self.budget().is_some() && self.cost.calibrate
     }
 
-    /// Whether γ follows a budget in `stage`.
+    /// Whether γ is adjusted to a budget in `stage`.
     pub fn steers(&self, stage: &Stage) -> bool {
         self.budget().is_some() && stage.routers == Routers::Train && stage.gamma.is_none()
     }

@@ -1,9 +1,9 @@
-//! What a run trains: the backbone, its gates and its routers.
+//! The section `model`: the backbone, its gates and its routers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the run trains.
+/// The network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
@@ -12,19 +12,18 @@ pub struct Model {
     pub arch: Arch,
     /// Which blocks have a router.
     pub gates: Gates,
-    /// What stands in for a skipped block that changes the shape.
+    /// What replaces a skipped block that changes the shape.
     pub skip: SkipBranch,
     /// Where a bottleneck block has its stride: conv1 is ResNet v1 (the paper's 3.86 G), conv2 v1.5
     /// (torchvision's).
     pub stride_in: StrideIn,
     /// Whether the last norm of each block starts at 0, so that blocks start as identities (arXiv 1706.02677).
     pub zero_init_last_norm: bool,
-    /// Whether batch norm takes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
+    /// Whether batch norm computes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
     pub sync_batch_norm: bool,
-    /// What routers are made of, and how their decisions are trained.
+    /// The routers, and how their decisions are trained.
     pub router: Router,
-    /// Weights to start from: a .safetensors file with torchvision's names, a run directory or a step folder; null: drawn
-    /// anew.
+    /// Initial weights: a .safetensors file with torchvision's names, a run directory or a step folder; null: random.
     pub init_from: Option<String>,
 }
 
@@ -34,17 +33,17 @@ pub struct Model {
 pub enum Gates {
     /// All of them.
     All,
-    /// Those that give the shape that they take, as in SkipNet and BlockDrop.
+    /// Blocks whose output has the shape of their input, as in SkipNet and BlockDrop.
     SameShape,
     /// None: the static backbone.
     None,
 }
 
-/// What stands in for a skipped block that changes the shape; elsewhere that is the block's input.
+/// What replaces a skipped block that changes the shape. Other skipped blocks are replaced by their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipBranch {
-    /// A 1×1 convolution, batch norm and ReLU of its own.
+    /// A 1×1 convolution of its own, batch norm and ReLU.
     Project,
     /// The block's own shortcut, and ReLU.
     Shortcut,
@@ -53,7 +52,7 @@ pub enum SkipBranch {
 /// A backbone: He et al., arXiv 1512.03385.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it: ResNet of that many layers")]
+#[expect(missing_docs, reason = "the name is the meaning: ResNet of that many layers")]
 pub enum Arch {
     // For 32×32 images.
     ResNet20,
@@ -84,21 +83,21 @@ pub enum StrideIn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Router {
-    /// What a router is made of: the paper's Appendix A.2.
+    /// The layers of a router: the paper's Appendix A.2.
     pub kind: RouterKind,
     /// d, the hidden layer's width in `fc` and `cnn` routers: `ratio: r` of the block's input channels, or
     /// `units: d`.
     pub hidden: Hidden,
-    /// First value of the bias of "run" over that of "skip": above 0, blocks start mostly on.
+    /// Initial bias of "run" over "skip": above 0, most blocks run at first.
     pub open_bias: f64,
-    /// How decisions are made differentiable: the paper's Appendix A.1.
+    /// How decisions become differentiable: the paper's Appendix A.1.
     pub relaxation: Relaxation,
     /// T of the Gumbel-Softmax (Eq. 6).
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
 }
 
-/// What a router is made of.
+/// The layers of a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RouterKind {
@@ -106,12 +105,11 @@ pub enum RouterKind {
     Fc,
     /// A 3×3 convolution, global average pooling and a linear layer.
     Cnn,
-    /// Global average pooling, a linear layer that blocks of like width share, and an LSTM of hidden size 10 over
-    /// the blocks.
+    /// Global average pooling, a linear layer that blocks of equal width share, and an LSTM of hidden size 10 over the blocks.
     Rnn,
 }
 
-/// How decisions are made differentiable.
+/// How decisions become differentiable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Relaxation {

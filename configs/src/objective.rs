@@ -1,4 +1,4 @@
-//! What is minimised beside the cross entropy: consistency, diversity, and what paths cost.
+//! The sections of the loss terms: consistency, diversity, and the cost of paths.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Consistency {
-    /// α of Eq. 12; 0: not minimised, but reported all the same.
+    /// α of Eq. 12; 0: not minimised, but still reported.
     #[schemars(range(min = 0.0))]
     pub weight: f64,
-    /// m_c: how far a view's path may lie from its sample's centre at no loss.
+    /// m_c: distance of a view's path from its sample's centre below which the loss is zero.
     #[schemars(range(min = 0.0))]
     pub margin: f64,
 }
@@ -19,53 +19,51 @@ pub struct Consistency {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Diversity {
-    /// β of Eq. 12; 0: not minimised, but reported all the same.
+    /// β of Eq. 12; 0: not minimised, but still reported.
     #[schemars(range(min = 0.0))]
     pub weight: f64,
-    /// m_d: how far apart two samples' centres have to lie.
+    /// m_d: distance between two samples' centres above which the loss is zero.
     #[schemars(range(min = 0.0))]
     pub margin: f64,
-    /// Which samples are told apart where gradients are accumulated, and which `target_rate` takes its rates over; with
-    /// `optim.accumulate` 1 both are the same.
+    /// With accumulated gradients: between which samples the loss is computed, and over which `target_rate` computes its rates.
+    /// With `optim.accumulate` 1 both values are the same.
     pub scope: Scope,
 }
 
-/// Which samples the diversity loss tells apart, and Conv-AIG's takes its rates over, where `optim.accumulate` is
-/// above 1.
+/// The samples of the diversity loss and of Conv-AIG's rates, if `optim.accumulate` is above 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Those of a micro-batch, over all ranks.
+    /// A micro-batch, over all ranks.
     MicroBatch,
-    /// Those of the whole global batch; costs a second forward pass.
+    /// The global batch; needs a second forward pass.
     GlobalBatch,
 }
 
-/// The cost loss, Eq. 11, and the budget that may steer it.
+/// The cost loss, Eq. 11, and a budget that adjusts γ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cost {
-    /// γ of Eq. 12; where there is a budget, its first value.
+    /// γ of Eq. 12; with a budget, its first value.
     #[schemars(range(min = 0.0))]
     pub gamma: f64,
-    /// What c_k is measured in, and so what γ is the price of.
+    /// The unit of c_k, of which γ is the price.
     pub unit: CostUnit,
-    /// Mean MACs per image, in billions, that γ is moved to meet; null: γ stays as it is.
+    /// Mean MACs per image, in billions, that γ is adjusted to meet; null: γ is constant.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub budget_gmacs: Option<f64>,
-    /// How far a step moves γ, as the price of the mean block, for each 100 % of the budget that the network's MACs are
-    /// off it.
+    /// The change of γ a step, as the price of the mean block, for each 100 % that the network's MACs are off the budget.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma_step: f64,
-    /// Whether, at each stage's end, one bias on all gates is set so that the budget is met on training images
-    /// that were held out: the next stage trains at the budget, and the last leaves the network there.
+    /// Whether each stage ends with one bias on all gates that makes held-out training images meet the budget. The next stage
+    /// starts from it; after the last stage the network meets the budget.
     pub calibrate: bool,
-    /// How many training images are held out for that.
+    /// How many training images are held out for calibration.
     #[schemars(range(min = 1))]
     pub calibration_samples: usize,
 }
 
-/// What the cost of a block is measured in.
+/// The unit of a block's cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CostUnit {
@@ -84,7 +82,7 @@ pub struct TargetRate {
     /// Its weight; 0: not minimised.
     #[schemars(range(min = 0.0))]
     pub weight: f64,
-    /// The share of inputs that each block should run for.
+    /// The share of inputs for which each block should run.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rate: f64,
 }

@@ -1,71 +1,71 @@
-//! Where and how a run goes on.
+//! The section `run`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where and how the run goes on.
+/// The run directory, device, logging and checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
     /// The run directory; null: `runs/<config name>-<time>`.
     #[schemars(length(min = 1), extend("x-takes" = "a folder"))]
     pub dir: Option<String>,
-    /// Everything random follows from this number.
+    /// The seed of everything random.
     pub seed: u64,
-    /// Where tensors live: `auto` takes the GPU of the rank's place on its host, where there is one.
+    /// The device: `auto` is the GPU of the rank's number on its host, or else the CPU.
     pub device: DeviceChoice,
-    /// What convolutions and activations are computed in; norms, gates, losses and weights are fp32 always.
+    /// The type of convolutions and activations; norms, gates, losses and weights are always fp32.
     pub precision: Precision,
-    /// Whether a GPU computes batch norm with what follows it, and images from pixels, by kernels of our own, which NVRTC
-    /// compiles at the start and which are used where they then agree with libtorch on every rank. Off until a GPU has run
-    /// them: none has. On a CPU there is nothing to choose.
+    /// Whether a GPU computes batch norm with the operations after it, and images from pixels, by this project's kernels. NVRTC
+    /// compiles them at the start; they are used if they agree with libtorch on every rank. Off by default: no GPU has run them
+    /// yet. On a CPU the key has no effect.
     pub cuda_kernels: bool,
-    /// Compute threads per rank; null: the cores that the launcher left this rank.
+    /// Compute threads per rank; null: the cores that this rank may use.
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<usize>,
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
     #[schemars(range(min = 1))]
     pub log_every: u64,
-    /// Steps between two checkpoints; 0: at the ends of epochs only.
+    /// Steps between two checkpoints; 0: only at the ends of epochs.
     pub checkpoint_every: u64,
-    /// Whether every rank writes a share of a checkpoint's optimiser state, rather than rank 0 all of it; the run directory
-    /// must then be on a disk that all hosts see.
+    /// Whether every rank writes a share of a checkpoint's optimiser state, instead of rank 0 all of it. The run directory must
+    /// then be on a disk that all hosts see.
     pub shard_optimizer: bool,
-    /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be passed over.
+    /// How many of the newest checkpoints are kept; at least 2, so that a damaged one can be skipped.
     #[schemars(range(min = 2))]
     pub keep_last: usize,
-    /// Checkpoints of steps that are a multiple of this are kept for good; 0: none.
+    /// Checkpoints of steps that are a multiple of this are never deleted; 0: none.
     pub keep_every: u64,
-    /// Whether the checkpoint of the best top-1 so far (on a budget: at no more than 102 % of it) is kept too;
-    /// `checkpoints/best` names it.
+    /// Whether the checkpoint of the best top-1 so far is kept too; `checkpoints/best` names it. With a budget, only checkpoints
+    /// at no more than 102 % of it count.
     pub keep_best: bool,
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     #[schemars(range(min = 1))]
     pub evaluate_every: u64,
-    /// Epochs of a stage between two writes of 1,000 validation images' relaxed paths for TensorBoard's embedding
-    /// projector: only epochs that are evaluated count, and the run's end is always one; 0: never.
+    /// Epochs of a stage between two writes of 1,000 validation images' relaxed paths for TensorBoard's embedding projector. Only
+    /// evaluated epochs count, and the run's end always does; 0: never.
     pub projector_every: u64,
 }
 
-/// Where tensors live.
+/// The device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceChoice {
-    /// A GPU where there is one, else the CPU.
+    /// A GPU if there is one, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// A GPU, and nothing else.
+    /// A GPU, or an error.
     Cuda,
 }
 
-/// What convolutions and activations are computed in.
+/// The type of convolutions and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// 32 bits.
     Fp32,
-    /// bfloat16: faster where the hardware has it (GPUs from A100 on, CPUs with AMX), slower where not.
+    /// bfloat16: faster on hardware that has it (GPUs from A100 on, CPUs with AMX), slower on other hardware.
     Bf16,
 }
 

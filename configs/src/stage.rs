@@ -9,21 +9,20 @@ use serde::{Deserialize, Serialize};
 pub struct Stage {
     /// Its name in logs and in `summary.json`.
     pub name: String,
-    /// How many epochs it takes.
+    /// Its number of epochs.
     #[schemars(range(min = 1, max = 1000000))]
     pub epochs: u64,
     /// Highest learning rate.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
-    /// How the rate falls.
+    /// How the learning rate falls.
     pub schedule: Schedule,
     /// Epochs of linear warm-up from 0, at the start.
-    #[schemars(range(min = 0.0))]
     pub warmup_epochs: f64,
-    /// What trains and how gates decide.
+    /// Whether routers train, and how gates decide.
     pub routers: Routers,
-    /// α in this stage; null: as `consistency` has it where routers train, 0 where they are frozen (whose hard
-    /// decisions have no gradient: a weight there changes what is reported as the loss, and nothing else).
+    /// α in this stage; null: `consistency.weight` if routers train, 0 if they are frozen. Hard decisions have no gradient: with
+    /// frozen routers a weight only changes the reported loss.
     pub alpha: Option<f64>,
     /// β in this stage, likewise.
     pub beta: Option<f64>,
@@ -31,13 +30,13 @@ pub struct Stage {
     pub gamma: Option<f64>,
 }
 
-/// What a stage does with the routers.
+/// Whether routers train in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Routers {
-    /// They train, by relaxed decisions: the paper's first stage.
+    /// They train, with relaxed decisions: the paper's first stage.
     Train,
-    /// They are frozen and decide hard, without noise, and the rest is fine-tuned: its second.
+    /// They are frozen and decide hard, without noise; the rest is fine-tuned: the paper's second stage.
     Freeze,
 }
 
@@ -47,11 +46,11 @@ pub enum Routers {
 pub enum Schedule {
     /// Not at all.
     Constant,
-    /// Times `factor` at each milestone.
+    /// Multiplied by `factor` at each milestone.
     MultiStep {
         /// Epochs of the stage after which the rate falls.
         milestones: Vec<u64>,
-        /// What it is multiplied by.
+        /// The factor.
         #[schemars(extend("exclusiveMinimum" = 0))]
         factor: f64,
     },

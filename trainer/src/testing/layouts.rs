@@ -77,7 +77,7 @@ fn step_keeps_activations_channels_last() {
     let image = Tensor::zeros([2, 4, 4, 3], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
     let (_, converted) = find_other_layouts(|| image.contiguous());
     assert!(!converted.is_empty(), "the observer reports a conversion");
-    for name in ["imagenet_r50.yaml", "imagenet_r50_static.yaml"] {
+    for name in ["imagenet_r50.yaml", "imagenet_table7.yaml:r50_static"] {
         let config = config::load(name, &["data.image_size=64".into()]).unwrap();
         for kind in [Kind::Float, Kind::BFloat16] {
             let found = other_layouts_in_a_step(&config, kind);
