@@ -25,8 +25,8 @@ pub struct Diversity {
     /// m_d: distance between two samples' centres above which the loss is zero.
     #[schemars(range(min = 0.0))]
     pub margin: f64,
-    /// With accumulated gradients: between which samples the loss is computed, and over which `target_rate` computes its rates.
-    /// With `optim.accumulate` 1 both values are the same.
+    /// Samples that the loss compares, and over which `target_rate` computes its rates; with `optim.accumulate` 1 both values are
+    /// the same.
     pub scope: Scope,
 }
 

@@ -29,7 +29,7 @@ pub struct Allocation {
 /// The options on ranks and hosts.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct RankArgs {
-    /// Ranks to start; auto: one per GPU, or one per memory node (socket) without a GPU, on every host.
+    /// Ranks to start; auto: one per GPU, or one per NUMA node (socket) without a GPU, on every host.
     #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = parse_ranks)]
     pub n: Ranks,
 
@@ -45,7 +45,7 @@ pub struct RankArgs {
 /// The option `-n`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ranks {
-    /// One per GPU, or one per memory node.
+    /// One per GPU, or one per NUMA node.
     #[default]
     Auto,
     /// This number.
@@ -169,7 +169,7 @@ fn parse_hosts<'a>(
 mod tests {
     use super::*;
 
-    const MACHINE: Machine = Machine { cores: 16, memory_nodes: 2, gpus: 4, root: false };
+    const MACHINE: Machine = Machine { cores: 16, numa_nodes: 2, gpus: 4, root: false };
 
     fn resolve(args: &RankArgs, variables: &[(Variable, &str)]) -> Result<Allocation, String> {
         let get = |wanted: Variable| {

@@ -1,4 +1,4 @@
-//! This machine's cores, memory nodes and GPUs.
+//! This machine's cores, NUMA nodes and GPUs.
 
 use codinet_config::{env, host};
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ pub struct Machine {
     /// Cores that this process may run on; a core's two hardware threads count once.
     pub cores: usize,
     /// Memory nodes (sockets, or parts of them) that have these cores.
-    pub memory_nodes: usize,
+    pub numa_nodes: usize,
     /// GPUs.
     pub gpus: usize,
     /// Whether the user is root.
@@ -37,22 +37,22 @@ impl Machine {
             fs::metadata("/proc/self").is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0);
         Self {
             cores: cpus.iter().map(siblings).collect::<BTreeSet<_>>().len().max(1),
-            memory_nodes: cpus.iter().filter_map(memory).collect::<BTreeSet<_>>().len().max(1),
+            numa_nodes: cpus.iter().filter_map(memory).collect::<BTreeSet<_>>().len().max(1),
             gpus: count_gpus(env::is_set(env::CUDA_VISIBLE_DEVICES), env::get(env::CUDA_VISIBLE_DEVICES)),
             root,
         }
     }
 
-    /// The default number of ranks: one per GPU, or one per memory node without a GPU.
+    /// The default number of ranks: one per GPU, or one per NUMA node without a GPU.
     pub fn ranks(&self) -> usize {
-        if self.gpus > 0 { self.gpus } else { self.memory_nodes }
+        if self.gpus > 0 { self.gpus } else { self.numa_nodes }
     }
 
-    /// The number of cores to bind each of `ranks` ranks to. `None` on a single memory node, where the operating system
+    /// The number of cores to bind each of `ranks` ranks to. `None` on a single NUMA node, where the operating system
     /// schedules threads better, and for fewer than two cores per rank, because decode threads need cores too.
     pub fn cores_to_bind(&self, ranks: usize) -> Option<usize> {
         let cores = self.cores / ranks.max(1);
-        (self.memory_nodes > 1 && cores >= 2).then_some(cores)
+        (self.numa_nodes > 1 && cores >= 2).then_some(cores)
     }
 }
 
@@ -83,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_bound_on_several_memory_nodes_with_enough_cores() {
-        let machine = |cores, memory_nodes| Machine { cores, memory_nodes, gpus: 0, root: false };
+    fn ranks_are_bound_on_several_numa_nodes_with_enough_cores() {
+        let machine = |cores, numa_nodes| Machine { cores, numa_nodes, gpus: 0, root: false };
         assert_eq!(machine(64, 2).cores_to_bind(8), Some(8));
         assert_eq!(machine(64, 1).cores_to_bind(8), None);
         assert_eq!(machine(8, 2).cores_to_bind(8), None, "one core each leaves none for decoding");

@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     pub ranks: RankArgs,
 
-    /// The cores of a rank: auto binds it to its share of them if the machine has several memory nodes.
+    /// The cores of a rank: auto binds it to its share of them if the machine has several NUMA nodes.
     #[arg(long, value_enum, default_value = "auto")]
     pub bind: Bind,
 
@@ -47,7 +47,7 @@ pub struct Args {
 /// The cores of a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bind {
-    /// Its share, if the machine has several memory nodes and the share is two cores or more; else all.
+    /// Its share, if the machine has several NUMA nodes and the share is two cores or more; else all.
     Auto,
     /// All.
     None,

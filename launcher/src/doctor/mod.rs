@@ -146,7 +146,7 @@ async fn checks(args: &Args) -> Vec<Check> {
         "{} by {source}; here {}, {}, {}",
         job.ranks,
         counted(machine.cores, "core"),
-        counted(machine.memory_nodes, "memory node"),
+        counted(machine.numa_nodes, "NUMA node"),
         counted(machine.gpus, "GPU")
     );
     checks.push(if job.oversubscribed {
