@@ -228,7 +228,8 @@ fn check_command(words: &[String]) -> Result<(), String> {
 }
 
 fn check_program(program: &str, args: &[String]) -> Result<(), String> {
-    let is_config = |word: &String| word.ends_with(".yaml") || word.contains(".yaml:") || is_placeholder(word);
+    let is_config =
+        |word: &String| word.ends_with(".yaml") || word.contains(".yaml:") || is_placeholder(word);
     match (program, args.first().map(String::as_str)) {
         ("codinet-train", _) => check_train(args),
         ("codinet-launch", Some("table")) => {
