@@ -1,5 +1,5 @@
-//! The network, the losses and their gradients against an independent PyTorch version: `golden/reference.py`
-//! wrote the numbers, from weights, inputs and noise that are sines of their indices here and there.
+//! The network, the losses and their gradients against an independent PyTorch version, `golden/reference.py`. Weights, inputs
+//! and noise are sines of their indices in both, so that the golden file holds only results.
 
 use codinet_trainer::config::{
     self, Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
@@ -53,8 +53,8 @@ struct Case {
     cost: f64,
     target: f64,
     run: f64,
-    /// Norm of each parameter's gradient, its product with `wave`, and how far rounding moves them, where it puts a ReLU's
-    /// input on the other side of 0.
+    /// For each parameter's gradient: its norm, its product with `wave`, and the error that rounding may add to both where it
+    /// moves a ReLU's input across 0.
     grads: HashMap<String, (f64, f64, f64)>,
 }
 
@@ -67,8 +67,8 @@ fn sines(n: i64, step: f64, phase: f64) -> Tensor {
     (Tensor::arange(n, (Kind::Double, Device::Cpu)) * step + phase).sin()
 }
 
-fn fill(net: &Net) {
-    let gain = if net.costs.blocks.len() < 10 { 0.5 } else { 0.2 }; // deep networks must not grow
+fn fill_with_waves(net: &Net) {
+    let gain = if net.costs.blocks.len() < 10 { 0.5 } else { 0.2 }; // keeps activations of deep networks small
     let mut tensors = net.params.state_dict();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     for (k, (name, tensor)) in tensors.iter().enumerate() {
@@ -85,8 +85,8 @@ fn fill(net: &Net) {
     }
 }
 
-/// Largest difference to the expected rows, in units of their largest value (or 1).
-fn off(found: &Tensor, expected: &[Vec<f64>]) -> f64 {
+/// Largest difference to the expected rows, divided by their largest value (at least 1).
+fn relative_error(found: &Tensor, expected: &[Vec<f64>]) -> f64 {
     let found = Vec::<Vec<f64>>::try_from(found.to_kind(Kind::Double)).unwrap();
     assert_eq!(found.len(), expected.len());
     let pairs = || found.iter().flatten().zip(expected.iter().flatten());
@@ -94,18 +94,25 @@ fn off(found: &Tensor, expected: &[Vec<f64>]) -> f64 {
     pairs().fold(0f64, |worst, (found, expected)| worst.max((found - expected).abs())) / largest
 }
 
-fn check(case: &Case) {
+fn check_case(case: &Case) {
     let name = &case.case;
     let router = Router {
         kind: case.router,
         hidden: case.hidden.map_or(Hidden::Ratio(1.0), Hidden::Units),
         ..Router::default()
     };
-    let (arch, stride_in, gates, skip) = (case.name, case.stride_in, case.gated, case.skip);
-    let model = Model { arch, stride_in, gates, skip, router, ..Model::default() };
+    let model = Model {
+        arch: case.name,
+        stride_in: case.stride_in,
+        gates: case.gated,
+        skip: case.skip,
+        router,
+        ..Model::default()
+    };
     let net = Net::new(&model, case.channels, case.size, case.classes, 0, Device::Cpu);
-    fill(&net);
-    let (n, gates) = (case.samples * case.views, case.gates[0].len() as i64);
+    fill_with_waves(&net);
+    let n = case.samples * case.views;
+    let gates = case.gates[0].len() as i64;
     let side = case.size;
     let images = sines(n * case.channels * side * side, 0.7, 2.0).to_kind(Kind::Float).view([
         n,
@@ -118,11 +125,14 @@ fn check(case: &Case) {
     let labels = Tensor::arange(case.samples, (Kind::Int64, Device::Cpu)).remainder(case.classes);
 
     let hard = tch::no_grad(|| net.forward(&images, Decisions::Hard, BnMode::Running));
-    assert!(off(&hard.path, &case.hard_path) == 0.0, "{name}: hard path");
-    assert!(off(&hard.logits, &case.hard_logits) < 1e-4, "{name}: hard logits");
+    assert!(relative_error(&hard.path, &case.hard_path) == 0.0, "{name}: hard path");
+    assert!(relative_error(&hard.logits, &case.hard_logits) < 1e-4, "{name}: hard logits");
 
-    let (temperature, relaxation) = (case.temperature, case.relaxation);
-    let decisions = Decisions::Relaxed { noise: Some(&noise), temperature, relaxation };
+    let decisions = Decisions::Relaxed {
+        noise: Some(&noise),
+        temperature: case.temperature,
+        relaxation: case.relaxation,
+    };
     let statistics = if case.batch_statistics { BnMode::BATCH } else { BnMode::Running };
     let out = tch::no_grad(|| net.forward(&images, decisions, statistics));
     for (what, found, expected) in [
@@ -130,10 +140,14 @@ fn check(case: &Case) {
         ("gates", &out.gate_logits, &case.gates),
         ("path", &out.path, &case.path),
     ] {
-        assert!(off(found, expected) < 1e-4, "{name}: {what} are off by {}", off(found, expected));
+        assert!(
+            relative_error(found, expected) < 1e-4,
+            "{name}: relative error of {what} is {}",
+            relative_error(found, expected)
+        );
     }
-    let one = |tensor: Tensor| f64::try_from(tensor).unwrap();
-    let close = |what: &str, found: f64, expected: f64| {
+    let scalar = |tensor: Tensor| f64::try_from(tensor).unwrap();
+    let assert_close = |what: &str, found: f64, expected: f64| {
         assert!(
             (found - expected).abs() < 1e-4 * expected.abs().max(1.0),
             "{name}: {what} {found}, {expected}"
@@ -141,7 +155,7 @@ fn check(case: &Case) {
     };
     let ce =
         loss::classification(&out.logits, &labels.shallow_clone().into(), case.views, case.label_smoothing);
-    close("ce", one(ce), case.ce);
+    assert_close("ce", scalar(ce), case.ce);
 
     let world = dist::join().unwrap();
     let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
@@ -176,26 +190,30 @@ fn check(case: &Case) {
         ("target", case.target),
         ("run_rate", case.run),
     ] {
-        close(name, metrics.get(name), expected);
+        assert_close(name, metrics.get(name), expected);
     }
     let gradients = net.params.named_views(reducer.flat());
     assert_eq!(gradients.len(), case.grads.len());
-    // The second term is for a gradient that is 0 but for rounding.
+    // The second term allows for gradients that are 0 except for rounding.
     let scale = case.grads.values().fold(0f64, |most, (norm, ..)| most.max(*norm));
     for (parameter, gradient) in gradients {
         let (norm, product, jump) = case.grads[&parameter];
         let gradient = gradient.to_kind(Kind::Double).reshape([-1]);
-        let found = (one(gradient.norm()), one((&gradient * wave(gradient.size()[0], 0)).sum(None)));
+        let found_norm = scalar(gradient.norm());
+        let found_product = scalar((&gradient * wave(gradient.size()[0], 0)).sum(None));
         let bound = 1e-3 * norm + 1e-8 * scale + 2.0 * jump;
-        assert!((found.0 - norm).abs() < bound, "{name}: |∂{parameter}| {} for {norm}", found.0);
-        assert!((found.1 - product).abs() < bound, "{name}: ∂{parameter}·wave {} for {product}", found.1);
+        assert!((found_norm - norm).abs() < bound, "{name}: |∂{parameter}| {found_norm}, {norm}");
+        assert!(
+            (found_product - product).abs() < bound,
+            "{name}: ∂{parameter}·wave {found_product}, {product}"
+        );
     }
 }
 
 #[test]
-fn forward_losses_and_gradients_are_pytorchs() {
+fn forward_losses_and_gradients_equal_pytorch() {
     tch::set_num_threads(1);
     let golden: Golden = serde_json::from_str(include_str!("../golden/golden.json")).unwrap();
     assert_eq!(golden.cases.len(), 11);
-    golden.cases.iter().for_each(check);
+    golden.cases.iter().for_each(check_case);
 }

@@ -1,7 +1,6 @@
-//! Ranks that meet: collectives under a real mpirun, and the gradient of W ranks against one process's.
+//! Collectives under a real mpirun, and the gradient of W ranks against that of a single process.
 //!
-//! Each test starts mpirun on itself: the same function is the parent and, where `CODINET_TEST_OUT` is set,
-//! one of its ranks.
+//! Each test runs itself under mpirun: the same function is the parent and, where `CODINET_TEST_OUT` is set, one of its ranks.
 
 use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
@@ -16,10 +15,10 @@ use codinet_trainer::model::{BnMode, Decisions, Net, gumbel_noise};
 use codinet_trainer::optim::{Ema, Sgd};
 use codinet_trainer::sys::error::{Error, Exit};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
-use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Runs `rank` on every rank of an mpirun of test `name`; rank 0's bytes come back.
+/// Runs test `name` of this module under mpirun, where `rank` runs on every rank. Returns rank 0's bytes in the parent, and
+/// nothing on a rank.
 fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&World) -> Vec<u8>) -> Option<Vec<u8>> {
     if let Ok(out) = std::env::var("CODINET_TEST_OUT") {
         tch::set_num_threads(1);
@@ -35,18 +34,15 @@ fn on_ranks(name: &str, ranks: usize, rank: impl Fn(&World) -> Vec<u8>) -> Optio
     let mut command = mpirun(ranks);
     command.arg(std::env::current_exe().unwrap()).args(["--exact", &format!("ranks::{name}"), "--nocapture"]);
     succeed(command.env("CODINET_TEST_OUT", &out));
-    Some(read(&out))
-}
-
-fn read(path: &Path) -> Vec<u8> {
-    std::fs::read(path).expect("rank 0 wrote its result")
+    Some(std::fs::read(&out).expect("rank 0 wrote its result"))
 }
 
 #[test]
-fn collectives_do_what_they_say() {
-    let out = on_ranks("collectives_do_what_they_say", 3, |world| {
-        let (rank, ranks) = (world.rank(), world.ranks());
-        assert_eq!((ranks, world.local_rank()), (3, LocalRank { index: rank, count: 3 }));
+fn collectives_return_the_expected_values() {
+    let out = on_ranks("collectives_return_the_expected_values", 3, |world| {
+        let rank = world.rank();
+        assert_eq!(world.ranks(), 3);
+        assert_eq!(world.local_rank(), LocalRank { index: rank, count: 3 });
 
         let sum = Tensor::from_slice(&[rank as f32, 1.0]);
         world.all_reduce_sum(&sum).unwrap();
@@ -73,9 +69,9 @@ fn collectives_do_what_they_say() {
         let error = dist::on_rank_zero::<()>(world, || Err(Error::new(Exit::Disk, "disk full"))).unwrap_err();
         assert_eq!((error.exit, error.agreed, error.message.as_str()), (Exit::Disk, true, "disk full"));
 
-        let mine =
+        let result =
             if rank == 0 { Ok(()) } else { Err(Error::new(Exit::Data, format!("shard {rank} is missing"))) };
-        let error = dist::agree(world, mine).unwrap_err();
+        let error = dist::agree(world, result).unwrap_err();
         assert_eq!(
             (error.exit, error.agreed, error.message.as_str()),
             (Exit::Data, true, "shard 1 is missing")
@@ -87,24 +83,26 @@ fn collectives_do_what_they_say() {
 }
 
 #[test]
-fn a_rank_that_leaves_the_others_is_named_or_mended() {
-    let out = on_ranks("a_rank_that_leaves_the_others_is_named_or_mended", 3, |world| {
+fn diverged_or_mismatched_rank_is_named() {
+    let out = on_ranks("diverged_or_mismatched_rank_is_named", 3, |world| {
         let net = Net::new(&Model::default(), 1, 16, 4, 5, Device::Cpu);
         let sgd = Sgd::new(&net.params, &Optim::default());
         let ema = Ema::new(&net.params, 0.9);
-        let held = [net.params.flat(), &sgd.momentum, &ema.flat];
-        let compare = |on_divergence| replicas::compare_tensors(world, &held, 7, on_divergence);
+        let tensors = [net.params.flat(), &sgd.momentum, &ema.flat];
+        let compare = |on_divergence| replicas::compare_tensors(world, &tensors, 7, on_divergence);
         assert!(compare(OnDivergence::Stop).unwrap().is_empty());
-        for (tensor, ranks, named) in
-            [(held[0], &[1, 2][..], "rank 1, 2 "), (held[1], &[2], "rank 2 "), (held[2], &[1], "rank 1 ")]
-        {
+        for (tensor, ranks, names) in [
+            (tensors[0], &[1, 2][..], "rank 1, 2 "),
+            (tensors[1], &[2], "rank 2 "),
+            (tensors[2], &[1], "rank 1 "),
+        ] {
             if ranks.contains(&world.rank()) {
                 let bits = tensor.detach().view_dtype(Kind::Int).get(1234);
                 let _ = bits.shallow_clone().bitwise_xor_(1i64 << (2 + world.rank()));
             }
             let error = compare(OnDivergence::Stop).unwrap_err();
             assert!(error.agreed && error.exit == Exit::Communication);
-            assert!(error.message.contains("step 7") && error.message.contains(named), "{}", error.message);
+            assert!(error.message.contains("step 7") && error.message.contains(names), "{}", error.message);
             assert_eq!(compare(OnDivergence::Repair).unwrap(), ranks);
             assert!(compare(OnDivergence::Stop).unwrap().is_empty());
         }
@@ -119,7 +117,7 @@ fn a_rank_that_leaves_the_others_is_named_or_mended() {
     assert!(out.is_none_or(|out| out == b"done"));
 }
 
-/// How one step shares out a fixed global batch of 8 samples × 2 views.
+/// How ranks divide one step on a fixed global batch of 8 samples × 2 views.
 #[derive(Clone)]
 struct Sharing {
     routers: Routers,
@@ -129,25 +127,27 @@ struct Sharing {
     collective: config::Collective,
 }
 
-/// A config whose objective is as these say.
-fn settings(set: &[&str]) -> Config {
-    let set: Vec<String> = set.iter().map(|&one| one.to_owned()).collect();
-    config::load("fashion_r20.yaml", &set).unwrap()
+fn load_config(settings: &[&str]) -> Config {
+    let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+    config::load("fashion_r20.yaml", &settings).unwrap()
 }
 
-/// The gradient and the measurements of one step on the global batch.
+/// The metrics and the gradient of one step on the global batch, as bytes.
 fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let Sharing { routers, micros, scope, .. } = sharing;
-    let (samples, views, side) = (8i64, 2i64, 16i64);
+    let samples = 8i64;
+    let views = 2i64;
+    let side = 16i64;
     let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
     let numbers = samples * views * side * side;
     let images = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7).sin().view([-1, 1, side, side]);
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 3, 2, 1, 0]);
-    let (ranks, rank) = (world.ranks() as i64, world.rank() as i64);
+    let ranks = world.ranks() as i64;
+    let rank = world.rank() as i64;
     let share = samples / ranks / micros;
     let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
     let reducer = Reducer::new(&net.params, world, &sharing.collective);
-    let settings = settings(&[
+    let config = load_config(&[
         "consistency={weight: 0.7, margin: 0.1}",
         "diversity={weight: 0.9, margin: 1.5}",
         "target_rate={weight: 0.3, rate: 0.4}",
@@ -159,7 +159,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         net: &net,
         reducer: &reducer,
         costs: &costs,
-        objective: Objective::new(&settings, &settings.stages[0], 0.02),
+        objective: Objective::new(&config, &config.stages[0], 0.02),
         routers,
         views,
         scope,
@@ -170,8 +170,8 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let noises: Vec<Tensor> = shares
         .iter()
         .map(|&first| {
-            let mine: Vec<u32> = (first..first + share).map(|sample| sample as u32).collect();
-            gumbel_noise(3, 11, &mine, views as usize, 9)
+            let indices: Vec<u32> = (first..first + share).map(|sample| sample as u32).collect();
+            gumbel_noise(3, 11, &indices, views as usize, 9)
         })
         .collect();
     let batch: Vec<MicroBatch> = shares
@@ -209,17 +209,17 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     bytes
 }
 
-/// How many numbers come before the gradient: the terms and their sum, top-1, what two terms measure beside, and two rates
-/// of nine gates.
+/// How many metrics precede the gradient: the terms and their sum, top-1, the diagnostics of two terms, and two rates of
+/// nine gates.
 const MEASUREMENTS: usize = 6 + 1 + 1 + 2 + 2 * 9;
 
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()
 }
 
-/// The step's results for 1, 2 and 4 ranks, each against one process that takes the batch whole.
-fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
-    let one = || {
+/// Compares a step on 1, 2 and 4 ranks with a single process that processes the whole batch.
+fn assert_independent_of_world_size(name: &str, sharing: impl Fn(usize) -> Sharing) {
+    let single_process = || {
         tch::set_num_threads(1);
         numbers(&one_step(&dist::join().unwrap(), Sharing { micros: 1, ..sharing(1) }))
     };
@@ -227,107 +227,113 @@ fn same_for_every_world(name: &str, sharing: impl Fn(usize) -> Sharing) {
         let Some(out) = on_ranks(name, world, |world| one_step(world, sharing(world.ranks()))) else {
             return;
         };
-        let (many, one) = (numbers(&out), one());
-        assert_eq!(many.len(), one.len());
-        for (i, (many, one)) in many.iter().zip(&one).enumerate().take(MEASUREMENTS) {
+        let found = numbers(&out);
+        let expected = single_process();
+        assert_eq!(found.len(), expected.len());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate().take(MEASUREMENTS) {
             assert!(
-                (many - one).abs() <= 1e-5 * one.abs().max(1.0),
-                "{world} ranks, measurement {i}: {many}, {one}"
+                (found - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+                "{world} ranks, measurement {i}: {found}, {expected}"
             );
         }
-        let (many, one) = (&many[MEASUREMENTS..], &one[MEASUREMENTS..]);
-        let largest = one.iter().fold(0f64, |most, x| most.max(x.abs()));
-        let worst = many.iter().zip(one).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
-        // bf16 has eight bits: each rank's share is rounded, and the sum.
+        let found = &found[MEASUREMENTS..];
+        let expected = &expected[MEASUREMENTS..];
+        let largest = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
+        let worst = found.iter().zip(expected).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+        // bf16 has eight bits: each rank's share is rounded, and so is the sum.
         let bound = if sharing(1).collective.wire == Wire::Bf16 { 2f64.powi(-6) } else { 2e-5 };
         assert!(largest > 1e-3 && worst <= bound * largest, "{world} ranks: off by {worst}, of {largest}");
-        let routers_move = one.iter().rev().take(1000).any(|x| *x != 0.0);
-        let expected = sharing(1).routers == Routers::Train;
-        assert_eq!(routers_move, expected, "the flat gradient ends with the routers'");
+        let routers_have_gradient = expected.iter().rev().take(1000).any(|x| *x != 0.0);
+        let routers_train = sharing(1).routers == Routers::Train;
+        assert_eq!(routers_have_gradient, routers_train, "routers are at the end of the flat gradient");
     }
 }
 
-/// As the config has it where nothing is said.
-fn plain(_: usize) -> Sharing {
+/// The defaults of the config.
+fn default_sharing(_: usize) -> Sharing {
     let collective = config::Collective::default();
     Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch, collective }
 }
 
 #[test]
-fn relaxed_gradients_are_those_of_one_process() {
-    same_for_every_world("relaxed_gradients_are_those_of_one_process", plain);
+fn relaxed_gradient_equals_single_process() {
+    assert_independent_of_world_size("relaxed_gradient_equals_single_process", default_sharing);
 }
 
 #[test]
-fn hard_gradients_are_those_of_one_process() {
-    let sharing = |ranks| Sharing { routers: Routers::Freeze, ..plain(ranks) };
-    same_for_every_world("hard_gradients_are_those_of_one_process", sharing);
+fn hard_gradient_equals_single_process() {
+    let sharing = |ranks| Sharing { routers: Routers::Freeze, ..default_sharing(ranks) };
+    assert_independent_of_world_size("hard_gradient_equals_single_process", sharing);
 }
 
-/// Gradients accumulated over micro-batches are those of the whole batch, the diversity loss's too, where it tells
-/// apart all of the global batch.
+/// With `Scope::GlobalBatch` this includes the diversity loss.
 #[test]
-fn accumulated_gradients_are_those_of_the_whole_batch() {
+fn accumulated_gradient_equals_whole_batch() {
     let sharing = |ranks: usize| Sharing {
         micros: if ranks == 4 { 2 } else { 4 / ranks as i64 },
         scope: Scope::GlobalBatch,
-        ..plain(ranks)
+        ..default_sharing(ranks)
     };
-    same_for_every_world("accumulated_gradients_are_those_of_the_whole_batch", sharing);
+    assert_independent_of_world_size("accumulated_gradient_equals_whole_batch", sharing);
 }
 
-/// Many small buckets, during backward.
+/// Many small buckets, reduced during backward.
 fn small_buckets() -> config::Collective {
     config::Collective { bucket_mb: 0.01, first_bucket_mb: 1e-6, ..config::Collective::default() }
 }
 
 #[test]
-fn gradients_in_many_buckets_are_those_of_one_process() {
-    let sharing = |ranks| Sharing { collective: small_buckets(), ..plain(ranks) };
-    same_for_every_world("gradients_in_many_buckets_are_those_of_one_process", sharing);
+fn bucketed_gradient_equals_single_process() {
+    let sharing = |ranks| Sharing { collective: small_buckets(), ..default_sharing(ranks) };
+    assert_independent_of_world_size("bucketed_gradient_equals_single_process", sharing);
 }
 
 #[test]
-fn gradients_that_do_not_come_hold_nothing_up() {
-    let sharing = |ranks| Sharing { routers: Routers::Freeze, collective: small_buckets(), ..plain(ranks) };
-    same_for_every_world("gradients_that_do_not_come_hold_nothing_up", sharing);
+fn buckets_without_gradients_do_not_block() {
+    let sharing =
+        |ranks| Sharing { routers: Routers::Freeze, collective: small_buckets(), ..default_sharing(ranks) };
+    assert_independent_of_world_size("buckets_without_gradients_do_not_block", sharing);
 }
 
 #[test]
-fn gradients_that_leave_after_backward_are_the_same() {
+fn gradient_reduced_after_backward_equals_single_process() {
     let collective = config::Collective { overlap: false, ..small_buckets() };
-    let sharing = |ranks| Sharing { collective: collective.clone(), ..plain(ranks) };
-    same_for_every_world("gradients_that_leave_after_backward_are_the_same", sharing);
+    let sharing = |ranks| Sharing { collective: collective.clone(), ..default_sharing(ranks) };
+    assert_independent_of_world_size("gradient_reduced_after_backward_equals_single_process", sharing);
 }
 
-/// Eq. 9 over all ranks' centres, its value and its gradient, against one process that has them all and goes through them
-/// pair by pair.
+/// Eq. 9 over the centres of all ranks, against a single process that sums pair by pair.
 #[test]
-fn the_diversity_loss_is_that_of_one_process() {
-    let (samples, n, margin) = (24i64, 9i64, 1.2);
+fn diversity_loss_and_gradient_equal_single_process() {
+    let samples = 24i64;
+    let n = 9i64;
+    let margin = 1.2;
     let all = (Tensor::arange(samples * n, (Kind::Double, Device::Cpu)) * 1.7).sin().view([samples, n]) * 0.5;
     all.get(5).copy_(&all.get(11)); // two samples on one path
     let check = |world: &World| {
-        let (own, first) =
-            (samples / world.ranks() as i64, world.rank() as i64 * samples / world.ranks() as i64);
+        let own = samples / world.ranks() as i64;
+        let offset = world.rank() as i64 * own;
         for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-12)] {
-            let centres = all.narrow(0, first, own).to_kind(kind).set_requires_grad(true);
-            let keys = world.all_gather(&centres).unwrap().flatten(0, 1);
-            let share = loss::diversity(&centres, &keys, first, margin);
-            let value = share.detach();
+            let centres = all.narrow(0, offset, own).to_kind(kind).set_requires_grad(true);
+            let peers = world.all_gather(&centres).unwrap().flatten(0, 1);
+            let loss = loss::diversity(&centres, &peers, offset, margin);
+            let value = loss.detach();
             world.all_reduce_mean(&value).unwrap();
-            (share / world.ranks() as f64).backward(); // so that the gradients' sum over ranks is their mean
+            (loss / world.ranks() as f64).backward(); // so that the gradients' sum over ranks is their mean
             let gradient = world.all_gather(&centres.grad()).unwrap().flatten(0, 1).to_kind(Kind::Double);
-            let (expected, slope) = pair_by_pair(&all, margin);
-            let off = (f64::try_from(&value).unwrap() - expected).abs();
-            assert!(expected > 0.1 && off < tolerance * expected, "{off} of {expected}");
-            let off = f64::try_from((gradient - &slope).abs().max()).unwrap();
-            assert!(off < tolerance * f64::try_from(slope.abs().max()).unwrap(), "gradient off by {off}");
+            let (expected, expected_gradient) = pair_by_pair(&all, margin);
+            let error = (f64::try_from(&value).unwrap() - expected).abs();
+            assert!(expected > 0.1 && error < tolerance * expected, "off by {error} of {expected}");
+            let error = f64::try_from((gradient - &expected_gradient).abs().max()).unwrap();
+            let largest = f64::try_from(expected_gradient.abs().max()).unwrap();
+            assert!(error < tolerance * largest, "gradient off by {error} of {largest}");
         }
         b"done".to_vec()
     };
     for ranks in [1, 2, 3, 4, 8] {
-        let Some(out) = on_ranks("the_diversity_loss_is_that_of_one_process", ranks, check) else { return };
+        let Some(out) = on_ranks("diversity_loss_and_gradient_equal_single_process", ranks, check) else {
+            return;
+        };
         assert_eq!(out, b"done");
     }
 }
@@ -336,7 +342,8 @@ fn the_diversity_loss_is_that_of_one_process() {
 fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
     let rows = Vec::<Vec<f64>>::try_from(centres).unwrap();
     let pairs = (rows.len() * (rows.len() - 1)) as f64;
-    let (mut value, mut gradient) = (0.0, vec![vec![0.0; rows[0].len()]; rows.len()]);
+    let mut value = 0.0;
+    let mut gradient = vec![vec![0.0; rows[0].len()]; rows.len()];
     for (i, a) in rows.iter().enumerate() {
         for b in rows.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, b)| b) {
             let distance = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
@@ -344,7 +351,7 @@ fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
             value += hinge.powi(2) / pairs;
             if distance > 0.0 {
                 for (k, (a, b)) in a.iter().zip(b).enumerate() {
-                    gradient[i][k] -= 4.0 * hinge * (a - b) / distance / pairs; // each pair is met from both ends
+                    gradient[i][k] -= 4.0 * hinge * (a - b) / distance / pairs; // each pair counts from both ends
                 }
             }
         }
@@ -352,28 +359,31 @@ fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
     (value, Tensor::from_slice2(&gradient))
 }
 
-/// With batch norm's statistics over all ranks, so many ranks and one take the same 20 steps.
+/// With batch norm's statistics over all ranks, any number of ranks takes the same 20 steps.
 #[test]
-fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
-    let name = "synchronised_batch_norm_makes_training_free_of_the_number_of_ranks";
+fn training_with_sync_batch_norm_is_independent_of_world_size() {
+    let name = "training_with_sync_batch_norm_is_independent_of_world_size";
     let train = |world: &World| -> Vec<u8> {
-        let (samples, views, side) = (12i64, 2i64, 16i64);
+        let samples = 12i64;
+        let views = 2i64;
+        let side = 16i64;
         let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
         let reducer = Reducer::new(&net.params, world, &config::Collective::default());
         let over_ranks = world.differentiable_mean();
         let mut sgd = Sgd::new(&net.params, &Optim::default());
         let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
-        let (share, rank) = (samples / world.ranks() as i64, world.rank() as i64);
-        let settings =
-            settings(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
+        let share = samples / world.ranks() as i64;
+        let rank = world.rank() as i64;
+        let config =
+            load_config(&["consistency={weight: 0.2, margin: 0}", "diversity={weight: 0.2, margin: 0.5}"]);
         let mut buffer = MetricsBuffer::default();
         for step in 0..20i64 {
             let numbers = samples * views * side * side;
             let all = (Tensor::arange(numbers, (Kind::Float, Device::Cpu)) * 0.7 + step as f64).sin();
             let all = all.view([-1, 1, side, side]);
             let labels = (Tensor::arange(samples, (Kind::Int64, Device::Cpu)) + step).remainder(4);
-            let mine: Vec<u32> = (rank * share..(rank + 1) * share).map(|sample| sample as u32).collect();
-            let noise = gumbel_noise(3, step as u64, &mine, views as usize, 9);
+            let indices: Vec<u32> = (rank * share..(rank + 1) * share).map(|sample| sample as u32).collect();
+            let noise = gumbel_noise(3, step as u64, &indices, views as usize, 9);
             let batch = MicroBatch {
                 images: all.narrow(0, rank * share * views, share * views),
                 labels: labels.narrow(0, rank * share, share).into(),
@@ -383,13 +393,21 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
                     relaxation: Relaxation::Gumbel,
                 },
             };
-            let objective = Objective::new(&settings, &settings.stages[0], 0.01);
+            let objective = Objective::new(&config, &config.stages[0], 0.01);
             let statistics = BnMode::Batch { update_running: true, sync: Some(&over_ranks) };
-            let (net, reducer, costs, routers) = (&net, &reducer, &costs, Routers::Train);
-            let scope = Scope::MicroBatch;
-            let step = TrainStep { world, net, reducer, costs, objective, routers, views, scope, statistics };
+            let step = TrainStep {
+                world,
+                net: &net,
+                reducer: &reducer,
+                costs: &costs,
+                objective,
+                routers: Routers::Train,
+                views,
+                scope: Scope::MicroBatch,
+                statistics,
+            };
             let output = step.forward_backward(&[batch], false).unwrap();
-            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
+            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, Routers::Train);
             buffer.push(0, output.metrics);
         }
         let steps = buffer.gather(world).unwrap();
@@ -397,34 +415,34 @@ fn synchronised_batch_norm_makes_training_free_of_the_number_of_ranks() {
         losses.extend(Vec::<f64>::try_from(net.params.flat_buffers().to_kind(Kind::Double)).unwrap());
         losses.iter().flat_map(|loss: &f64| loss.to_le_bytes()).collect()
     };
-    let mut one = Vec::new();
+    let mut expected = Vec::new();
     for ranks in [1, 2, 4] {
         let Some(out) = on_ranks(name, ranks, train) else { return };
-        let out = numbers(&out);
+        let found = numbers(&out);
         if ranks == 1 {
-            one = out;
-            assert!((one[0] - one[19]).abs() > 0.01, "the loss moves: {:?}", &one[..20]);
+            assert!((found[0] - found[19]).abs() > 0.01, "the loss changes: {:?}", &found[..20]);
+            expected = found;
             continue;
         }
-        // The losses, and then the running statistics.
-        for (i, (many, one)) in out.iter().zip(&one).enumerate() {
-            let bound = if i < 20 { 1e-4 * one.abs() } else { 1e-3 * one.abs().max(0.1) };
-            assert!((many - one).abs() <= bound, "{ranks} ranks, {i}: {many}, {one}");
+        // The losses, then the running statistics.
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let bound = if i < 20 { 1e-4 * expected.abs() } else { 1e-3 * expected.abs().max(0.1) };
+            assert!((found - expected).abs() <= bound, "{ranks} ranks, {i}: {found}, {expected}");
         }
     }
 }
 
 #[test]
-fn gradients_may_travel_as_bf16() {
+fn bf16_gradient_matches_within_rounding() {
     let collective = config::Collective { wire: Wire::Bf16, ..small_buckets() };
-    let sharing = |ranks| Sharing { collective: collective.clone(), ..plain(ranks) };
-    same_for_every_world("gradients_may_travel_as_bf16", sharing);
+    let sharing = |ranks| Sharing { collective: collective.clone(), ..default_sharing(ranks) };
+    assert_independent_of_world_size("bf16_gradient_matches_within_rounding", sharing);
 }
 
-/// What each rank sends is rounded, the sum is fp32, and is rounded once.
+/// Each rank rounds what it sends. The sum is fp32 and rounded once.
 #[test]
-fn sums_of_bf16_are_rounded_once() {
-    let out = on_ranks("sums_of_bf16_are_rounded_once", 3, |world| {
+fn bf16_sum_is_rounded_once() {
+    let out = on_ranks("bf16_sum_is_rounded_once", 3, |world| {
         let values = (Tensor::arange(1000, (Kind::Float, Device::Cpu)) * 0.3 + world.rank() as f64).sin();
         let sum = values.to_kind(Kind::BFloat16);
         world.all_reduce_sum(&sum).unwrap();
