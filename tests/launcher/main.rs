@@ -227,7 +227,7 @@ fn plan_reads_the_speed_of_a_run() {
 #[test]
 fn invalid_plan_options_are_rejected_in_one_line() {
     for (args, said) in [
-        (&["--gpus", "8"][..], "give --run DIR, a run of this config that has ended, or --images-per-second"),
+        (&["--gpus", "8"][..], "give --run DIR, a finished run of this config, or --images-per-second"),
         (&["--images-per-second", "9", "--gpus", "12"], "12 GPUs are not whole nodes of 8"),
         (&["--images-per-second", "9", "--gpus", "16", "--strong"], "cannot share optim.batch_size 8"),
         (&["--run", "/nowhere"], "/nowhere/summary.json"),
