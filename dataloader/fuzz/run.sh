@@ -19,10 +19,8 @@ print(os.path.join(os.path.dirname(package["manifest_path"]), "libjpeg-turbo"))'
 
 instrumented="-g -O1 -fno-omit-frame-pointer -fsanitize=address,fuzzer-no-link"
 if [ ! -e "$build/lib/libturbojpeg.a" ]; then
-    cmake -S "$source" -B "$build/build" -DCMAKE_BUILD_TYPE=None -DCMAKE_C_COMPILER=clang \
-        -DCMAKE_C_FLAGS="$instrumented" -DCMAKE_EXE_LINKER_FLAGS=-fsanitize=address \
-        -DWITH_SIMD=OFF -DENABLE_SHARED=OFF \
-        -DCMAKE_INSTALL_PREFIX="$build" -DCMAKE_INSTALL_DEFAULT_LIBDIR=lib
+    cmake -S "$source" -B "$build/build" -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Fuzz \
+        -DCMAKE_C_FLAGS_FUZZ="$instrumented" -DWITH_SIMD=OFF -DENABLE_SHARED=OFF
     cmake --build "$build/build" --target turbojpeg-static
     mkdir -p "$build/lib" "$build/include"
     cp "$source"/src/jpeglib.h "$source"/src/jmorecfg.h "$source"/src/jerror.h "$source"/src/turbojpeg.h \
