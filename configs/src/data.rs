@@ -1,7 +1,7 @@
 //! The section `data`: shards, views, and how they are read.
 
 use codinet_dataloader::transform::Crop;
-use codinet_dataloader::{Augment, Lanes, Mix, OnBadSample};
+use codinet_dataloader::{Augment, DEFAULT_MAX_PIXELS, Lanes, Mix, OnBadSample};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,9 @@ pub struct Data {
     /// How many batches are decoded ahead of the step.
     #[schemars(range(min = 1, max = 64))]
     pub prefetch: usize,
+    /// Limit of an image's pixels; a larger image is bad. Decoding takes 3 to 9 bytes of memory a pixel in each decode thread,
+    /// so a single image at the default limit takes up to 1.6 GB.
+    pub max_pixels: u64,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
     pub on_bad_sample: OnBadSample,
     /// Share of a data set that may be bad under `replace`, of training samples as far as ranks share the run directory; more
@@ -100,6 +103,7 @@ impl Default for Data {
             decode_threads: None,
             lanes: None,
             prefetch: 3,
+            max_pixels: DEFAULT_MAX_PIXELS,
             on_bad_sample: OnBadSample::Fail,
             max_bad_fraction: 0.001,
         }

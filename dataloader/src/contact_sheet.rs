@@ -5,7 +5,7 @@ use std::sync::Arc;
 use font8x8::legacy::BASIC_LEGACY;
 
 use crate::dataset::Dataset;
-use crate::decode::{Channels, Decoder, MOST_PIXELS};
+use crate::decode::{Channels, DEFAULT_MAX_PIXELS, Decoder};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Error, Result};
 use crate::loader::{Batch, BatchPlan, Loader, LoaderSpec};
@@ -44,7 +44,7 @@ impl ContactSheet {
         let mut sheet =
             ContactSheet::new_white(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
         let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan::new(0, vec![sample])).collect();
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::with_max_pixels(spec.max_pixels);
         for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
             let batch = batch?;
             let top = GAP + number * row;
@@ -113,7 +113,9 @@ impl ContactSheet {
     }
 
     fn new_white(width: usize, height: usize) -> Result<ContactSheet> {
-        if width as u64 > MOST_PIXELS || (width as u64).saturating_mul(height as u64) > MOST_PIXELS {
+        if width as u64 > DEFAULT_MAX_PIXELS
+            || (width as u64).saturating_mul(height as u64) > DEFAULT_MAX_PIXELS
+        {
             return Err(Error::InvalidArgument(format!(
                 "a sheet of {width}x{height} pixels is too large; draw fewer or smaller images"
             )));

@@ -10,13 +10,14 @@
 use std::fmt;
 use std::io::Cursor;
 
+use crate::buffer;
 use crate::error::{BadImage, Error, Result};
 use crate::jpeg::libjpeg::{self, Fault, Frame, Pixel};
-use crate::jpeg::tile::{MARGIN, NARROWEST, Tiles};
+use crate::jpeg::tile::{MARGIN, MIN_WIDTH, Tiles};
 use crate::region::Region;
 
-/// The most pixels an image may have: Pillow's limit, kept so that a broken header can't ask for all memory.
-pub const MOST_PIXELS: u64 = 178_956_970;
+/// Default limit of an image's pixels, which is Pillow's. A broken header can ask for no more memory than that takes.
+pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 
 /// Colour channels of decoded pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub enum Channels {
 }
 
 impl Channels {
-    /// From a number of channels.
+    /// Converts a number of channels.
     ///
     /// # Errors
     /// Any number but 1 and 3.
@@ -61,11 +62,11 @@ pub enum Format {
 }
 
 impl Format {
-    /// By the first bytes.
+    /// Finds the format by the first bytes.
     ///
     /// # Errors
-    /// Those of neither.
-    pub fn of(encoded: &[u8]) -> Result<Format, BadImage> {
+    /// The bytes of neither format.
+    pub fn detect(encoded: &[u8]) -> Result<Format, BadImage> {
         match encoded {
             [] => Err(BadImage("an empty file; replace the image".into())),
             [0xFF, 0xD8, ..] => Ok(Format::Jpeg),
@@ -89,7 +90,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// What an image's header says.
+/// The contents of an image's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The format, by the first bytes.
@@ -125,26 +126,43 @@ impl Header {
 }
 
 /// Decodes images one after another, reusing its buffers. Each worker thread has its own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
+    max_pixels: u64,
     tiles: Tiles,
-    /// Pixels on their way to the caller's.
+    /// Pixels of a PNG or in CMYK, before their conversion.
     scratch: Vec<u8>,
 }
 
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
+
 impl Decoder {
-    /// A decoder with empty buffers.
+    /// A decoder of images of at most [`DEFAULT_MAX_PIXELS`] pixels.
     pub fn new() -> Decoder {
-        Decoder::default()
+        Decoder::with_max_pixels(DEFAULT_MAX_PIXELS)
     }
 
-    /// Reads an image's header, and refuses what [`decode`](Self::decode) couldn't decode for its format or size.
+    /// A decoder of images of at most `max_pixels` pixels.
+    ///
+    /// A decode needs about 3 bytes of memory for each pixel that it returns; for each pixel of the whole image, a
+    /// progressive JPEG needs up to 6 more, and a PNG 4.
+    pub fn with_max_pixels(max_pixels: u64) -> Decoder {
+        Decoder { max_pixels, tiles: Tiles::default(), scratch: Vec::new() }
+    }
+
+    /// Reads an image's header, and refuses a format or a size that [`decode`](Self::decode) doesn't decode.
     pub fn header(&mut self, encoded: &[u8]) -> Result<Header, BadImage> {
-        let format = Format::of(encoded)?;
+        let format = Format::detect(encoded)?;
         let (width, height, layout) = match format {
-            Format::Jpeg if self.tiles.find(encoded) => (self.tiles.width, self.tiles.height, Layout::Tiled),
+            Format::Jpeg if self.tiles.find_tiles(encoded) => {
+                (self.tiles.width, self.tiles.height, Layout::Tiled)
+            }
             Format::Jpeg => {
-                let frame = jpeg_frame(encoded)?;
+                let frame = read_jpeg_header(encoded)?;
                 (frame.width, frame.height, Layout::Rows(frame))
             }
             Format::Png => {
@@ -153,17 +171,18 @@ impl Decoder {
                 (info.width, info.height, Layout::Whole)
             }
         };
-        match u64::from(width) * u64::from(height) {
-            1..=MOST_PIXELS => Ok(Header { format, width, height, layout }),
-            _ => Err(BadImage(format!(
-                "{width}x{height} pixels, when 1 to {MOST_PIXELS} are allowed; replace the image"
-            ))),
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            return Err(BadImage(format!(
+                "{width}x{height} pixels are over the limit of {}; shrink the image, or raise the limit (max_pixels)",
+                self.max_pixels
+            )));
         }
+        Ok(Header { format, width, height, layout })
     }
 
     /// Replaces the contents of `pixels` by the decoded image: u8, [H, W, C].
     ///
-    /// `header` is what [`header`](Self::header) returned for the same bytes.
+    /// [`header`](Self::header) has returned `header` for the same bytes.
     pub fn decode(
         &mut self,
         encoded: &[u8],
@@ -174,10 +193,10 @@ impl Decoder {
         self.decode_region(encoded, header, channels, header.whole(), pixels).map(drop)
     }
 
-    /// Replaces the contents of `pixels` by at least `region` of the decoded image, u8 [H, W, C] of the region that is
-    /// returned: as much more as costs nothing. Its pixels are those of the whole image, to the bit.
+    /// Decodes a region that contains `region`, and returns it. The contents of `pixels` become its pixels, u8 [H, W, C],
+    /// which equal those of the whole image to the bit.
     ///
-    /// `header` is what [`header`](Self::header) returned last, for the same bytes.
+    /// [`header`](Self::header) has returned `header` last, for the same bytes.
     pub fn decode_region(
         &mut self,
         encoded: &[u8],
@@ -196,7 +215,7 @@ impl Decoder {
                 Ok(header.whole())
             }
             Layout::Tiled => {
-                let span = self.tiles.span(region);
+                let span = self.tiles.cover(region);
                 self.tiles.decode(encoded, span, pixel, pixels).map_err(jpeg_error)
             }
             Layout::Rows(frame) => {
@@ -212,12 +231,12 @@ impl Decoder {
         }
     }
 
-    /// Which regions are best decoded together: `groups` becomes what to decode, region by region, and `group_of` where
-    /// among them each of `regions` is. Together, where that is less than one by one: tiles are counted, and without
-    /// tiles most of an image is read for any part of it.
+    /// Joins regions that cost less when they are decoded together. `groups` becomes the regions to decode, and `group_of`
+    /// the number of the group that contains each of `regions`. The cost is the number of tiles; without tiles all regions
+    /// become one group, since any of them takes the bits of most of the image.
     ///
-    /// `header` is what [`header`](Self::header) returned last.
-    pub fn share(
+    /// [`header`](Self::header) has returned `header` last.
+    pub fn group_regions(
         &self,
         header: &Header,
         regions: &[Region],
@@ -228,7 +247,7 @@ impl Decoder {
         groups.extend_from_slice(regions);
         group_of.clear();
         group_of.extend(0..regions.len());
-        let cost = |region: &Region| self.tiles.span(*region).tiles();
+        let cost = |region: &Region| self.tiles.cover(*region).count_tiles();
         let saved = |a: &Region, b: &Region| match header.layout {
             Layout::Tiled => cost(a) as i64 + cost(b) as i64 - cost(&a.union(b)) as i64,
             _ => i64::MAX,
@@ -239,26 +258,27 @@ impl Decoder {
             if saved(&groups[a], &groups[b]) <= 0 {
                 return;
             }
-            let gone = groups.remove(b);
-            groups[a] = groups[a].union(&gone);
+            let joined = groups.remove(b);
+            groups[a] = groups[a].union(&joined);
             for group in group_of.iter_mut() {
-                match *group {
-                    group_b if group_b == b => *group = a,
-                    later if later > b => *group = later - 1,
-                    _ => {}
+                if *group == b {
+                    *group = a;
+                } else if *group > b {
+                    *group -= 1;
                 }
             }
         }
     }
 
     /// Replaces the contents of `pixels` by those of `scratch`, which are CMYK.
-    fn convert_cmyk(&self, channels: Channels, pixels: &mut Vec<u8>) {
-        pixels.clear();
-        let colours = self.scratch.as_chunks().0.iter().map(from_cmyk);
+    fn convert_cmyk(&mut self, channels: Channels, pixels: &mut Vec<u8>) {
+        buffer::clear(pixels, self.scratch.len() / 4 * channels.count());
+        let colours = self.scratch.as_chunks().0.iter().map(cmyk_to_rgb);
         match channels {
             Channels::Grey => pixels.extend(colours.map(|[red, green, blue]| luma(red, green, blue))),
             Channels::Rgb => pixels.extend(colours.flatten()),
         }
+        buffer::release(&mut self.scratch);
     }
 
     fn decode_png(
@@ -276,7 +296,7 @@ impl Decoder {
         let size = reader
             .output_buffer_size()
             .ok_or_else(|| BadImage("a PNG too large for memory; replace the image".into()))?;
-        self.scratch.resize(size, 0);
+        buffer::resize(&mut self.scratch, size);
         let frame = reader.next_frame(&mut self.scratch).map_err(png_error)?;
         if (frame.width, frame.height) != (header.width, header.height) {
             return Err(BadImage(
@@ -285,13 +305,14 @@ impl Decoder {
         }
         let samples = frame.color_type.samples();
         let source = self.scratch[..frame.buffer_size()].chunks_exact(samples);
-        pixels.clear();
+        buffer::clear(pixels, header.width as usize * header.height as usize * channels.count());
         match (samples, channels) {
             (1 | 2, Channels::Grey) => pixels.extend(source.map(|pixel| pixel[0])),
             (1 | 2, Channels::Rgb) => pixels.extend(source.flat_map(|pixel| [pixel[0]; 3])),
             (_, Channels::Grey) => pixels.extend(source.map(|pixel| luma(pixel[0], pixel[1], pixel[2]))),
             (_, Channels::Rgb) => pixels.extend(source.flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])),
         }
+        buffer::release(&mut self.scratch);
         Ok(())
     }
 }
@@ -303,19 +324,19 @@ pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
 
 /// `region` with the pixels that its edges are interpolated from, beginning where a decoder can begin.
 fn with_margin(region: Region, frame: &Frame) -> Region {
-    let margin = if frame.progressive { MARGIN + 2 * frame.block } else { MARGIN };
-    let first_block = region.left.saturating_sub(margin) / frame.block;
+    let margin = if frame.progressive { MARGIN + 2 * frame.mcu_width } else { MARGIN };
+    let first_mcu = region.left.saturating_sub(margin) / frame.mcu_width;
     let right = (region.left + region.width + margin).min(frame.width);
-    let is_narrow = first_block > 0 && right - first_block * frame.block < NARROWEST;
-    let left = (first_block - u32::from(is_narrow)) * frame.block;
-    let right = right.max(left + NARROWEST).min(frame.width);
+    let is_narrow = first_mcu > 0 && right - first_mcu * frame.mcu_width < MIN_WIDTH;
+    let left = (first_mcu - u32::from(is_narrow)) * frame.mcu_width;
+    let right = right.max(left + MIN_WIDTH).min(frame.width);
     let top = region.top.saturating_sub(MARGIN);
     let bottom = (region.top + region.height + MARGIN).min(frame.height);
     Region { left, top, width: right - left, height: bottom - top }
 }
 
-/// From what Adobe's programs store, 255 − ink, as Pillow converts CMYK, to the bit.
-fn from_cmyk(stored: &[u8; 4]) -> [u8; 3] {
+/// Converts CMYK as Adobe's programs store it, 255 − ink, to RGB: to the bit as Pillow does.
+fn cmyk_to_rgb(stored: &[u8; 4]) -> [u8; 3] {
     let [inks @ .., black] = stored.map(u32::from);
     inks.map(|ink| {
         let product = (255 - ink) * black + 128;
@@ -323,8 +344,8 @@ fn from_cmyk(stored: &[u8; 4]) -> [u8; 3] {
     })
 }
 
-/// What a JPEG's header says.
-pub(crate) fn jpeg_frame(encoded: &[u8]) -> Result<Frame, BadImage> {
+/// Reads a JPEG's header.
+pub(crate) fn read_jpeg_header(encoded: &[u8]) -> Result<Frame, BadImage> {
     libjpeg::read_header(encoded).map_err(jpeg_error)
 }
 
@@ -411,14 +432,14 @@ mod tests {
         assert!(grey.iter().all(|&value| value.abs_diff(luma(180, 90, 40)) <= 2), "{}", grey[0]);
     }
 
-    /// Something with detail, so that cutting the file cuts the picture.
+    /// A JPEG with detail down to its last rows, so that a cut file lacks some of it.
     fn textured_jpeg() -> Vec<u8> {
         let pixels: Vec<u8> = (0..64 * 64_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         encode(Encoding::Jpeg { quality: 90 }, &pixels, 64, 64, Channels::Grey)
     }
 
     #[test]
-    fn a_jpeg_cut_anywhere_is_an_error() {
+    fn jpeg_cut_anywhere_is_an_error() {
         let whole = textured_jpeg();
         assert!(decode(&whole, Channels::Grey).is_ok());
         for keep in [3, 100, whole.len() / 2, whole.len() - 10] {
@@ -443,9 +464,12 @@ mod tests {
         let frame = giant.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
         giant[frame + 5..frame + 9].copy_from_slice(&[0xFD, 0xE8, 0xFD, 0xE8]); // 65000 x 65000
         assert!(decode(&giant, Channels::Grey).unwrap_err().0.contains("65000x65000"));
+        let square = encode(Encoding::Png, &[0; 64], 8, 8, Channels::Grey);
+        assert!(Decoder::with_max_pixels(64).header(&square).is_ok());
+        assert!(Decoder::with_max_pixels(63).header(&square).unwrap_err().0.contains("the limit of 63"));
     }
 
-    /// Kinds that our encoder doesn't write, against Pillow's pixels: tests/golden/jpegs.py wrote both.
+    /// JPEGs that our encoder doesn't write, and Pillow's pixels of them: tests/golden/jpegs.py wrote both.
     #[test]
     fn odd_jpegs_decode_as_pillows() {
         macro_rules! golden {
@@ -478,22 +502,23 @@ mod tests {
         }
     }
 
-    /// Views far apart are decoded apart, where tiles allow it, and views that overlap together.
+    /// Tiled: distant views are decoded separately, overlapping views together. Without tiles: all together.
     #[test]
-    fn regions_share_a_decode_where_that_is_less() {
+    fn regions_are_grouped_where_that_costs_less() {
         let pixels = vec![128; 512 * 512];
         let whole = encode(Encoding::Jpeg { quality: 90 }, &pixels, 512, 512, Channels::Grey);
         let tiled = crate::jpeg::tile::transcode(&whole).unwrap();
         let square = |left, top, side| Region { left, top, width: side, height: side };
         let regions = [square(8, 8, 40), square(400, 400, 40), square(16, 16, 80), square(410, 390, 60)];
         let mut decoder = Decoder::new();
-        let (mut groups, mut group_of) = (Vec::new(), Vec::new());
+        let mut groups = Vec::new();
+        let mut group_of = Vec::new();
         let header = decoder.header(&tiled).unwrap();
-        decoder.share(&header, &regions, &mut groups, &mut group_of);
+        decoder.group_regions(&header, &regions, &mut groups, &mut group_of);
         let [low, high] = [regions[0].union(&regions[2]), regions[1].union(&regions[3])];
         assert_eq!((&groups[..], &group_of[..]), (&[low, high][..], &[0, 1, 0, 1][..]));
         let header = decoder.header(&whole).unwrap();
-        decoder.share(&header, &regions, &mut groups, &mut group_of);
+        decoder.group_regions(&header, &regions, &mut groups, &mut group_of);
         assert_eq!((&groups[..], &group_of[..]), (&[low.union(&high)][..], &[0; 4][..]));
     }
 }

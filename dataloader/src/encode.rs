@@ -1,4 +1,4 @@
-//! From pixels to an encoded image, for importers.
+//! Encoding of images, for importers.
 
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
 
@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 /// How images are stored in shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// JPEG of this quality, 1 to 100; colour isn't subsampled.
+    /// JPEG without chroma subsampling.
     Jpeg {
-        /// libjpeg's quality.
+        /// libjpeg's quality, 1 to 100.
         quality: u8,
     },
     /// PNG, lossless.
@@ -70,7 +70,7 @@ impl Encoder {
         }
     }
 
-    /// As [`encode`](Self::encode), a JPEG of this chroma sampling.
+    /// Encodes a JPEG as [`encode`](Self::encode) does, with this chroma sampling.
     pub(crate) fn encode_jpeg(
         &mut self,
         pixels: &[u8],
@@ -82,7 +82,8 @@ impl Encoder {
             Channels::Grey => PixelFormat::GRAY,
             Channels::Rgb => PixelFormat::RGB,
         };
-        let (width, height) = (width as usize, height as usize);
+        let width = width as usize;
+        let height = height as usize;
         let image = Image { pixels, width, pitch: width * channels.count(), height, format };
         let encoded = self.jpeg.set_subsamp(sampling).and_then(|()| self.jpeg.compress_to_vec(image));
         encoded.map_err(|error| invalid(&error))

@@ -1,6 +1,5 @@
-//! What is read from files that others made, as functions that any bytes may be thrown at: they must not panic,
-//! hang or take memory beyond their input. `fuzz/` calls them with what a fuzzer finds, the test below with a few
-//! thousand mutations of good files.
+//! Entry points for fuzzing: every format that other programs write, read from arbitrary bytes. They must not panic, hang or
+//! take memory out of proportion. `fuzz/` calls them with a fuzzer's inputs, the test below with mutations of good files.
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +11,8 @@ use crate::jpeg::{self, tile};
 use crate::region::Region;
 use crate::shard::parse_index;
 
-/// Opens `tar` as a shard in `folder`, and reads all its samples: what a scan has found must be there.
-pub fn shard(folder: &Path, tar: &[u8]) {
+/// Opens `tar` as a shard in `folder`, and reads all samples that its scan found.
+pub fn read_shard(folder: &Path, tar: &[u8]) {
     let path = folder.join("fuzzed.tar");
     let _ = fs::remove_file(path.with_extension("idx"));
     fs::write(&path, tar).expect("the folder can be written");
@@ -24,15 +23,15 @@ pub fn shard(folder: &Path, tar: &[u8]) {
     }
 }
 
-/// Parses `text` as the index of a tar of 1 MB; what is taken must say the same when it is written again.
-pub fn index(text: &[u8]) {
+/// Parses `text` as the index of a tar of 1 MB, and writes and parses an accepted one again.
+pub fn read_index(text: &[u8]) {
     let parse = |text: &str| parse_index(text, 1_000_000);
     let Some(index) = std::str::from_utf8(text).ok().and_then(parse) else { return };
     assert_eq!(parse(&index.to_text()), Some(index));
 }
 
 /// Parses `text` as a list of shards and as a `dataset.json`.
-pub fn list(text: &[u8]) {
+pub fn read_list(text: &[u8]) {
     if let Ok(Some(list)) = ShardList::parse("s3://bucket/folder/_info.json", text) {
         let _ = (list.split(None), list.split(Some("train")), list.samples("s3://bucket/folder/x.tar"));
     }
@@ -41,13 +40,10 @@ pub fn list(text: &[u8]) {
 
 /// Decodes `encoded` as a JPEG or PNG: whole, a middle part, an eighth as `bench` does, tiled, and smaller as an import with
 /// `--max-side` does. All agree on whether it is sound, and on its pixels.
-pub fn image(encoded: &[u8]) {
-    const MOST: u64 = 1 << 18;
-    let mut decoder = Decoder::new();
+pub fn decode_image(encoded: &[u8]) {
+    const MAX_PIXELS: u64 = 1 << 18;
+    let mut decoder = Decoder::with_max_pixels(MAX_PIXELS);
     let Ok(header) = decoder.header(encoded) else { return };
-    if u64::from(header.width) * u64::from(header.height) > MOST {
-        return;
-    }
     let middle = |side: u32| (side / 3, (side / 2).max(1));
     let ((left, width), (top, height)) = (middle(header.width), middle(header.height));
     let region = Region { left, top, width, height };
@@ -59,7 +55,7 @@ pub fn image(encoded: &[u8]) {
     assert!(eighth == is_sound || header.format == Format::Png || header.is_tiled(), "an eighth, {header:?}");
     for (tile, max_side) in [(true, None), (false, Some(8)), (true, Some(8))] {
         let prepared =
-            Preparer::new(tile, max_side).expect("the settings are right").prepare(encoded).is_ok();
+            Preparer::new(tile, max_side, MAX_PIXELS).expect("valid settings").prepare(encoded).is_ok();
         assert!(prepared == is_sound, "imported with tiles {tile}, {max_side:?}, {header:?}");
     }
     if !is_sound {
@@ -80,8 +76,8 @@ pub fn image(encoded: &[u8]) {
     }
 }
 
-/// Reads `bytes` as each of the formats that published data sets come in, from a file in `folder`.
-pub fn published(folder: &Path, bytes: &[u8]) {
+/// Reads `bytes` as each format of the published datasets, from a file in `folder`.
+pub fn read_published(folder: &Path, bytes: &[u8]) {
     crate::import::read_as_any(folder, bytes);
 }
 
@@ -111,8 +107,8 @@ mod tests {
         }
     }
 
-    /// Makes the checksums right of all blocks that could be headers, so that more than the checksum is tried.
-    fn sign(tar: &mut [u8]) {
+    /// Corrects the checksums of all blocks that could be headers, so that more than the checksum is tested.
+    fn fix_checksums(tar: &mut [u8]) {
         for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
             block[148..156].fill(b' ');
             let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
@@ -141,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn mutated_files_are_errors_or_data() {
-        // In memory where the system has such a place: each scan that succeeds writes an index, and waits for it.
+    fn mutated_files_give_errors_or_data() {
+        // In memory if possible: each successful scan writes an index, and syncs it.
         let shared = Path::new("/dev/shm");
         let folder =
             if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }.unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let tar = seed_tar();
-        shard(folder.path(), &tar);
+        read_shard(folder.path(), &tar);
         let opened = Dataset::open(folder.path().join("fuzzed.tar").to_str().unwrap()).unwrap();
         assert_eq!(opened.len(), 3, "the seed itself is good");
         let idx = fs::read(folder.path().join("fuzzed.idx")).unwrap();
@@ -166,29 +162,29 @@ mod tests {
         };
         let jpeg = encoded(crate::encode::Encoding::Jpeg { quality: 90 });
         let images = [tile::transcode(&jpeg).unwrap(), jpeg, encoded(crate::encode::Encoding::Png)];
-        images.iter().for_each(|seed| image(seed));
+        images.iter().for_each(|seed| decode_image(seed));
         let idx_file = [&[0, 0, 8, 1, 0, 0, 0, 9][..], &[3; 9]].concat();
         for round in 0..2000 {
             let mut mutated = tar.clone();
             mutate(&mut mutated, &mut rng);
             if round % 2 == 0 {
-                sign(&mut mutated);
+                fix_checksums(&mut mutated);
             }
-            shard(folder.path(), &mutated);
+            read_shard(folder.path(), &mutated);
             let mut mutated = idx.clone().into_bytes();
             mutate(&mut mutated, &mut rng);
-            index(&mutated);
+            read_index(&mutated);
             let mut mutated = lists[round % lists.len()].as_bytes().to_vec();
             mutate(&mut mutated, &mut rng);
-            list(&mutated);
-            let (seed, by_scipy) =
-                (&images[round % images.len()], include_bytes!("../../tests/golden/svhn_scipy.mat"));
+            read_list(&mutated);
+            let seed = &images[round % images.len()];
+            let by_scipy = include_bytes!("../../tests/golden/svhn_scipy.mat");
             let mut mutated = seed.clone();
             mutate(&mut mutated, &mut rng);
-            image(&mutated);
+            decode_image(&mutated);
             let mut mutated = if round % 2 == 0 { by_scipy.to_vec() } else { idx_file.clone() };
             mutate(&mut mutated, &mut rng);
-            published(folder.path(), &mutated);
+            read_published(folder.path(), &mutated);
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod verify;
 #[doc(hidden)]
 pub mod fuzzing;
 
+mod buffer;
 mod dataset;
 mod decode;
 mod error;
@@ -34,7 +35,7 @@ mod shard;
 mod source;
 
 pub use dataset::{Dataset, DatasetInfo, SampleInfo, ShardInfo};
-pub use decode::{Channels, Decoder, Format, Header};
+pub use decode::{Channels, DEFAULT_MAX_PIXELS, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
 pub use files::sync_folder;
 pub use loader::{

@@ -1,15 +1,15 @@
-//! Parts of images.
+//! Regions of images.
 
 /// A rectangle of pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
-    /// Columns left of it.
+    /// Number of columns to its left.
     pub left: u32,
-    /// Rows above it.
+    /// Number of rows above it.
     pub top: u32,
-    /// Columns in it.
+    /// Number of its columns.
     pub width: u32,
-    /// Rows in it.
+    /// Number of its rows.
     pub height: u32,
 }
 
@@ -19,9 +19,10 @@ impl Region {
         Region { left: 0, top: 0, width, height }
     }
 
-    /// The smallest region that holds both.
+    /// The smallest region that contains both.
     pub fn union(&self, other: &Region) -> Region {
-        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let left = self.left.min(other.left);
+        let top = self.top.min(other.top);
         let right = (self.left + self.width).max(other.left + other.width);
         let bottom = (self.top + self.height).max(other.top + other.height);
         Region { left, top, width: right - left, height: bottom - top }

@@ -1,4 +1,4 @@
-//! A whole data set examined: every image decoded, and everything odd about them counted.
+//! Checks a whole dataset: decodes every image, and counts everything unusual.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -9,53 +9,52 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::dataset::Dataset;
-use crate::decode::{Channels, Decoder, Format, Header, jpeg_frame};
+use crate::decode::{Channels, Decoder, Format, Header, read_jpeg_header};
 use crate::error::{BadImage, Result};
 use crate::jpeg::libjpeg::Colours;
 use crate::parallel;
 
-/// What was found; `--json` prints it.
+/// The result of [`verify`], which `--json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Samples, all of which were read.
+    /// Number of samples; all were read.
     pub samples: u64,
     /// Shards that hold them.
     pub shards: u64,
     /// Bytes of encoded images.
     pub bytes: u64,
-    /// How many images there are of each kind: format and colour space, as `JPEG YCbCr`, `JPEG CMYK`, `PNG
-    /// grey`.
+    /// Number of images of each kind, by format and colour space: `JPEG YCbCr`, `JPEG CMYK`, `PNG grey`.
     pub kinds: BTreeMap<String, u64>,
-    /// JPEGs.
+    /// Number of JPEGs.
     pub jpegs: u64,
-    /// JPEGs that are progressive.
+    /// Number of progressive JPEGs.
     pub progressive: u64,
-    /// JPEGs that restart markers cut into tiles, so that a part is decoded without the rest.
+    /// Number of JPEGs with tiles; see [`tile`](crate::jpeg::tile).
     pub tiled: u64,
-    /// Sizes of the images that decode; null where none does.
+    /// Sizes of the images that can be decoded; null if none can.
     pub sizes: Option<Sizes>,
-    /// Every class, in the order of the numbers.
+    /// Every class, by number.
     pub classes: Vec<Class>,
-    /// Images that their EXIF orientation turns or mirrors: training ignores it.
-    pub turned: Vec<Turned>,
-    /// Samples whose image is, byte for byte, that of a sample before them.
+    /// Images that their EXIF orientation rotates or mirrors. Training ignores the orientation.
+    pub turned: Vec<RotatedImage>,
+    /// Number of samples whose image has the bytes of an earlier sample's.
     pub duplicates: u64,
-    /// Of these, those with another label than the first.
+    /// Number of duplicates whose label differs from the first sample's.
     pub relabelled: u64,
     /// Some duplicates: the first sample and the later one.
-    pub duplicate_examples: Vec<[Place; 2]>,
-    /// Every sample that training would fail at.
-    pub bad: Vec<Fault>,
+    pub duplicate_examples: Vec<[SampleLocation; 2]>,
+    /// Every sample that training can't use.
+    pub bad: Vec<BadSample>,
 }
 
-/// Widths and heights of the images with the fewest, the middle number and the most pixels.
+/// Widths and heights of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sizes {
-    /// The fewest pixels.
+    /// The image with the fewest pixels.
     pub smallest: (u32, u32),
-    /// As many images have fewer pixels as have more.
+    /// An image with the median number of pixels.
     pub median: (u32, u32),
-    /// The most pixels.
+    /// The image with the most pixels.
     pub largest: (u32, u32),
 }
 
@@ -70,78 +69,85 @@ pub struct Class {
     pub samples: u64,
 }
 
-/// Where a sample lies.
+/// The location of a sample.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Place {
-    /// The shard.
+pub struct SampleLocation {
+    /// The shard, or the folder of images.
     pub shard: PathBuf,
-    /// The key in it.
+    /// The sample's key in it.
     pub key: String,
+    /// The image's member in the shard, or its file below the folder.
+    pub name: String,
 }
 
 /// An image whose EXIF orientation isn't 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Turned {
+pub struct RotatedImage {
     /// The image.
     #[serde(flatten)]
-    pub place: Place,
+    pub location: SampleLocation,
     /// The orientation by the EXIF standard, 2 to 8.
     pub orientation: u32,
 }
 
 /// A sample that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Fault {
+pub struct BadSample {
     /// The sample.
     #[serde(flatten)]
-    pub place: Place,
-    /// What is wrong with it, and how to mend it.
+    pub location: SampleLocation,
+    /// What is wrong with it, and how to fix it.
     pub reason: String,
 }
 
-/// Samples that are examined in one go.
-const PIECE: usize = 64;
+/// Samples in a thread's next piece of work.
+const CHUNK: usize = 64;
 
-/// Of so many classes, those without samples are listed as well.
-const MOST_EMPTY_CLASSES: usize = 1 << 20;
+/// Classes without samples are listed up to this number of classes.
+const MAX_EMPTY_CLASSES: usize = 1 << 20;
 
-/// The most duplicates that are named.
-const MOST_EXAMPLES: usize = 100;
+/// Limit of listed duplicates.
+const MAX_EXAMPLES: usize = 100;
 
-/// Reads and decodes every image of `dataset` on `threads` threads. `progress` is called from all of them,
-/// with the samples and bytes just done. Memory is 16 bytes a sample, a little for each size of image, and
-/// what is listed.
+/// Reads and decodes every image of `dataset` on `threads` threads; an image of over `max_pixels` pixels is bad. The
+/// decoder is that of training, so a sample that no view could be decoded of is found here. `progress` is called from all
+/// threads, with the samples and bytes just read. Memory: 16 bytes a sample, a little for each size of image, and the
+/// lists of the report.
 ///
 /// # Errors
-/// What has nothing to do with the samples, as threads that can't be started. What is wrong with samples is
-/// reported.
-pub fn verify(dataset: &Dataset, threads: usize, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Report> {
+/// Problems other than the samples', such as a thread that can't be started. The samples' are in the report.
+pub fn verify(
+    dataset: &Dataset,
+    threads: usize,
+    max_pixels: u64,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Report> {
     let channels = Channels::new(dataset.info().map_or(3, |info| info.channels))?;
-    let examine = |examiner: &mut Examiner, piece: usize| {
-        let samples = piece * PIECE..dataset.len().min((piece + 1) * PIECE);
-        let before = examiner.seen.bytes;
+    let examine = |examiner: &mut Examiner, chunk: usize| {
+        let samples = chunk * CHUNK..dataset.len().min((chunk + 1) * CHUNK);
+        let before = examiner.findings.bytes;
         examiner.examine(dataset, channels, samples.clone());
-        progress(samples.len() as u64, examiner.seen.bytes - before);
+        progress(samples.len() as u64, examiner.findings.bytes - before);
         Ok(())
     };
-    let start = || Ok(Examiner::default());
-    let examiners = parallel::for_each(dataset.len().div_ceil(PIECE), threads, start, examine)?;
-    let mut seen = Seen::default();
+    let start = || Ok(Examiner::new(max_pixels));
+    let examiners = parallel::for_each(dataset.len().div_ceil(CHUNK), threads, start, examine)?;
+    let mut findings = Findings::default();
     for examiner in examiners {
-        seen.add(examiner.seen);
+        findings.add(examiner.findings);
     }
-    Ok(report(dataset, seen))
+    Ok(make_report(dataset, findings))
 }
 
-/// What one thread has seen.
+/// The findings of one thread, or of all.
 #[derive(Default)]
-struct Seen {
+struct Findings {
     bytes: u64,
     kinds: BTreeMap<String, u64>,
     jpegs: u64,
     progressive: u64,
     tiled: u64,
-    /// Pixels, width, height, and how many images have them.
+    /// Number of images by pixels, width and height.
     sizes: BTreeMap<(u64, u32, u32), u64>,
     turned: Vec<(u32, u32)>,
     /// The first 12 bytes of each image's SHA-256, and its sample.
@@ -149,8 +155,8 @@ struct Seen {
     bad: Vec<(u32, String)>,
 }
 
-impl Seen {
-    fn add(&mut self, other: Seen) {
+impl Findings {
+    fn add(&mut self, other: Findings) {
         self.bytes += other.bytes;
         self.jpegs += other.jpegs;
         self.progressive += other.progressive;
@@ -167,35 +173,44 @@ impl Seen {
     }
 }
 
-#[derive(Default)]
 struct Examiner {
     decoder: Decoder,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
-    seen: Seen,
+    findings: Findings,
 }
 
 impl Examiner {
+    fn new(max_pixels: u64) -> Examiner {
+        Examiner {
+            decoder: Decoder::with_max_pixels(max_pixels),
+            encoded: Vec::new(),
+            pixels: Vec::new(),
+            findings: Findings::default(),
+        }
+    }
+
     fn examine(&mut self, dataset: &Dataset, channels: Channels, samples: Range<usize>) {
         for sample in samples {
             let number = sample as u32; // a dataset has no more
             let label = match dataset.read(sample, &mut self.encoded) {
                 Ok(info) => info.label,
                 Err(error) => {
-                    self.seen.bad.push((number, error.to_string()));
+                    self.findings.bad.push((number, error.to_string()));
                     continue;
                 }
             };
-            self.seen.bytes += self.encoded.len() as u64;
+            self.findings.bytes += self.encoded.len() as u64;
             let mut checksum = [0; 12];
             checksum.copy_from_slice(&Sha256::digest(&self.encoded)[..12]);
-            self.seen.checksums.push((checksum, number));
+            self.findings.checksums.push((checksum, number));
             if let Err(BadImage(reason)) = self.decode(number, channels) {
-                self.seen.bad.push((number, reason));
+                self.findings.bad.push((number, reason));
             }
             if let Some(classes) = dataset.classes().filter(|&classes| label as usize >= classes) {
-                let reason = format!("label {label} is outside the {classes} classes; mend the .cls member");
-                self.seen.bad.push((number, reason));
+                let reason =
+                    format!("label {label} is outside the {classes} classes; correct the .cls member");
+                self.findings.bad.push((number, reason));
             }
         }
     }
@@ -205,18 +220,18 @@ impl Examiner {
         self.count_kind(number, &header)?;
         self.decoder.decode(&self.encoded, &header, channels, &mut self.pixels)?;
         let pixels = u64::from(header.width) * u64::from(header.height);
-        *self.seen.sizes.entry((pixels, header.width, header.height)).or_default() += 1;
+        *self.findings.sizes.entry((pixels, header.width, header.height)).or_default() += 1;
         Ok(())
     }
 
     fn count_kind(&mut self, number: u32, header: &Header) -> Result<(), BadImage> {
-        let seen = &mut self.seen;
+        let findings = &mut self.findings;
         let colours = match header.format {
             Format::Jpeg => {
-                let frame = jpeg_frame(&self.encoded)?;
-                seen.jpegs += 1;
-                seen.progressive += u64::from(frame.progressive);
-                seen.tiled += u64::from(header.is_tiled());
+                let frame = read_jpeg_header(&self.encoded)?;
+                findings.jpegs += 1;
+                findings.progressive += u64::from(frame.progressive);
+                findings.tiled += u64::from(header.is_tiled());
                 match frame.colours {
                     Colours::Rgb => "RGB",
                     Colours::YCbCr => "YCbCr",
@@ -227,9 +242,9 @@ impl Examiner {
             }
             Format::Png => png_colours(&self.encoded),
         };
-        *seen.kinds.entry(format!("{} {colours}", header.format)).or_default() += 1;
+        *findings.kinds.entry(format!("{} {colours}", header.format)).or_default() += 1;
         if let Some(orientation @ 2..=8) = orientation(&self.encoded) {
-            seen.turned.push((number, orientation));
+            findings.turned.push((number, orientation));
         }
         Ok(())
     }
@@ -252,53 +267,54 @@ fn orientation(encoded: &[u8]) -> Option<u32> {
     exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0)
 }
 
-fn report(dataset: &Dataset, mut seen: Seen) -> Report {
-    seen.turned.sort_unstable();
-    seen.bad.sort();
-    seen.checksums.sort_unstable();
+fn make_report(dataset: &Dataset, mut findings: Findings) -> Report {
+    findings.turned.sort_unstable();
+    findings.bad.sort();
+    findings.checksums.sort_unstable();
     let label = |sample: u32| dataset.sample_info(sample as usize).map_or(0, |info| info.label);
     let mut report = Report {
         samples: dataset.len() as u64,
         shards: dataset.shards().len() as u64,
-        bytes: seen.bytes,
-        jpegs: seen.jpegs,
-        progressive: seen.progressive,
-        tiled: seen.tiled,
-        sizes: sizes(&seen.sizes),
-        kinds: seen.kinds,
-        classes: classes(dataset),
+        bytes: findings.bytes,
+        jpegs: findings.jpegs,
+        progressive: findings.progressive,
+        tiled: findings.tiled,
+        sizes: summarize_sizes(&findings.sizes),
+        kinds: findings.kinds,
+        classes: count_classes(dataset),
         turned: Vec::new(),
         duplicates: 0,
         relabelled: 0,
         duplicate_examples: Vec::new(),
         bad: Vec::new(),
     };
-    for same in seen.checksums.chunk_by(|a, b| a.0 == b.0) {
+    for same in findings.checksums.chunk_by(|a, b| a.0 == b.0) {
         let first = same[0].1;
         for &(_, later) in &same[1..] {
             report.duplicates += 1;
             report.relabelled += u64::from(label(later) != label(first));
-            if report.duplicate_examples.len() < MOST_EXAMPLES {
-                report.duplicate_examples.push([place(dataset, first), place(dataset, later)]);
+            if report.duplicate_examples.len() < MAX_EXAMPLES {
+                report.duplicate_examples.push([locate(dataset, first), locate(dataset, later)]);
             }
         }
     }
-    let turned = |(sample, orientation)| Turned { place: place(dataset, sample), orientation };
-    report.turned = seen.turned.into_iter().map(turned).collect();
-    let fault = |(sample, reason)| Fault { place: place(dataset, sample), reason };
-    report.bad = seen.bad.into_iter().map(fault).collect();
+    let rotated = |(sample, orientation)| RotatedImage { location: locate(dataset, sample), orientation };
+    report.turned = findings.turned.into_iter().map(rotated).collect();
+    let bad = |(sample, reason)| BadSample { location: locate(dataset, sample), reason };
+    report.bad = findings.bad.into_iter().map(bad).collect();
     report
 }
 
-fn place(dataset: &Dataset, sample: u32) -> Place {
+fn locate(dataset: &Dataset, sample: u32) -> SampleLocation {
     let info = dataset.sample_info(sample as usize);
-    Place {
+    SampleLocation {
         shard: info.map_or(PathBuf::new(), |info| info.shard.to_owned()),
         key: info.map_or(String::new(), |info| info.key.to_owned()),
+        name: info.map_or(String::new(), |info| info.name.to_owned()),
     }
 }
 
-fn sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
+fn summarize_sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
     let size = |(&(_, width, height), _): (&(u64, u32, u32), &u64)| (width, height);
     let middle = counted.values().sum::<u64>() / 2;
     let mut before = 0;
@@ -313,8 +329,8 @@ fn sizes(counted: &BTreeMap<(u64, u32, u32), u64>) -> Option<Sizes> {
     })
 }
 
-fn classes(dataset: &Dataset) -> Vec<Class> {
-    let known = dataset.classes().unwrap_or(0).min(MOST_EMPTY_CLASSES) as u32;
+fn count_classes(dataset: &Dataset) -> Vec<Class> {
+    let known = dataset.classes().unwrap_or(0).min(MAX_EMPTY_CLASSES) as u32;
     let mut counts: BTreeMap<u32, u64> = (0..known).map(|label| (label, 0)).collect();
     for info in (0..dataset.len()).filter_map(|sample| dataset.sample_info(sample)) {
         *counts.entry(info.label).or_default() += 1;

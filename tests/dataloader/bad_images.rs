@@ -8,8 +8,8 @@ use std::sync::Arc;
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::jpeg::tile;
 use codinet_dataloader::{
-    Batch, BatchPlan, Channels, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample, Replacements,
-    ShardWriter, Transform,
+    Batch, BatchPlan, Channels, DEFAULT_MAX_PIXELS, Dataset, EpochOrder, Error, Loader, LoaderSpec,
+    OnBadSample, Replacements, ShardWriter, Transform,
 };
 
 const SIZE: u32 = 32;
@@ -21,6 +21,7 @@ fn spec(on_bad: OnBadSample) -> LoaderSpec {
         image_size: SIZE,
         channels: 3,
         views: 2,
+        max_pixels: DEFAULT_MAX_PIXELS,
         seed: 1,
         threads: 3,
         prefetch: 2,
@@ -76,7 +77,7 @@ fn odd_images_are_served() {
     assert!(views[5] == views[7] && views[6] == views[7]);
 }
 
-/// Images that nothing can be made of, with what is said of each.
+/// Images that can't be decoded, each with a part of its message.
 fn broken() -> Vec<(Vec<u8>, &'static str)> {
     let whole = jpeg(9);
     let tiled = tile::transcode(&whole).unwrap();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use codinet_dataloader::transform::{ColorJitter, Erase, Policy};
 use codinet_dataloader::{
-    Augment, Batch, BatchPlan, Crop, Dataset, EpochOrder, Error, Loader, LoaderSpec, OnBadSample,
-    ShardWriter, Transform, eval_samples,
+    Augment, Batch, BatchPlan, Crop, DEFAULT_MAX_PIXELS, Dataset, EpochOrder, Error, Loader, LoaderSpec,
+    OnBadSample, ShardWriter, Transform, eval_samples,
 };
 
 use crate::data::{SIZE, flat, open, png, write_flat, write_images};
@@ -20,6 +20,7 @@ fn spec(transform: Transform, views: usize, threads: usize) -> LoaderSpec {
         image_size: SIZE,
         channels: 1,
         views,
+        max_pixels: DEFAULT_MAX_PIXELS,
         seed: 5,
         threads,
         prefetch: 3,

@@ -5,6 +5,7 @@ mod cli;
 mod import_binary;
 mod import_images;
 mod loader;
+mod pillow;
 mod shards;
 mod sources;
 #[cfg(feature = "store-tests")]

@@ -96,9 +96,9 @@ fn verify_counts_what_is_odd_and_passes_what_is_sound() {
         "small: class 3 kind 3, 0 samples",
         "small: class 2 kind 2, 1 samples",
         "turned      1 by",
-        "key 'b/turned': orientation 6",
+        "x-000001.tar: b/turned.jpg: orientation 6",
         "duplicates  1, 1 of them with another label",
-        "key 'b/copy' is ",
+        "x-000000.tar: b/copy.jpg is ",
         "bad         0",
     ] {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
@@ -153,6 +153,44 @@ fn verify_names_every_bad_sample() {
     fs::write(&shard, &whole[..whole.len() - 2000]).unwrap();
     let error = data_error(&codinet_data(&["verify", path]));
     assert!(error.contains("x-000000.tar: ") && error.contains("the shard again"), "{error}");
+}
+
+#[test]
+fn images_of_a_folder_are_named_by_file_and_bad_ones_leave_the_benchmark() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("class");
+    fs::create_dir(&class).unwrap();
+    fs::write(class.join("x.jpg"), jpeg(1, 300, |_| {})).unwrap();
+    fs::write(class.join("x.png"), &png(&[1, 2, 3], 5, 4)[..40]).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let output = codinet_data(&["verify", path]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let bad = format!("bad         1\n  {}: broken PNG", class.join("x.png").display());
+    assert!(output.status.code() == Some(3) && text.contains(&bad), "{text}");
+
+    for arguments in [&["bench", path][..], &["bench", path, "--brief"]] {
+        let output = codinet_data(&[arguments, &["--epochs", "1", "--image-size", "32"]].concat());
+        let note = String::from_utf8(output.stderr.clone()).unwrap();
+        assert!(stdout(&output).len() > 3 && note.starts_with("1 of 2 samples are bad"), "{note}");
+    }
+    let error = data_error(&codinet_data(&["verify", path, "--max-pixels", "89999"]));
+    assert!(error.contains("2 bad of 2 samples"), "{error}");
+    for arguments in [&["bench", path][..], &["bench", path, "--brief"]] {
+        let error = data_error(&codinet_data(&[arguments, &["--max-pixels", "89999"]].concat()));
+        assert!(error.contains("all 2 samples are bad") && error.contains("limit of 89999"), "{error}");
+    }
+    let output = tempfile::tempdir().unwrap();
+    let import = |more: &[&str]| {
+        let output = output.path().to_str().unwrap();
+        codinet_data(&[&["import", "imagefolder", "--src", path, "--output", output], more].concat())
+    };
+    let error = data_error(&import(&[]));
+    assert!(
+        error.contains("x.png") && error.contains("broken PNG") && error.contains("--skip-bad"),
+        "{error}"
+    );
+    let text = stdout(&import(&["--skip-bad"]));
+    assert!(text.contains("left out 1 bad images"), "{text}");
 }
 
 /// Pixel (x, y) of a PNG file.

@@ -1,5 +1,5 @@
-//! Any bytes as an image: whole, in part and tiled it shows the same.
+//! Arbitrary bytes as an image: whole, in part, tiled and imported.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| codinet_dataloader::fuzzing::image(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| codinet_dataloader::fuzzing::decode_image(bytes));

@@ -1,5 +1,5 @@
-//! Any bytes as the index of a shard.
+//! Arbitrary bytes as the index of a shard.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|text: &[u8]| codinet_dataloader::fuzzing::index(text));
+libfuzzer_sys::fuzz_target!(|text: &[u8]| codinet_dataloader::fuzzing::read_index(text));

@@ -1,4 +1,4 @@
-//! Any bytes as a file of a published data set, IDX, MAT-file, CIFAR's records.
+//! Arbitrary bytes as a file of a published data set, IDX, MAT-file, CIFAR's records.
 
 #![no_main]
 
@@ -6,4 +6,4 @@ mod folder;
 
 use folder::FOLDER;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| codinet_dataloader::fuzzing::published(&FOLDER, bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| codinet_dataloader::fuzzing::read_published(&FOLDER, bytes));

@@ -1,4 +1,4 @@
-//! Any bytes as a tar shard: scanned, then every sample read.
+//! Arbitrary bytes as a tar shard: scanned, then every sample read.
 
 #![no_main]
 
@@ -6,4 +6,4 @@ mod folder;
 
 use folder::FOLDER;
 
-libfuzzer_sys::fuzz_target!(|tar: &[u8]| codinet_dataloader::fuzzing::shard(&FOLDER, tar));
+libfuzzer_sys::fuzz_target!(|tar: &[u8]| codinet_dataloader::fuzzing::read_shard(&FOLDER, tar));

@@ -13,7 +13,7 @@ use crate::shard::{
     HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc, key_and_extension,
 };
 use crate::source::{Options, Source, Storage, folder_of, is_url, join};
-use crate::{files, parallel};
+use crate::{buffer, files, parallel};
 
 mod class_folders;
 mod info;
@@ -335,7 +335,7 @@ impl Shard {
         match &self.contents {
             Contents::Tar(source) => {
                 let mut header = [0; HEADER];
-                encoded.resize(sample.length as usize, 0);
+                buffer::resize(encoded, sample.length as usize);
                 source.read_exact_at(&mut header, encoded, sample.offset - HEADER as u64)?;
                 if header_crc(&header) != sample.header {
                     let what = format!(
@@ -347,7 +347,7 @@ impl Shard {
             }
             Contents::Folder(folder) => {
                 let path = folder.join(sample.name);
-                encoded.clear();
+                buffer::clear(encoded, 0);
                 let read = File::open(&path)
                     .and_then(|file| file.take(MOST_IMAGE_BYTES + 1).read_to_end(encoded))
                     .context("read", &path)?;

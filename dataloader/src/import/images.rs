@@ -37,6 +37,9 @@ pub struct ImageImport {
     pub tile: bool,
     /// Limit of an image's longer side in pixels. Larger images are shrunk and encoded again, which changes the data.
     pub max_side: Option<u32>,
+    /// Limit of an image's pixels; larger images can't be used. See
+    /// [`DEFAULT_MAX_PIXELS`](crate::DEFAULT_MAX_PIXELS).
+    pub max_pixels: u64,
     /// Whether images that can't be used are left out, and listed in `bad_imports.txt`; otherwise they are an error.
     pub skip_bad: bool,
 }
@@ -107,7 +110,7 @@ impl ImageImport {
         parallel::for_each(
             missing.len(),
             self.threads,
-            || Preparer::new(self.tile, self.max_side),
+            || Preparer::new(self.tile, self.max_side, self.max_pixels),
             |preparer, at| shards.write_shard(missing[at], preparer, counter),
         )?;
         Ok(split(shards.finish()?, SplitStatus::Written))

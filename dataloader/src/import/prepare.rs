@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use turbojpeg::Subsamp;
 
-use crate::decode::{Channels, Decoder, Format, Header, jpeg_frame};
+use crate::decode::{Channels, Decoder, Format, Header, read_jpeg_header};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Result};
 use crate::jpeg::libjpeg::{Colours, Frame};
@@ -25,10 +25,17 @@ pub(crate) struct Preparer {
 }
 
 impl Preparer {
-    pub(crate) fn new(tile: bool, max_side: Option<u32>) -> Result<Preparer> {
+    pub(crate) fn new(tile: bool, max_side: Option<u32>, max_pixels: u64) -> Result<Preparer> {
         let jpeg = Encoder::new(Encoding::Jpeg { quality: QUALITY })?;
         let png = Encoder::new(Encoding::Png)?;
-        Ok(Preparer { tile, max_side, decoder: Decoder::new(), jpeg, png, pixels: Vec::new() })
+        Ok(Preparer {
+            tile,
+            max_side,
+            decoder: Decoder::with_max_pixels(max_pixels),
+            jpeg,
+            png,
+            pixels: Vec::new(),
+        })
     }
 
     /// The extension and the bytes to store for `encoded`. The extension follows the first bytes, not the name: ImageNet
@@ -40,7 +47,7 @@ impl Preparer {
         &mut self,
         encoded: &'a [u8],
     ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
-        let format = Format::of(encoded)?;
+        let format = Format::detect(encoded)?;
         if encoded.len() as u64 > MOST_IMAGE_BYTES {
             return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
         }
@@ -74,7 +81,7 @@ impl Preparer {
         };
         let size = resize::fit_size(header.width, header.height, max_side);
         let sampling = match header.format {
-            Format::Jpeg => Some(sampling(&jpeg_frame(encoded)?)),
+            Format::Jpeg => Some(sampling(&read_jpeg_header(encoded)?)),
             Format::Png => None,
         };
         let grey = sampling.map_or_else(|| is_grey_png(encoded), |sampling| sampling == Subsamp::Gray);
@@ -111,6 +118,7 @@ fn is_grey_png(encoded: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::DEFAULT_MAX_PIXELS;
     use turbojpeg::{Image, PixelFormat};
 
     fn jpeg(width: usize, height: usize, sampling: Subsamp) -> Vec<u8> {
@@ -121,7 +129,7 @@ mod tests {
 
     #[test]
     fn images_stay_as_they_are_under_their_true_extension() {
-        let mut preparer = Preparer::new(false, None).unwrap();
+        let mut preparer = Preparer::new(false, None, DEFAULT_MAX_PIXELS).unwrap();
         let odd = [&jpeg(9, 7, Subsamp::Sub2x2)[..], b"trailing"].concat();
         assert_eq!(preparer.prepare(&odd).unwrap(), ("jpg", Cow::Borrowed(&odd[..])));
         let cmyk = Image { pixels: &[9; 256][..], width: 8, pitch: 32, height: 8, format: PixelFormat::CMYK };
@@ -138,7 +146,7 @@ mod tests {
 
     #[test]
     fn larger_images_are_shrunk_in_their_own_format_and_sampling() {
-        let mut preparer = Preparer::new(false, Some(20)).unwrap();
+        let mut preparer = Preparer::new(false, Some(20), DEFAULT_MAX_PIXELS).unwrap();
         for sampling in [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Gray] {
             let large = jpeg(60, 40, sampling);
             let (extension, small) = preparer.prepare(&large).unwrap();

@@ -116,7 +116,7 @@ impl SplitShards<'_> {
         }
         bad.sort_unstable();
         let mut lines = String::new();
-        let mut preparer = Preparer::new(self.import.tile, self.import.max_side)?;
+        let mut preparer = Preparer::new(self.import.tile, self.import.max_side, self.import.max_pixels)?;
         let mut bytes = Vec::new();
         for &sample in &bad {
             let sample = sample as usize;

@@ -1,8 +1,8 @@
-//! The bits of a baseline JPEG: from a tile's bytes to coefficients of the cosine transform.
+//! Entropy decoding of a baseline JPEG: from a tile's bytes to coefficients of the cosine transform.
 //!
-//! Nothing follows a tile's bytes but its end, so they are freed of stuffing beforehand and read eight at a time; a code and
-//! the bits that belong to it take one look into a table, and no branch but those that end a block. It's about twice as
-//! fast as libjpeg-turbo, whose fast path is closed to JPEGs with restart markers.
+//! A tile's bytes are complete, so stuffing is removed first and they are read eight at a time. A code and the bits of its
+//! coefficient take one look-up, and the only branches are those that end a block. This is about twice as fast as
+//! libjpeg-turbo, whose fast path does not take JPEGs with restart markers.
 //!
 //! Source: ITU-T T.81, Annexes C and F.
 
@@ -11,55 +11,55 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::segment::{self, Segment};
 
-/// Coefficients of a block, in rows of 8, by increasing frequency.
+/// Coefficients of a block, in rows of 8, by frequency.
 pub(crate) type Block = [i16; 64];
 
-/// Codes of up to so many bits take one look.
-const LOOK: u32 = 10;
+/// Codes of up to this many bits take one look-up.
+const LOOKAHEAD_BITS: u32 = 10;
 
-/// Most bits of a coefficient, in pictures of 8 bits. Two codes with their coefficients have 53 at most.
-const MOST_DC: u8 = 11;
-const MOST_AC: u8 = 10;
+/// Limits of a coefficient's bits, for 8 bits a channel. Two codes with their coefficients have 53 bits at most.
+const MAX_DC_BITS: u8 = 11;
+const MAX_AC_BITS: u8 = 10;
 
-/// A run that no code has: the block ends.
-const END: u8 = 128;
+/// A run longer than any code's; it marks the end of a block.
+const END_OF_BLOCK: u8 = 128;
 
-/// Where the coefficients of T.81's zigzag are in a block.
+/// The position in a block of each coefficient of T.81's zigzag.
 const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7,
     14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39,
     46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// A code, and what it stands for: `run` zeros, and a coefficient of `size` bits, which follow the code. In its bytes, from
-/// the lowest: bits of the code and the coefficient, bits of the code, `size`, `run`. 0: no code.
+/// A Huffman code and its symbol: `run` zeros, then a coefficient of `size` bits, which follow the code. The bytes, from the
+/// lowest: bits of the code and the coefficient together, bits of the code, `size`, `run`. 0: no code.
 ///
-/// A number, so that shifts by its lowest bits need nothing taken out first.
+/// One number, because shifts use its lowest bits without unpacking.
 type Code = u32;
 
-fn code(length: u8, size: u8, run: u8) -> Code {
+fn pack_code(length: u8, size: u8, run: u8) -> Code {
     Code::from_le_bytes([length + size, length, size, run])
 }
 
-/// A table of codes.
+/// A Huffman table.
 #[derive(Debug, Clone)]
 struct Table {
-    /// What begins with these bits.
-    look: Box<[Code; 1 << LOOK]>,
-    /// Longer codes: where they begin and end, left-aligned in 16 bits.
+    /// Short codes, by the first bits of the data.
+    short: Box<[Code; 1 << LOOKAHEAD_BITS]>,
+    /// Longer codes: the first and past the last 16 bits that begin with the code.
     long: Vec<(u32, u32, Code)>,
 }
 
 impl Default for Table {
     fn default() -> Table {
-        Table { look: Box::new([Code::default(); 1 << LOOK]), long: Vec::new() }
+        Table { short: Box::new([Code::default(); 1 << LOOKAHEAD_BITS]), long: Vec::new() }
     }
 }
 
 impl Table {
-    /// From a DHT segment's counts of codes by length, and their symbols (T.81, Annex C). `None` where they are no code.
+    /// Reads a DHT segment's counts of codes by length, and their symbols (T.81, Annex C). `None` if they are no Huffman code.
     fn read(&mut self, counts: &[u8; 16], symbols: &[u8], dc: bool) -> Option<()> {
-        self.look.fill(0);
+        self.short.fill(0);
         self.long.clear();
         let mut symbols = symbols.iter();
         let mut next = 0u32; // the next code, left-aligned in 16 bits
@@ -67,16 +67,17 @@ impl Table {
             let step = 1 << (16 - length);
             for &symbol in symbols.by_ref().take(count.into()) {
                 let (run, size) = if dc { (0, symbol) } else { (symbol >> 4, symbol & 15) };
-                let run = if !dc && size == 0 && run < 15 { END } else { run };
-                let (first, end) = (next, next + step);
-                if size > if dc { MOST_DC } else { MOST_AC } || end > 1 << 16 {
+                let run = if !dc && size == 0 && run < 15 { END_OF_BLOCK } else { run };
+                let first = next;
+                let end = next + step;
+                if size > if dc { MAX_DC_BITS } else { MAX_AC_BITS } || end > 1 << 16 {
                     return None;
                 }
-                if u32::from(length) <= LOOK {
-                    let at = |code: u32| (code >> (16 - LOOK)) as usize;
-                    self.look[at(first)..at(end)].fill(code(length, size, run));
+                if u32::from(length) <= LOOKAHEAD_BITS {
+                    let at = |code: u32| (code >> (16 - LOOKAHEAD_BITS)) as usize;
+                    self.short[at(first)..at(end)].fill(pack_code(length, size, run));
                 } else {
-                    self.long.push((first, end, code(length, size, run)));
+                    self.long.push((first, end, pack_code(length, size, run)));
                 }
                 next = end;
             }
@@ -84,32 +85,32 @@ impl Table {
         Some(())
     }
 
-    /// The code that `bits`, left-aligned, begin with.
+    /// Finds the code at the start of `bits`, which are left-aligned.
     #[inline(always)]
     fn find(&self, bits: u64) -> Option<Code> {
-        let code = self.look[(bits >> (64 - LOOK)) as usize];
-        if code > 0 { Some(code) } else { self.long(bits) }
+        let code = self.short[(bits >> (64 - LOOKAHEAD_BITS)) as usize];
+        if code > 0 { Some(code) } else { self.find_long(bits) }
     }
 
     #[cold]
-    fn long(&self, bits: u64) -> Option<Code> {
+    fn find_long(&self, bits: u64) -> Option<Code> {
         let bits = (bits >> 48) as u32;
         self.long.iter().find(|(first, end, _)| (*first..*end).contains(&bits)).map(|(_, _, code)| *code)
     }
 }
 
-/// Bits of a tile, taken from the front.
+/// A tile's bits, read from the front.
 #[derive(Debug, Clone, Copy, Default)]
 struct Bits {
-    /// Those that come next, left-aligned, and how many there are.
+    /// The next bits, left-aligned, and their number.
     bits: u64,
     count: u32,
-    /// The byte that follows them.
+    /// The position of the byte that follows them.
     at: usize,
 }
 
 impl Bits {
-    /// There are 56 bits at least: zeros, past the end of `bytes`.
+    /// Reads until there are at least 56 bits; they are zero past the end of `bytes`.
     #[inline(always)]
     fn fill(&mut self, bytes: &[u8]) {
         let next =
@@ -119,21 +120,21 @@ impl Bits {
         self.count |= 56;
     }
 
-    /// Takes a code and its coefficient.
+    /// Reads a code's coefficient, past both.
     #[inline(always)]
-    fn take(&mut self, code: Code) -> i32 {
-        let size = code >> 16; // shifts count by the lowest bits
+    fn read_coefficient(&mut self, code: Code) -> i32 {
+        let size = code >> 16; // shifts use only the lowest bits
         let after = self.bits.wrapping_shl(code >> 8);
         self.bits = self.bits.wrapping_shl(code);
         self.count -= code & 63;
-        // T.81, F.2.2.1, EXTEND: what begins with a 0 is negative, its bits inverted.
-        let sign = !(after as i64 >> 63); // of all bits
+        // T.81, F.2.2.1, EXTEND: bits that begin with a 0 are a negative value's, inverted.
+        let sign = !(after as i64 >> 63); // in all bits
         let magnitude = ((after as i64 ^ sign) as u64 >> 1).wrapping_shr(63 ^ size) as i64;
         ((magnitude ^ sign) - sign) as i32
     }
 }
 
-/// One component's part in a group of blocks (T.81: a minimum coded unit).
+/// One component's part of a minimum coded unit (MCU): some blocks and their tables.
 #[derive(Debug, Clone, Copy)]
 struct Component {
     blocks: usize,
@@ -151,17 +152,17 @@ pub(crate) struct Reader {
     /// The tile's bytes without stuffing, and eight more.
     bytes: Vec<u8>,
     bits: Bits,
-    /// The last block's, of each component.
-    means: [i32; 3],
+    /// The DC coefficient of each component's last block.
+    last_dc: [i32; 3],
 }
 
 impl Reader {
-    /// Takes the tables from a header, from SOI to the end of SOS. `None` where they are not those of a baseline scan.
-    pub(crate) fn start(&mut self, header: &[u8]) -> Option<()> {
+    /// Reads the tables of a header, which reaches from SOI to the end of SOS. `None` if they are not those of a baseline scan.
+    pub(crate) fn read_tables(&mut self, header: &[u8]) -> Option<()> {
         self.components.clear();
         let mut found = [[false; 4]; 2];
         let mut frame: &[u8] = &[];
-        for segment in segment::iterate(header) {
+        for segment in segment::read_segments(header) {
             let Segment { marker, body, .. } = segment?;
             match marker {
                 0xC0 | 0xC1 => frame = body.get(6..)?,
@@ -169,7 +170,8 @@ impl Reader {
                     let mut rest = body;
                     while let Some((&[kind, ref counts @ ..], after)) = rest.split_first_chunk::<17>() {
                         let symbols = after.get(..counts.iter().map(|count| usize::from(*count)).sum())?;
-                        let (class, number) = (usize::from(kind >> 4), usize::from(kind & 15));
+                        let class = usize::from(kind >> 4);
+                        let number = usize::from(kind & 15);
                         let table = match class {
                             0 => self.dc.get_mut(number)?,
                             1 => self.ac.get_mut(number)?,
@@ -182,17 +184,17 @@ impl Reader {
                 }
                 0xDA => {
                     let count = usize::from(*body.first()?);
-                    let (of_frame, of_scan) =
-                        (frame.chunks_exact(3), body.get(1..1 + 2 * count)?.chunks_exact(2));
-                    for (of_frame, of_scan) in of_frame.zip(of_scan) {
-                        let blocks = if count == 1 { 1 } else { (of_frame[1] >> 4) * (of_frame[1] & 15) };
-                        let (dc, ac) = (usize::from(of_scan[1] >> 4), usize::from(of_scan[1] & 15));
-                        if of_frame[0] != of_scan[0] || !*found[0].get(dc)? || !*found[1].get(ac)? {
+                    let scan = body.get(1..1 + 2 * count)?;
+                    for (in_frame, in_scan) in frame.chunks_exact(3).zip(scan.chunks_exact(2)) {
+                        let blocks = if count == 1 { 1 } else { (in_frame[1] >> 4) * (in_frame[1] & 15) };
+                        let dc = usize::from(in_scan[1] >> 4);
+                        let ac = usize::from(in_scan[1] & 15);
+                        if in_frame[0] != in_scan[0] || !*found[0].get(dc)? || !*found[1].get(ac)? {
                             return None;
                         }
                         self.components.push(Component { blocks: blocks.into(), dc, ac });
                     }
-                    return (self.components.len() == count && count <= self.means.len()).then_some(());
+                    return (self.components.len() == count && count <= self.last_dc.len()).then_some(());
                 }
                 _ => {}
             }
@@ -200,8 +202,8 @@ impl Reader {
         None
     }
 
-    /// Begins a tile: the bytes between two markers.
-    pub(crate) fn begin(&mut self, tile: &[u8]) {
+    /// Starts a tile: the bytes between two markers.
+    pub(crate) fn start_tile(&mut self, tile: &[u8]) {
         self.bytes.clear();
         let mut rest = tile;
         while let Some(at) = memchr(0xFF, rest) {
@@ -211,42 +213,43 @@ impl Reader {
         self.bytes.extend_from_slice(rest);
         self.bytes.extend_from_slice(&[0; 8]);
         self.bits = Bits::default();
-        self.means = [0; 3];
+        self.last_dc = [0; 3];
     }
 
-    /// Reads the tile's next group: the blocks of all components, zeros beforehand. `None` where the data are broken.
-    pub(crate) fn group(&mut self, blocks: &mut [Block]) -> Option<()> {
+    /// Reads the tile's next MCU: the blocks of all components, which are zero before. `None` if the data are broken.
+    pub(crate) fn read_mcu(&mut self, blocks: &mut [Block]) -> Option<()> {
         let arch = self.arch;
-        arch.dispatch(Group { reader: self, blocks })
+        arch.dispatch(ReadMcu { reader: self, blocks })
     }
 
-    /// How many of the tile's bits have not been read; `None` where more have been read than it has.
+    /// Number of the tile's bits that have not been read; `None` if more have been read than it has.
     pub(crate) fn unread_bits(&self) -> Option<usize> {
         (8 * (self.bytes.len() - 8) + self.bits.count as usize).checked_sub(8 * self.bits.at)
     }
 }
 
-/// [`Reader::group`], compiled also for processors that shift by any register (BMI2), which are a tenth faster at it.
-struct Group<'a> {
+/// [`Reader::read_mcu`], compiled also for processors that shift by any register (BMI2), which makes it a tenth faster.
+struct ReadMcu<'a> {
     reader: &'a mut Reader,
     blocks: &'a mut [Block],
 }
 
-impl WithSimd for Group<'_> {
+impl WithSimd for ReadMcu<'_> {
     type Output = Option<()>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Option<()> {
-        let Reader { dc, ac, components, bytes, means, .. } = self.reader;
+        let Reader { dc, ac, components, bytes, last_dc, .. } = self.reader;
         let mut bits = self.reader.bits; // in registers
         let mut blocks = self.blocks.iter_mut();
-        for (component, mean) in components.iter().zip(means) {
-            let (dc, ac) = (&dc[component.dc], &ac[component.ac]);
+        for (component, last_dc) in components.iter().zip(last_dc) {
+            let dc = &dc[component.dc];
+            let ac = &ac[component.ac];
             for block in blocks.by_ref().take(component.blocks) {
                 bits.fill(bytes);
                 let code = dc.find(bits.bits)?;
-                *mean = mean.wrapping_add(bits.take(code));
-                block[0] = *mean as i16;
+                *last_dc = last_dc.wrapping_add(bits.read_coefficient(code));
+                block[0] = *last_dc as i16;
                 read_block(ac, bytes, &mut bits, block)?;
             }
         }
@@ -255,7 +258,7 @@ impl WithSimd for Group<'_> {
     }
 }
 
-/// A block's other coefficients (T.81, F.2.2.2). There are bits for one of them beforehand.
+/// Reads a block's AC coefficients (T.81, F.2.2.2). `bits` has enough bits for the first.
 #[inline(always)]
 fn read_block(table: &Table, bytes: &[u8], bits: &mut Bits, block: &mut Block) -> Option<()> {
     let mut k = 1;
@@ -265,12 +268,12 @@ fn read_block(table: &Table, bytes: &[u8], bits: &mut Bits, block: &mut Block) -
                 bits.fill(bytes);
             }
             let code = table.find(bits.bits)?;
-            let value = bits.take(code);
+            let value = bits.read_coefficient(code);
             k += (code >> 24) as usize;
             let Some(&place) = ZIGZAG.get(k) else {
-                return (k > usize::from(END)).then_some(());
+                return (k > usize::from(END_OF_BLOCK)).then_some(());
             };
-            block[usize::from(place)] = value as i16; // 15 zeros and one more: the value is 0
+            block[usize::from(place)] = value as i16; // 0 in a run of 16 zeros
             k += 1;
             if k == 64 {
                 return Some(());
@@ -283,8 +286,8 @@ fn read_block(table: &Table, bytes: &[u8], bits: &mut Bits, block: &mut Block) -
 mod tests {
     use super::*;
 
-    /// A grey image of one block, the luminance code of T.81's Table K.3, and a code of three words for the rest:
-    /// 0 ends the block, 10 is a coefficient of 1 bit, 110 one after two zeros.
+    /// The header of a grey image of one block, with T.81's Table K.3 for DC and a code of three words for AC: 0 ends the
+    /// block, 10 is a coefficient of 1 bit, 110 one after two zeros.
     fn header() -> Vec<u8> {
         let dc = [
             &[0xFF, 0xC4, 0, 31, 0x00, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0][..],
@@ -302,25 +305,25 @@ mod tests {
     }
 
     #[test]
-    fn a_block_by_hand() {
+    fn block_encoded_by_hand_is_read() {
         let mut reader = Reader::default();
-        reader.start(&header()).unwrap();
-        // 100 101: a mean of 3 bits, 5. 10 1: 1. 110 0: two zeros and -1. 0: the end; and two bits to fill the byte.
-        reader.begin(&[0b1001_0110, 0b1110_0011]);
+        reader.read_tables(&header()).unwrap();
+        // 100 101: a DC of 3 bits, 5. 10 1: 1. 110 0: two zeros and -1. 0: the end; and two bits fill the byte.
+        reader.start_tile(&[0b1001_0110, 0b1110_0011]);
         let mut blocks = [[0; 64]];
-        reader.group(&mut blocks).unwrap();
+        reader.read_mcu(&mut blocks).unwrap();
         assert_eq!(reader.unread_bits(), Some(2));
         let mut expected = [0; 64];
         (expected[0], expected[1], expected[9]) = (5, 1, -1); // the fifth of the zigzag is (1, 1)
         assert_eq!(blocks, [expected]);
-        // There is no second one.
-        assert!(reader.group(&mut [[0; 64]]).is_none() || reader.unread_bits().is_none());
-        // 011 00: a mean of 2 bits, -3. Then a word that there is not.
-        reader.begin(&[0b0110_0111, 0xFF, 0x00, 0xFF, 0x00]);
-        assert_eq!(reader.group(&mut [[0; 64]]), None);
-        // A table that has more words than fit is none.
+        // The tile has no second block.
+        assert!(reader.read_mcu(&mut [[0; 64]]).is_none() || reader.unread_bits().is_none());
+        // 011 00: a DC of 2 bits, -3. Then 111, which is no code.
+        reader.start_tile(&[0b0110_0111, 0xFF, 0x00, 0xFF, 0x00]);
+        assert_eq!(reader.read_mcu(&mut [[0; 64]]), None);
+        // A table with more codes than their lengths allow is refused.
         let mut broken = header();
         (broken[20], broken[22]) = (3, 2);
-        assert!(reader.start(&broken).is_none());
+        assert!(reader.read_tables(&broken).is_none());
     }
 }

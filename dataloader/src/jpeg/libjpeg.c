@@ -38,8 +38,8 @@ struct jpeg_marker_reader {
   unsigned int discarded_bytes;
 };
 
-/* Fills the next `count` blocks, which are zero before; returns 0 if the data are broken. */
-typedef int read_group(void *reader, JBLOCK *blocks, int count);
+/* Reads the next MCU: `count` blocks, which are zero before; returns 0 if the data are broken. */
+typedef int read_mcu(void *reader, JBLOCK *blocks, int count);
 
 /* Appends `length` bytes to `to`. */
 typedef void append(void *to, const unsigned char *bytes, size_t length);
@@ -52,7 +52,7 @@ struct codinet_jpeg {
   struct jpeg_progress_mgr progress;
   struct jpeg_destination_mgr destination;
   jpeg_marker_parser_method read_restart_marker;
-  read_group *read_group;
+  read_mcu *read_mcu;
   void *reader;
   append *append;
   void *append_to;
@@ -69,7 +69,7 @@ struct codinet_frame {
   unsigned height;
   int colour_space; /* a J_COLOR_SPACE */
   int progressive;
-  unsigned block_width; /* of a block of all components, in pixels: where a crop may begin */
+  unsigned mcu_width; /* of a minimum coded unit, in pixels: a crop begins at a multiple of it */
   unsigned components;
   unsigned sampling[4][2]; /* each component's factors, horizontal and vertical */
   size_t length;           /* of the header, with the first SOS */
@@ -203,7 +203,7 @@ int codinet_jpeg_read_header(struct codinet_jpeg *jpeg, struct codinet_frame *fr
   frame->colour_space = source->jpeg_color_space;
   frame->progressive = source->progressive_mode;
   /* As jpeg_crop_scanline aligns. */
-  frame->block_width = DCTSIZE * (source->num_components == 1 ? 1 : source->max_h_samp_factor);
+  frame->mcu_width = DCTSIZE * (source->num_components == 1 ? 1 : source->max_h_samp_factor);
   frame->length = jpeg->length - source->src->bytes_in_buffer;
   frame->components = source->num_components; /* 4 at most: others have no known colour space */
   for (int i = 0; i < source->num_components; i++) {
@@ -232,21 +232,21 @@ int codinet_jpeg_start(struct codinet_jpeg *jpeg, int channels, unsigned denomin
   return 0;
 }
 
-static boolean decode_group(j_decompress_ptr source, JBLOCKROW *blocks)
+static boolean decode_mcu(j_decompress_ptr source, JBLOCKROW *blocks)
 {
   struct codinet_jpeg *jpeg = source->client_data;
-  /* The blocks of a group lie one after another, which decompress_onepass relies on, too. */
-  if (!jpeg->read_group(jpeg->reader, blocks[0], source->blocks_in_MCU))
+  /* The blocks of an MCU lie one after another, which decompress_onepass relies on, too. */
+  if (!jpeg->read_mcu(jpeg->reader, blocks[0], source->blocks_in_MCU))
     stop(jpeg, BROKEN, "Corrupt JPEG data in a tile");
   return TRUE;
 }
 
 /* Coefficients come from `read` from now on, not from the file. Between start and the first rows of a baseline JPEG. */
-void codinet_jpeg_read_groups_by(struct codinet_jpeg *jpeg, read_group *read, void *reader)
+void codinet_jpeg_replace_entropy_decoder(struct codinet_jpeg *jpeg, read_mcu *read, void *reader)
 {
-  jpeg->read_group = read;
+  jpeg->read_mcu = read;
   jpeg->reader = reader;
-  jpeg->source.entropy->decode_mcu = decode_group;
+  jpeg->source.entropy->decode_mcu = decode_mcu;
 }
 
 /* Decodes only the columns from `left`, which moves to where decoding can begin, on; `width` grows by as much. Between
@@ -328,8 +328,8 @@ static void finish_output(j_compress_ptr target)
   jpeg->append(jpeg->append_to, jpeg->output_buffer, OUTPUT_BUFFER_SIZE - target->dest->free_in_buffer);
 }
 
-/* Writes the same coefficients as a baseline JPEG with optimised Huffman tables, a restart marker every `interval` blocks
- * of all components (0: none), and no other metadata, by `append`. After read_header. */
+/* Writes the same coefficients as a baseline JPEG with optimised Huffman tables, a restart marker every `interval` MCUs
+ * (0: none), and no metadata, by `append`. After read_header. */
 int codinet_jpeg_transcode(struct codinet_jpeg *jpeg, unsigned interval, append *append, void *append_to)
 {
   j_compress_ptr target = &jpeg->target;

@@ -11,6 +11,7 @@ use std::slice;
 use turbojpeg_sys as _;
 
 use super::bits::Block;
+use crate::buffer;
 use crate::region::Region;
 
 /// Why a JPEG can't be decoded.
@@ -22,12 +23,12 @@ pub(crate) enum Fault {
     Unsupported(String),
 }
 
-/// What a pixel is made of.
+/// The channels of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pixel {
     Grey = 1,
     Rgb = 3,
-    /// As in the file: Adobe's programs store 255 − ink.
+    /// As stored in the file; Adobe's programs store 255 − ink.
     Cmyk = 4,
 }
 
@@ -53,12 +54,12 @@ pub(crate) struct Frame {
     pub width: u32,
     pub height: u32,
     pub colours: Colours,
-    /// Width of a block of all components, in pixels. A region that isn't as wide as the image begins at a multiple of it.
-    pub block: u32,
-    /// Scans refine the picture step by step. Where some are missing, blocks are smoothed by two neighbours on each side.
+    /// Width of an MCU in pixels. A region that isn't as wide as the image begins at a multiple of it.
+    pub mcu_width: u32,
+    /// Whether scans refine the picture step by step. If some are missing, libjpeg smooths blocks by their neighbours.
     pub progressive: bool,
-    /// How many samples a chroma component has for one of luma: one in `.0` columns, one in `.1` rows. `None` for grey
-    /// images and where the two chroma components differ.
+    /// Luma samples for each chroma sample, in a row and in a column. `None` for grey images, and if the two chroma
+    /// components differ.
     pub subsampling: Option<(u32, u32)>,
 }
 
@@ -70,7 +71,7 @@ struct RawFrame {
     height: c_uint,
     colour_space: c_int,
     progressive: c_int,
-    block_width: c_uint,
+    mcu_width: c_uint,
     components: c_uint,
     sampling: [[c_uint; 2]; 4],
     length: usize,
@@ -92,7 +93,7 @@ impl RawFrame {
             width: self.width,
             height: self.height,
             colours,
-            block: self.block_width,
+            mcu_width: self.mcu_width,
             progressive: self.progressive != 0,
             subsampling: regular.then(|| (luma[0] / blue[0], luma[1] / blue[1])),
         }
@@ -105,7 +106,7 @@ struct RawJpeg {
     _opaque: [u8; 0],
 }
 
-type ReadGroup = unsafe extern "C" fn(reader: *mut c_void, blocks: *mut Block, count: c_int) -> c_int;
+type ReadMcu = unsafe extern "C" fn(reader: *mut c_void, blocks: *mut Block, count: c_int) -> c_int;
 type Append = unsafe extern "C" fn(to: *mut c_void, bytes: *const c_uchar, length: usize);
 
 unsafe extern "C" {
@@ -119,7 +120,7 @@ unsafe extern "C" {
         denominator: c_uint,
         size: *mut c_uint,
     ) -> c_int;
-    fn codinet_jpeg_read_groups_by(jpeg: *mut RawJpeg, read: ReadGroup, reader: *mut c_void);
+    fn codinet_jpeg_replace_entropy_decoder(jpeg: *mut RawJpeg, read: ReadMcu, reader: *mut c_void);
     fn codinet_jpeg_crop(jpeg: *mut RawJpeg, left: *mut c_uint, width: *mut c_uint) -> c_int;
     fn codinet_jpeg_skip(jpeg: *mut RawJpeg, rows: c_uint) -> c_int;
     fn codinet_jpeg_read(jpeg: *mut RawJpeg, pixels: *mut c_uchar, size: usize) -> c_int;
@@ -183,7 +184,7 @@ impl<'a> Jpeg<'a> {
         self.check(started).map(|()| size)
     }
 
-    /// Decodes `width` columns from `left` on, which must be a multiple of a block; called after `start`.
+    /// Decodes `width` columns from `left` on, which must be a multiple of the MCU width; called after `start`.
     fn crop(&mut self, left: u32, width: u32) -> Result<(), Fault> {
         let mut cropped = (left, width);
         // SAFETY: a living object that has been started and has read no row.
@@ -218,9 +219,9 @@ fn has_end(scans: &[u8]) -> bool {
     memchr::memrchr_iter(0xD9, scans).any(|at| at > 0 && scans[at - 1] == 0xFF)
 }
 
-/// Makes `pixels` as long as an output of this size. Contents that were there stay: the caller overwrites them.
+/// Makes `pixels` as long as an output of this size, with any contents.
 fn resize(pixels: &mut Vec<u8>, width: u32, height: u32, channels: u32) {
-    pixels.resize(width as usize * height as usize * channels as usize, 0);
+    buffer::resize(pixels, width as usize * height as usize * channels as usize);
 }
 
 /// Reads a header, and refuses kinds of JPEGs that aren't decoded.
@@ -228,7 +229,7 @@ pub(crate) fn read_header(encoded: &[u8]) -> Result<Frame, Fault> {
     Jpeg::open(encoded).map(|jpeg| jpeg.frame)
 }
 
-/// Replaces the contents of `pixels` by `region` of the image. Its left edge is a multiple of the frame's block, or the
+/// Replaces the contents of `pixels` by `region` of the image. Its left edge is a multiple of the frame's MCU width, or the
 /// region is as wide as the image. Damage below the region is not seen where the JPEG has a single scan.
 pub(crate) fn decode(
     encoded: &[u8],
@@ -256,8 +257,8 @@ pub(crate) fn decode(
 }
 
 /// Replaces the contents of `pixels` by a picture of `size` (width, height), which `header` describes, from SOI to SOS and
-/// EOI. Its coefficients are read by `read`, group by group: all components' blocks, which are zero before; it returns
-/// false where they are broken.
+/// EOI. `read` reads its coefficients, MCU by MCU: all components' blocks, which are zero before. It returns false if they
+/// are broken.
 pub(crate) fn decode_blocks<F: FnMut(&mut [Block]) -> bool>(
     header: &[u8],
     (width, height): (u32, u32),
@@ -283,13 +284,13 @@ pub(crate) fn decode_blocks<F: FnMut(&mut [Block]) -> bool>(
         return Err(Fault::Broken(format!("a header of {size:?}, not of {width}x{height} pixels")));
     }
     // SAFETY: a living object that has been started and has read no row; `read` outlives it, and `call` takes its type.
-    unsafe { codinet_jpeg_read_groups_by(jpeg.raw.as_ptr(), call::<F>, (&raw mut read).cast()) };
+    unsafe { codinet_jpeg_replace_entropy_decoder(jpeg.raw.as_ptr(), call::<F>, (&raw mut read).cast()) };
     resize(pixels, size[0], size[1], size[2]);
     jpeg.read(pixels)
 }
 
-/// Decodes an image at an eighth of its size, which is little but reading its bits: libjpeg-turbo can't decode the whole of
-/// it faster. False where it isn't a JPEG that can be decoded.
+/// Decodes an image at an eighth of its size, which takes little but its entropy decoding: libjpeg-turbo can't decode a whole
+/// image faster. Returns false if it isn't a JPEG that can be decoded.
 pub fn entropy_decode(encoded: &[u8], pixels: &mut Vec<u8>) -> bool {
     let mut decode = || {
         let mut jpeg = Jpeg::open(encoded)?;
@@ -302,8 +303,8 @@ pub fn entropy_decode(encoded: &[u8], pixels: &mut Vec<u8>) -> bool {
     decode().is_ok()
 }
 
-/// The same coefficients as a baseline JPEG with optimised Huffman tables, a restart marker every `interval` blocks of all
-/// components, and nothing but the picture.
+/// The same coefficients as a baseline JPEG with optimised Huffman tables, a restart marker every `interval` MCUs, and no
+/// metadata.
 pub(crate) fn transcode(encoded: &[u8], interval: u16) -> Result<Vec<u8>, Fault> {
     unsafe extern "C" fn append(to: *mut c_void, bytes: *const c_uchar, length: usize) {
         // SAFETY: `to` is `made` below, which nobody else uses during the call.

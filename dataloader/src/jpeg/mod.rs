@@ -1,6 +1,6 @@
-//! JPEGs decoded in part. A crop needs a part of the picture only, and most of a decoder's time goes into bits that
-//! follow one another without a mark between them: to come to the lower right corner, all before it has to be read. A
-//! *tiled* JPEG has restart markers every few blocks, at which reading can begin; see [`tile`].
+//! Partial decoding of JPEGs. A crop needs only a part of the picture, but a JPEG's bits can be read only from the start:
+//! the lower right corner takes all bits before it. A *tiled* JPEG has restart markers every few blocks, from which
+//! decoding can start; see [`tile`].
 
 mod bits;
 pub(crate) mod libjpeg;

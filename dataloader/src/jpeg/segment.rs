@@ -2,40 +2,40 @@
 //!
 //! Source: ITU-T T.81, B.1.1.
 
-/// A marker with what belongs to it.
+/// A marker and its contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segment<'a> {
     pub(super) marker: u8,
-    /// What follows the length.
+    /// The bytes after the length.
     pub(super) body: &'a [u8],
-    /// Where the body begins in the file.
+    /// Position of the body in the file.
     pub(super) start: usize,
 }
 
 impl Segment<'_> {
-    /// Where the next segment, or after SOS the picture, begins in the file.
+    /// Position in the file of the next segment, or after SOS of the compressed data.
     pub(super) fn end(&self) -> usize {
         self.start + self.body.len()
     }
 }
 
-/// The segments of `encoded` after SOI, up to and with SOS; `None` in the place of one that isn't there whole, or of a
-/// marker that has no place before a scan.
-pub(super) fn iterate(encoded: &[u8]) -> impl Iterator<Item = Option<Segment<'_>>> {
+/// The segments of `encoded` after SOI, up to SOS, which is the last. `None` for a segment that is cut off, or a marker that
+/// may not precede a scan; it is the last item.
+pub(super) fn read_segments(encoded: &[u8]) -> impl Iterator<Item = Option<Segment<'_>>> {
     let mut at = encoded.starts_with(&[0xFF, 0xD8]).then_some(2);
     let mut ended = false;
     std::iter::from_fn(move || {
         if ended {
             return None;
         }
-        let segment = at.and_then(|at| read(encoded, at));
+        let segment = at.and_then(|at| read_segment(encoded, at));
         at = segment.map(|segment| segment.end());
         ended = segment.is_none_or(|segment| segment.marker == 0xDA);
         Some(segment)
     })
 }
 
-fn read(encoded: &[u8], mut at: usize) -> Option<Segment<'_>> {
+fn read_segment(encoded: &[u8], mut at: usize) -> Option<Segment<'_>> {
     let marker = loop {
         match *encoded.get(at..at + 2)? {
             [0xFF, 0xFF] => at += 1, // a fill byte

@@ -1,4 +1,4 @@
-//! A tile's pixels are those of the whole image, to the bit.
+//! Tiles and regions have the pixels of the whole image, to the bit.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,9 @@ fn picture(width: usize, height: usize) -> Vec<u8> {
     let mut rng = stream(Domain::View, 7, width as u64, height as u64, 0);
     let noise: Vec<u8> = (0..width * height * 3).map(|_| (rng.next_u32() >> 26) as u8).collect();
     let wave = |i: usize| {
-        let (x, y, c) = (i / 3 % width, i / 3 / width, i % 3);
+        let x = i / 3 % width;
+        let y = i / 3 / width;
+        let c = i % 3;
         (96.0 + 80.0 * ((x * (c + 2)) as f64 * 0.09 + y as f64 * 0.13).sin()) as u8
     };
     noise.iter().enumerate().map(|(i, noise)| wave(i) + noise).collect()
@@ -48,7 +50,7 @@ impl Source {
     }
 }
 
-/// All pixels, by libjpeg-turbo alone.
+/// Width, height and all pixels, by libjpeg-turbo without tiles.
 fn whole(encoded: &[u8]) -> (usize, usize, Vec<u8>) {
     let frame = libjpeg::read_header(encoded).unwrap();
     let region = Region::whole(frame.width, frame.height);
@@ -57,7 +59,7 @@ fn whole(encoded: &[u8]) -> (usize, usize, Vec<u8>) {
     (frame.width as usize, frame.height as usize, pixels)
 }
 
-/// Rows of `region` in `pixels`, which has `shown`.
+/// Rows of `region` in `pixels`, which are those of `shown`.
 fn rows(pixels: &[u8], shown: Region, region: Region) -> impl Iterator<Item = &[u8]> {
     let Region { left, top, width, height } = region;
     let at = move |y: u32| 3 * ((y - shown.top) * shown.width + left - shown.left) as usize;
@@ -75,17 +77,17 @@ fn same(a: &[u8], shown: Region, b: &[u8], whole: Region, region: Region) -> boo
 const SAMPLINGS: [Subsamp; 6] =
     [Subsamp::None, Subsamp::Sub2x2, Subsamp::Sub2x1, Subsamp::Sub1x2, Subsamp::Sub4x1, Subsamp::Gray];
 
-/// Every crop of small images, in the smallest tiles there are.
+/// All crops of small images, with the smallest tiles.
 #[test]
-fn every_crop_of_small_images_is_the_whole_ones() {
+fn every_crop_of_small_images_equals_whole() {
     for (i, sampling) in SAMPLINGS.into_iter().enumerate() {
         for (width, height) in [[(48, 48), (33, 17)], [(48, 41), (47, 33)], [(41, 47), (31, 32)]][i % 3] {
             let encoded = source(width, height, sampling).encode();
             let (_, _, expected) = whole(&encoded);
             let tiled = libjpeg::transcode(&encoded, 1).unwrap();
-            assert_eq!(whole(&tiled).2, expected, "the transcoded file itself");
+            assert_eq!(whole(&tiled).2, expected, "the transcoded file");
             let mut tiles = Tiles::default();
-            assert!(tiles.find(&tiled));
+            assert!(tiles.find_tiles(&tiled));
             let mut decoded = HashMap::new();
             let mut crops = 0;
             for (left, top) in (0..width as u32).flat_map(|x| (0..height as u32).map(move |y| (x, y))) {
@@ -93,7 +95,7 @@ fn every_crop_of_small_images_is_the_whole_ones() {
                     (left + 1..=width as u32).flat_map(|x| (top + 1..=height as u32).map(move |y| (x, y)))
                 {
                     let region = Region { left, top, width: right - left, height: bottom - top };
-                    let span = tiles.span(region);
+                    let span = tiles.cover(region);
                     let (shown, pixels) = decoded.entry(span).or_insert_with(|| {
                         let mut pixels = Vec::new();
                         let shown = tiles.decode(&tiled, span, Pixel::Rgb, &mut pixels).unwrap();
@@ -111,15 +113,17 @@ fn every_crop_of_small_images_is_the_whole_ones() {
     }
 }
 
-/// Crops at random of photographs' sizes, from tiles and, where there are none, from rows; progressive and
-/// arithmetic-coded sources too. Each has crops at the right and bottom edges.
+/// Random crops of images as large as photographs, from tiles and from rows; also of progressive and arithmetic-coded
+/// images. Some crops lie at the right and bottom edges.
 #[test]
-fn crops_of_large_images_are_the_whole_ones() {
+fn crops_of_large_images_equal_whole() {
     let kinds = [(false, false), (true, false), (false, true)];
     let sizes =
         [(500, 375), (375, 500), (490, 366), (333, 500), (640, 427), (257, 129), (64, 64), (300, 225)];
-    let (mut decoder, mut pixels, mut crops, mut tiled_columns) =
-        (Decoder::new(), Vec::new(), 0, std::collections::BTreeSet::new());
+    let mut decoder = Decoder::new();
+    let mut pixels = Vec::new();
+    let mut crops = 0;
+    let mut tiled_columns = std::collections::BTreeSet::new();
     for (i, (width, height)) in sizes.into_iter().enumerate() {
         for sampling in [SAMPLINGS[i % 6], Subsamp::Sub2x2] {
             let (progressive, arithmetic) = kinds[i % 3];
@@ -127,8 +131,8 @@ fn crops_of_large_images_are_the_whole_ones() {
             let (_, _, expected) = whole(&encoded);
             let tiled = tile::transcode(&encoded).expect("it tiles");
             let mut tiles = Tiles::default();
-            assert!(tiles.find(&tiled) && !tiles.find(&encoded));
-            let ordinary = !progressive && !arithmetic; // what shards hold mostly: tiles cost no space there
+            assert!(tiles.find_tiles(&tiled) && !tiles.find_tiles(&encoded));
+            let ordinary = !progressive && !arithmetic; // most images in shards, which tiles don't enlarge
             assert!(
                 !ordinary || tiled.len() < encoded.len() * 102 / 100,
                 "{} of {}",
@@ -165,9 +169,9 @@ fn crops_of_large_images_are_the_whole_ones() {
     assert!(crops >= 10_000 && tiled_columns.len() > 20, "{crops}, {tiled_columns:?}");
 }
 
-/// Decoders smooth what progressive files without their last scans leave open, across blocks.
+/// Progressive files without their last scans, whose blocks libjpeg smooths by their neighbours.
 #[test]
-fn crops_of_incomplete_images_are_the_whole_ones() {
+fn crops_of_incomplete_images_equal_whole() {
     for sampling in SAMPLINGS {
         let encoded = Source { progressive: true, ..source(161, 117, sampling) }.encode();
         let scans: Vec<usize> =
@@ -176,10 +180,12 @@ fn crops_of_incomplete_images_are_the_whole_ones() {
         let (_, _, expected) = whole(&incomplete);
         assert_ne!(expected, whole(&encoded).2);
         assert!(tile::transcode(&encoded).is_some() && tile::transcode(&incomplete).is_none());
-        let (mut decoder, mut pixels) = (Decoder::new(), Vec::new());
+        let mut decoder = Decoder::new();
+        let mut pixels = Vec::new();
         let header = decoder.header(&incomplete).unwrap();
         for k in 0..500u32 {
-            let (left, top) = (k * 37 % 150, k * 53 % 110);
+            let left = k * 37 % 150;
+            let top = k * 53 % 110;
             let region = Region { left, top, width: 1 + k % (161 - left), height: 1 + k % (117 - top) };
             let shown =
                 decoder.decode_region(&incomplete, &header, Channels::Rgb, region, &mut pixels).unwrap();
@@ -192,10 +198,10 @@ fn crops_of_incomplete_images_are_the_whole_ones() {
 }
 
 #[test]
-fn what_is_no_tiled_jpeg_is_not_taken_for_one() {
+fn jpeg_with_missing_or_wrong_markers_is_not_tiled() {
     let encoded = source(200, 100, Subsamp::Sub2x2).encode();
     let tiled = tile::transcode(&encoded).unwrap();
-    let found = |bytes: &[u8]| Tiles::default().find(bytes);
+    let found = |bytes: &[u8]| Tiles::default().find_tiles(bytes);
     assert!(found(&tiled) && found(&[&tiled[..], b"after the end"].concat()));
     assert!((0..tiled.len()).all(|length| !found(&tiled[..length])), "cut short");
     let marker =
@@ -209,16 +215,18 @@ fn what_is_no_tiled_jpeg_is_not_taken_for_one() {
     assert!(!found(b"") && !found(b"\xFF\xD8") && !found(b"\x89PNG"));
 }
 
-/// Broken headers and data give errors or other pictures, never a panic or a read outside; bytes change at random.
+/// Random changes of bytes give errors or other pixels, never a panic or an access out of bounds.
 #[test]
-fn hostile_bytes_do_no_harm() {
+fn random_changes_give_errors_or_other_pixels() {
     let tiled = tile::transcode(&source(130, 70, Subsamp::Sub2x2).encode()).unwrap();
     let mut rng = stream(Domain::View, 9, 0, 0, 0);
-    let (mut decoder, mut pixels, mut survived) = (Decoder::new(), Vec::new(), 0);
+    let mut decoder = Decoder::new();
+    let mut pixels = Vec::new();
+    let mut decoded_files = 0;
     for _ in 0..5_000 {
         let mut bytes = tiled.clone();
         for _ in 0..1 + draw_below(&mut rng, 3) {
-            // Mostly in the header, where structure is.
+            // Mostly in the header.
             let most = if draw_below(&mut rng, 4) > 0 { 640.min(bytes.len()) } else { bytes.len() };
             let at = draw_below(&mut rng, most as u32) as usize;
             match draw_below(&mut rng, 4) {
@@ -235,11 +243,11 @@ fn hostile_bytes_do_no_harm() {
         let ((left, width), (top, height)) = (part(header.width), part(header.height));
         let region = Region { left, top, width, height };
         let decoded = decoder.decode_region(&bytes, &header, Channels::Rgb, region, &mut pixels);
-        survived += u32::from(decoded.is_ok());
+        decoded_files += u32::from(decoded.is_ok());
         let _ = tile::transcode(&bytes);
-        // What is wrong with one image is none of the next one's concern.
+        // A broken image leaves nothing behind that breaks the next.
         let sound = decoder.header(&tiled).unwrap();
         decoder.decode(&tiled, &sound, Channels::Rgb, &mut pixels).unwrap();
     }
-    assert!(survived > 100, "{survived}: nothing was decoded");
+    assert!(decoded_files > 100, "{decoded_files}");
 }

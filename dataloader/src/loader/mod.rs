@@ -35,6 +35,8 @@ pub struct LoaderSpec {
     pub channels: usize,
     /// M, the views of each sample.
     pub views: usize,
+    /// Limit of an image's pixels; a larger image is bad. See [`DEFAULT_MAX_PIXELS`](crate::DEFAULT_MAX_PIXELS).
+    pub max_pixels: u64,
     /// Seed of the crops and flips.
     pub seed: u64,
     /// Decode threads.
@@ -234,12 +236,13 @@ struct Worker {
 
 impl Worker {
     fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Worker {
+        let max_pixels = spec.max_pixels;
         Worker {
             dataset,
             spec,
             channels,
             view_bytes,
-            decoder: Decoder::new(),
+            decoder: Decoder::with_max_pixels(max_pixels),
             renderer: Renderer::new(),
             augmenter: Augmenter::new(),
             encoded: Vec::new(),
@@ -271,7 +274,7 @@ impl Worker {
         }
         self.regions.clear();
         self.regions.extend(self.views.iter().map(|view| view.region));
-        self.decoder.share(&header, &self.regions, &mut self.groups, &mut self.group_of);
+        self.decoder.group_regions(&header, &self.regions, &mut self.groups, &mut self.group_of);
         for (group, &region) in self.groups.iter().enumerate() {
             let shown = self.decoder.decode_region(
                 &self.encoded,

@@ -10,7 +10,7 @@
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::decode::MOST_PIXELS;
+use crate::decode::DEFAULT_MAX_PIXELS;
 use crate::error::{BadImage, Error, Result};
 use crate::random::{draw_below, draw_uniform, draw_unit};
 use crate::region::Region;
@@ -191,12 +191,12 @@ fn scale_shorter_side(width: u32, height: u32, shorter: u32) -> Result<(u32, u32
     let short = width.min(height);
     let long = width.max(height);
     let longer = u64::from(shorter) * u64::from(long) / u64::from(short).max(1);
-    if longer * u64::from(shorter) > MOST_PIXELS {
+    if longer * u64::from(shorter) > DEFAULT_MAX_PIXELS {
         return Err(BadImage(format!(
             "{width}x{height} pixels are too narrow to resize to {shorter}; replace the image"
         )));
     }
-    let longer = longer as u32; // no larger than MOST_PIXELS
+    let longer = longer as u32; // no larger than DEFAULT_MAX_PIXELS
     Ok(if width <= height { (shorter, longer) } else { (longer, shorter) })
 }
 

@@ -1,5 +1,6 @@
 //! `codinet-data bench`.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,12 +8,12 @@ use clap::Args;
 use codinet_dataloader::random::{self, Domain};
 use codinet_dataloader::transform::{Renderer, View};
 use codinet_dataloader::{
-    Augment, BadImage, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Loader, LoaderSpec,
-    OnBadSample, Result, Transform, jpeg,
+    Augment, BadImage, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Error, Loader, LoaderSpec,
+    OnBadSample, Region, Result, Transform, jpeg,
 };
 
 use super::progress::ProgressMeter;
-use super::{Shards, print};
+use super::{ImageLimit, Shards, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,9 @@ Examples:
 pub struct Arguments {
     #[command(flatten)]
     shards: Shards,
+
+    #[command(flatten)]
+    limit: ImageLimit,
 
     /// Decode threads of the loader; the stages are timed on one.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -41,15 +45,15 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 
-    /// How often the loader goes through the data, after once to warm up.
+    /// Measured epochs of the loader, after one to warm up.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..1000))]
     epochs: u64,
 
-    /// Turns each batch to normalised floats as well, on the thread that takes it.
+    /// Also converts each batch to normalised floats, on the consumer's thread.
     #[arg(long)]
     floats: bool,
 
-    /// Times the loader alone, and prints samples per second alone.
+    /// Times only the loader, and prints only its samples per second.
     #[arg(long)]
     brief: bool,
 }
@@ -64,14 +68,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     transform().check(arguments.image_size)?;
     let dataset = Arc::new(Dataset::open(&arguments.shards.shards)?);
     if arguments.brief {
-        print(&format!("{:.1}\n", loader(&dataset, arguments)?));
+        let speed = time_loader(&dataset, arguments)?;
+        print(&format!("{:.1}\n", speed.samples_per_second));
+        report_bad(speed.bad, &dataset);
         return Ok(());
     }
     let stages = Stages::time(&dataset, arguments)?;
-    let samples = dataset.len() as f64;
+    let samples = stages.samples as f64;
     let mut text = format!(
         "{} samples, {:.1} kB each, {:.0} % of them tiled; {} view(s) of {} px\n\nstage, one thread         samples/s   ms/sample\n",
-        dataset.len(),
+        stages.samples,
         stages.bytes as f64 / samples / 1e3,
         100.0 * stages.tiled as f64 / samples,
         arguments.views,
@@ -81,28 +87,55 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let each = time.as_secs_f64() / samples;
         text += &format!("{name:<24} {:>10.0}  {:>10.3}\n", 1.0 / each, 1e3 * each);
     };
-    row("read", stages.read);
-    row("entropy decoding, whole", stages.entropy);
-    row("decode, whole", stages.whole);
-    row("decode, what is shown", stages.shown);
-    row("resize and flip", stages.render);
-    row("read, decode, resize", stages.read + stages.shown + stages.render);
-    let rate = loader(&dataset, arguments)?;
+    let Times { read, entropy, whole, regions, render } = stages.times;
+    row("read", read);
+    row("entropy decoding, whole", entropy);
+    row("decode, whole", whole);
+    row("decode, what is shown", regions);
+    row("resize and flip", render);
+    row("read, decode, resize", read + regions + render);
+    let speed = time_loader(&dataset, arguments)?;
+    let rate = speed.samples_per_second;
     let images = rate * arguments.views as f64;
     text +=
         &format!("\nloader, {} thread(s): {rate:.1} samples/s, {images:.1} images/s\n", arguments.threads);
     print(&text);
+    report_bad(speed.bad, &dataset);
     Ok(())
 }
 
-/// Samples a second of the loader as training uses it, over all epochs but the first.
-fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
+/// Says on stderr how many samples had no part in the measurement.
+fn report_bad(bad: usize, dataset: &Dataset) {
+    if bad > 0 {
+        eprintln!(
+            "{bad} of {} samples are bad and were left out; codinet-data verify lists them",
+            dataset.len()
+        );
+    }
+}
+
+/// The error of a dataset without a good sample.
+fn all_bad(dataset: &Dataset, path: &str, first: &dyn Display) -> Error {
+    let what = format!("all {} samples are bad, the first because of: {first}", dataset.len());
+    Error::Malformed { path: path.into(), what }
+}
+
+/// The speed of the loader.
+struct LoaderSpeed {
+    samples_per_second: f64,
+    /// Samples that can't be used.
+    bad: usize,
+}
+
+/// Times the loader as training uses it, over all epochs but the first.
+fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSpeed> {
     let Arguments { threads, views, image_size, batch, epochs, .. } = *arguments;
     let spec = LoaderSpec {
         transform: transform(),
         image_size,
         channels: 3,
         views,
+        max_pixels: arguments.limit.max_pixels,
         seed: 0,
         threads,
         prefetch: 3,
@@ -119,16 +152,21 @@ fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
         batches
     });
     let mut loader = Loader::new(dataset.clone(), spec, plan)?;
-    let (mut start, mut served) = (Instant::now(), 0);
+    let mut start = Instant::now();
+    let mut served = 0;
+    let mut bad = Vec::new();
     let mut floats = Vec::new();
-    let (meter, all) = (ProgressMeter::new()?, (epochs + 1) * len as u64);
+    let meter = ProgressMeter::new()?;
+    let total = (epochs + 1) * len as u64;
     while let Some(batch) = loader.next() {
-        let batch = batch?;
-        match batch.epoch {
-            0 => start = Instant::now(),
-            _ => served += batch.samples.len(),
+        let mut batch = batch?;
+        if batch.epoch == 0 {
+            start = Instant::now();
+            bad.append(&mut batch.bad);
+        } else {
+            served += batch.samples.len();
         }
-        meter.update(len as u64 + served as u64, all, None);
+        meter.update(len as u64 + served as u64, total, None);
         if arguments.floats {
             normalise(&batch.images, &mut floats);
             std::hint::black_box(&floats);
@@ -136,79 +174,144 @@ fn loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<f64> {
         loader.recycle(batch);
     }
     meter.finish();
-    Ok(served as f64 / start.elapsed().as_secs_f64())
+    if let Some(first) = bad.first().filter(|_| bad.len() == len) {
+        return Err(all_bad(dataset, &arguments.shards.shards, &first.reason));
+    }
+    Ok(LoaderSpeed { samples_per_second: served as f64 / start.elapsed().as_secs_f64(), bad: bad.len() })
 }
 
 /// u8 `[…, 3]` → (x/255 − mean)/std, with ImageNet's.
 fn normalise(images: &[u8], floats: &mut Vec<f32>) {
     const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
     const STD: [f32; 3] = [0.229, 0.224, 0.225];
-    let (scale, shift) = (STD.map(|std| 1.0 / (255.0 * std)), [0, 1, 2].map(|c| -MEAN[c] / STD[c]));
+    let scale = STD.map(|std| 1.0 / (255.0 * std));
+    let shift = [0, 1, 2].map(|c| -MEAN[c] / STD[c]);
     floats.clear();
     let pixels = images.as_chunks::<3>().0.iter();
     floats.extend(pixels.flat_map(|pixel| [0, 1, 2].map(|c| f32::from(pixel[c]) * scale[c] + shift[c])));
 }
 
-/// Time and bytes of all samples, one after another.
-#[derive(Default)]
-struct Stages {
-    bytes: usize,
-    tiled: usize,
+/// Times of the stages of one sample, or of several in sum.
+#[derive(Default, Clone, Copy)]
+struct Times {
     read: Duration,
     entropy: Duration,
     whole: Duration,
-    shown: Duration,
+    regions: Duration,
     render: Duration,
+}
+
+/// The stages of all good samples, one after another.
+#[derive(Default)]
+struct Stages {
+    samples: usize,
+    bytes: usize,
+    tiled: usize,
+    times: Times,
 }
 
 impl Stages {
     fn time(dataset: &Dataset, arguments: &Arguments) -> Result<Stages> {
-        let Arguments { views, image_size, .. } = *arguments;
-        let (mut decoder, mut renderer) = (Decoder::new(), Renderer::new());
-        let (mut encoded, mut pixels) = (Vec::new(), Vec::new());
-        let (mut groups, mut group_of) = (Vec::new(), Vec::new());
-        let mut out = vec![0; image_size as usize * image_size as usize * 3];
+        let mut timer = StageTimer::new(arguments);
         let mut stages = Stages::default();
+        let mut first_bad = None;
         let meter = ProgressMeter::new()?;
         for sample in 0..dataset.len() {
             meter.update(sample as u64, dataset.len() as u64, None);
-            let mut start = Instant::now();
-            let mut lap = |stage: &mut Duration| {
-                *stage += start.elapsed();
-                start = Instant::now();
-            };
-            let info = dataset.read(sample, &mut encoded)?;
-            lap(&mut stages.read);
-            jpeg::entropy_decode(&encoded, &mut pixels);
-            lap(&mut stages.entropy);
-            let mut rest = || {
-                let header = decoder.header(&encoded)?;
-                decoder.decode(&encoded, &header, Channels::Rgb, &mut pixels)?;
-                lap(&mut stages.whole);
-                let header = decoder.header(&encoded)?;
-                let draw = |view| {
-                    let mut rng = random::stream(Domain::View, 0, 0, sample as u64, view);
-                    transform().draw_view(header.width, header.height, image_size, &mut rng)
-                };
-                let views: Vec<View> = (0..views as u64).map(draw).collect::<Result<_, _>>()?;
-                let regions: Vec<_> = views.iter().map(|view| view.region).collect();
-                decoder.share(&header, &regions, &mut groups, &mut group_of);
-                for (group, &region) in groups.iter().enumerate() {
-                    let shown =
-                        decoder.decode_region(&encoded, &header, Channels::Rgb, region, &mut pixels)?;
-                    lap(&mut stages.shown);
-                    for (view, _) in views.iter().zip(&group_of).filter(|(_, of)| **of == group) {
-                        renderer.render(&pixels, shown, Channels::Rgb, view, image_size, &mut out)?;
-                    }
-                    lap(&mut stages.render);
+            let start = Instant::now();
+            let info = dataset.read(sample, &mut timer.encoded)?;
+            let read = start.elapsed();
+            match timer.time_sample(sample) {
+                Ok((times, is_tiled)) => {
+                    stages.samples += 1;
+                    stages.bytes += timer.encoded.len();
+                    stages.tiled += usize::from(is_tiled);
+                    stages.times.read += read;
+                    stages.times.entropy += times.entropy;
+                    stages.times.whole += times.whole;
+                    stages.times.regions += times.regions;
+                    stages.times.render += times.render;
                 }
-                stages.tiled += usize::from(header.is_tiled());
-                Ok(())
-            };
-            rest().map_err(|bad: BadImage| bad.in_sample(info.shard, info.key))?;
-            stages.bytes += encoded.len();
+                Err(bad) => _ = first_bad.get_or_insert_with(|| bad.in_sample(info.shard, info.key)),
+            }
         }
         meter.finish();
-        Ok(stages)
+        match first_bad {
+            Some(bad) if stages.samples == 0 => Err(all_bad(dataset, &arguments.shards.shards, &bad)),
+            _ => Ok(stages),
+        }
+    }
+}
+
+/// Decodes samples stage by stage, reusing its buffers.
+struct StageTimer {
+    views: usize,
+    image_size: u32,
+    decoder: Decoder,
+    renderer: Renderer,
+    encoded: Vec<u8>,
+    pixels: Vec<u8>,
+    view: Vec<u8>,
+    groups: Vec<Region>,
+    group_of: Vec<usize>,
+}
+
+impl StageTimer {
+    fn new(arguments: &Arguments) -> StageTimer {
+        let image_size = arguments.image_size;
+        StageTimer {
+            views: arguments.views,
+            image_size,
+            decoder: Decoder::with_max_pixels(arguments.limit.max_pixels),
+            renderer: Renderer::new(),
+            encoded: Vec::new(),
+            pixels: Vec::new(),
+            view: vec![0; image_size as usize * image_size as usize * 3],
+            groups: Vec::new(),
+            group_of: Vec::new(),
+        }
+    }
+
+    /// Times the stages of the sample in `encoded` but its reading; returns also whether the image is tiled.
+    fn time_sample(&mut self, sample: usize) -> Result<(Times, bool), BadImage> {
+        let StageTimer {
+            image_size,
+            decoder,
+            renderer,
+            encoded,
+            pixels,
+            view: view_buf,
+            groups,
+            group_of,
+            ..
+        } = self;
+        let mut times = Times::default();
+        let mut start = Instant::now();
+        let mut lap = |stage: &mut Duration| {
+            *stage += start.elapsed();
+            start = Instant::now();
+        };
+        jpeg::entropy_decode(encoded, pixels);
+        lap(&mut times.entropy);
+        let header = decoder.header(encoded)?;
+        decoder.decode(encoded, &header, Channels::Rgb, pixels)?;
+        lap(&mut times.whole);
+        let header = decoder.header(encoded)?;
+        let draw = |view| {
+            let mut rng = random::stream(Domain::View, 0, 0, sample as u64, view);
+            transform().draw_view(header.width, header.height, *image_size, &mut rng)
+        };
+        let views: Vec<View> = (0..self.views as u64).map(draw).collect::<Result<_, _>>()?;
+        let regions: Vec<_> = views.iter().map(|view| view.region).collect();
+        decoder.group_regions(&header, &regions, groups, group_of);
+        for (group, &region) in groups.iter().enumerate() {
+            let decoded = decoder.decode_region(encoded, &header, Channels::Rgb, region, pixels)?;
+            lap(&mut times.regions);
+            for (view, _) in views.iter().zip(&*group_of).filter(|(_, of)| **of == group) {
+                renderer.render(pixels, decoded, Channels::Rgb, view, *image_size, view_buf)?;
+            }
+            lap(&mut times.render);
+        }
+        Ok((times, header.is_tiled()))
     }
 }

@@ -14,7 +14,7 @@ use codinet_dataloader::import::{
 };
 
 use super::progress::ProgressMeter;
-use super::{count_cores, print};
+use super::{ImageLimit, count_cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,7 +66,10 @@ struct ImageArguments {
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
 
-    /// Leaves out files that aren't images, and lists them in bad_imports.txt, instead of stopping at the
+    #[command(flatten)]
+    limit: ImageLimit,
+
+    /// Leaves out images that training couldn't decode, and lists them in bad_imports.txt, instead of stopping at the
     /// first.
     #[arg(long)]
     skip_bad: bool,
@@ -221,6 +224,7 @@ fn import_images(
         threads: settings.threads.unwrap_or_else(count_cores),
         tile: !settings.no_tile,
         max_side: settings.max_side,
+        max_pixels: settings.limit.max_pixels,
         skip_bad: settings.skip_bad,
     };
     let meter = ProgressMeter::new()?;

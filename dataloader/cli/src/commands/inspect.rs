@@ -12,7 +12,7 @@ use codinet_dataloader::{
     Channels, Dataset, Decoder, EpochOrder, Error, IndexState, LoaderSpec, OnBadSample, Result, Transform,
 };
 
-use super::{Shards, count_cores, print};
+use super::{ImageLimit, Shards, count_cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +24,9 @@ Examples:
 pub struct Arguments {
     #[command(flatten)]
     shards: Shards,
+
+    #[command(flatten)]
+    limit: ImageLimit,
 
     /// How many images to decode, evenly spread over the samples.
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -68,9 +71,9 @@ const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[
 pub fn run(arguments: &Arguments) -> Result<()> {
     let dataset = Dataset::open(&arguments.shards.shards)?;
     if let Some(path) = &arguments.sheet.sheet {
-        return draw_sheet(dataset, path, &arguments.sheet);
+        return draw_sheet(dataset, path, &arguments.sheet, arguments.limit.max_pixels);
     }
-    let images = decode_some(&dataset, arguments.decode)?;
+    let images = decode_some(&dataset, arguments.decode, arguments.limit.max_pixels)?;
     let mut text = String::new();
     // Writing to a String can't fail.
     let _ = describe_shards(&mut text, &dataset);
@@ -86,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn draw_sheet(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Result<()> {
+fn draw_sheet(dataset: Dataset, path: &Path, arguments: &SheetArguments, max_pixels: u64) -> Result<()> {
     let transform: Transform = serde_json::from_str(&arguments.transform)
         .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; correct the JSON")))?;
     let spec = LoaderSpec {
@@ -94,6 +97,7 @@ fn draw_sheet(dataset: Dataset, path: &Path, arguments: &SheetArguments) -> Resu
         image_size: arguments.image_size,
         channels: dataset.info().map_or(3, |info| info.channels),
         views: arguments.views.into(),
+        max_pixels,
         seed: arguments.seed,
         threads: count_cores(),
         prefetch: 2,
@@ -157,10 +161,10 @@ struct Images {
     bad: Vec<Error>,
 }
 
-fn decode_some(dataset: &Dataset, limit: usize) -> Result<Images> {
+fn decode_some(dataset: &Dataset, limit: usize, max_pixels: u64) -> Result<Images> {
     let channels = Channels::new(dataset.info().map_or(3, |info| info.channels))?;
     let mut images = Images { decoded: 0, kinds: BTreeMap::new(), bad: Vec::new() };
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::with_max_pixels(max_pixels);
     let mut encoded = Vec::new();
     let mut pixels = Vec::new();
     let count = limit.min(dataset.len());

@@ -18,6 +18,14 @@ struct Shards {
     shards: String,
 }
 
+/// The limit of an image's size.
+#[derive(clap::Args)]
+struct ImageLimit {
+    /// Limit of an image's pixels; a larger image is bad. Decoding takes 3 to 9 bytes of memory a pixel in each thread.
+    #[arg(long, value_name = "N", default_value_t = codinet_dataloader::DEFAULT_MAX_PIXELS)]
+    max_pixels: u64,
+}
+
 /// Prints to stdout. A closed pipe (`| head`) is no error.
 fn print(text: &str) {
     let mut stdout = io::stdout().lock();

@@ -4,11 +4,11 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
-use codinet_dataloader::verify::{Class, Place, Report, verify};
+use codinet_dataloader::verify::{Class, Report, SampleLocation, verify};
 use codinet_dataloader::{Dataset, Error, Result};
 
 use super::progress::ProgressMeter;
-use super::{Shards, count_cores, print};
+use super::{ImageLimit, Shards, count_cores, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,11 +21,14 @@ pub struct Arguments {
     #[command(flatten)]
     shards: Shards,
 
+    #[command(flatten)]
+    limit: ImageLimit,
+
     /// Threads that decode [default: the number of cores].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
-    /// Prints one JSON object instead of a table: all that was found.
+    /// Prints one JSON object instead of a table, with every finding.
     #[arg(long)]
     json: bool,
 }
@@ -43,7 +46,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let bytes = bytes.fetch_add(more, Ordering::Relaxed) + more;
         meter.update(samples, dataset.len() as u64, Some(bytes));
     };
-    let report = verify(&dataset, arguments.threads.unwrap_or_else(count_cores), &progress);
+    let threads = arguments.threads.unwrap_or_else(count_cores);
+    let report = verify(&dataset, threads, arguments.limit.max_pixels, &progress);
     meter.finish();
     let report = report?;
     if arguments.json {
@@ -80,21 +84,26 @@ fn describe(text: &mut String, report: &Report) -> std::fmt::Result {
     }
     if let Some(sizes) = report.sizes {
         let size = |(width, height): (u32, u32)| format!("{width}x{height}");
-        let (smallest, median, largest) = (size(sizes.smallest), size(sizes.median), size(sizes.largest));
-        writeln!(text, "sizes       smallest {smallest}, median {median}, largest {largest}")?;
+        writeln!(
+            text,
+            "sizes       smallest {}, median {}, largest {}",
+            size(sizes.smallest),
+            size(sizes.median),
+            size(sizes.largest)
+        )?;
     }
     describe_classes(text, &report.classes)?;
     writeln!(text, "turned      {} by their EXIF orientation, which training ignores", report.turned.len())?;
     for turned in report.turned.iter().take(MAX_LISTED) {
-        writeln!(text, "  {}: orientation {}", place(&turned.place), turned.orientation)?;
+        writeln!(text, "  {}: orientation {}", describe_location(&turned.location), turned.orientation)?;
     }
     writeln!(text, "duplicates  {}, {} of them with another label", report.duplicates, report.relabelled)?;
     for [first, later] in report.duplicate_examples.iter().take(MAX_LISTED) {
-        writeln!(text, "  {} is {}", place(later), place(first))?;
+        writeln!(text, "  {} is {}", describe_location(later), describe_location(first))?;
     }
     writeln!(text, "bad         {}", report.bad.len())?;
     for bad in &report.bad {
-        writeln!(text, "  {}: {}", place(&bad.place), bad.reason)?;
+        writeln!(text, "  {}: {}", describe_location(&bad.location), bad.reason)?;
     }
     Ok(())
 }
@@ -136,6 +145,11 @@ fn describe_classes(text: &mut String, classes: &[Class]) -> std::fmt::Result {
     Ok(())
 }
 
-fn place(place: &Place) -> String {
-    format!("{}, key '{}'", place.shard.display(), place.key)
+/// Names the image: its file, or its member in a shard.
+fn describe_location(location: &SampleLocation) -> String {
+    if location.shard.is_dir() {
+        location.shard.join(&location.name).display().to_string()
+    } else {
+        format!("{}: {}", location.shard.display(), location.name)
+    }
 }

@@ -1,9 +1,9 @@
-//! Where files to be read are written.
+//! The folder of the files that targets read.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-/// A folder of this process alone; in memory where the system has such a place.
+/// A folder that only this process uses; in memory if possible.
 pub static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = PathBuf::from("/dev/shm");
     let parent = if shared.is_dir() { shared } else { std::env::temp_dir() };
