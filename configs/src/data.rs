@@ -73,6 +73,7 @@ pub struct Data {
     pub prefetch: usize,
     /// Limit of an image's pixels; a larger image is bad. Decoding takes 3 to 9 bytes of memory a pixel in each decode thread,
     /// so a single image at the default limit takes up to 1.6 GB.
+    #[schemars(range(min = 1))]
     pub max_pixels: u64,
     /// What becomes of an image that can't be read or decoded; each is noted in `bad_samples.jsonl`.
     pub on_bad_sample: OnBadSample,
