@@ -210,7 +210,7 @@ fn run_directory_in_use_or_of_another_run_is_rejected() {
     assert_rejected(&mut sandbox.train_into(&branch, 1, &resume), 2, &["branch holds a run"]);
     // It may not resume past the end of its config, or with another seed.
     let shorter = [&resume[..], &["--set", "stages=[{epochs: 1}]"]].concat();
-    assert_rejected(&mut sandbox.train(2, &shorter), 4, &["stages.2", "config is over"]);
+    assert_rejected(&mut sandbox.train(2, &shorter), 4, &["stages.2", "past this config's end"]);
     let seed = [&resume[..], &["--set", "run.seed=2"]].concat();
     assert_rejected(&mut sandbox.train(2, &seed), 4, &["run.seed 1"]);
 }

@@ -210,7 +210,7 @@ fn stop_file_stops_and_the_printed_command_resumes() {
     let repeated = finish(&mut sandbox.train_into(&run, 1, &[]));
     assert_eq!(repeated.status.code(), Some(2), "a run is not overwritten by accident");
     let stderr = text(&output.stderr);
-    let resume = stderr.lines().find_map(|line| line.split_once("to go on: ")).unwrap().1;
+    let resume = stderr.lines().find_map(|line| line.split_once("to resume: ")).unwrap().1;
     assert!(resume.contains("--set stages.0.epochs=2 --resume "), "{resume}");
     succeed(Command::new("sh").args(["-c", resume]).current_dir(sandbox.folder.path()));
     assert_eq!(read_json(&run.join("summary.json"))["stages"][0]["epochs"], 2);
