@@ -14,6 +14,17 @@ pub fn allowed_cpus() -> String {
     allowed.unwrap_or_default().trim().to_owned()
 }
 
+/// How many hardware threads this process may use.
+pub fn usable_cpu_count() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get())
+}
+
+/// How many hardware threads the machine has.
+pub fn cpu_count() -> usize {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processors.lines().filter(|line| line.starts_with("processor")).count()
+}
+
 /// How many GPUs the NVIDIA driver lists.
 pub fn installed_gpus() -> usize {
     fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count())

@@ -15,6 +15,7 @@ mod load;
 mod model;
 mod objective;
 mod optim;
+pub mod probe;
 mod run;
 pub mod run_dir;
 mod stage;

@@ -6,6 +6,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+/// The folder of run directories, unless `run.dir` names one.
+pub const RUNS: &str = "runs";
 /// The resolved config.
 pub const CONFIG: &str = "config.yaml";
 /// One JSON object a line: training steps, evaluations, events.
@@ -57,7 +59,7 @@ pub fn stem(config: &str) -> String {
 
 /// Creates `runs/<stem>-<time>`, or the first such name with a number that is free. Two runs that start together get one each.
 pub fn create_unique(stem: &str) -> Result<PathBuf> {
-    let runs = Path::new("runs");
+    let runs = Path::new(RUNS);
     let first = format!("{stem}-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S"));
     fs::create_dir_all(runs).map_err(|error| cannot_make(runs, &error))?;
     let numbered = (2..).map(|number| format!("{first}-{number}"));

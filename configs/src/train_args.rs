@@ -128,3 +128,16 @@ impl FromStr for MemorySize {
         if bytes >= 1.0 { Ok(Self(bytes as u64)) } else { Err("a size of at least a byte".into()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::MemorySize;
+
+    #[test]
+    fn memory_sizes_are_parsed() {
+        let parse = |text: &str| text.parse::<MemorySize>().ok().map(|size| size.0);
+        assert_eq!(parse("1.5GiB"), Some(3 << 29));
+        assert_eq!([parse("512MiB"), parse("16GB")], [Some(512 << 20), Some(16_000_000_000)]);
+        assert_eq!([parse("12"), parse("GiB"), parse("-1GiB"), parse("8 TiB")], [None; 4]);
+    }
+}

@@ -6,7 +6,8 @@ use codinet_trainer::config::TrainArgs;
 use codinet_trainer::sys::OOM_ADVICE;
 
 fn main() {
-    let shell = |args: &TrainArgs| args.completions;
-    // Signals are watched before anything takes time: one that comes early is not lost.
-    Program { name: "codinet-train", mend: OOM_ADVICE, shell }.run(cli::stop_on_signals, cli::run);
+    let completions = |args: &TrainArgs| args.completions;
+    // Signals are watched first, so that an early one is not lost.
+    Program { name: "codinet-train", oom_advice: OOM_ADVICE, completions }
+        .run_ranks(cli::watch_signals, cli::run);
 }

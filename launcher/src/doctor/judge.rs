@@ -1,8 +1,10 @@
 //! The checks: what is good enough, and how to fix what is not.
 
 use super::Check;
-use super::probe::{Disk, Probe, ProbeResult, Rank};
+use super::probe::ProbeResult;
+use codinet_config::DeviceChoice;
 use codinet_config::env;
+use codinet_config::probe::{DiskProbe, Probe, RankProbe};
 use codinet_config::text::counted;
 use std::process::Command;
 use std::time::Duration;
@@ -83,12 +85,12 @@ fn check_all_reduce(probe: &Probe) -> Check {
 
 /// Compares the ranks' cores with their compute and decode threads.
 fn check_cores(probe: &Probe) -> Check {
-    let ranks_sharing = |rank: &Rank| {
-        let same = |other: &&Rank| other.host == rank.host && other.cpu_list == rank.cpu_list;
+    let ranks_sharing = |rank: &RankProbe| {
+        let same = |other: &&RankProbe| other.host == rank.host && other.cpu_list == rank.cpu_list;
         probe.ranks.iter().filter(same).count()
     };
-    let own_cores = |rank: &Rank| rank.cpus as f64 / ranks_sharing(rank) as f64;
-    let describe = |rank: &Rank| {
+    let own_cores = |rank: &RankProbe| rank.cpus as f64 / ranks_sharing(rank) as f64;
+    let describe = |rank: &RankProbe| {
         format!(
             "rank {} may run on {} of {}'s {} cores ({}), used by {}, for {} compute and {} decode threads",
             rank.rank,
@@ -132,7 +134,7 @@ fn check_cores(probe: &Probe) -> Check {
 }
 
 fn check_gpus(probe: &Probe) -> Vec<Check> {
-    let device = probe.config.as_ref().map_or("auto", |config| config.device.as_str());
+    let device = probe.config.as_ref().map_or(DeviceChoice::Auto, |config| config.device);
     let hidden = probe.ranks.iter().find(|rank| rank.gpus == 0 && rank.gpus_installed > 0);
     let without = probe.ranks.iter().find(|rank| rank.gpus == 0);
     // SLURM may show a rank only its socket's GPUs.
@@ -142,7 +144,7 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
         .find(|rank| rank.gpus > 1 && rank.local_ranks > rank.gpus.max(rank.gpus_installed));
     let mut checks = Vec::new();
     checks.push(match (hidden, without, shared) {
-        _ if device == "cpu" => Check::green("gpus", "run.device is cpu"),
+        _ if device == DeviceChoice::Cpu => Check::green("gpus", "run.device is cpu"),
         (Some(rank), ..) => Check::red(
             "gpus",
             format!(
@@ -151,7 +153,7 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
             ),
             rank.without_gpu.clone(),
         ),
-        (_, Some(rank), _) if device == "cuda" => Check::red(
+        (_, Some(rank), _) if device == DeviceChoice::Cuda => Check::red(
             "gpus",
             format!("run.device is cuda, but rank {} on {} has no GPU", rank.rank, rank.host),
             "set run.device=cpu, ask the scheduler for GPUs (--gpus-per-node), or install the driver",
@@ -171,7 +173,7 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
             ),
         ),
     });
-    if without.is_none() && device != "cpu" && probe.world > 1 {
+    if without.is_none() && device != DeviceChoice::Cpu && probe.world > 1 {
         let failure = probe.ranks.iter().find_map(|rank| Some((rank, rank.nccl.as_ref().err()?)));
         checks.push(match (failure, &probe.ranks[0].nccl) {
             (Some((rank, why)), _) => Check::yellow(
@@ -205,7 +207,7 @@ fn check_data(probe: &Probe) -> Vec<Check> {
     }
 }
 
-fn check_disk(probe: &Probe, rank: &Rank, disk: &Disk) -> Check {
+fn check_disk(probe: &Probe, rank: &RankProbe, disk: &DiskProbe) -> Check {
     let config = probe.config.as_ref();
     let one = config.map_or(0, |config| config.checkpoint_bytes);
     let all = config.map_or(0, |config| config.checkpoint_bytes * config.checkpoints);

@@ -4,110 +4,12 @@ use crate::mpi::{Flavour, Job, mpirun};
 use crate::output;
 use crate::supervise::{kill_tree, read_lines, send};
 use crate::trainer;
+use codinet_config::probe::{Probe, ProbeLine};
 use rustix::process::Signal;
-use serde::Deserialize;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout, timeout_at};
-
-/// The first line of a probe.
-#[derive(Debug, Deserialize)]
-pub struct Probe {
-    /// The backend of the collectives.
-    pub backend: String,
-    /// Its library, version, and thread level.
-    pub library: String,
-    /// PMIx's version, if there is PMIx.
-    pub pmix: Option<String>,
-    /// Number of ranks.
-    pub world: usize,
-    /// What the config needs, if one was given.
-    pub config: Option<Config>,
-    /// Speed of an all-reduce.
-    pub all_reduce: AllReduce,
-    /// Every rank.
-    pub ranks: Vec<Rank>,
-}
-
-/// What a config needs.
-#[derive(Debug, Deserialize)]
-pub struct Config {
-    /// `run.device`.
-    pub device: String,
-    /// Bytes of a checkpoint.
-    pub checkpoint_bytes: u64,
-    /// Checkpoints that are on the disk at once.
-    pub checkpoints: u64,
-}
-
-/// Speed of an all-reduce.
-#[derive(Debug, Deserialize)]
-pub struct AllReduce {
-    /// Duration for one number.
-    pub microseconds: f64,
-    /// Size of a large one.
-    pub bytes: u64,
-    /// Speed of the large one.
-    pub bytes_per_second: f64,
-}
-
-/// One rank.
-#[derive(Debug, Deserialize)]
-pub struct Rank {
-    /// Its number.
-    pub rank: usize,
-    /// Number of ranks on its host.
-    pub local_ranks: usize,
-    /// The host's name.
-    pub host: String,
-    /// Hardware threads that it may run on.
-    pub cpus: usize,
-    /// The same as a list, such as `0-3,8`.
-    pub cpu_list: String,
-    /// Hardware threads of the host.
-    pub host_cpus: usize,
-    /// Compute threads.
-    pub threads: usize,
-    /// Decode threads.
-    pub decode_threads: usize,
-    /// GPUs that libtorch sees.
-    pub gpus: usize,
-    /// GPUs that the driver lists.
-    pub gpus_installed: usize,
-    /// If libtorch sees none: why, and the fix.
-    pub without_gpu: String,
-    /// The driver's version.
-    pub driver: Option<String>,
-    /// NCCL's version, or why it cannot be used.
-    pub nccl: Result<String, String>,
-    /// Samples of each data set, or why they cannot be read.
-    pub data: Option<std::collections::BTreeMap<String, Data>>,
-    /// The run directory's disk.
-    pub disk: Option<Disk>,
-}
-
-/// A data set.
-#[derive(Debug, Deserialize)]
-pub struct Data {
-    /// Number of samples.
-    pub samples: Option<u64>,
-    /// Why it cannot be read.
-    pub error: Option<String>,
-}
-
-/// A disk.
-#[derive(Debug, Deserialize)]
-pub struct Disk {
-    /// The folder that was written to.
-    pub dir: String,
-    /// Free bytes.
-    pub free: Option<u64>,
-    /// Speed of writing a file.
-    pub bytes_per_second: Option<f64>,
-    /// Why no file can be written.
-    pub error: Option<String>,
-}
 
 /// The result of a probe.
 #[derive(Debug)]
@@ -120,13 +22,6 @@ pub struct ProbeResult {
     pub code: Option<i32>,
     /// All other lines of the ranks and mpirun.
     pub lines: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    Probe(Box<Probe>),
-    Signalled(Vec<bool>),
 }
 
 /// Starts the probe on every rank, signals mpirun after the measurements, and waits for the end.
@@ -149,11 +44,11 @@ pub async fn probe_ranks(job: &Job, config: Option<&str>, set: &[String], limit:
         let Ok(Some((_, line))) = timeout_at(deadline, lines.recv()).await else { break };
         let text = output::strip_tag(&line);
         match serde_json::from_str(&text) {
-            Ok(Line::Probe(probe)) => {
+            Ok(ProbeLine::Probe(probe)) => {
                 result.probe = Some(*probe);
                 send(&child, Signal::USR2);
             }
-            Ok(Line::Signalled(ranks)) => result.signalled = Some(ranks),
+            Ok(ProbeLine::Signalled(ranks)) => result.signalled = Some(ranks),
             Err(_) if !text.trim().is_empty() => result.lines.push(text),
             Err(_) => {}
         }

@@ -1,4 +1,4 @@
-//! `--dry-run`: what a run would be, without one.
+//! `--dry-run`: the resolved config, the network's size and cost, and the number of steps, without a run.
 
 use crate::config::{Config, DryRunFormat};
 use crate::data::Datasets;
@@ -11,52 +11,53 @@ use serde_json::json;
 use std::fmt::Write;
 use tch::Device;
 
-/// The resolved config, the model's figures and the steps per epoch.
+/// Describes a run of `config`. An error, such as a budget that the network cannot meet, is this rank's.
 pub fn describe(config: &Config, world: &World, format: DryRunFormat) -> Result<String> {
     let net = Net::from_config(config, Device::Cpu);
     check_budget(config, &net.costs)?;
-    let input = Datasets::open(config, world, Device::Cpu);
+    let data = Datasets::open(config, world, Device::Cpu);
     Ok(match format {
-        DryRunFormat::Text => text(config, &net, input),
-        DryRunFormat::Json => json(config, &net, input),
+        DryRunFormat::Text => text(config, &net, data),
+        DryRunFormat::Json => json(config, &net, data),
     })
 }
 
-/// One line: an object with the config and what follows from it. `samples`, those of an epoch, is null where the
-/// shards cannot be read, and `samples_error` says why.
-fn json(config: &Config, net: &Net, input: Result<Datasets>) -> String {
-    let of_routers = net.params.groups().into_iter().filter(|group| group.role.router);
+/// One line with a JSON object. `samples` is the number per epoch; it is null if the shards cannot be read, and
+/// `samples_error` has the reason.
+fn json(config: &Config, net: &Net, data: Result<Datasets>) -> String {
+    let router_groups = net.params.groups().into_iter().filter(|group| group.role.router);
     let facts = json!({
         "config": config,
         "parameters": net.params.count(),
-        "router_parameters": of_routers.map(|group| group.len).sum::<i64>(),
+        "router_parameters": router_groups.map(|group| group.len).sum::<i64>(),
         "gates": net.costs.gated().count(),
         "static_macs": net.costs.static_macs(),
         "epochs": config.stages.iter().map(|stage| stage.epochs).sum::<u64>(),
-        "samples": input.as_ref().ok().map(|input| input.samples),
-        "samples_error": input.err().map(|error| error.message),
+        "samples": data.as_ref().ok().map(|data| data.samples),
+        "samples_error": data.err().map(|error| error.message),
     });
     facts.to_string()
 }
 
-fn text(config: &Config, net: &Net, input: Result<Datasets>) -> String {
+fn text(config: &Config, net: &Net, data: Result<Datasets>) -> String {
     let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
     text += &table(net);
     let batch = config.optim.batch_size;
-    let _ = match input {
-        Ok(input) => write!(
+    let _ = match data {
+        Ok(data) => write!(
             text,
             "\n{} training samples × {} views in {} per epoch of {batch} samples; {} validation images",
-            input.samples,
+            data.samples,
             config.data.views,
-            counted(input.steps_per_epoch(config) as usize, "step"),
-            input.val.set.len()
+            counted(data.steps_per_epoch(config) as usize, "step"),
+            data.val.set.len()
         ),
         Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),
     };
     text
 }
 
+/// One row per block: its output, parameters and cost.
 fn table(net: &Net) -> String {
     let costs = &net.costs;
     let mut text =

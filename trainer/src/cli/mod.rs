@@ -1,20 +1,19 @@
-//! `codinet-train`'s command line, and what it does with it.
+//! The command `codinet-train`.
 
-pub mod dry_run;
+mod dry_run;
 mod probe;
 pub mod program;
 
 use crate::config::{self, Config, TrainArgs};
 use crate::data::{Datasets, Validation};
-use crate::dist::device;
-use crate::dist::replicas;
-use crate::dist::{World, agree, on_rank_zero};
+use crate::dist::device::{choose_device, set_thread_count};
+use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas};
 use crate::model::{Decisions, Net};
 use crate::profile;
-use crate::profile::find_batch;
 use crate::run::{Console, checkpoint, resolve_run_dir, resolve_weights};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
+use crate::sys::load_cuda;
 use crate::text::shell_quote;
 use crate::train::Trainer;
 use crate::train::evaluate::evaluate;
@@ -28,9 +27,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// All ranks: does what the command line asks for.
+/// All ranks: does what the command line asks for. `stop` asks a run to end with a checkpoint.
 pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
-    device::register();
+    load_cuda();
     if args.probe {
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
     }
@@ -43,65 +42,67 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     replicas::refuse_differences(world, &facts)?;
     world.start_watchdog(&config.collective)?;
     if let Some(format) = args.dry_run {
-        let described = agree(world, dry_run::describe(&config, world, format))?;
-        Console::new(world.rank()).say(&described);
+        let description = agree(world, dry_run::describe(&config, world, format))?;
+        Console::new(world.rank()).say(&description);
         return Ok(());
     }
-    let chosen = device::prepare(world, config.run.device, "run.device", config.run.threads);
-    let device = agree(world, chosen)?;
+    set_thread_count(world, config.run.threads)?;
+    let device = choose_device(world, config.run.device, "run.device");
+    let device = agree(world, device)?;
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
-    device::choose_kernels(&config, world, device)?;
+    enable_kernels(&config, world, device)?;
     let stem = run_dir::stem(name);
     if args.find_batch {
-        return find_batch::run(world, &config, device, &stop, args.memory);
+        return profile::find_batch::run(world, &config, device, &stop, args.memory);
     }
     if let Some(steps) = args.profile {
         return profile::run(world, &config, device, stop, steps, &stem);
     }
     if args.eval_only {
-        return eval_only(&config, world, device, || resolve_weights(&stem, &config, &args.resume));
+        return evaluate_weights(world, &config, device, || resolve_weights(&stem, &config, &args.resume));
     }
-    let input = agree(world, Datasets::open(&config, world, device))?;
+    let data = agree(world, Datasets::open(&config, world, device))?;
     let location = on_rank_zero(world, || resolve_run_dir(&stem, &config, &args.resume))?;
-    Trainer::new(world, &config, location, input, device, stop, again(args, world.ranks()))?.run()?;
+    let command = restart_command(args, world.ranks());
+    Trainer::new(world, &config, location, data, device, stop, command)?.run()?;
     Ok(())
 }
 
-/// The command that starts a run like this one, to which `--resume` is added.
-fn again(args: &TrainArgs, ranks: usize) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
+/// The command that starts this run again, without `--resume RUN`.
+fn restart_command(args: &TrainArgs, ranks: usize) -> String {
+    let current_dir = std::env::current_dir().unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_else(|_| "codinet-train".into());
-    let shown = |path: &Path| {
-        let path = path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let runnable = |path: &Path| {
+        let path = path.strip_prefix(&current_dir).unwrap_or(path).display().to_string();
         shell_quote(&if path.contains('/') { path } else { format!("./{path}") })
     };
     let launcher = program.with_file_name("codinet-launch");
     let mut words = match ranks {
-        1 => vec![shown(&program)],
-        // The launcher, where it is: it knows the flags that this machine's mpirun needs.
-        _ if launcher.exists() => vec![format!("{} -n {ranks}", shown(&launcher))],
-        _ => vec![format!("mpirun -n {ranks} {}", shown(&program))],
+        1 => vec![runnable(&program)],
+        // The launcher, if it is installed, because it knows the options that this machine's mpirun needs.
+        _ if launcher.exists() => vec![format!("{} -n {ranks}", runnable(&launcher))],
+        _ => vec![format!("mpirun -n {ranks} {}", runnable(&program))],
     };
     words.extend(args.config.as_deref().map(shell_quote));
-    // run.dir is what --resume will say.
-    let sets = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
-    words.extend(sets.map(|setting| format!("--set {}", shell_quote(setting))));
+    // --resume takes the place of run.dir.
+    let settings = args.set.iter().filter(|setting| !setting.starts_with("run.dir="));
+    words.extend(settings.map(|setting| format!("--set {}", shell_quote(setting))));
     words.join(" ")
 }
 
-/// All ranks: `--eval-only`.
-fn eval_only(
-    config: &Config,
+/// All ranks: evaluates the weights that rank 0 finds with `find_weights`, and prints the results.
+fn evaluate_weights(
     world: &World,
+    config: &Config,
     device: Device,
-    choose: impl FnOnce() -> Result<PathBuf>,
+    find_weights: impl FnOnce() -> Result<PathBuf>,
 ) -> Result<()> {
     let net = Net::from_config(config, device);
-    let path = on_rank_zero(world, || {
-        let path = choose()?;
-        checkpoint::load_model(&path, &net.params)?;
-        Ok(path)
+    let file = on_rank_zero(world, || {
+        let file = find_weights()?;
+        checkpoint::load_model(&file, &net.params)?;
+        Ok(file)
     })?;
     replicas::broadcast_all(world, &[net.params.flat(), net.params.flat_buffers()])?;
     let val = Validation::open(config, device).and_then(|val| {
@@ -110,37 +111,37 @@ fn eval_only(
     });
     let val = agree(world, val)?;
     let evaluation = evaluate(world, config, &net, &val, Decisions::Hard)?;
-    let text = format!(
+    Console::new(world.rank()).say(&format!(
         "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",
-        path.display(),
+        file.display(),
         100.0 * evaluation.top1,
         100.0 * evaluation.top5,
         evaluation.images,
         evaluation.gmacs,
         net.costs.static_macs() as f64 / 1e9,
         evaluation.distinct_paths
-    );
-    Console::new(world.rank()).say(&text);
+    ));
     Ok(())
 }
 
-/// The first SIGUSR2, SIGTERM or SIGINT asks for a checkpoint and an end; another one, a second or more later, ends at once.
-/// One that comes sooner is the same request: `timeout` and schedulers signal a program, and then its group.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let wrong = |error: io::Error| Error::new(Exit::Config, format!("cannot watch signals: {error}"));
-    let mut signals = Signals::new([SIGUSR2, SIGTERM, SIGINT]).map_err(wrong)?;
+/// Starts a thread that handles SIGUSR2, SIGTERM and SIGINT. The first one sets the returned flag, which asks for a checkpoint
+/// and the end of the run; another one, a second or more after the last, ends the process. Sooner ones are the same request:
+/// `timeout` and schedulers signal a process and then its group.
+pub fn watch_signals() -> Result<Arc<AtomicBool>> {
+    let config_error = |error: io::Error| Error::new(Exit::Config, format!("cannot watch signals: {error}"));
+    let mut signals = Signals::new([SIGUSR2, SIGTERM, SIGINT]).map_err(config_error)?;
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
+    let requested = stop.clone();
     let watch = move || {
         let mut last = None::<Instant>;
         for signal in signals.forever() {
-            let later =
-                last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Duration::from_secs(1));
-            if asked.swap(true, Ordering::Relaxed) && later {
+            let previous = last.replace(Instant::now());
+            let is_new = previous.is_some_and(|previous| previous.elapsed() >= Duration::from_secs(1));
+            if requested.swap(true, Ordering::Relaxed) && is_new {
                 signal_hook::low_level::exit(128 + signal);
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(watch).map_err(wrong)?;
+    thread::Builder::new().name("signals".into()).spawn(watch).map_err(config_error)?;
     Ok(stop)
 }

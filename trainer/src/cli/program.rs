@@ -1,5 +1,5 @@
-//! How a program starts and ends: parse, join the other ranks where there may be some, run, and turn what happened into one
-//! line and an exit code.
+//! How a program starts and ends: parse the command line, connect the ranks if there are several, run, and turn an error or a
+//! panic into one line and an exit code.
 
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
@@ -7,28 +7,28 @@ use crate::sys::{is_out_of_memory, tune_allocator};
 use clap::Parser;
 use clap_complete::Shell;
 
-/// What a program is told apart by.
+/// A program whose command line is `A`.
 #[derive(Clone, Copy)]
 pub struct Program<A> {
-    /// Its name.
+    /// The program's name.
     pub name: &'static str,
-    /// What to do where memory does not suffice.
-    pub mend: &'static str,
-    /// For which shell a completion script was asked for, instead of anything else.
-    pub shell: fn(&A) -> Option<Shell>,
+    /// What a user can do when memory runs out.
+    pub oom_advice: &'static str,
+    /// The shell for which the command line asks for a completion script, instead of a run.
+    pub completions: fn(&A) -> Option<Shell>,
 }
 
 impl<A: Parser> Program<A> {
-    /// Runs it as one process.
-    pub fn run_alone(self, work: impl FnOnce(&A) -> Result<()>) {
+    /// Runs `work` in one process.
+    pub fn run_single(self, work: impl FnOnce(&A) -> Result<()>) {
         tune_allocator();
         let Some(args) = self.parse(0) else { return };
-        self.watch_panics(String::new());
-        work(&args).unwrap_or_else(|error| leave(&error, 0));
+        self.install_panic_hook(String::new());
+        work(&args).unwrap_or_else(|error| exit_with(&error, 0));
     }
 
-    /// Runs it on this rank. `prepare` runs before ranks meet, which may take its time.
-    pub fn run<P>(
+    /// Runs `work` on this rank. `prepare` runs before the ranks are connected, which may take long.
+    pub fn run_ranks<P>(
         self,
         prepare: impl FnOnce() -> Result<P>,
         work: impl FnOnce(&A, &mut World, P) -> Result<()>,
@@ -36,57 +36,60 @@ impl<A: Parser> Program<A> {
         tune_allocator();
         let launched_rank = dist::launched_rank();
         let Some(args) = self.parse(launched_rank) else { return };
-        self.watch_panics(format!(" on rank {launched_rank}"));
-        let prepared = prepare().unwrap_or_else(|error| leave(&error, launched_rank));
-        let mut world = dist::join().unwrap_or_else(|error| leave(&error, launched_rank));
+        self.install_panic_hook(format!(" on rank {launched_rank}"));
+        let prepared = prepare().unwrap_or_else(|error| exit_with(&error, launched_rank));
+        let mut world = dist::join().unwrap_or_else(|error| exit_with(&error, launched_rank));
         if let Err(error) = work(&args, &mut world, prepared) {
+            // All ranks leave together if all have the error; otherwise this rank has to end the others.
             if !error.agreed || world.barrier().is_err() {
                 eprintln!("error: {error} (rank {} of {})", world.rank(), world.ranks());
                 dist::abort(error.exit as i32);
             }
             let rank = world.rank();
             drop(world);
-            leave(&error, rank);
+            exit_with(&error, rank);
         }
     }
 
-    /// The command line; none where a completion script was all that it asked for.
+    /// The command line; none if it only asked for a completion script.
     fn parse(&self, rank: usize) -> Option<A> {
         let args = A::try_parse().unwrap_or_else(|error| match rank {
-            0 => error.exit(), // prints help, or what is wrong with the command line
+            0 => error.exit(), // prints the help, or what is wrong with the command line
             _ => std::process::exit(error.exit_code()),
         });
-        let Some(shell) = (self.shell)(&args) else { return Some(args) };
+        let Some(shell) = (self.completions)(&args) else { return Some(args) };
         clap_complete::generate(shell, &mut A::command(), self.name, &mut std::io::stdout());
         None
     }
 
-    /// From here on a panic is one line, and ends the job.
-    fn watch_panics(&self, place: String) {
-        let (name, mend) = (self.name, self.mend);
+    /// From now on a panic prints one line and ends the job. `rank` names the rank in it.
+    fn install_panic_hook(&self, rank: String) {
+        let Self { name, oom_advice, .. } = *self;
         std::panic::set_hook(Box::new(move |panic| {
-            let what = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
-            if is_out_of_memory(&what) {
-                eprintln!("error: out of memory{place}: {}; {mend}", brief(&what));
+            let message = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+            if is_out_of_memory(&message) {
+                eprintln!("error: out of memory{rank}: {}; {oom_advice}", shorten_oom_message(&message));
                 dist::abort(Exit::Memory as i32);
             }
-            let at = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-            eprintln!("error: a bug in {name} at {at}: {what}; please report it");
+            let location = panic.location().map(ToString::to_string).unwrap_or_default();
+            eprintln!("error: a bug in {name} at {location}: {message}; please report it");
             dist::abort(Exit::Panic as i32);
         }));
     }
 }
 
-/// libtorch's words for memory that is not to be had, without Rust's before and its advice behind them.
-fn brief(words: &str) -> &str {
-    let starts = ["CUDA out of memory", "DefaultCPUAllocator"];
-    let said = starts.iter().find_map(|start| words.find(start)).map_or(words, |at| &words[at..]);
-    let ends = [" If reserved but", "\\n", " Exception raised"];
-    ends.iter().fold(said, |said, end| said.split(end).next().unwrap_or(said)).trim_end_matches('.')
+/// libtorch's message about memory, without Rust's text before it and libtorch's advice after it.
+fn shorten_oom_message(message: &str) -> &str {
+    const STARTS: [&str; 2] = ["CUDA out of memory", "DefaultCPUAllocator"];
+    const ENDS: [&str; 3] = [" If reserved but", "\\n", " Exception raised"];
+    let start = STARTS.iter().find_map(|start| message.find(start)).unwrap_or(0);
+    let rest = &message[start..];
+    let end = ENDS.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+    rest[..end].trim_end_matches('.')
 }
 
-/// Ends this process with the error's code; rank 0 says why.
-fn leave(error: &Error, rank: usize) -> ! {
+/// Ends this process with the error's exit code; rank 0 prints the error.
+fn exit_with(error: &Error, rank: usize) -> ! {
     match error.exit {
         _ if rank > 0 => {}
         Exit::Interrupted => eprintln!("{error}"),
@@ -97,17 +100,17 @@ fn leave(error: &Error, rank: usize) -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::brief;
+    use super::shorten_oom_message;
 
     #[test]
-    fn what_ran_out_is_told_without_its_wrapping() {
-        // As libtorch 2.11 says it on a GPU, by its source.
+    fn oom_message_loses_rusts_and_libtorchs_frame() {
+        // libtorch 2.11's message on a GPU, from its source.
         let gpu = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 20.00 MiB. \
                    GPU 0 has a total capacity of 79.11 GiB of which 2.00 MiB is free. If reserved but unallocated memory is \
                    large try setting PYTORCH_ALLOC_CONF\\nException raised from malloc\")";
-        let told = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2.00 \
-                    MiB is free";
-        assert_eq!(brief(gpu), told);
-        assert_eq!(brief("std::bad_alloc"), "std::bad_alloc");
+        let short = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2.00 \
+                     MiB is free";
+        assert_eq!(shorten_oom_message(gpu), short);
+        assert_eq!(shorten_oom_message("std::bad_alloc"), "std::bad_alloc");
     }
 }

@@ -7,6 +7,7 @@
 
 mod agreement;
 pub mod device;
+mod kernel_choice;
 mod launched;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -19,6 +20,7 @@ mod watchdog;
 mod world;
 
 pub use agreement::{agree, all_gather_lists, all_gather_objects, on_rank_zero};
+pub(crate) use kernel_choice::enable_kernels;
 pub use launched::launched_rank;
 pub(crate) use nccl::Nccl;
 pub use reducer::Reducer;

@@ -2,7 +2,7 @@
 
 use super::checkpoint;
 use crate::config::{Config, Resume, Run};
-use crate::run_dir::{self, CHECKPOINTS, CONFIG};
+use crate::run_dir::{self, CHECKPOINTS, CONFIG, RUNS};
 use crate::sys::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -18,7 +18,7 @@ pub struct RunLocation {
 }
 
 /// Rank 0: the location of a run of `config`, as `resume` asks for. If the config names no directory, a new one is created
-/// under `runs/`, named after `stem`.
+/// under [`RUNS`], named after `stem`.
 pub(crate) fn resolve_run_dir(stem: &str, config: &Config, resume: &Resume) -> Result<RunLocation> {
     let configured = config.run.dir.as_ref().map(PathBuf::from);
     let dir = match resume {
@@ -106,7 +106,7 @@ fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
 /// The newest run of this name whose config is equal, except for the keys of `run` other than the seed.
 fn newest_run(stem: &str, config: &Config) -> Option<PathBuf> {
     let prefix = format!("{stem}-");
-    let entries = fs::read_dir("runs").ok()?.flatten();
+    let entries = fs::read_dir(RUNS).ok()?.flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let equal = named.map(|entry| entry.path()).filter(|dir| {
         let text = fs::read_to_string(dir.join(CONFIG)).unwrap_or_default();

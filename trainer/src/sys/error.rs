@@ -1,19 +1,19 @@
-//! What can go wrong, as a person reads it and as a script sees it: one line, one exit code.
+//! Errors: one line for a person, one exit code for a script.
 
 pub use codinet_config::exit::{Exit, OF_TRAINED, OF_TRAINING};
 
 use std::fmt;
 use std::path::Path;
 
-/// One line for the terminal, and the exit code.
+/// An error that ends the program.
 #[derive(Clone, Debug)]
 pub struct Error {
     /// The process's exit code.
     pub exit: Exit,
-    /// What is wrong, where, and how to mend it: one line.
+    /// What is wrong, where, and how to fix it: one line.
     pub message: String,
-    /// Whether every rank holds this same error, so that all can leave in order; otherwise the rank that
-    /// has it must abort the job.
+    /// Whether every rank has this same error, so that all can leave in order. Otherwise a rank that has it must abort the
+    /// job.
     pub agreed: bool,
 }
 
@@ -21,34 +21,32 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of this rank alone, until [`crate::dist::agree`] has spread it.
+    /// An error of this rank, until [`crate::dist::agree`] gives it to all.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), agreed: false }
     }
 
-    /// The same error on every rank, each of which makes it.
+    /// An error that every rank creates alike.
     pub fn on_all_ranks(exit: Exit, message: impl Into<String>) -> Self {
         Self { agreed: true, ..Self::new(exit, message) }
     }
 
-    /// Every rank's error where training has left the numbers behind.
+    /// An error of every rank: numbers of step `step` are not finite.
     pub fn diverged(step: u64, what: &str) -> Self {
         let message = format!(
-            "step {step}: {what}; lower stages.*.lr or raise stages.*.warmup_epochs, and start anew or go on from \
-             the last checkpoint with --resume RUN"
+            "step {step}: {what}; lower stages.*.lr or raise stages.*.warmup_epochs, and start a new run or resume \
+             from the last checkpoint with --resume RUN"
         );
         Self::on_all_ranks(Exit::Diverged, message)
     }
 
-    /// A file or folder that cannot be made, written or read.
-    pub fn disk(doing: &str, path: &Path, error: &dyn fmt::Display) -> Self {
-        Self::new(
-            Exit::Disk,
-            format!(
-                "cannot {doing} {}: {error}; see to its space and permissions, or choose another folder",
-                path.display()
-            ),
-        )
+    /// A failed operation on a file or folder: "cannot `action` `path`".
+    pub fn disk(action: &str, path: &Path, error: &dyn fmt::Display) -> Self {
+        let path = path.display();
+        let what = format!(
+            "cannot {action} {path}: {error}; check its space and permissions, or choose another folder"
+        );
+        Self::new(Exit::Disk, what)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The parts of libtorch, CUDA and the operating system that tch and std do not offer.
 
 mod allocator;
+mod cuda;
 mod driver;
 pub mod error;
 mod memory;
@@ -9,13 +10,13 @@ mod span;
 mod torch;
 
 pub use allocator::tune_allocator;
+pub(crate) use cuda::configure_cuda;
+pub use cuda::{load_cuda, no_gpu_reason};
 pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
 pub(crate) use memory::{PeakMemory, available_memory, format_gib, peak_memory, release_memory};
 pub use out_of_memory::OOM_ADVICE;
 pub(crate) use out_of_memory::is_out_of_memory;
-pub(crate) use span::{
-    Phase, Recording, Span, range, save_trace, start_recording, start_trace, stop_recording,
-};
+pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};
 pub(crate) use torch::{
     Event, SgdUpdate, Stream, allow_tf32, attach_backward, current_stream_handle, fused_sgd, hook_gradient,
     pin_memory, pin_slice, record_stream, set_device, set_side_stream,

@@ -3,5 +3,6 @@
 
 pub mod analyze;
 pub mod export;
+pub mod hardware;
 pub mod infer;
 pub mod trained;

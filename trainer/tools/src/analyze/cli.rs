@@ -1,7 +1,7 @@
 //! `codinet-analyze`'s command line.
 
+use crate::hardware::Hardware;
 use clap::{Parser, Subcommand, ValueEnum};
-use codinet_trainer::dist::device::Hardware;
 use codinet_trainer::sys::error::{Exit, OF_TRAINED};
 use std::path::PathBuf;
 

@@ -24,10 +24,12 @@ pub use cli::{Args, Command, What};
 
 use crate::trained::Trained;
 use codinet_dataloader::Dataset;
-use codinet_trainer::dist::{World, agree};
-use codinet_trainer::dist::{device, replicas};
+use codinet_trainer::dist::device::{choose_device, set_thread_count};
+use codinet_trainer::dist::replicas;
+use codinet_trainer::dist::{World, agree, on_rank_zero};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
+use codinet_trainer::sys::load_cuda;
 use collect::{Subject, Wanted};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,12 +38,12 @@ use study::{Facts, Study};
 /// All ranks: does what the command line asks for.
 pub fn run(args: &Args, world: &mut World) -> Result<()> {
     if let Some(Command::Compare { runs, output }) = &args.command {
-        let compared = if world.rank() == 0 { compare::write(runs, output) } else { Ok(()) };
-        return agree(world, compared);
+        return on_rank_zero(world, || compare::write(runs, output));
     }
-    device::register();
+    load_cuda();
     let threads = args.hardware.threads.map(usize::from);
-    let device = agree(world, device::prepare(world, args.hardware.device, "--device", threads))?;
+    set_thread_count(world, threads)?;
+    let device = agree(world, choose_device(world, args.hardware.device, "--device"))?;
     let run = args.run.as_ref().expect("clap asks for it");
     let weights = args.checkpoint.as_ref().unwrap_or(run);
     let mut trained = agree(world, Trained::open(weights, args.config.as_deref(), device))?;
@@ -81,10 +83,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     let facts = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("data.val", data.fingerprint()),
-        (
-            "set of weights",
-            i64::try_from(replicas::checksum(trained.net.params.flat())).expect("one").to_string(),
-        ),
+        ("set of weights", replicas::fingerprint(trained.net.params.flat())),
     ];
     replicas::refuse_differences(world, &facts)?;
     let wants = |what| args.wants(what);

@@ -4,6 +4,6 @@ use codinet_tools::export::cli::{self, Args};
 use codinet_trainer::cli::program::Program;
 
 fn main() {
-    let shell = |args: &Args| args.completions;
-    Program { name: "codinet-export", mend: "free some of it", shell }.run_alone(cli::run);
+    let completions = |args: &Args| args.completions;
+    Program { name: "codinet-export", oom_advice: "free some of it", completions }.run_single(cli::run);
 }

@@ -4,6 +4,6 @@ use codinet_tools::infer::cli::{self, Args};
 use codinet_trainer::cli::program::Program;
 
 fn main() {
-    let shell = |args: &Args| args.completions;
-    Program { name: "codinet-infer", mend: "lower --batch", shell }.run_alone(cli::run);
+    let completions = |args: &Args| args.completions;
+    Program { name: "codinet-infer", oom_advice: "lower --batch", completions }.run_single(cli::run);
 }

@@ -2,10 +2,10 @@
 
 use super::source::Source;
 use super::{Engine, Paths};
+use crate::hardware::Hardware;
 use crate::trained::Trained;
 use codinet_dataloader::random::{self, Domain};
 use codinet_trainer::config::{self, Config};
-use codinet_trainer::dist::device::Hardware;
 use codinet_trainer::model::Net;
 use codinet_trainer::run::print_line;
 use codinet_trainer::sys::error::{Error, Exit, Result};

@@ -1,10 +1,11 @@
 //! `codinet-infer`'s command line.
 
 use super::{bench, curve, predict};
+use crate::hardware::Hardware;
 use crate::trained::Trained;
 use clap::{Parser, Subcommand};
-use codinet_trainer::dist::device::{self, Hardware};
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
+use codinet_trainer::sys::load_cuda;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -91,7 +92,7 @@ pub fn output(path: Option<&Path>) -> Result<Box<dyn std::io::Write>> {
 
 /// Does what the command line asks for.
 pub fn run(args: &Args) -> Result<()> {
-    device::register();
+    load_cuda();
     match &args.tool {
         None => predict::run(&args.predict),
         Some(Tool::Bench(args)) => bench::run(args),
