@@ -1,4 +1,4 @@
-//! A residual block and its gate, generic over what a convolution is.
+//! A residual block and its gate, generic over the type of convolutions and routers.
 
 use super::builder::{Builder, ConvSpec};
 use super::costs::BlockCost;
@@ -43,7 +43,7 @@ pub enum Shortcut<C> {
     Conv(C),
 }
 
-/// What decides whether a block runs, and what replaces a block that does not.
+/// Decides whether a block runs, and replaces a block that does not.
 #[derive(Debug)]
 pub struct Gate<C, R> {
     /// Computes the logit.
@@ -158,11 +158,11 @@ impl Block<ConvNorm, Router> {
         decisions: Decisions,
         mode: BnMode,
     ) -> (Activation, Option<GateOutput>) {
-        let shortcut = &self.shortcut.forward(&x.x, |conv| conv.forward(&x.x, mode));
+        let shortcut = &self.shortcut.forward(&x.values, |conv| conv.forward(&x.values, mode));
         let (last, others) = self.convs.split_last().expect("a block has convolutions");
-        let mut h = x.x.shallow_clone();
+        let mut h = x.values.shallow_clone();
         for conv in others {
-            h = conv.forward_with(&h, mode, Epilogue::Relu).x;
+            h = conv.forward_with(&h, mode, Epilogue::Relu).values;
         }
         let h = last.conv.forward(&h);
         let Some(gate) = &self.gate else {
@@ -171,7 +171,7 @@ impl Block<ConvNorm, Router> {
         let logit = gate.router.logit(x, lstm);
         let decision = decisions.decide(&logit, k);
         let skip = match (&gate.skip, &self.shortcut) {
-            (Some(projection), _) => Some(projection.forward_with(&x.x, mode, Epilogue::Relu).x),
+            (Some(projection), _) => Some(projection.forward_with(&x.values, mode, Epilogue::Relu).values),
             (None, Shortcut::Identity) => None,
             (None, _) => Some(shortcut.relu()),
         };

@@ -170,7 +170,7 @@ impl Net {
     pub fn forward(&self, x: &Tensor, decisions: Decisions, mode: BnMode) -> NetOutput {
         let mut x = self.layers.stem.forward_with(x, mode, Epilogue::Relu);
         if self.layers.pool {
-            x = x.x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).into();
+            x = x.values.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).into();
         }
         let mut gate_logits = Vec::new();
         let mut path = Vec::new();

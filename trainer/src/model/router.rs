@@ -1,4 +1,4 @@
-//! Routers: from a block's input to U, two numbers of which the larger decides (Section 3.1.2, Appendix A.2).
+//! Routers: from a block's input to U, two numbers; the larger decides (Section 3.1.2, Appendix A.2).
 
 use super::builder::{Builder, ConvSpec};
 use super::layers::{Activation, Conv, Linear, Lstm, Shape};
@@ -98,7 +98,7 @@ impl Router {
     pub fn logit(&self, x: &Activation, lstm: &mut LstmState) -> Tensor {
         let u = match self {
             Self::Fc(fc1, fc2) => fc2.forward(&fc1.forward(&x.mean()).relu()),
-            Self::Cnn(conv, fc) => fc.forward(&Activation::from(conv.forward(&x.x).relu()).mean()),
+            Self::Cnn(conv, fc) => fc.forward(&Activation::from(conv.forward(&x.values).relu()).mean()),
             Self::Rnn(input, shared) => {
                 let (h, c) = shared.lstm.forward(&input.forward(&x.mean()), lstm.take());
                 let u = shared.fc.forward(&h);

@@ -111,7 +111,7 @@ impl CpuKernel {
         (affine, out, mean)
     }
 
-    /// The batch's statistics and what follows from them; updates the running statistics.
+    /// Computes the normalisation from the batch's statistics, and updates the running ones.
     fn affine<T: Element>(&self, norm: &NormTensors) -> Affine {
         let chunks = self.chunks;
         let count = (self.samples * self.pixels) as f64;

@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 pub const THREADS: i64 = 256;
 /// Channels of a block that sums over slabs; equal to CHANNELS of `kernels.cu`.
 const CHANNELS: i64 = 8;
-/// At most so many threads share a pixel's channels: 512 neighbouring bytes.
+/// At most this many threads share a pixel's channels: 512 neighbouring bytes.
 const COLUMNS: i64 = 32;
 /// The number of blocks to aim at: enough for any GPU, and the same on all GPUs, so that results are too.
 const BLOCKS: i64 = 2048;
-/// If samples are cut into slabs, a thread has at least so many pixels: a block's sums are then 3 % of what it reads.
+/// A thread has at least this many pixels if samples are cut into slabs: a block's sums are then 3 % of the memory it reads.
 const PIXELS: i64 = 16;
 
 /// `Task` of `kernels.cu`, which documents each field.

@@ -18,25 +18,25 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Activation {
     /// `[N, C, H, W]`.
-    pub x: Tensor,
+    pub values: Tensor,
     mean: Option<Tensor>,
 }
 
 impl From<Tensor> for Activation {
-    fn from(x: Tensor) -> Self {
-        Self { x, mean: None }
+    fn from(values: Tensor) -> Self {
+        Self { values, mean: None }
     }
 }
 
 impl Activation {
     /// An activation with its mean over H and W, f32 `[N, C]`.
-    pub fn with_mean(x: Tensor, mean: Tensor) -> Self {
-        Self { x, mean: Some(mean) }
+    pub fn with_mean(values: Tensor, mean: Tensor) -> Self {
+        Self { values, mean: Some(mean) }
     }
 
     /// The mean over H and W, f32 `[N, C]`: the input of routers and of the classifier.
     pub fn mean(&self) -> Tensor {
-        self.mean.as_ref().map_or_else(|| mean_over_pixels(&self.x), Tensor::shallow_clone)
+        self.mean.as_ref().map_or_else(|| mean_over_pixels(&self.values), Tensor::shallow_clone)
     }
 }
 

@@ -46,7 +46,7 @@ impl BatchNorm {
         Self { weight, bias, running_mean, running_var }
     }
 
-    /// `[N, C, H, W]` → the same shape and kind. Statistics are fp32 whatever the kind of `x`.
+    /// `[N, C, H, W]` → the same shape and kind. Statistics are computed in fp32 for every kind of `x`.
     pub fn forward(&self, x: &Tensor, mode: BnMode) -> Tensor {
         let (update_running, from_batch) = match mode {
             BnMode::Batch { update_running, sync: Some(mean) } => {
@@ -71,7 +71,7 @@ impl BatchNorm {
     }
 
     /// [`BatchNorm::forward`] followed by `epilogue`, in one operation if there is a kernel for it.
-    pub fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
+    pub(crate) fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
         if let BnMode::Batch { update_running, sync: None } = mode
             && kernels::has_kernel(x)
         {

@@ -56,7 +56,7 @@ impl ConvNorm {
     }
 
     /// [`ConvNorm::forward`], followed by `epilogue`.
-    pub fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
+    pub(crate) fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
         self.norm.forward_with(&self.conv.forward(x), mode, epilogue)
     }
 

@@ -1,4 +1,4 @@
-//! Where a tensor's values lie: channels last, pinned memory, and memory that several streams use.
+//! Tensors' memory: the channels-last layout, pinned memory, and memory that several streams use.
 #![expect(unsafe_code, reason = "libtorch's C++ interface is called through C functions")]
 
 use super::panic_on_error;
