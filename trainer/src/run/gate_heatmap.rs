@@ -1,7 +1,7 @@
 //! The gates' rates over a run, as a picture. Routers that collapse, to blocks that always run or never do, show as rows that
 //! turn all light or all dark.
 
-use crate::run::colour;
+use super::cividis;
 use codinet_dataloader::Channels;
 use codinet_dataloader::encode::{Encoder, Encoding};
 use serde_json::Value;
@@ -35,7 +35,7 @@ pub(super) fn draw(metrics: &str) -> Option<(Vec<u8>, (u32, u32))> {
     let mut pixels = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         for x in 0..width {
-            pixels.extend(colour::scale(columns[x / cell_width][y / cell_height]));
+            pixels.extend(cividis(columns[x / cell_width][y / cell_height]));
         }
     }
     let size = (width as u32, height as u32);
@@ -59,8 +59,8 @@ mod tests {
         let header = decoder.header(&png).unwrap();
         decoder.decode(&png, &header, Channels::Rgb, &mut pixels).unwrap();
         let pixel = |x: usize, y: usize| &pixels[(y * 32 + x) * 3..][..3];
-        assert_eq!((pixel(0, 0), pixel(31, 0)), (&colour::scale(0.0)[..], &colour::scale(1.0)[..]));
-        assert_eq!((pixel(15, 95), pixel(16, 96)), (&colour::scale(0.0)[..], &colour::scale(1.0)[..]));
+        assert_eq!((pixel(0, 0), pixel(31, 0)), (&cividis(0.0)[..], &cividis(1.0)[..]));
+        assert_eq!((pixel(15, 95), pixel(16, 96)), (&cividis(0.0)[..], &cividis(1.0)[..]));
         assert!(draw("").is_none() && draw(&line("[]")).is_none());
     }
 }

@@ -5,7 +5,7 @@
 //! written ends the run with an error, except TensorBoard's and the log.
 
 pub mod checkpoint;
-pub mod colour;
+mod cividis;
 mod console;
 mod gate_heatmap;
 mod hparams;
@@ -16,6 +16,7 @@ mod records;
 mod resolve;
 mod tensorboard;
 
+pub use cividis::cividis;
 pub use console::{Console, print_line};
 pub(crate) use log::RunLog;
 pub(crate) use records::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};

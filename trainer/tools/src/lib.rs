@@ -5,4 +5,5 @@ pub mod analyze;
 pub mod export;
 pub mod hardware;
 pub mod infer;
+mod plot;
 pub mod trained;

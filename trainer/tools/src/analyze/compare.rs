@@ -2,8 +2,8 @@
 //! their seed are one row, mean ± standard deviation.
 
 use super::files::Folder;
-use super::pictures::{self, Point};
 use super::report::Report;
+use crate::plot::{self, Point};
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::run::print_line;
 use codinet_trainer::run_dir;
@@ -49,7 +49,7 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     let points: Vec<Point> = groups.iter().map(|group| point(group)).collect();
     let caption =
         "Top-1 against mean multiply-accumulates an image (Figures 8, 13, 14); bars: standard deviations.";
-    report.figure(&folder.picture("accuracy", &pictures::accuracy(&points, &[]), caption)?);
+    report.figure(&folder.chart("accuracy", plot::accuracy(&points, &[])?, caption)?);
     let page = out.join("report.html");
     report.save(&page)?;
     print_line(&format!("{}\n  look at it      {}", aligned(&columns, &table), page.display()));

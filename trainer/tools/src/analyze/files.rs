@@ -1,6 +1,6 @@
 //! What an analysis leaves in its folder: pictures as SVG and PNG, tables as CSV, and the same for TensorBoard.
 
-use super::svg;
+use crate::plot::Chart;
 use codinet_trainer::run::{EventFile, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
@@ -40,10 +40,9 @@ impl Folder {
     }
 
     /// Writes `name.svg` and `name.png`.
-    pub fn picture(&mut self, name: &str, svg: &str, caption: impl Into<String>) -> Result<Picture> {
-        write_atomically(&self.path.join(format!("{name}.svg")), svg.as_bytes())?;
-        let (png, size) = svg::png(svg)?;
-        self.png(name, png, size, 0.4, caption)
+    pub fn chart(&mut self, name: &str, chart: Chart, caption: impl Into<String>) -> Result<Picture> {
+        write_atomically(&self.path.join(format!("{name}.svg")), chart.svg.as_bytes())?;
+        self.png(name, chart.png, chart.size, 0.4, caption)
     }
 
     /// Writes `name.png`, which a page shows at `points` points a pixel.

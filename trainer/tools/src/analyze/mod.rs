@@ -1,10 +1,11 @@
 //! `codinet-analyze`: what a trained network's routing paths are like, as the paper's Section 4.4 looks at them.
 //!
 //! [`collect`] passes the images through the network, each rank its share; [`study`] makes numbers of it, by [`measures`],
-//! [`divergence`] and [`similarity`]; rank 0 writes them down ([`write`]), with [`pictures`] and t-SNE ([`embed`]).
+//! [`divergence`] and [`similarity`]; rank 0 writes them down ([`write`]), with [`charts`] and t-SNE ([`embed`]).
 //! [`compare`] sets runs side by side.
 
 mod augment;
+mod charts;
 mod cli;
 mod collect;
 mod compare;
@@ -13,11 +14,9 @@ mod embed;
 mod features;
 mod files;
 mod measures;
-pub(crate) mod pictures;
 mod report;
 mod similarity;
 mod study;
-pub(crate) mod svg;
 mod write;
 
 pub use cli::{Args, Command, What};

@@ -1,7 +1,6 @@
 //! `report.html`: one file that needs no other, with the numbers, the paper's beside them, and the pictures.
 
 use super::files::Picture;
-use super::svg::escaped;
 use base64::Engine;
 use codinet_trainer::run::write_atomically;
 use codinet_trainer::sys::error::Result;
@@ -72,6 +71,11 @@ impl Report {
     pub fn save(self, path: &Path) -> Result<()> {
         write_atomically(path, (self.body + "</html>\n").as_bytes())
     }
+}
+
+/// Text as HTML has it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
 //! Rank 0: writes down what was found.
 
 use super::augment::Augmentation;
+use super::charts;
 use super::cli::{Args, What};
 use super::collect::{Seen, Subject, VIEWS};
 use super::embed::{self, Settings};
 use super::files::{Folder, Picture};
 use super::measures;
-use super::pictures;
 use super::report::Report;
 use super::similarity::CELLS;
 use super::study::Study;
+use crate::plot::CATEGORIES;
 use crate::trained::Trained;
 use codinet_dataloader::contact_sheet::ContactSheet;
 use codinet_trainer::data;
 use codinet_trainer::metrics::routing::{Histogram, text};
-use codinet_trainer::run::colour::CATEGORIES;
 use codinet_trainer::run::{print_line, projector, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
@@ -270,8 +270,8 @@ impl Writer<'_> {
                 "Pairs of {} images by likeness; features: {}. Dotted: equal likeness.",
                 similarity.images, similarity.features
             );
-            let svg = pictures::correlation(&similarity.relaxed);
-            report.figure(&self.folder.picture("similarity", &svg, caption)?);
+            let chart = charts::correlation(&similarity.relaxed)?;
+            report.figure(&self.folder.chart("similarity", chart, caption)?);
         }
         if args.wants(What::Tsne) {
             self.tsne(&mut report)?;
@@ -294,15 +294,15 @@ impl Writer<'_> {
              routing has collapsed.",
         );
         let histogram = self.histogram();
-        let svg = pictures::frequencies(&histogram);
-        report.figure(&self.folder.picture("frequencies", &svg, "How many images take each path.")?);
-        let svg = pictures::frequent(&histogram, &study.blocks);
+        let chart = charts::frequencies(&histogram)?;
+        report.figure(&self.folder.chart("frequencies", chart, "How many images take each path.")?);
+        let chart = charts::frequent(&histogram, &study.blocks)?;
         let caption = "The most frequent paths; filled: the block runs. Beside: share of images, blocks run.";
-        report.figure(&self.folder.picture("frequent", &svg, caption)?);
+        report.figure(&self.folder.chart("frequent", chart, caption)?);
         let by_class = measures::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
-        let svg = pictures::rates(&by_class, &study.rates, &self.classes, &study.blocks);
+        let chart = charts::rates(&by_class, &study.rates, &self.classes, &study.blocks)?;
         let caption = "How often each block runs, by class; numbers are per cent.";
-        report.figure(&self.folder.picture("rates", &svg, caption)?);
+        report.figure(&self.folder.chart("rates", chart, caption)?);
         Ok(())
     }
 
@@ -329,13 +329,13 @@ impl Writer<'_> {
             row
         };
         report.table(&columns, &study.consistency.iter().map(row).collect::<Vec<_>>());
-        let svg = pictures::unchanged(&study.consistency);
+        let chart = charts::unchanged(&study.consistency)?;
         let caption =
             "Share of images whose path, and whose predicted class, an augmentation leaves as it was.";
-        report.figure(&self.folder.picture("unchanged", &svg, caption)?);
-        let svg = pictures::divergences(&study.consistency);
+        report.figure(&self.folder.chart("unchanged", chart, caption)?);
+        let chart = charts::divergences(&study.consistency)?;
         let caption = "Mean KL divergence between an image and its augmentation (Figure 9).";
-        report.figure(&self.folder.picture("divergences", &svg, caption)?);
+        report.figure(&self.folder.chart("divergences", chart, caption)?);
         Ok(())
     }
 
@@ -370,23 +370,23 @@ impl Writer<'_> {
         let of = |at: &usize| coloured.iter().position(|class| *class as i64 == seen.labels[*at]);
         let names: Vec<String> = coloured.iter().map(|&class| self.classes[class].clone()).collect();
         let categories: Vec<Option<usize>> = shown.iter().map(of).collect();
-        let svg = pictures::by_category("Paths by class", images, &categories, &names);
-        report.figure(&self.folder.picture(
+        let chart = charts::by_category("Paths by class", images, &categories, &names)?;
+        report.figure(&self.folder.chart(
             "tsne_class",
-            &svg,
+            chart,
             "Each image's path, by its class (Figures 6, 7).",
         )?);
         let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
         let expected: Vec<f64> = shown.iter().map(|&at| expected[at]).collect();
-        let svg =
-            pictures::by_value("Paths by blocks run", images, &expected, "expected number of blocks run");
+        let chart =
+            charts::by_value("Paths by blocks run", images, &expected, "expected number of blocks run")?;
         let caption = "Each image's path, by the expected number of blocks that it runs, Σ v (Figure 11).";
-        report.figure(&self.folder.picture("tsne_blocks", &svg, caption)?);
+        report.figure(&self.folder.chart("tsne_blocks", chart, caption)?);
         let groups = seen.groups.len() / seen.gates / VIEWS;
         if groups > 0 {
-            let svg = pictures::by_group("Paths of augmentations", all, groups, VIEWS);
+            let chart = charts::by_group("Paths of augmentations", all, groups, VIEWS)?;
             let caption = "Ten augmentations each of some images, joined to their centre; grey: all images (Figure 10).";
-            report.figure(&self.folder.picture("tsne_groups", &svg, caption)?);
+            report.figure(&self.folder.chart("tsne_groups", chart, caption)?);
         }
         let columns = strings(&["image", "group", "x", "y"]);
         let row = |(i, at): (usize, &[f64; 2])| {

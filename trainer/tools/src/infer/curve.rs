@@ -3,8 +3,7 @@
 use super::cli::{Images, Network, output};
 use super::source::{ImageBatch, Source};
 use super::{Engine, Paths};
-use crate::analyze::pictures::{self, Point};
-use crate::analyze::svg;
+use crate::plot::{self, Chart, Point};
 use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::collections::HashSet;
@@ -45,16 +44,16 @@ pub struct Args {
     plot: Option<PathBuf>,
 }
 
-/// How the bytes of a file are made of an SVG.
-type Format = fn(String) -> Result<Vec<u8>>;
+/// What of a chart a file holds.
+type Format = fn(Chart) -> Vec<u8>;
 
 impl Args {
     /// Where the picture goes, and as what.
     fn drawing(&self) -> Result<Option<(&Path, Format)>> {
         let Some(path) = self.plot.as_deref() else { return Ok(None) };
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("svg") => Ok(Some((path, |svg| Ok(svg.into_bytes())))),
-            Some("png") => Ok(Some((path, |svg| Ok(svg::png(&svg)?.0)))),
+            Some("svg") => Ok(Some((path, |chart| chart.svg.into_bytes()))),
+            Some("png") => Ok(Some((path, |chart| chart.png))),
             _ => {
                 let what = format!("--plot {}: name a file that ends in .svg or .png", path.display());
                 Err(Error::new(Exit::Config, what))
@@ -131,7 +130,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (gmacs, top1) = drawn.remove(0);
     let trained = Point { name: "as trained".into(), gmacs: (gmacs, 0.0), top1: (top1, 0.0) };
     drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
-    std::fs::write(path, bytes(pictures::accuracy(&[trained], &drawn))?)
+    std::fs::write(path, bytes(plot::accuracy(&[trained], &drawn)?))
         .map_err(|error| Error::disk("write", path, &error))
 }
 

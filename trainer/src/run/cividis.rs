@@ -1,18 +1,4 @@
-//! Colours that remain distinct in print and with colour blindness.
-
-/// Paul Tol's muted scheme and black: ten categories, distinct for all common kinds of colour vision.
-pub const CATEGORIES: [[u8; 3]; 10] = [
-    [0x33, 0x22, 0x88],
-    [0x88, 0xcc, 0xee],
-    [0x44, 0xaa, 0x99],
-    [0x11, 0x77, 0x33],
-    [0x99, 0x99, 0x33],
-    [0xdd, 0xcc, 0x77],
-    [0xcc, 0x66, 0x77],
-    [0x88, 0x22, 0x55],
-    [0xaa, 0x44, 0x99],
-    [0x00, 0x00, 0x00],
-];
+//! A scale of colours that remains even in print and with colour blindness.
 
 /// Cividis (Nuñez et al., PLoS ONE 2018) at eighths: its lightness rises evenly, from blue to yellow.
 const CIVIDIS: [[u8; 3]; 9] = [
@@ -28,7 +14,7 @@ const CIVIDIS: [[u8; 3]; 9] = [
 ];
 
 /// The colour of `share`, 0 (dark blue) to 1 (yellow).
-pub fn scale(share: f64) -> [u8; 3] {
+pub fn cividis(share: f64) -> [u8; 3] {
     let position = share.clamp(0.0, 1.0) * (CIVIDIS.len() - 1) as f64;
     let low = (position as usize).min(CIVIDIS.len() - 2);
     let fraction = position - low as f64;
@@ -43,11 +29,11 @@ mod tests {
     #[test]
     fn scale_lightness_increases() {
         let lightness = |share: f64| {
-            let [r, g, b] = scale(share).map(f64::from);
+            let [r, g, b] = cividis(share).map(f64::from);
             0.2126 * r + 0.7152 * g + 0.0722 * b
         };
         let steps: Vec<f64> = (0..=32).map(|i| lightness(f64::from(i) / 32.0)).collect();
         assert!(steps.windows(2).all(|pair| pair[1] > pair[0]), "{steps:?}");
-        assert_eq!((scale(-1.0), scale(2.0)), (CIVIDIS[0], CIVIDIS[8]));
+        assert_eq!((cividis(-1.0), cividis(2.0)), (CIVIDIS[0], CIVIDIS[8]));
     }
 }
