@@ -218,7 +218,7 @@ fn plan_reads_the_speed_of_a_run() {
     let (code, json, error) = plan(&["--run", run.path().to_str().unwrap(), "--gpus", "1,2", "--json"]);
     assert_eq!(code, Some(0), "{error}");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    // What was measured on two comes back for two, and one alone is a little faster than half of it.
+    // The prediction for two GPUs is the measurement; a single GPU is a little faster than half of it.
     let speed = |row: usize| json["plan"][row]["images_per_second"].as_f64().unwrap();
     assert!((speed(1) - 50.0).abs() < 1e-6, "{}", speed(1));
     assert!((25.0..26.0).contains(&speed(0)), "{}", speed(0));

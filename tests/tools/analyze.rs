@@ -1,4 +1,4 @@
-//! `codinet-analyze` as a user runs it: alone and under mpirun, on a network that was trained for it, and on what is none.
+//! `codinet-analyze` as a user runs it: as one process and under mpirun, on a trained network, and on files that are none.
 
 use crate::common::{Sandbox, assert_rejected, mpirun, succeed};
 use serde_json::Value;
@@ -41,7 +41,8 @@ fn alike(a: &Value, b: &Value, place: &str) {
             a.iter().zip(b).for_each(|(a, b)| alike(a, b, place));
         }
         (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            let a = a.as_f64().unwrap();
+            let b = b.as_f64().unwrap();
             assert!((a - b).abs() <= 1e-4 * a.abs().max(1e-2), "{place}: {a}, {b}");
         }
         _ => assert_eq!(a, b, "{place}"),
@@ -56,7 +57,8 @@ fn one_rank_and_two_find_the_same() {
     let run = trained(&sandbox, &["--set", "model.router.open_bias=0", "--set", apart]);
     let out = |ranks: usize| sandbox.path(&format!("analysis{ranks}"));
     for ranks in [1, 2] {
-        let (run, out) = (run.display().to_string(), out(ranks).display().to_string());
+        let run = run.display().to_string();
+        let out = out(ranks).display().to_string();
         let said = succeed(&mut analyze(
             ranks,
             &sandbox,
@@ -103,7 +105,8 @@ fn one_rank_and_two_find_the_same() {
         let text = fs::read_to_string(out(ranks).join("images.csv")).unwrap();
         text.lines().skip(1).map(|line| line.split(',').take(6).map(str::to_owned).collect()).collect()
     };
-    let (one, two): (Vec<Vec<String>>, Vec<Vec<String>>) = (images(1), images(2));
+    let one: Vec<Vec<String>> = images(1);
+    let two: Vec<Vec<String>> = images(2);
     assert_eq!(one, two);
     assert_eq!(one[36][0], "36");
 }

@@ -73,7 +73,7 @@ fn safetensors_hold_every_tensor_and_what_builds_the_network() {
     Trained::open(&file, folder.path().join("net.yaml").to_str(), Device::Cpu).unwrap();
 }
 
-/// The keys of torchvision 0.26's resnet18, by its naming; those of the others differ in number alone.
+/// The keys of torchvision 0.26's resnet18, by its naming; those of the others differ only in number.
 #[test]
 fn torchvision_misses_no_key_and_knows_all() {
     let norm = |name: &str| {
@@ -125,7 +125,8 @@ fn operate(node: &Node, x: &[Tensor]) -> Vec<Tensor> {
     let list = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();
     vec![match node.op_type.as_str() {
         "Conv" => {
-            let (strides, pads) = (&find("strides").ints, &find("pads").ints);
+            let strides = &find("strides").ints;
+            let pads = &find("pads").ints;
             x[0].conv2d(&x[1], x.get(2), &strides[..], &pads[..2], [1, 1], 1)
         }
         "MaxPool" => x[0].max_pool2d(&find("kernel_shape").ints[..], [2, 2], [1, 1], [1, 1], false),
@@ -148,7 +149,9 @@ fn operate(node: &Node, x: &[Tensor]) -> Vec<Tensor> {
         "Reshape" => x[0].reshape(list(&x[1])),
         "Where" => x[1].where_self(&x[0], &x[2]),
         "Slice" => {
-            let (from, axes, steps) = (list(&x[1]), list(&x[3]), list(&x[4]));
+            let from = list(&x[1]);
+            let axes = list(&x[3]);
+            let steps = list(&x[4]);
             (0..axes.len()).fold(x[0].shallow_clone(), |y, i| y.slice(axes[i], from[i], None, steps[i]))
         }
         "Pad" => {

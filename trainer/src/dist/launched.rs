@@ -35,7 +35,7 @@ pub fn launched_rank() -> usize {
 pub(super) fn start_backend() -> Result<Box<dyn Collective>> {
     let by_mpi = MPI_LAUNCHER.into_iter().any(env::is_set);
     let world: Box<dyn Collective> = if by_mpi { join_mpi()? } else { Box::new(SingleProcess) };
-    // Ranks that do not find each other would all train alone, into the same directory.
+    // Ranks that do not find each other would all train as single processes, into the same directory.
     let by_launcher = by_mpi || env::is_set(env::SLURM_PROCID);
     let started = first_number(&WORLD_SIZE).filter(|_| by_launcher);
     if let Some((_, tasks)) = started.filter(|(_, tasks)| *tasks != world.ranks()) {

@@ -20,7 +20,7 @@ use tch::{Device, Tensor};
 type Backend = Box<dyn Collective>;
 type Job = Box<dyn FnOnce(&mut Backend) + Send>;
 
-/// The ranks of a job, of which this process is one.
+/// The ranks of a job, including this process.
 ///
 /// Methods that communicate are marked "All ranks": every rank calls them in the same order. Each returns when the result
 /// may be used; on a GPU the current stream waits for it, and the host does not.
@@ -132,7 +132,8 @@ impl World {
     /// their own there and use NCCL, if `wanted` allows that and every rank can.
     pub fn use_device(&mut self, device: Device, wanted: config::Backend) -> Result<()> {
         let nccl = choose_nccl(self, device, wanted)?;
-        let (rank, ranks) = (self.rank, self.ranks);
+        let rank = self.rank;
+        let ranks = self.ranks;
         let start_nccl = move |_: &mut Backend| {
             set_side_stream(device);
             match (nccl, device) {

@@ -21,7 +21,7 @@ pub struct Trained {
     pub config: Config,
     /// The network. A bias that calibration set on the gates is part of its weights.
     pub net: Net,
-    /// The classes' names in the order of their numbers: from the run's `class_names.json`, else from the `dataset.json` beside
+    /// The classes' names in the order of their numbers: from the run's `class_names.json`, else from the `dataset.json` next to
     /// the config's data.
     pub class_names: Option<Vec<String>>,
 }
@@ -29,7 +29,7 @@ pub struct Trained {
 impl Trained {
     /// Opens what `path` names: a run directory (its newest checkpoint), a `step-…` folder, `checkpoints/best` or
     /// `checkpoints/latest`, or a `.safetensors` file. The weights are those that evaluation counts as the run's; those of
-    /// the running mean lie beside them, in `ema.safetensors`. `config`, a file or a shipped config's name, says
+    /// the moving average are next to them, in `ema.safetensors`. `config`, a file or a shipped config's name, says
     /// what the weights are of where no run does, and goes before the run's.
     ///
     /// # Errors

@@ -171,7 +171,8 @@ pub(crate) fn initialise_from(path: &Path, params: &Params) -> Result<String> {
         match tensors.remove(&name) {
             None => missing.push(name),
             Some(source) if source.size() != tensor.size() => {
-                let (theirs, ours) = (source.size(), tensor.size());
+                let theirs = source.size();
+                let ours = tensor.size();
                 reshaped.push(format!("{name} ({theirs:?} in the file, {ours:?} here)"));
             }
             Some(source) => {
@@ -218,7 +219,8 @@ fn copy_all(path: &Path, mut source: BTreeMap<String, Tensor>, target: &[(String
     for (name, tensor) in target {
         let source = source.remove(name).expect("checked above");
         if source.size() != tensor.size() {
-            let (theirs, ours) = (source.size(), tensor.size());
+            let theirs = source.size();
+            let ours = tensor.size();
             return mismatch(format!("{name} is {theirs:?} in it and {ours:?} in this config"));
         }
         tch::no_grad(|| tensor.shallow_clone().copy_(&source));

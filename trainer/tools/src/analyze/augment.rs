@@ -35,7 +35,7 @@ impl Augmentation {
     }
 }
 
-/// The random crop alone, without training's other augmentations.
+/// Only the random crop, without training's other augmentations.
 pub fn crop(data: &Data) -> Transform {
     let crop = match &data.crop {
         Crop::None => Crop::Pad { pixels: data.image_size / 8 },
@@ -47,7 +47,8 @@ pub fn crop(data: &Data) -> Transform {
 /// `[N, C, H, W]` → each image turned by its angle, in degrees, counter-clockwise; `black` is a normalised black pixel,
 /// `[1, C, 1, 1]`. Bilinear, in fp32, of the images' kind.
 pub fn rotate(images: &Tensor, black: &Tensor, degrees: &[f64]) -> Tensor {
-    let (mut rows, kind) = (Vec::with_capacity(degrees.len() * 6), images.kind());
+    let mut rows = Vec::with_capacity(degrees.len() * 6);
+    let kind = images.kind();
     for angle in degrees {
         let (sin, cos) = angle.to_radians().sin_cos();
         rows.extend([cos, -sin, 0.0, sin, cos, 0.0].map(|value| value as f32));

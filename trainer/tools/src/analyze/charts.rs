@@ -215,7 +215,7 @@ pub fn by_value(title: &str, places: &[[f64; 2]], values: &[f64], label: &str) -
     })
 }
 
-/// Paths in t-SNE's plane, the last of which are groups of `views`: a line leads from each of these to its group's centre.
+/// Paths in t-SNE's plane. The last ones are groups of `views`: a line leads from each of them to its group's centre.
 pub fn by_group(title: &str, places: &[[f64; 2]], groups: usize, views: usize) -> Result<Chart> {
     let (images, grouped) = places.split_at(places.len() - groups * views);
     tsne_frame(title, places, 0.0).draw(|plane, _| {

@@ -94,7 +94,7 @@ pub struct Args {
     pub completions: Option<clap_complete::Shell>,
 }
 
-/// A command beside the analysis of one run.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Set runs side by side: settings, paths, cost and accuracy, and what their analyses found.

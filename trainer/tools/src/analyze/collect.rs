@@ -13,14 +13,14 @@ use std::sync::Arc;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// What is to be collected.
+/// The settings of a collection.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
-    /// Whether each image is augmented, too.
+pub struct CollectOptions {
+    /// Whether each image is augmented too.
     pub augmented: bool,
-    /// Features of at most so many images, evenly spaced.
+    /// The maximum number of images with features, evenly spaced.
     pub features: usize,
-    /// Groups of augmentations, each of an image, evenly spaced.
+    /// The number of images with a group of augmentations, evenly spaced.
     pub groups: usize,
     /// Largest angle of a rotation, in degrees.
     pub rotation: f64,
@@ -28,14 +28,14 @@ pub struct Wanted {
     pub seed: u64,
 }
 
-/// N images, in the order of the set; the same on every rank.
+/// The network's outputs for N images, in the order of the set; the same on every rank.
 #[derive(Debug, Default)]
-pub struct Seen {
-    /// Number of each in the set, `[N]`.
+pub struct ImageOutputs {
+    /// Their indices in the set, `[N]`.
     pub samples: Vec<u32>,
-    /// Its class, `[N]`.
+    /// Their classes, `[N]`.
     pub labels: Vec<i64>,
-    /// The class that came first, `[N]`.
+    /// Their most probable classes, `[N]`.
     pub predictions: Vec<i64>,
     /// n.
     pub gates: usize,
@@ -43,7 +43,7 @@ pub struct Seen {
     pub relaxed: Vec<f32>,
     /// u (Eq. 13), `[N, n]`.
     pub paths: Vec<u8>,
-    /// What became of the augmented images, in the order of [`Augmentation::ALL`]; empty where they were not wanted.
+    /// The outputs for the augmented images, in the order of [`Augmentation::ALL`]; empty without augmentation.
     pub augmented: Vec<Augmented>,
     /// Which of the N images have features, `[K]`.
     pub chosen: Vec<usize>,
@@ -51,14 +51,14 @@ pub struct Seen {
     pub features: Vec<f32>,
     /// v of [`VIEWS`] augmentations each of some images, `[groups · VIEWS, n]`.
     pub groups: Vec<f32>,
-    /// Images of the set that can't be read or decoded, and don't count.
+    /// Number of images that cannot be read or decoded; they do not count.
     pub bad: usize,
 }
 
 /// One augmentation of each of the N images.
 #[derive(Clone, Debug, Default)]
 pub struct Augmented {
-    /// The class that came first, `[N]`.
+    /// Their most probable classes, `[N]`.
     pub predictions: Vec<i64>,
     /// u, `[N, n]`.
     pub paths: Vec<u8>,
@@ -101,8 +101,8 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// On every rank: images that cannot be read, a set without one that can be used.
-    pub fn collect(&self, world: &World, wanted: Wanted) -> Result<Seen> {
-        let share = agree(world, self.share(world, wanted))?;
+    pub fn collect(&self, world: &World, options: CollectOptions) -> Result<ImageOutputs> {
+        let share = agree(world, self.share(world, options))?;
         let gates = self.net.costs.gated().count();
         let samples: Vec<i64> = share.samples.iter().map(|&sample| sample.into()).collect();
         let samples: Vec<u32> = gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect();
@@ -111,7 +111,7 @@ impl Subject<'_> {
                 format!("no image of {} can be used; codinet-data verify says why", self.config.data.val);
             return Err(Error::on_all_ranks(Exit::Data, what));
         }
-        let chosen = spaced(self.data.len(), wanted.features);
+        let chosen = spaced(self.data.len(), options.features);
         let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
         let all = |part: &Augmented| -> Result<Augmented> {
             Ok(Augmented {
@@ -121,7 +121,7 @@ impl Subject<'_> {
                 prediction_kl: gather(world, &part.prediction_kl)?,
             })
         };
-        Ok(Seen {
+        Ok(ImageOutputs {
             labels: gather(world, &share.labels)?,
             predictions: gather(world, &share.predictions)?,
             gates,
@@ -137,23 +137,24 @@ impl Subject<'_> {
     }
 
     /// This rank's share.
-    fn share(&self, world: &World, wanted: Wanted) -> Result<Share> {
-        let (config, data) = (self.config, &self.config.data);
+    fn share(&self, world: &World, options: CollectOptions) -> Result<Share> {
+        let config = self.config;
+        let data = &self.config.data;
         let normalise = Normalise::new(data, config.run.precision, self.device);
         let black = augment::black(data).to_device(self.device);
         let mine = eval_samples(self.data.len(), world.rank(), world.ranks());
         let mine: Vec<u32> = (mine.start as u32..mine.end as u32).collect();
         let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
         let plan = || mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-        let kinds = if wanted.augmented { Augmentation::ALL.len() } else { 0 };
+        let kinds = if options.augmented { Augmentation::ALL.len() } else { 0 };
         let mut share = Share { augmented: vec![Augmented::default(); kinds], ..Share::default() };
-        let with_features = spaced(self.data.len(), wanted.features);
-        let mut cropped = if wanted.augmented {
-            Some(self.loader(augment::crop(data), 1, wanted.seed, plan())?)
+        let with_features = spaced(self.data.len(), options.features);
+        let mut cropped = if options.augmented {
+            Some(self.loader(augment::crop(data), 1, options.seed, plan())?)
         } else {
             None
         };
-        for batch in self.loader(config.evaluation(), 1, wanted.seed, plan())? {
+        for batch in self.loader(config.evaluation(), 1, options.seed, plan())? {
             let batch = batch?;
             let crops = match &mut cropped {
                 Some(loader) => Some(next_of(loader, &batch)?),
@@ -173,11 +174,11 @@ impl Subject<'_> {
             }
             for (kind, into) in Augmentation::ALL.into_iter().zip(&mut share.augmented) {
                 let changed = match kind {
-                    Augmentation::Crop => normalise.tensors(crops.as_ref().expect("wanted")).0,
+                    Augmentation::Crop => normalise.tensors(crops.as_ref().expect("options")).0,
                     Augmentation::Flip => images.flip([3]),
                     Augmentation::VerticalFlip => images.flip([2]),
                     Augmentation::Rotation => {
-                        let angle = |&sample: &u32| augment::angle(wanted.seed, sample, 0, wanted.rotation);
+                        let angle = |&sample: &u32| augment::angle(options.seed, sample, 0, options.rotation);
                         let angles: Vec<f64> = batch.samples.iter().map(angle).collect();
                         augment::rotate(&images, &black, &angles)
                     }
@@ -191,13 +192,13 @@ impl Subject<'_> {
             share.paths.extend(path_bits(&out));
         }
         // Groups: their images' shares are the ranks', so that they come in order, too.
-        let grouped = spaced(self.data.len(), wanted.groups);
+        let grouped = spaced(self.data.len(), options.groups);
         let mine: Vec<u32> = mine.iter().copied().filter(|&sample| grouped.contains(sample)).collect();
         let plan = mine.chunks((batch / VIEWS).max(1)).map(|part| BatchPlan::new(1, part.to_vec())).collect();
-        for batch in self.loader(augment::crop(data), VIEWS, wanted.seed, plan)? {
+        for batch in self.loader(augment::crop(data), VIEWS, options.seed, plan)? {
             let batch = batch?;
             if !batch.samples.is_empty() {
-                let changed = self.augment_all(&normalise.tensors(&batch).0, &black, &batch.samples, wanted);
+                let changed = self.augment_all(&normalise.tensors(&batch).0, &black, &batch.samples, options);
                 share.groups.extend(self.relaxed(&self.pass(&changed)));
             }
         }
@@ -217,14 +218,20 @@ impl Subject<'_> {
     }
 
     /// Cropped views `[L·M, C, H, W]` → flipped both ways with probability ½ and turned, each by its own draw.
-    fn augment_all(&self, views: &Tensor, black: &Tensor, samples: &[u32], wanted: Wanted) -> Tensor {
+    fn augment_all(
+        &self,
+        views: &Tensor,
+        black: &Tensor,
+        samples: &[u32],
+        options: CollectOptions,
+    ) -> Tensor {
         let drawn = samples.iter().flat_map(|&sample| (0..VIEWS as u64).map(move |view| (sample, view)));
         let drawn: Vec<(u32, u64)> = drawn.collect();
         let flips: Vec<(bool, bool)> =
-            drawn.iter().map(|&(sample, view)| augment::flips(wanted.seed, sample, view)).collect();
+            drawn.iter().map(|&(sample, view)| augment::flips(options.seed, sample, view)).collect();
         let angles: Vec<f64> = drawn
             .iter()
-            .map(|&(sample, view)| augment::angle(wanted.seed, sample, view + 1, wanted.rotation))
+            .map(|&(sample, view)| augment::angle(options.seed, sample, view + 1, options.rotation))
             .collect();
         let which = |flips: Vec<bool>| Tensor::from_slice(&flips).view([-1, 1, 1, 1]).to_device(self.device);
         let sideways = which(flips.iter().map(|flip| flip.0).collect());

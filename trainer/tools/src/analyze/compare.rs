@@ -73,7 +73,9 @@ fn read(run: &Path) -> Result<Row> {
     };
     let analysis = match json(run.join("analysis/analysis.json")) {
         Some(Ok(analysis)) => analysis,
-        Some(Err(_)) => return refuse("analysis/analysis.json is damaged; codinet-analyze writes it anew"),
+        Some(Err(_)) => {
+            return refuse("analysis/analysis.json is damaged; run codinet-analyze to write it again");
+        }
         None => Value::Null,
     };
     let name =
@@ -176,7 +178,8 @@ fn table(groups: &[Vec<Row>]) -> (Vec<String>, Vec<Vec<String>>) {
         cells.extend(measured.iter().map(|column| match over_seeds(group, column.value) {
             None => String::new(),
             Some((mean, spread)) => {
-                let (mean, spread) = (column.scale * mean, column.scale * spread);
+                let mean = column.scale * mean;
+                let spread = column.scale * spread;
                 let digits = if group.len() == 1 && column.name == "#path" { 0 } else { column.digits };
                 if group.len() > 1 {
                     format!("{mean:.digits$} ± {spread:.digits$}")

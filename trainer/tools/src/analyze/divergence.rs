@@ -7,8 +7,10 @@ use tch::{Kind, Tensor};
 /// KL(own ‖ changed) of paths: Σ_k KL(B(v_k) ‖ B(v'_k)), blocks taken as independent coins of probability v = σ(logit).
 /// `[N, n]` logits → `[N]`.
 pub fn of_paths(own: &Tensor, changed: &Tensor) -> Tensor {
-    let (own, changed) = (own.to_kind(Kind::Double), changed.to_kind(Kind::Double));
-    let (runs, skips) = (own.sigmoid(), (-&own).sigmoid());
+    let own = own.to_kind(Kind::Double);
+    let changed = changed.to_kind(Kind::Double);
+    let runs = own.sigmoid();
+    let skips = (-&own).sigmoid();
     let log_ratio = |sign: f64| (&own * sign).log_sigmoid() - (&changed * sign).log_sigmoid();
     (runs * log_ratio(1.0) + skips * log_ratio(-1.0)).sum_dim_intlist([1].as_slice(), false, None)
 }
@@ -29,7 +31,8 @@ pub fn of_frequencies(own: &Histogram, changed: &Histogram) -> f64 {
         (of.count(path) as f64 + 0.5) / (of.images() as f64 + 0.5 * union.distinct() as f64)
     };
     let term = |path: &[u8]| {
-        let (p, q) = (smoothed(own, path), smoothed(changed, path));
+        let p = smoothed(own, path);
+        let q = smoothed(changed, path);
         p * (p / q).ln()
     };
     union.iter().map(|(path, _)| term(path)).sum()
@@ -60,7 +63,8 @@ mod tests {
         assert!((found - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-7, "{found}");
 
         // Counts (3, 0) and (1, 2), smoothed (3.5, 0.5)/4 and (1.5, 2.5)/4.
-        let (p, q) = (Histogram::new(&[0, 0, 0], 1, 3), Histogram::new(&[0, 1, 1], 1, 3));
+        let p = Histogram::new(&[0, 0, 0], 1, 3);
+        let q = Histogram::new(&[0, 1, 1], 1, 3);
         let expected = 3.5 / 4.0 * (3.5f64 / 1.5).ln() + 0.5 / 4.0 * (0.5f64 / 2.5).ln();
         assert!((of_frequencies(&p, &q) - expected).abs() < 1e-12);
         assert_eq!(of_frequencies(&p, &p), 0.0);

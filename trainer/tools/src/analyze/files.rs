@@ -83,9 +83,12 @@ impl Folder {
 
 /// A line of CSV (RFC 4180, but for the line's end).
 fn line(fields: &[String]) -> String {
-    let quoted = |field: &String| match field.contains([',', '"', '\n']) {
-        true => format!("\"{}\"", field.replace('"', "\"\"")),
-        false => field.clone(),
+    let quoted = |field: &String| {
+        if field.contains([',', '"', '\n']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.clone()
+        }
     };
     fields.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n"
 }

@@ -2,7 +2,7 @@
 //! augmented.
 
 use super::augment::Augmentation;
-use super::collect::{Augmented, Seen};
+use super::collect::{Augmented, ImageOutputs};
 use super::divergence;
 use codinet_trainer::metrics::routing::Histogram;
 use serde::Serialize;
@@ -60,35 +60,35 @@ pub struct Consistency {
 
 /// What each augmentation changed, in the order of [`Augmentation::ALL`], and the share of images whose path all of them
 /// left as it was.
-pub fn consistency(seen: &Seen) -> (Vec<Consistency>, f64) {
-    let own = Histogram::new(&seen.paths, seen.gates, seen.labels.len());
+pub fn consistency(outputs: &ImageOutputs) -> (Vec<Consistency>, f64) {
+    let own = Histogram::new(&outputs.paths, outputs.gates, outputs.labels.len());
     let of = |(kind, changed): (Augmentation, &Augmented)| {
-        let images = seen.labels.len() as f64;
-        let paths = Histogram::new(&changed.paths, seen.gates, seen.labels.len());
+        let images = outputs.labels.len() as f64;
+        let paths = Histogram::new(&changed.paths, outputs.gates, outputs.labels.len());
         let mean = |values: &[f64]| values.iter().sum::<f64>() / images;
         Consistency {
             augmentation: kind.name(),
-            same_path: same_rows(seen, changed).filter(|same| *same).count() as f64 / images,
-            same_prediction: accuracy(&changed.predictions, &seen.predictions),
-            top1: accuracy(&changed.predictions, &seen.labels),
+            same_path: same_rows(outputs, changed).filter(|same| *same).count() as f64 / images,
+            same_prediction: accuracy(&changed.predictions, &outputs.predictions),
+            top1: accuracy(&changed.predictions, &outputs.labels),
             path_kl: mean(&changed.path_kl),
             prediction_kl: mean(&changed.prediction_kl),
             frequency_kl: divergence::of_frequencies(&own, &paths),
             distinct_paths: paths.distinct(),
         }
     };
-    let mut all = vec![true; seen.labels.len()];
-    for changed in &seen.augmented {
-        all.iter_mut().zip(same_rows(seen, changed)).for_each(|(all, same)| *all &= same);
+    let mut all = vec![true; outputs.labels.len()];
+    for changed in &outputs.augmented {
+        all.iter_mut().zip(same_rows(outputs, changed)).for_each(|(all, same)| *all &= same);
     }
-    let kept = all.iter().filter(|kept| **kept).count() as f64 / seen.labels.len() as f64;
-    (Augmentation::ALL.into_iter().zip(&seen.augmented).map(of).collect(), kept)
+    let kept = all.iter().filter(|kept| **kept).count() as f64 / outputs.labels.len() as f64;
+    (Augmentation::ALL.into_iter().zip(&outputs.augmented).map(of).collect(), kept)
 }
 
 /// Whether each image and its augmentation take the same path.
-fn same_rows<'a>(seen: &'a Seen, changed: &'a Augmented) -> impl Iterator<Item = bool> + 'a {
-    let gates = seen.gates.max(1);
-    seen.paths.chunks(gates).zip(changed.paths.chunks(gates)).map(|(a, b)| a == b)
+fn same_rows<'a>(outputs: &'a ImageOutputs, changed: &'a Augmented) -> impl Iterator<Item = bool> + 'a {
+    let gates = outputs.gates.max(1);
+    outputs.paths.chunks(gates).zip(changed.paths.chunks(gates)).map(|(a, b)| a == b)
 }
 
 /// Mean distance of a group's paths from their centre, and mean distance between two groups' centres: ‖r − r̄‖ and
@@ -133,7 +133,7 @@ mod tests {
             path_kl: vec![0.0, 1.0, 2.0, 1.0],
             prediction_kl: vec![0.5; 4],
         };
-        let seen = Seen {
+        let outputs = ImageOutputs {
             labels: vec![0, 1, 2, 3],
             predictions: vec![0, 1, 2, 0],
             gates: 2,
@@ -144,9 +144,9 @@ mod tests {
                 changed([[1, 0], [1, 1], [0, 0], [1, 0]], [0, 1, 2, 0]),
                 changed([[1, 1], [0, 0], [0, 0], [0, 1]], [0, 1, 2, 0]),
             ],
-            ..Seen::default()
+            ..ImageOutputs::default()
         };
-        let (each, all) = consistency(&seen);
+        let (each, all) = consistency(&outputs);
         let shares: Vec<f64> = each.iter().map(|part| part.same_path).collect();
         assert_eq!(shares, [0.75, 0.75, 1.0, 0.25]);
         assert_eq!(all, 0.25, "only the third image keeps its path under all four");

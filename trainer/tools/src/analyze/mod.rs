@@ -29,7 +29,7 @@ use codinet_trainer::dist::{World, agree, on_rank_zero};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use codinet_trainer::sys::load_cuda;
-use collect::{Subject, Wanted};
+use collect::{CollectOptions, Subject};
 use std::path::PathBuf;
 use std::sync::Arc;
 use study::{Facts, Study};
@@ -53,15 +53,16 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
     let out = args.output.clone().unwrap_or_else(|| {
-        let beside = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
-        match run.join(run_dir::CONFIG).is_file() {
-            true => run.join("analysis"), // as it was called
-            false => trained.run.clone().unwrap_or_else(beside).join("analysis"),
+        if run.join(run_dir::CONFIG).is_file() {
+            return run.join("analysis"); // the path as given
         }
+        let folder = || trained.file.parent().map(PathBuf::from).unwrap_or_default();
+        trained.run.clone().unwrap_or_else(folder).join("analysis")
     });
     let open = || {
         if !config.gated() {
-            let what = "the network has no gates, so no paths; codinet-analyze compare sets it beside those that have";
+            let what =
+                "the network has no gates, so no paths; codinet-analyze compare shows it next to gated ones";
             return Err(Error::new(Exit::Config, format!("{}: {what}", run.display())));
         }
         if let Some(class) = args.classes.iter().find(|class| **class as i64 >= config.data.classes) {
@@ -86,7 +87,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     ];
     replicas::refuse_differences(world, &facts)?;
     let wants = |what| args.wants(what);
-    let wanted = Wanted {
+    let options = CollectOptions {
         augmented: wants(What::Consistency),
         features: if wants(What::Similarity) { args.similarity_images } else { 0 },
         groups: if wants(What::Consistency) || wants(What::Tsne) { args.groups } else { 0 },
@@ -94,12 +95,12 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
         seed: args.seed,
     };
     let subject = Subject { config, net: &trained.net, data: &data, device };
-    let seen = subject.collect(world, wanted)?;
+    let outputs = subject.collect(world, options)?;
     let checkpoint = trained.file.display().to_string();
     let facts = Facts { checkpoint, data: &config.data.val, images: data.len(), costs: &trained.net.costs };
-    let study = Study::new(world, args, &seen, facts)?;
+    let study = Study::new(world, args, &outputs, facts)?;
     let written = match world.rank() {
-        0 => write::write(args, &trained, &subject, &seen, &study, &out),
+        0 => write::write(args, &trained, &subject, &outputs, &study, &out),
         _ => Ok(()),
     };
     agree(world, written)

@@ -1,4 +1,4 @@
-//! `report.html`: one file that needs no other, with the numbers, the paper's beside them, and the pictures.
+//! `report.html`: one self-contained file with the numbers, next to the paper's, and the pictures.
 
 use super::files::Picture;
 use base64::Engine;
@@ -21,7 +21,8 @@ vertical-align:top;max-width:100%}img{max-width:100%;height:auto}figcaption{font
 impl Report {
     /// A page with a title and a paragraph of what it is about.
     pub fn new(title: &str, about: &str) -> Self {
-        let (title, about) = (escaped(title), escaped(about));
+        let title = escaped(title);
+        let about = escaped(about);
         let body = format!(
             "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\n<style>{STYLE}</style>\n\
              <h1>{title}</h1>\n<p>{about}</p>\n"

@@ -31,20 +31,23 @@ pub struct Correlation {
 /// All ranks, each with all of `features` `[K, F]` and `paths` `[K, n]`: each rank takes its share of the rows of all pairs.
 /// A path or a feature that is all zeros is similar to none: 0.
 pub fn correlate(world: &World, features: &Tensor, paths: &Tensor) -> Result<Correlation> {
-    let (features, paths) = (directions(features), directions(paths));
+    let features = directions(features);
+    let paths = directions(paths);
     let images = features.size()[0];
     let mine = eval_samples(images as usize, world.rank(), world.ranks());
     let sums = Tensor::zeros([6], (Kind::Double, Device::Cpu));
     let mut cells = Tensor::zeros([CELLS * CELLS], (Kind::Double, Device::Cpu));
     let rows = (PAIRS_AT_ONCE / images.max(1)).max(1);
-    let (first, end) = (mine.start as i64, mine.end as i64);
+    let first = mine.start as i64;
+    let end = mine.end as i64;
     for start in (first..end).step_by(rows as usize) {
         let part = rows.min(end - start);
         let own = Tensor::arange_start(start, start + part, (Kind::Int64, Device::Cpu)).unsqueeze(1);
         let others = Tensor::arange(images, (Kind::Int64, Device::Cpu)).unsqueeze(0);
         let later = own.less_tensor(&others); // each pair once
         let of = |rows: &Tensor| rows.narrow(0, start, part).matmul(&rows.tr()).masked_select(&later);
-        let (x, y) = (of(&features), of(&paths));
+        let x = of(&features);
+        let y = of(&paths);
         let count = Tensor::from(x.numel() as f64);
         let moments = [count, x.sum(None), y.sum(None), x.dot(&x), y.dot(&y), x.dot(&y)];
         let _ = sums.shallow_clone().g_add_(&Tensor::stack(&moments, 0));
@@ -57,7 +60,8 @@ pub fn correlate(world: &World, features: &Tensor, paths: &Tensor) -> Result<Cor
     let sums = Vec::<f64>::try_from(&sums).expect("six numbers");
     let [pairs, x, y, xx, yy, xy] = sums[..] else { unreachable!("six numbers") };
     let spread = |sum: f64, squares: f64| pairs * squares - sum * sum;
-    let (of_x, of_y) = (spread(x, xx), spread(y, yy));
+    let of_x = spread(x, xx);
+    let of_y = spread(y, yy);
     // What rounding leaves of a spread of nothing.
     let varies = |spread: f64, squares: f64| spread > 1e-12 * pairs * squares;
     let pcc =
@@ -89,11 +93,13 @@ mod tests {
         let rows = |values: &[f64]| Tensor::from_slice(values).view([-1, 2]);
         // Features at 0°, 60° and 90°: similarities ½ (1,2), 0 (1,3), √¾ (2,3). Paths: the first two the same, the third
         // across: 1, 0, 0.
-        let (half, tall) = (0.5, 0.75f64.sqrt());
+        let half = 0.5;
+        let tall = 0.75f64.sqrt();
         let features = rows(&[1.0, 0.0, half * 7.0, tall * 7.0, 0.0, 2.0]);
         let paths = rows(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
         let found = correlate(&world, &features, &paths).unwrap();
-        let (mean, x) = ((half + tall) / 3.0, [half, 0.0, tall]);
+        let mean = (half + tall) / 3.0;
+        let x = [half, 0.0, tall];
         let covariance = (x[0] - mean) * (2.0 / 3.0) - (x[1] - mean) / 3.0 - (x[2] - mean) / 3.0;
         let variance: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
         let expected = covariance / (variance * (4.0 / 9.0 + 2.0 / 9.0)).sqrt();

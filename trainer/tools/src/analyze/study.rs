@@ -1,7 +1,7 @@
 //! The numbers of an analysis, from what was collected.
 
 use super::cli::{Args, What};
-use super::collect::{Seen, VIEWS};
+use super::collect::{ImageOutputs, VIEWS};
 use super::features;
 use super::measures::{self, Consistency};
 use super::similarity::{Correlation, correlate};
@@ -85,31 +85,29 @@ pub struct Facts<'a> {
 
 impl Study {
     /// All ranks: computes what `args` asks for.
-    pub fn new(world: &World, args: &Args, seen: &Seen, facts: Facts) -> Result<Self> {
-        let (gates, images) = (seen.gates, seen.labels.len());
-        let histogram = Histogram::new(&seen.paths, gates, images);
-        let rates = measures::rates(&seen.paths, gates);
-        let expected = measures::expected_blocks(&seen.relaxed, gates);
-        let (consistency, all) = match seen.augmented.is_empty() {
-            true => (Vec::new(), None),
-            false => {
-                let (each, all) = measures::consistency(seen);
-                (each, Some(all))
-            }
+    pub fn new(world: &World, args: &Args, outputs: &ImageOutputs, facts: Facts) -> Result<Self> {
+        let gates = outputs.gates;
+        let images = outputs.labels.len();
+        let histogram = Histogram::new(&outputs.paths, gates, images);
+        let rates = measures::rates(&outputs.paths, gates);
+        let expected = measures::expected_blocks(&outputs.relaxed, gates);
+        let (consistency, all) = if outputs.augmented.is_empty() {
+            (Vec::new(), None)
+        } else {
+            let (each, all) = measures::consistency(outputs);
+            (each, Some(all))
         };
-        let apart = (seen.groups.len() >= 2 * VIEWS * gates)
-            .then(|| measures::group_distances(&seen.groups, VIEWS, gates));
-        let similarity = match args.wants(What::Similarity) && seen.chosen.len() > 1 {
-            true => Some(similarity(world, args, seen, facts.images)?),
-            false => None,
-        };
+        let apart = (outputs.groups.len() >= 2 * VIEWS * gates)
+            .then(|| measures::group_distances(&outputs.groups, VIEWS, gates));
+        let has_features = args.wants(What::Similarity) && outputs.chosen.len() > 1;
+        let similarity = has_features.then(|| similarity(world, args, outputs, facts.images)).transpose()?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             checkpoint: facts.checkpoint,
             data: facts.data.into(),
             images,
-            bad_images: seen.bad,
-            top1: measures::accuracy(&seen.predictions, &seen.labels),
+            bad_images: outputs.bad,
+            top1: measures::accuracy(&outputs.predictions, &outputs.labels),
             gmacs: facts.costs.mean_macs(&rates) / 1e9,
             gmacs_static: facts.costs.static_macs() as f64 / 1e9,
             blocks: facts.costs.gated().map(|block| block.name.clone()).collect(),
@@ -127,20 +125,20 @@ impl Study {
 }
 
 /// All ranks: features, the network's own or a file's, against paths.
-fn similarity(world: &World, args: &Args, seen: &Seen, images: usize) -> Result<Similarity> {
-    let rows = seen.chosen.len();
-    let own = || Ok(Tensor::from_slice(&seen.features).view([rows as i64, -1]));
+fn similarity(world: &World, args: &Args, outputs: &ImageOutputs, images: usize) -> Result<Similarity> {
+    let rows = outputs.chosen.len();
+    let own = || Ok(Tensor::from_slice(&outputs.features).view([rows as i64, -1]));
     let read = |what: &String| {
         let all = features::read(what, images)?;
-        let numbers: Vec<i64> = seen.chosen.iter().map(|&at| seen.samples[at].into()).collect();
+        let numbers: Vec<i64> = outputs.chosen.iter().map(|&at| outputs.samples[at].into()).collect();
         Ok(all.index_select(0, &Tensor::from_slice(&numbers)))
     };
     let features = agree(world, args.features.as_ref().map_or_else(own, read))?;
-    let chosen: Vec<i64> = seen.chosen.iter().map(|&at| at as i64).collect();
+    let chosen: Vec<i64> = outputs.chosen.iter().map(|&at| at as i64).collect();
     let chosen = Tensor::from_slice(&chosen);
-    let of = |all: Tensor| all.view([-1, seen.gates as i64]).index_select(0, &chosen);
-    let relaxed = correlate(world, &features, &of(Tensor::from_slice(&seen.relaxed)))?;
-    let hard = correlate(world, &features, &of(Tensor::from_slice(&seen.paths).to_kind(Kind::Float)))?;
+    let of = |all: Tensor| all.view([-1, outputs.gates as i64]).index_select(0, &chosen);
+    let relaxed = correlate(world, &features, &of(Tensor::from_slice(&outputs.relaxed)))?;
+    let hard = correlate(world, &features, &of(Tensor::from_slice(&outputs.paths).to_kind(Kind::Float)))?;
     let source = args.features.clone().unwrap_or_else(|| "the network's own".into());
     Ok(Similarity { features: source, images: rows, relaxed, hard })
 }

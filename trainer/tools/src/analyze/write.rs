@@ -3,7 +3,7 @@
 use super::augment::Augmentation;
 use super::charts;
 use super::cli::{Args, What};
-use super::collect::{Seen, Subject, VIEWS};
+use super::collect::{ImageOutputs, Subject, VIEWS};
 use super::embed::{self, Settings};
 use super::files::{Folder, Picture};
 use super::measures;
@@ -30,7 +30,7 @@ pub fn write(
     args: &Args,
     trained: &Trained,
     subject: &Subject,
-    seen: &Seen,
+    outputs: &ImageOutputs,
     study: &Study,
     out: &Path,
 ) -> Result<()> {
@@ -38,7 +38,7 @@ pub fn write(
     let step = step.and_then(run_dir::step_of).unwrap_or(0);
     let folder = Folder::create(out, step, true)?;
     let classes = class_names(trained);
-    let mut writer = Writer { args, subject, seen, study, classes, folder };
+    let mut writer = Writer { args, subject, outputs, study, classes, folder };
     let json = serde_json::to_vec_pretty(study).expect("a study is JSON");
     write_atomically(&out.join("analysis.json"), &json)?;
     writer.tables()?;
@@ -60,7 +60,7 @@ fn class_names(trained: &Trained) -> Vec<String> {
 struct Writer<'a> {
     args: &'a Args,
     subject: &'a Subject<'a>,
-    seen: &'a Seen,
+    outputs: &'a ImageOutputs,
     study: &'a Study,
     classes: Vec<String>,
     folder: Folder,
@@ -72,7 +72,7 @@ fn strings(words: &[&str]) -> Vec<String> {
 
 impl Writer<'_> {
     fn histogram(&self) -> Histogram {
-        Histogram::new(&self.seen.paths, self.seen.gates, self.seen.labels.len())
+        Histogram::new(&self.outputs.paths, self.outputs.gates, self.outputs.labels.len())
     }
 
     /// The lines on the terminal.
@@ -119,7 +119,8 @@ impl Writer<'_> {
             let of = |on: bool, name: &str, margin: f64| {
                 if on { format!(" ({name} {margin})") } else { String::new() }
             };
-            let (consistency, diversity) = (&config.consistency, &config.diversity);
+            let consistency = &config.consistency;
+            let diversity = &config.diversity;
             let near = of(consistency.weight > 0.0, "m_c", consistency.margin);
             let far = of(diversity.weight > 0.0, "m_d", diversity.margin);
             row(&format!("mean ‖r − r̄‖ of augmentations{near}"), format!("{spread:.3}"), "", "", "");
@@ -134,8 +135,10 @@ impl Writer<'_> {
     }
 
     fn tables(&self) -> Result<()> {
-        let (seen, study, folder) = (self.seen, self.study, &self.folder);
-        let images = seen.labels.len() as f64;
+        let outputs = self.outputs;
+        let study = self.study;
+        let folder = &self.folder;
+        let images = outputs.labels.len() as f64;
         let histogram = self.histogram();
         let path = |(rank, (path, count)): (usize, &(&[u8], u64))| {
             let ran: u8 = path.iter().sum();
@@ -145,7 +148,8 @@ impl Writer<'_> {
         let columns = strings(&["rank", "path", "images", "share", "blocks_run"]);
         folder.table("paths", &columns, histogram.by_frequency().iter().enumerate().map(path))?;
 
-        let by_class = measures::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
+        let by_class =
+            measures::rates_by_class(&outputs.paths, outputs.gates, &outputs.labels, self.classes.len());
         let columns: Vec<String> = ["class".to_owned()].into_iter().chain(study.blocks.clone()).collect();
         let row = |name: &str, rates: &[f64]| -> Vec<String> {
             let rates = rates.iter().map(|rate| if rate.is_nan() { String::new() } else { rate.to_string() });
@@ -156,29 +160,29 @@ impl Writer<'_> {
 
         let mut columns =
             strings(&["number", "shard", "key", "class", "prediction", "path", "expected_blocks"]);
-        for kind in Augmentation::ALL.iter().take(seen.augmented.len()) {
+        for kind in Augmentation::ALL.iter().take(outputs.augmented.len()) {
             let name = kind.name().replace(' ', "_");
             columns.extend(
                 ["prediction", "path", "path_kl", "prediction_kl"].map(|what| format!("{name}_{what}")),
             );
         }
-        let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
-        let bits = |paths: &[u8], at: usize| text(&paths[at * seen.gates..(at + 1) * seen.gates]);
+        let expected = measures::expected_blocks(&outputs.relaxed, outputs.gates);
+        let bits = |paths: &[u8], at: usize| text(&paths[at * outputs.gates..(at + 1) * outputs.gates]);
         let image = |at: usize| {
-            let place = self.subject.data.sample_info(seen.samples[at] as usize);
+            let place = self.subject.data.sample_info(outputs.samples[at] as usize);
             let (shard, key) = place.map_or_else(Default::default, |place| {
                 (place.shard.display().to_string(), place.key.to_owned())
             });
-            let mut row = vec![seen.samples[at].to_string(), shard, key];
-            row.extend([seen.labels[at].to_string(), seen.predictions[at].to_string()]);
-            row.extend([bits(&seen.paths, at), expected[at].to_string()]);
-            for part in &seen.augmented {
+            let mut row = vec![outputs.samples[at].to_string(), shard, key];
+            row.extend([outputs.labels[at].to_string(), outputs.predictions[at].to_string()]);
+            row.extend([bits(&outputs.paths, at), expected[at].to_string()]);
+            for part in &outputs.augmented {
                 row.extend([part.predictions[at].to_string(), bits(&part.paths, at)]);
                 row.extend([part.path_kl[at].to_string(), part.prediction_kl[at].to_string()]);
             }
             row
         };
-        folder.table("images", &columns, (0..seen.labels.len()).map(image))?;
+        folder.table("images", &columns, (0..outputs.labels.len()).map(image))?;
 
         if !study.consistency.is_empty() {
             let columns =
@@ -205,7 +209,8 @@ impl Writer<'_> {
     }
 
     fn tensorboard(&mut self) -> Result<()> {
-        let (seen, study) = (self.seen, self.study);
+        let outputs = self.outputs;
+        let study = self.study;
         let mut scalars = vec![
             ("paths/distinct".to_owned(), study.distinct_paths as f64),
             ("paths/entropy_bits".to_owned(), study.path_entropy),
@@ -220,29 +225,36 @@ impl Writer<'_> {
             .map(|part| (format!("paths_kept/{}", part.augmentation), part.same_path));
         scalars.extend(kept);
         self.folder.scalars(&scalars);
-        let (mut vectors, mut labels) = (Vec::new(), Vec::new());
-        let stride = seen.labels.len().div_ceil(PROJECTED).max(1);
-        for at in (0..seen.labels.len()).step_by(stride) {
-            let own = at * seen.gates..(at + 1) * seen.gates;
-            vectors.extend(&seen.relaxed[own.clone()]);
-            let path = &seen.paths[own];
+        let mut vectors = Vec::new();
+        let mut labels = Vec::new();
+        let stride = outputs.labels.len().div_ceil(PROJECTED).max(1);
+        for at in (0..outputs.labels.len()).step_by(stride) {
+            let own = at * outputs.gates..(at + 1) * outputs.gates;
+            vectors.extend(&outputs.relaxed[own.clone()]);
+            let path = &outputs.paths[own];
             let name = |class: i64| self.classes[class as usize].clone();
             let ran: u8 = path.iter().sum();
-            labels.push(vec![name(seen.labels[at]), name(seen.predictions[at]), text(path), ran.to_string()]);
+            labels.push(vec![
+                name(outputs.labels[at]),
+                name(outputs.predictions[at]),
+                text(path),
+                ran.to_string(),
+            ]);
         }
         let columns = ["class", "prediction", "path", "blocks run"];
         projector::write(
             &self.folder.path.join(run_dir::TENSORBOARD),
             "paths",
             &vectors,
-            seen.gates,
+            outputs.gates,
             &columns,
             &labels,
         )
     }
 
     fn report(&mut self, name: &str) -> Result<Report> {
-        let (args, study) = (self.args, self.study);
+        let args = self.args;
+        let study = self.study;
         let about = format!(
             "{} images of {}, {} left out; weights {}; codinet-analyze {}.",
             study.images, study.data, study.bad_images, study.checkpoint, study.version
@@ -287,7 +299,8 @@ impl Writer<'_> {
     }
 
     fn path_pictures(&mut self, report: &mut Report) -> Result<()> {
-        let (seen, study) = (self.seen, self.study);
+        let outputs = self.outputs;
+        let study = self.study;
         report.section(
             "Paths",
             "Which blocks run, by hard decisions (Eq. 13). Few paths, or blocks that always run or never do, are signs that \
@@ -297,9 +310,11 @@ impl Writer<'_> {
         let chart = charts::frequencies(&histogram)?;
         report.figure(&self.folder.chart("frequencies", chart, "How many images take each path.")?);
         let chart = charts::frequent(&histogram, &study.blocks)?;
-        let caption = "The most frequent paths; filled: the block runs. Beside: share of images, blocks run.";
+        let caption =
+            "The most frequent paths; filled: the block runs. To the right: share of images, blocks run.";
         report.figure(&self.folder.chart("frequent", chart, caption)?);
-        let by_class = measures::rates_by_class(&seen.paths, seen.gates, &seen.labels, self.classes.len());
+        let by_class =
+            measures::rates_by_class(&outputs.paths, outputs.gates, &outputs.labels, self.classes.len());
         let chart = charts::rates(&by_class, &study.rates, &self.classes, &study.blocks)?;
         let caption = "How often each block runs, by class; numbers are per cent.";
         report.figure(&self.folder.chart("rates", chart, caption)?);
@@ -309,7 +324,7 @@ impl Writer<'_> {
     fn consistency_pictures(&mut self, report: &mut Report) -> Result<()> {
         let study = self.study;
         let text = format!(
-            "Each image beside one augmentation of it, in four ways: cropped at random as in training, mirrored, turned upside \
+            "Each image next to one augmentation of it, in four ways: cropped at random as in training, mirrored, turned upside \
              down, rotated by up to {} degrees (the paper's Section 4.4.1 does not say by how much). The divergence of paths \
              takes blocks as independent coins of probability v; that of frequencies compares how often the whole set takes \
              each path.",
@@ -341,15 +356,17 @@ impl Writer<'_> {
 
     /// Relaxed paths in the plane, images and groups of augmentations together.
     fn tsne(&mut self, report: &mut Report) -> Result<()> {
-        let (args, seen) = (self.args, self.seen);
-        let stride = seen.labels.len().div_ceil(args.tsne_images.max(1)).max(1);
-        let shown: Vec<usize> = (0..seen.labels.len()).step_by(stride).collect();
-        let own = |at: &usize| &seen.relaxed[at * seen.gates..(at + 1) * seen.gates];
+        let args = self.args;
+        let outputs = self.outputs;
+        let stride = outputs.labels.len().div_ceil(args.tsne_images.max(1)).max(1);
+        let shown: Vec<usize> = (0..outputs.labels.len()).step_by(stride).collect();
+        let own = |at: &usize| &outputs.relaxed[at * outputs.gates..(at + 1) * outputs.gates];
         let mut points: Vec<f32> = shown.iter().flat_map(own).copied().collect();
-        points.extend(&seen.groups);
+        points.extend(&outputs.groups);
         let settings = Settings { perplexity: args.perplexity, epochs: args.tsne_steps, seed: args.seed };
-        let places = embed::tsne(&points, seen.gates, settings);
-        let (images, all) = (&places[..shown.len()], &places);
+        let places = embed::tsne(&points, outputs.gates, settings);
+        let images = &places[..shown.len()];
+        let all = &places;
         report.section(
             "The routing space",
             &format!(
@@ -357,7 +374,7 @@ impl Writer<'_> {
                  unit, and distances between far clusters no meaning.",
                 shown.len(),
                 VIEWS,
-                seen.groups.len() / seen.gates / VIEWS,
+                outputs.groups.len() / outputs.gates / VIEWS,
                 args.perplexity,
                 args.tsne_steps
             ),
@@ -367,7 +384,7 @@ impl Writer<'_> {
             coloured = (0..self.classes.len().min(CATEGORIES.len())).collect();
         }
         coloured.truncate(CATEGORIES.len());
-        let of = |at: &usize| coloured.iter().position(|class| *class as i64 == seen.labels[*at]);
+        let of = |at: &usize| coloured.iter().position(|class| *class as i64 == outputs.labels[*at]);
         let names: Vec<String> = coloured.iter().map(|&class| self.classes[class].clone()).collect();
         let categories: Vec<Option<usize>> = shown.iter().map(of).collect();
         let chart = charts::by_category("Paths by class", images, &categories, &names)?;
@@ -376,13 +393,13 @@ impl Writer<'_> {
             chart,
             "Each image's path, by its class (Figures 6, 7).",
         )?);
-        let expected = measures::expected_blocks(&seen.relaxed, seen.gates);
+        let expected = measures::expected_blocks(&outputs.relaxed, outputs.gates);
         let expected: Vec<f64> = shown.iter().map(|&at| expected[at]).collect();
         let chart =
             charts::by_value("Paths by blocks run", images, &expected, "expected number of blocks run")?;
         let caption = "Each image's path, by the expected number of blocks that it runs, Σ v (Figure 11).";
         report.figure(&self.folder.chart("tsne_blocks", chart, caption)?);
-        let groups = seen.groups.len() / seen.gates / VIEWS;
+        let groups = outputs.groups.len() / outputs.gates / VIEWS;
         if groups > 0 {
             let chart = charts::by_group("Paths of augmentations", all, groups, VIEWS)?;
             let caption = "Ten augmentations each of some images, joined to their centre; grey: all images (Figure 10).";
@@ -391,7 +408,7 @@ impl Writer<'_> {
         let columns = strings(&["image", "group", "x", "y"]);
         let row = |(i, at): (usize, &[f64; 2])| {
             let (image, group) = match i.checked_sub(shown.len()) {
-                None => (seen.samples[shown[i]].to_string(), String::new()),
+                None => (outputs.samples[shown[i]].to_string(), String::new()),
                 Some(view) => (String::new(), (view / VIEWS).to_string()),
             };
             vec![image, group, at[0].to_string(), at[1].to_string()]
@@ -401,12 +418,16 @@ impl Writer<'_> {
 
     /// Images that share a path, for the most frequent paths.
     fn sheet(&mut self) -> Result<Picture> {
-        let (seen, subject) = (self.seen, self.subject);
+        let outputs = self.outputs;
+        let subject = self.subject;
         let (paths, each) = SHEET;
         let histogram = self.histogram();
         let row = |(path, count): &(&[u8], u64)| {
-            let takers =
-                seen.paths.chunks(seen.gates).zip(&seen.samples).filter(|(theirs, _)| theirs == path);
+            let takers = outputs
+                .paths
+                .chunks(outputs.gates)
+                .zip(&outputs.samples)
+                .filter(|(theirs, _)| theirs == path);
             let takers: Vec<u32> = takers.map(|(_, &sample)| sample).collect();
             let stride = takers.len().div_ceil(each).max(1);
             (format!("{}  {count} images", text(path)), takers.into_iter().step_by(stride).collect())

@@ -72,7 +72,8 @@ pub fn run(args: &Args) -> Result<()> {
     {
         eprintln!("{said}");
     }
-    let (megabytes, file) = (bytes.len() as f64 / 1e6, trained.file.display());
+    let megabytes = bytes.len() as f64 / 1e6;
+    let file = trained.file.display();
     print_line(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
     Ok(())
 }

@@ -83,7 +83,8 @@ impl Writer {
             let pads = Many("pads", &[1, 1, 1, 1]);
             x = self.op("MaxPool", &[&x], &[Many("kernel_shape", &[3, 3]), pads, Many("strides", &[2, 2])]);
         }
-        let (mut gates, mut path) = (Vec::new(), Vec::new());
+        let mut gates = Vec::new();
+        let mut path = Vec::new();
         for block in &net.blocks {
             x = self.block(block, &x, &mut gates, &mut path);
         }
@@ -142,7 +143,8 @@ impl Writer {
             Shortcut::Conv(conv) => self.conv(conv, x),
             Shortcut::Pad { stride, before, after } => {
                 let [starts, ends] = [[0, 0], [i64::MAX, i64::MAX]].map(|at| self.integers(&at));
-                let (axes, steps) = (self.integers(&[2, 3]), self.integers(&[*stride, *stride]));
+                let axes = self.integers(&[2, 3]);
+                let steps = self.integers(&[*stride, *stride]);
                 let picked = self.op("Slice", &[x, &starts, &ends, &axes, &steps], &[]);
                 let pads = self.integers(&[0, *before, 0, 0, 0, *after, 0, 0]);
                 self.op("Pad", &[&picked, &pads], &[])
@@ -222,7 +224,8 @@ impl Writer {
 
     /// x·Wᵀ + b.
     fn gemm(&mut self, weight: &Tensor, bias: &Tensor, x: &str) -> Name {
-        let (weight, bias) = (self.floats(weight), self.floats(bias));
+        let weight = self.floats(weight);
+        let bias = self.floats(bias);
         self.op("Gemm", &[x, &weight, &bias], &[One("transB", 1)])
     }
 

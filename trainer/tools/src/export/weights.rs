@@ -1,4 +1,4 @@
-//! `.safetensors` files with torchvision's names: the whole network with what it takes to build it, or the backbone alone.
+//! `.safetensors` files with torchvision's names: the whole network with its config, or only the backbone.
 
 use crate::trained::Trained;
 use codinet_trainer::config::{Arch, Config, Gates, StrideIn};
@@ -54,7 +54,8 @@ pub fn caution(config: &Config) -> Option<String> {
 
 /// What builds the network and prepares its images.
 pub fn description(trained: &Trained) -> Value {
-    let (model, data) = (&trained.config.model, &trained.config.data);
+    let model = &trained.config.model;
+    let data = &trained.config.data;
     json!({
         "version": 1,
         "arch": model.arch, "gates": model.gates, "skip": model.skip, "stride_in": model.stride_in,

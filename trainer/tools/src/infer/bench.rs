@@ -1,4 +1,4 @@
-//! `codinet-infer bench`: what skipping gains in time, beside what it gains in MACs.
+//! `codinet-infer bench`: time saved by skipping blocks, compared with the MACs saved.
 
 use super::source::Source;
 use super::{Engine, Paths};
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: Vec<u32>,
 
-    /// Shares of the blocks, in per cent, that a forced path runs; which ones is drawn anew for each image.
+    /// Shares of the blocks, in per cent, that a forced path runs; each image has blocks of its own, drawn at random.
     #[arg(long, value_name = "%", value_delimiter = ',', default_value = "40,60,80")]
     #[arg(value_parser = clap::value_parser!(u32).range(..=100))]
     share: Vec<u32>,
@@ -94,7 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
         engine.need_gates()?;
         for batch in args.batch.iter().map(|&batch| batch as usize) {
             let turns = if batch == 1 { ONES } else { 1 };
-            let (channels, size) = (i64::from(config.data.channels), i64::from(config.data.image_size));
+            let channels = i64::from(config.data.channels);
+            let size = i64::from(config.data.image_size);
             let input = || Tensor::randn([batch as i64, channels, size, size], (Kind::Float, device));
             let inputs: Vec<Tensor> = (0..turns).map(|_| input()).collect();
             let forced = |&share: &u32| {

@@ -114,11 +114,14 @@ pub fn run(args: &Args) -> Result<()> {
         rows.iter_mut().for_each(|row| row.add(&mut engine, &x, &labels[from..]));
     }
     for row in &rows {
-        let (gmacs, top1) = (row.macs / row.images as f64 / 1e9, row.right as f64 / row.images as f64);
+        let gmacs = row.macs / row.images as f64 / 1e9;
+        let top1 = row.right as f64 / row.images as f64;
         let share = gmacs * 1e9 / engine.costs.static_macs() as f64;
         drawn.push((gmacs, 100.0 * top1));
         let budget = row.budget.map_or_else(|| "as trained".to_owned(), |budget| format!("{budget:.6}"));
-        let (bias, paths, images) = (row.bias, row.paths.len(), row.images);
+        let bias = row.bias;
+        let paths = row.paths.len();
+        let images = row.images;
         lines.push(format!("{budget},{bias:.4},{gmacs:.6},{share:.4},{top1:.4},{paths},{images}"));
     }
     lines

@@ -67,17 +67,17 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut out = output(args.output.as_deref())?;
     let place = args.output.clone().unwrap_or_else(|| "standard output".into());
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut all = Sums::default();
     for batch in source.batches(usize::MAX) {
         let ImageBatch { x, names, labels, bad } = batch?;
         let mut lines = Vec::new();
         if !names.is_empty() {
             let InferenceOutput { logits, path } = engine.forward(&x, Paths::Routed);
-            let found = Found::of(&logits, args.topk.into());
+            let top = TopClasses::new(&logits, args.topk.into());
             for (n, name) in names.iter().enumerate() {
                 let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
-                let mut line = found.line(n, &trained);
+                let mut line = top.to_json(n, &trained);
                 line["image"] = name.as_str().into();
                 line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
                 line["macs"] = (engine.macs(path) as i64).into();
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
                 if let Some(label) = labels[n] {
                     line["label"] = label.into();
                     all.labelled += 1;
-                    all.right += usize::from(label == found.classes[n][0]);
+                    all.right += usize::from(label == top.classes[n][0]);
                 }
                 all.macs += engine.macs(path);
                 all.images += 1;
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     out.flush().map_err(|error| Error::disk("write", &place, &error))?;
     let Sums { images, bad, .. } = all;
     if images > 0 {
-        eprintln!("{}", all.said(&engine, begun.elapsed().as_secs_f64()));
+        eprintln!("{}", all.said(&engine, start.elapsed().as_secs_f64()));
     }
     if bad > 0 {
         let what = format!("{bad} of {} images can't be used; their lines say why", images + bad);
@@ -131,7 +131,8 @@ struct Sums {
 impl Sums {
     fn said(&self, engine: &Engine, seconds: f64) -> String {
         let &Self { images, labelled, .. } = self;
-        let (gmacs, whole) = (self.macs / images as f64 / 1e9, engine.costs.static_macs() as f64 / 1e9);
+        let gmacs = self.macs / images as f64 / 1e9;
+        let whole = engine.costs.static_macs() as f64 / 1e9;
         let mut said = format!(
             "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading \
              included",
@@ -147,20 +148,20 @@ impl Sums {
 }
 
 /// The likeliest classes of a batch, the first first.
-struct Found {
+struct TopClasses {
     classes: Vec<Vec<i64>>,
     probabilities: Vec<Vec<f32>>,
 }
 
-impl Found {
-    fn of(logits: &Tensor, most: i64) -> Self {
+impl TopClasses {
+    fn new(logits: &Tensor, count: i64) -> Self {
         let (probabilities, classes) =
-            logits.softmax(1, Kind::Float).topk(most.min(logits.size()[1]), 1, true, true);
+            logits.softmax(1, Kind::Float).topk(count.min(logits.size()[1]), 1, true, true);
         let classes = Vec::try_from(&classes).expect("rows of numbers");
         Self { classes, probabilities: Vec::try_from(&probabilities).expect("rows of f32") }
     }
 
-    fn line(&self, n: usize, trained: &Trained) -> Value {
+    fn to_json(&self, n: usize, trained: &Trained) -> Value {
         let name = |class: i64| trained.class_names.as_ref()?.get(class as usize);
         let one = |class: i64, probability: f32| match name(class) {
             Some(name) => json!({"class": class, "name": name, "probability": probability}),

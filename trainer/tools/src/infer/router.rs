@@ -73,7 +73,8 @@ impl WithSimd for Logits<'_> {
 impl Layers {
     /// `None` where the inputs are no multiple of [`LANES`].
     fn new(fc1: &Linear, fc2: &Linear) -> Option<Self> {
-        let (w2, b2) = (fc2.weight.detach(), fc2.bias.detach());
+        let w2 = fc2.weight.detach();
+        let b2 = fc2.bias.detach();
         let numbers = |x: Tensor| Vec::<f32>::try_from(&x.contiguous().view([-1])).expect("f32");
         let inputs = fc1.weight.size()[1] as usize;
         inputs.is_multiple_of(LANES).then(|| Self {

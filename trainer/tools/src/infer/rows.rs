@@ -17,7 +17,8 @@ pub fn gather(x: &Tensor, rows: &[usize]) -> Tensor {
     }
     let (_, c, h, w) = x.size4().expect("[N, C, H, W]");
     let y = Tensor::empty([rows.len() as i64, h, w, c], (x.kind(), x.device())).permute([0, 3, 1, 2]);
-    let (from, to) = (parts(x), parts(&y));
+    let from = parts(x);
+    let to = parts(&y);
     each(rows, |i| {
         // SAFETY: a tensor of this function's own, one image a task.
         unsafe { to.get_mut(i) }.copy_from_slice(from.get(rows[i]));
@@ -32,7 +33,8 @@ pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
         let _ = x.shallow_clone().index_copy_(0, &index(x, rows), y);
         return;
     }
-    let (to, from) = (parts(x), parts(y));
+    let to = parts(x);
+    let from = parts(y);
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor.
         unsafe { to.get_mut(rows[i]) }.copy_from_slice(from.get(i));
@@ -42,7 +44,8 @@ pub fn scatter(x: &Tensor, rows: &[usize], y: &Tensor) {
 /// The means over H and W of the images of `x` at `rows`, in rising order, into those rows of `means`, `[N, C]`; `x` is
 /// readable.
 pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
-    let (from, to) = (parts(x), cut(means, x));
+    let from = parts(x);
+    let to = cut(means, x);
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; nobody else has `means`.
         let mean = unsafe { to.get_mut(rows[i]) };
@@ -54,7 +57,9 @@ pub fn means(x: &Tensor, rows: &[usize], means: &mut [f32]) {
 /// `means`, `[N, C]`. Both are readable, and not the same.
 pub fn add_relu(x: &Tensor, rows: &[usize], y: &Tensor, means: &mut [f32]) {
     assert_eq!((x.size()[1..].to_vec(), rows.len()), (y.size()[1..].to_vec(), y.size()[0] as usize));
-    let (onto, from, to) = (parts(x), parts(y), cut(means, x));
+    let onto = parts(x);
+    let from = parts(y);
+    let to = cut(means, x);
     each(rows, |i| {
         // SAFETY: one image a task, for rows are different; `y` is another tensor, and nobody else has `means`.
         let (onto, mean) = unsafe { (onto.get_mut(rows[i]), to.get_mut(rows[i])) };

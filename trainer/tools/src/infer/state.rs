@@ -39,7 +39,8 @@ impl State {
     /// Another activation takes this one's place.
     pub fn set(&mut self, x: Tensor) {
         self.readable = rows::readable(&x);
-        let (images, channels) = (x.size()[0] as usize, x.size()[1] as usize);
+        let images = x.size()[0] as usize;
+        let channels = x.size()[1] as usize;
         self.means.resize(images * channels, 0.0);
         self.known.clear();
         self.known.resize(images, false);
