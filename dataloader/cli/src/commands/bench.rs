@@ -1,6 +1,6 @@
 //! `codinet-data bench`.
 
-use std::fmt::Display;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -115,8 +115,8 @@ fn report_bad(bad: usize, dataset: &Dataset) {
 }
 
 /// The error of a dataset without a good sample.
-fn all_bad(dataset: &Dataset, path: &str, first: &dyn Display) -> Error {
-    let what = format!("all {} samples are bad, the first because of: {first}", dataset.len());
+fn all_bad(dataset: &Dataset, path: &str, reason: &str) -> Error {
+    let what = format!("all {} samples are bad; one of them: {reason}", dataset.len());
     Error::Malformed { path: path.into(), what }
 }
 
@@ -154,7 +154,7 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
     let mut loader = Loader::new(dataset.clone(), spec, plan)?;
     let mut start = Instant::now();
     let mut served = 0;
-    let mut bad = Vec::new();
+    let mut bad = BTreeMap::new();
     let mut floats = Vec::new();
     let meter = ProgressMeter::new()?;
     let total = (epochs + 1) * len as u64;
@@ -162,10 +162,11 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
         let mut batch = batch?;
         if batch.epoch == 0 {
             start = Instant::now();
-            bad.append(&mut batch.bad);
         } else {
             served += batch.samples.len();
         }
+        // A crop may not touch the damage of an image that another crop touches.
+        bad.extend(batch.bad.drain(..).map(|bad| (bad.sample, bad.reason)));
         meter.update(len as u64 + served as u64, total, None);
         if arguments.floats {
             normalise(&batch.images, &mut floats);
@@ -174,8 +175,8 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
         loader.recycle(batch);
     }
     meter.finish();
-    if let Some(first) = bad.first().filter(|_| bad.len() == len) {
-        return Err(all_bad(dataset, &arguments.shards.shards, &first.reason));
+    if let Some((_, reason)) = bad.first_key_value().filter(|_| served == 0) {
+        return Err(all_bad(dataset, &arguments.shards.shards, reason));
     }
     Ok(LoaderSpeed { samples_per_second: served as f64 / start.elapsed().as_secs_f64(), bad: bad.len() })
 }
@@ -219,7 +220,7 @@ impl Stages {
         for sample in 0..dataset.len() {
             meter.update(sample as u64, dataset.len() as u64, None);
             let start = Instant::now();
-            let info = dataset.read(sample, &mut timer.encoded)?;
+            dataset.read(sample, &mut timer.encoded)?;
             let read = start.elapsed();
             match timer.time_sample(sample) {
                 Ok((times, is_tiled)) => {
@@ -232,12 +233,12 @@ impl Stages {
                     stages.times.regions += times.regions;
                     stages.times.render += times.render;
                 }
-                Err(bad) => _ = first_bad.get_or_insert_with(|| bad.in_sample(info.shard, info.key)),
+                Err(BadImage(reason)) => _ = first_bad.get_or_insert(reason),
             }
         }
         meter.finish();
         match first_bad {
-            Some(bad) if stages.samples == 0 => Err(all_bad(dataset, &arguments.shards.shards, &bad)),
+            Some(reason) if stages.samples == 0 => Err(all_bad(dataset, &arguments.shards.shards, &reason)),
             _ => Ok(stages),
         }
     }
