@@ -164,7 +164,7 @@ impl std::fmt::Display for Arch {
 
 impl Hidden {
     /// Units for a block of `channels` input channels.
-    pub fn of(self, channels: i64) -> i64 {
+    pub fn width(self, channels: i64) -> i64 {
         match self {
             Self::Ratio(ratio) => ((channels as f64 * ratio).round() as i64).max(1),
             Self::Units(units) => units,

@@ -47,7 +47,7 @@ pub struct Cost {
     /// γ of Eq. 12; with a budget, its first value.
     #[schemars(range(min = 0.0))]
     pub gamma: f64,
-    /// The unit of c_k, of which γ is the price.
+    /// The unit of c_k: γ is the price of one.
     pub unit: CostUnit,
     /// Mean MACs per image, in billions, that γ is adjusted to meet; null: γ is constant.
     #[schemars(extend("exclusiveMinimum" = 0))]

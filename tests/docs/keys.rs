@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for Keys {
 }
 
 impl Keys {
-    fn of(&self, key: &str) -> Option<(usize, &Keys)> {
+    fn find(&self, key: &str) -> Option<(usize, &Keys)> {
         let at = self.0.iter().position(|(name, _)| name == key)?;
         Some((at, &self.0[at].1))
     }
@@ -163,7 +163,7 @@ impl<'a> Page<'a> {
     /// The keys of a section, in the order of their definition, each with its schema.
     fn keys(&self, schema: &'a Value, order: &Keys) -> Vec<(&'a String, &'a Value)> {
         let mut keys: Vec<_> = schema["properties"].as_object().into_iter().flatten().collect();
-        keys.sort_by_key(|(key, _)| order.of(key).map_or(usize::MAX, |(at, _)| at));
+        keys.sort_by_key(|(key, _)| order.find(key).map_or(usize::MAX, |(at, _)| at));
         keys
     }
 
@@ -261,7 +261,7 @@ impl<'a> Page<'a> {
             let _ = writeln!(self.text, "| {} |", cells.map(|text| cell(&text)).join(" | "));
             if is_section {
                 let nothing = Keys::default();
-                self.rows(&path, inner, order.of(key).map_or(&nothing, |(_, keys)| keys));
+                self.rows(&path, inner, order.find(key).map_or(&nothing, |(_, keys)| keys));
             }
         }
     }
@@ -272,7 +272,7 @@ impl<'a> Page<'a> {
             let Some(default) = values.get(key) else { continue };
             let inner = self.resolved(not_null(value).1);
             let nothing = Keys::default();
-            let own_order = order.of(key).map_or(&nothing, |(_, keys)| keys);
+            let own_order = order.find(key).map_or(&nothing, |(_, keys)| keys);
             let pad = " ".repeat(indent);
             let (text, nested) = if default.is_object() && inner["properties"].is_object() {
                 (format!("{pad}{key}:"), Some((default, inner)))

@@ -234,8 +234,8 @@ fn check_program(program: &str, args: &[String]) -> Result<(), String> {
         ("codinet-train", _) => check_train(args),
         ("codinet-launch", Some("table")) => {
             check_arguments(program, args)?;
-            let name = args.get(1).map_or("", String::as_str);
-            load_table(name).map(drop).map_err(|error| error.to_string())
+            let table = args.get(1).map_or(Ok(()), |name| load_table(name).map(drop));
+            table.map_err(|error| error.to_string())
         }
         ("codinet-launch", Some(tool @ ("plan" | "doctor"))) => {
             check_arguments(program, args)?;

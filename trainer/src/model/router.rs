@@ -50,7 +50,7 @@ impl<'a> RouterBuilder<'a> {
 
     /// The router of block `name`, whose input has `channels` channels.
     pub fn build(&mut self, builder: &mut Builder, name: &str, channels: i64) -> Router {
-        let hidden = self.options.hidden.of(channels);
+        let hidden = self.options.hidden.width(channels);
         builder.in_router = true;
         let router = match self.options.kind {
             RouterKind::Fc => {
