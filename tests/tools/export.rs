@@ -1,19 +1,20 @@
-//! Exports hold the network: read back, every tensor; as ONNX, the same logits and paths, by a small interpreter of the
-//! operators here; onnxruntime and PyTorch try the same files in `bench/infer_check.py`.
+//! Exports equal the network: `.safetensors` files every tensor, ONNX files the logits and paths, which a small interpreter of
+//! the operators computes here. `bench/infer_check.py` checks the same files with onnxruntime and PyTorch.
 
 use crate::common::{assert_rejected, succeed};
 use codinet_tools::export::proto::{Attribute, Model as Onnx, Node};
-use codinet_tools::export::{gated, onnx, torchvision};
-use codinet_tools::trained::Trained;
+use codinet_tools::export::{onnx, safetensors, torchvision};
+use codinet_tools::trained::TrainedNet;
 use codinet_trainer::model::{BnMode, Decisions};
 use prost::Message;
+use safetensors::SafeTensors;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
-/// A network of `config`'s with unlike running statistics, its weights in `folder`.
-fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
+/// A network with different running statistics in each channel, and its weights in `folder`.
+fn network(folder: &Path, model: &str, size: u32, channels: u32) -> TrainedNet {
     let config = folder.join("net.yaml");
     let text = format!(
         "data: {{train: t, val: v, classes: 5, channels: {channels}, image_size: {size}, mean: [0.4], std: [0.3]}}\n\
@@ -41,41 +42,40 @@ fn trained(folder: &Path, model: &str, size: u32, channels: u32) -> Trained {
     let named: Vec<_> =
         net.params.state_dict().into_iter().map(|(name, tensor)| (name, tensor.contiguous())).collect();
     Tensor::write_safetensors(&named, &file).unwrap();
-    Trained::open(&file, Some(name), Device::Cpu).unwrap()
+    TrainedNet::load(&file, Some(name), Device::Cpu).unwrap()
 }
 
 fn names(bytes: &[u8]) -> BTreeSet<String> {
-    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let file = SafeTensors::deserialize(bytes).unwrap();
     file.names().into_iter().cloned().collect()
 }
 
 #[test]
-fn safetensors_hold_every_tensor_and_what_builds_the_network() {
+fn safetensors_have_every_tensor_and_the_architecture() {
     let folder = tempfile::tempdir().unwrap();
-    let trained = trained(folder.path(), "{arch: resnet20}", 16, 1);
-    let bytes = gated(&trained);
+    let network = network(folder.path(), "{arch: resnet20}", 16, 1);
+    let bytes = safetensors(&network);
     let file = folder.path().join("out.safetensors");
     std::fs::write(&file, &bytes).unwrap();
     let read: HashMap<String, Tensor> = Tensor::read_safetensors(&file).unwrap().into_iter().collect();
-    let named = trained.net.params.state_dict();
+    let named = network.net.params.state_dict();
     assert_eq!(read.len(), named.len());
     for (name, tensor) in named {
         assert!(read[&name].equal(&tensor), "{name}");
     }
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let about = &metadata.metadata().as_ref().unwrap()["codinet"];
-    let about: serde_json::Value = serde_json::from_str(about).unwrap();
-    assert_eq!(
-        (&about["arch"], &about["router"], &about["classes"]),
-        (&"resnet20".into(), &"fc".into(), &5.into())
-    );
-    // What is exported can be opened again.
-    Trained::open(&file, folder.path().join("net.yaml").to_str(), Device::Cpu).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let description = &metadata.metadata().as_ref().unwrap()["codinet"];
+    let description: serde_json::Value = serde_json::from_str(description).unwrap();
+    assert_eq!(description["arch"], "resnet20");
+    assert_eq!(description["router"], "fc");
+    assert_eq!(description["classes"], 5);
+    // An export can be loaded again.
+    TrainedNet::load(&file, folder.path().join("net.yaml").to_str(), Device::Cpu).unwrap();
 }
 
 /// The keys of torchvision 0.26's resnet18, by its naming; those of the others differ only in number.
 #[test]
-fn torchvision_misses_no_key_and_knows_all() {
+fn torchvision_export_has_exactly_torchvisions_keys() {
     let norm = |name: &str| {
         ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
             .map(|part| format!("{name}.{part}"))
@@ -94,11 +94,11 @@ fn torchvision_misses_no_key_and_knows_all() {
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    let trained = trained(folder.path(), "{arch: resnet18}", 32, 3);
-    assert_eq!(names(&torchvision(&trained).unwrap()), expected);
+    let network = network(folder.path(), "{arch: resnet18}", 32, 3);
+    assert_eq!(names(&torchvision(&network).unwrap()), expected);
 }
 
-/// What ONNX says the operators do, by libtorch.
+/// The values of the graph, by ONNX's definition of the operators, computed with libtorch.
 fn compute(model: &Onnx, images: &Tensor) -> HashMap<String, Tensor> {
     let graph = model.graph.as_ref().unwrap();
     let mut values: HashMap<String, Tensor> = HashMap::from([("images".to_owned(), images.shallow_clone())]);
@@ -112,7 +112,7 @@ fn compute(model: &Onnx, images: &Tensor) -> HashMap<String, Tensor> {
         let outputs = operate(node, &inputs);
         assert_eq!(outputs.len(), node.output.len());
         for (name, value) in node.output.iter().zip(outputs) {
-            assert!(values.insert(name.clone(), value).is_none(), "{name} is given twice");
+            assert!(values.insert(name.clone(), value).is_none(), "{name} is defined twice");
         }
     }
     values
@@ -162,12 +162,12 @@ fn operate(node: &Node, x: &[Tensor]) -> Vec<Tensor> {
         "Concat" => Tensor::cat(x, find("axis").i),
         "Identity" => x[0].shallow_clone(),
         "Split" => return x[0].chunk(node.output.len() as i64, find("axis").i),
-        other => panic!("{other} is not among ONNX's operators that are used here"),
+        other => panic!("the operator {other} is not implemented here"),
     }]
 }
 
 #[test]
-fn onnx_gives_the_same_logits_and_paths() {
+fn onnx_gives_the_networks_logits_and_paths() {
     let mut skipped = 0;
     for (model, size) in [
         ("{arch: resnet20, router: {open_bias: 0.1}}", 16),
@@ -178,15 +178,15 @@ fn onnx_gives_the_same_logits_and_paths() {
         ("{arch: resnet20, gates: none}", 16),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let trained = trained(folder.path(), model, size, 3);
-        let onnx = Onnx::decode(&onnx(&trained)[..]).unwrap();
+        let network = network(folder.path(), model, size, 3);
+        let onnx = Onnx::decode(&onnx(&network)[..]).unwrap();
         assert_eq!((onnx.ir_version, onnx.opset_import[0].version), (8, 17));
         let contrast = Tensor::linspace(0.2, 3.0, 6, (Kind::Float, Device::Cpu)).view([6, 1, 1, 1]);
         let images = Tensor::randn([6, 3, size.into(), size.into()], (Kind::Float, Device::Cpu)) * contrast;
-        let (found, expected) = tch::no_grad(|| {
-            (compute(&onnx, &images), trained.net.forward(&images, Decisions::Hard, BnMode::Running))
+        let (values, expected) = tch::no_grad(|| {
+            (compute(&onnx, &images), network.net.forward(&images, Decisions::Hard, BnMode::Running))
         });
-        let off = (&found["logits"] - &expected.logits).abs().max().double_value(&[]);
+        let off = (&values["logits"] - &expected.logits).abs().max().double_value(&[]);
         assert!(off < 1e-4, "{model}: off by {off}");
         let outputs: Vec<&str> =
             onnx.graph.as_ref().unwrap().output.iter().map(|output| output.name.as_str()).collect();
@@ -195,17 +195,17 @@ fn onnx_gives_the_same_logits_and_paths() {
             continue;
         }
         assert_eq!(outputs, ["logits", "gates", "path"]);
-        assert!(found["path"].equal(&expected.path), "{model}");
-        assert!(found["gates"].allclose(&expected.gate_logits, 1e-4, 1e-4, false), "{model}");
+        assert!(values["path"].equal(&expected.path), "{model}");
+        assert!(values["gates"].allclose(&expected.gate_logits, 1e-4, 1e-4, false), "{model}");
         skipped += expected.path.eq(0.0).sum(Kind::Int64).int64_value(&[]);
     }
     assert!(skipped > 10, "{skipped}");
 }
 
 #[test]
-fn the_program_writes_them_and_refuses_what_it_cannot() {
+fn program_writes_files_or_explains_why_not() {
     let folder = tempfile::tempdir().unwrap();
-    drop(trained(folder.path(), "{arch: resnet20}", 16, 3));
+    drop(network(folder.path(), "{arch: resnet20}", 16, 3));
     let export = |checkpoint: &str, format: &str, out: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_codinet-export"));
         command.args([
@@ -223,19 +223,19 @@ fn the_program_writes_them_and_refuses_what_it_cannot() {
     };
     for format in ["safetensors", "onnx"] {
         let out = format!("out.{format}");
-        let said = succeed(&mut export("net.safetensors", format, &out));
+        let printed = succeed(&mut export("net.safetensors", format, &out));
         assert!(
-            said.contains(&out) && folder.path().join(&out).metadata().unwrap().len() > 1_000_000,
-            "{said}"
+            printed.contains(&out) && folder.path().join(&out).metadata().unwrap().len() > 1_000_000,
+            "{printed}"
         );
     }
-    let refuse = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
+    let rejected = |checkpoint: &str, format: &str, code: i32, parts: &[&str]| {
         assert_rejected(&mut export(checkpoint, format, "none"), code, parts);
         assert!(!folder.path().join("none").exists());
     };
-    refuse("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
-    refuse("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
-    refuse("net.yaml", "onnx", 4, &["net.yaml", "not a .safetensors file"]);
-    refuse("lost", "onnx", 4, &["lost", "no such"]);
+    rejected("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
+    rejected("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
+    rejected("net.yaml", "onnx", 4, &["net.yaml", "not a .safetensors file"]);
+    rejected("lost", "onnx", 4, &["lost", "no such"]);
     assert_rejected(&mut export("net.safetensors", "onnx", "no/folder/out"), 6, &["no/folder/out"]);
 }

@@ -1,9 +1,9 @@
-//! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user meets it.
+//! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user runs it.
 
 use crate::common::{Sandbox, assert_rejected, finish, succeed};
 use codinet_dataloader::Dataset;
 use codinet_tools::infer::{Engine, Paths};
-use codinet_tools::trained::Trained;
+use codinet_tools::trained::TrainedNet;
 use codinet_trainer::config::{Arch, Gates, Model, Router, RouterKind, SkipBranch, StrideIn};
 use codinet_trainer::model::{BnMode, Decisions, Net};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor};
 
-/// A network whose running statistics, scales and routers are such that images take different paths.
+/// A network in which images take different paths.
 fn net(model: &Model, size: i64) -> Net {
     tch::manual_seed(3);
     let net = Net::new(model, 3, size, 7, 5, Device::Cpu);
@@ -32,7 +32,7 @@ fn net(model: &Model, size: i64) -> Net {
     net
 }
 
-/// Images of unlike contrast and brightness, `[N, 3, size, size]`.
+/// Images of different contrast and brightness, `[N, 3, size, size]`.
 fn images(n: i64, size: i64) -> Tensor {
     tch::manual_seed(4);
     let contrast = Tensor::linspace(0.2, 3.0, n, (Kind::Float, Device::Cpu)).view([n, 1, 1, 1]);
@@ -43,9 +43,9 @@ fn bits(path: &Tensor) -> Vec<bool> {
     Vec::<f32>::try_from(&path.view([-1])).unwrap().into_iter().map(|u| u > 0.5).collect()
 }
 
-/// Same paths and, but for the folding, same logits; one by one as well as together.
+/// The same paths and, up to rounding, the same logits, one image at a time and in a batch.
 #[test]
-fn skipping_gives_what_masking_gives() {
+fn skipping_equals_masking() {
     let mut some_but_not_all = 0;
     for (arch, kind, gates, skip, stride_in, size) in [
         (Arch::ResNet20, RouterKind::Fc, Gates::All, SkipBranch::Project, StrideIn::Conv2, 16),
@@ -71,9 +71,9 @@ fn skipping_gives_what_masking_gives() {
             let scale = expected.abs().max().double_value(&[]);
             assert!(off < 1e-4 * scale.max(1.0), "{arch} {kind:?}: off by {off} of {scale}");
         };
-        let passed = engine.forward(&x, Paths::Routed);
-        assert_eq!(passed.path, path, "{arch} {kind:?} {skip:?}");
-        close(&passed.logits, &masked.logits);
+        let output = engine.forward(&x, Paths::Routed);
+        assert_eq!(output.path, path, "{arch} {kind:?} {skip:?}");
+        close(&output.logits, &masked.logits);
         for image in 0..9 {
             let one = engine.forward(&x.narrow(0, image, 1), Paths::Routed);
             assert_eq!(one.path, path[image as usize * n..][..n], "{arch} {kind:?}, image {image}");
@@ -83,12 +83,12 @@ fn skipping_gives_what_masking_gives() {
         let macs = (0..9).map(|image| engine.macs(&path[image * n..][..n])).sum::<f64>() / 9.0;
         assert!((macs / net.costs.mean_macs(&rates) - 1.0).abs() < 1e-9);
     }
-    assert!(some_but_not_all > 10, "the paths are to differ: {some_but_not_all}");
+    assert!(some_but_not_all > 10, "images take different paths: {some_but_not_all}");
 }
 
-/// Whatever the routers say; and no block at all, and all of them.
+/// No block, all blocks, and some.
 #[test]
-fn a_path_can_be_forced() {
+fn forced_path_equals_forced_decisions() {
     let net = net(&Model::default(), 16);
     let engine = Engine::new(&net);
     let x = images(4, 16);
@@ -102,18 +102,17 @@ fn a_path_can_be_forced() {
         let relaxation = codinet_trainer::config::Relaxation::Gumbel;
         let forced = Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation };
         let expected = tch::no_grad(|| net.forward(&x, forced, BnMode::Running)).logits;
-        let passed = engine.forward(&x, Paths::Forced(&path));
-        assert_eq!(passed.path, path);
-        assert!(passed.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");
+        let output = engine.forward(&x, Paths::Forced(&path));
+        assert_eq!(output.path, path);
+        assert!(output.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");
         if path.iter().all(|&run| run) {
             assert!(engine.forward(&x, Paths::All).logits.allclose(&expected, 1e-4, 1e-4, false));
         }
     }
 }
 
-/// Results don't depend on the number of threads, and the bias is what calibration would add.
 #[test]
-fn a_bias_is_a_shift_of_all_gates() {
+fn bias_equals_a_shift_of_all_gates() {
     let net = net(&Model::default(), 16);
     let x = images(6, 16);
     let mut engine = Engine::new(&net);
@@ -127,7 +126,7 @@ fn a_bias_is_a_shift_of_all_gates() {
     assert!(shifted.logits.equal(&biased.logits));
 }
 
-/// A short run, made once.
+/// A short run, which the tests share.
 static RUN: LazyLock<Sandbox> = LazyLock::new(|| {
     let sandbox = Sandbox::new();
     succeed(&mut sandbox.train(1, &["--set", "run.dir=run", "--set", "optim.ema_decay=0.9"]));
@@ -145,7 +144,7 @@ fn lines(out: &str) -> Vec<Value> {
 }
 
 /// The validation images as PNG files in a folder of their own.
-fn loose(folder: &Path, most: usize) -> PathBuf {
+fn write_images(folder: &Path, most: usize) -> PathBuf {
     let dataset = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap();
     let mut encoded = Vec::new();
     fs::create_dir_all(folder).unwrap();
@@ -157,10 +156,10 @@ fn loose(folder: &Path, most: usize) -> PathBuf {
 }
 
 #[test]
-fn predictions_are_a_line_each_and_the_networks_own() {
+fn each_image_gets_a_line_with_the_networks_prediction() {
     let together = lines(&succeed(&mut infer(&["--checkpoint", "run", "val", "--logits", "--topk", "3"])));
     assert_eq!(together.len(), 37);
-    let trained = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap();
+    let trained = TrainedNet::load(&RUN.path("run"), None, Device::Cpu).unwrap();
     for line in &together {
         let path: Vec<bool> = line["path"].as_str().unwrap().bytes().map(|bit| bit == b'1').collect();
         assert_eq!(path.len(), 9);
@@ -173,13 +172,16 @@ fn predictions_are_a_line_each_and_the_networks_own() {
         assert!((line["probability"].as_f64().unwrap() * sum - 1.0).abs() < 1e-5);
         assert_eq!(line["top"].as_array().unwrap().len(), 3);
     }
-    // The training program's own evaluation finds as many right.
+    // codinet-train's evaluation gives the same accuracy.
     let right = together.iter().filter(|line| line["class"] == line["label"]).count() as f64;
     let gone = ["--set", "data.train=no/longer/there"];
-    let said = succeed(RUN.train(1, &["--eval-only", "--resume", "run"]).args(gone));
-    assert!(said.contains(&format!("top-1 {:.2} %", 100.0 * right / 37.0)), "{right} right, but {said}");
-    // One by one, from files, and by the names of checkpoints: the same.
-    let files = loose(&RUN.path("files"), 37);
+    let printed = succeed(RUN.train(1, &["--eval-only", "--resume", "run"]).args(gone));
+    assert!(
+        printed.contains(&format!("top-1 {:.2} %", 100.0 * right / 37.0)),
+        "{right} right, but {printed}"
+    );
+    // The same one by one, from files, and with other names of the checkpoint.
+    let files = write_images(&RUN.path("files"), 37);
     let step = fs::read_to_string(RUN.path("run/checkpoints/latest")).unwrap();
     let step = format!("run/checkpoints/{}", step.trim());
     let weights = format!("{step}/model.safetensors");
@@ -196,14 +198,14 @@ fn predictions_are_a_line_each_and_the_networks_own() {
             assert_eq!((&a["class"], &a["path"]), (&b["class"], &b["path"]), "{args:?}");
         }
     }
-    // The mean of weights is another network.
+    // The exponential mean of the weights is another network.
     let mean = format!("{step}/ema.safetensors");
     let mean = lines(&succeed(&mut infer(&["--checkpoint", &mean, "val", "--logits"])));
     assert!(mean.iter().zip(&together).any(|(a, b)| a["logits"] != b["logits"]));
 }
 
 #[test]
-fn a_budget_moves_the_cost() {
+fn budget_changes_the_cost() {
     let out =
         succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));
     let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split(',').collect()).collect();
@@ -217,20 +219,20 @@ fn a_budget_moves_the_cost() {
     assert_rejected(&mut infer(&wrong), 2, &["curve.pdf", ".svg or .png"]);
     let budget = format!("{:.6}", (gmacs[0] + gmacs[10]) / 2.0);
     let output = finish(&mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", &budget]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("a bias of "), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && printed.contains("a bias of "), "{printed}");
     assert_rejected(
         &mut infer(&["--checkpoint", "run", "val", "--budget-gmacs", "3"]),
         2,
         &["--budget-gmacs is 3", "all"],
     );
-    let files = loose(&RUN.path("unlabelled"), 2);
+    let files = write_images(&RUN.path("unlabelled"), 2);
     let files = files.to_str().unwrap();
     assert_rejected(&mut infer(&["curve", "--checkpoint", "run", files]), 2, &["no labels"]);
 }
 
 #[test]
-fn a_bench_prints_a_row_for_each_case() {
+fn bench_prints_a_row_for_each_case() {
     let config = RUN.config.to_str().unwrap();
     let args = ["bench", "--config", config, "--batch", "1,3", "--share", "40,80", "--rounds", "1"];
     let out = succeed(&mut infer(&args));
@@ -240,16 +242,16 @@ fn a_bench_prints_a_row_for_each_case() {
 }
 
 #[test]
-fn a_checkpoint_that_is_none() {
+fn bad_checkpoints_are_rejected() {
     let step = fs::read_to_string(RUN.path("run/checkpoints/latest")).unwrap();
     let weights = RUN.path("run/checkpoints").join(step.trim()).join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     let config = RUN.config.to_str().unwrap();
-    let try_it = |path: &str, more: &[&str], code: i32, parts: &[&str]| {
+    let rejected = |path: &str, more: &[&str], code: i32, parts: &[&str]| {
         assert_rejected(infer(&["--checkpoint", path, "val"]).args(more), code, parts);
     };
-    try_it("nowhere", &[], 4, &["nowhere", "no such run"]);
-    try_it("val", &[], 4, &["val", "no complete checkpoint"]);
+    rejected("nowhere", &[], 4, &["nowhere", "no such run"]);
+    rejected("val", &[], 4, &["val", "no complete checkpoint"]);
     let bare = |name: &str, bytes: &[u8]| {
         fs::create_dir_all(RUN.path("bare")).unwrap();
         fs::write(RUN.path("bare").join(name), bytes).unwrap();
@@ -258,16 +260,21 @@ fn a_checkpoint_that_is_none() {
     let with = ["--config", config];
     let whole = bare("whole.safetensors", &bytes);
     assert_eq!(lines(&succeed(infer(&["--checkpoint", &whole, "val"]).args(with))).len(), 37);
-    try_it(&whole, &[], 2, &["whole.safetensors", "--config"]);
-    try_it(
+    rejected(&whole, &[], 2, &["whole.safetensors", "--config"]);
+    rejected(
         &bare("half.safetensors", &bytes[..bytes.len() / 2]),
         &with,
         4,
         &["half.safetensors", "cut short"],
     );
-    try_it(&bare("empty.safetensors", b""), &with, 4, &["empty.safetensors", "cut short"]);
-    try_it(&bare("words.txt", b"no checkpoint at all"), &with, 4, &["words.txt", "not a .safetensors file"]);
-    try_it(
+    rejected(&bare("empty.safetensors", b""), &with, 4, &["empty.safetensors", "cut short"]);
+    rejected(
+        &bare("words.txt", b"no checkpoint at all"),
+        &with,
+        4,
+        &["words.txt", "not a .safetensors file"],
+    );
+    rejected(
         &bare("photo.png", b"\x89PNG\r\n\x1a\n12345678"),
         &with,
         4,
@@ -275,9 +282,9 @@ fn a_checkpoint_that_is_none() {
     );
     for (other, part) in [("cifar10_r32.yaml", "layer1.3"), ("cifar10_r20_none.yaml", "no such file")] {
         let code = if part == "no such file" { 2 } else { 4 };
-        try_it(&whole, &["--config", other], code, &[part]);
+        rejected(&whole, &["--config", other], code, &[part]);
     }
-    // Damage in a run: the checkpoint before is taken, and where there is none, the line says what is wrong.
+    // A damaged checkpoint in a run, without an earlier one.
     let run = RUN.path("damaged");
     let folder = run.join("checkpoints/step-00000001");
     fs::create_dir_all(&folder).unwrap();
@@ -286,26 +293,26 @@ fn a_checkpoint_that_is_none() {
         fs::copy(weights.with_file_name(name), folder.join(name)).unwrap();
     }
     fs::write(folder.join("model.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
-    try_it("damaged", &[], 4, &["step-00000001", "is damaged"]);
-    try_it("damaged/checkpoints/step-00000001", &[], 4, &["step-00000001", "is damaged"]);
+    rejected("damaged", &[], 4, &["step-00000001", "is damaged"]);
+    rejected("damaged/checkpoints/step-00000001", &[], 4, &["step-00000001", "is damaged"]);
 }
 
 #[test]
-fn an_image_that_is_none() {
+fn bad_images_get_a_line_with_the_error() {
     let folder = RUN.path("odd");
     fs::create_dir_all(folder.join("empty")).unwrap();
     fs::write(folder.join("words.png"), b"no image").unwrap();
     fs::write(folder.join("notes.txt"), b"no image").unwrap();
-    let try_it = |images: &[&str], code: i32, parts: &[&str]| {
+    let rejected = |images: &[&str], code: i32, parts: &[&str]| {
         assert_rejected(infer(&["--checkpoint", "run"]).args(images), code, parts);
     };
-    try_it(&["odd/words.png"], 3, &["1 of 1 images"]);
-    try_it(&["odd/notes.txt"], 3, &["odd/notes.txt", ".png"]);
-    try_it(&["odd/empty"], 3, &["odd/empty", "holds no"]);
-    try_it(&["odd/lost.jpg"], 3, &["odd/lost.jpg"]);
-    try_it(&[], 2, &["no images"]);
-    // The others get their lines all the same.
-    let good = loose(&RUN.path("good"), 2);
+    rejected(&["odd/words.png"], 3, &["1 of 1 images"]);
+    rejected(&["odd/notes.txt"], 3, &["odd/notes.txt", ".png"]);
+    rejected(&["odd/empty"], 3, &["odd/empty", "holds no"]);
+    rejected(&["odd/lost.jpg"], 3, &["odd/lost.jpg"]);
+    rejected(&[], 2, &["no images"]);
+    // Good images still get their predictions.
+    let good = write_images(&RUN.path("good"), 2);
     let good = good.to_str().unwrap();
     for batch in ["1", "64"] {
         let images = ["--batch", batch, good, "odd/words.png", good];
@@ -321,19 +328,19 @@ fn an_image_that_is_none() {
     assert_eq!(nothing_to_find_on.status.code(), Some(3));
 }
 
-/// Classes' names are the run's; a folder of folders that are called so has labels.
+/// The names are the run's; a folder with a subfolder for each has labels.
 #[test]
-fn a_folder_of_the_runs_classes() {
+fn folder_of_class_folders_has_labels() {
     let classes = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap().classes().unwrap();
     let names: Vec<String> = (0..classes).map(|class| format!("kind{class}")).collect();
     let run = RUN.path("named");
     fs::create_dir_all(&run).unwrap();
-    let weights = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().file;
+    let weights = TrainedNet::load(&RUN.path("run"), None, Device::Cpu).unwrap().file;
     fs::copy(&weights, run.join("model.safetensors")).unwrap();
     fs::copy(RUN.path("run/config.yaml"), run.join("config.yaml")).unwrap();
     fs::write(run.join("class_names.json"), serde_json::to_vec(&names).unwrap()).unwrap();
     for name in &names {
-        let _ = loose(&RUN.path("photos").join(name), 2);
+        let _ = write_images(&RUN.path("photos").join(name), 2);
     }
     let found = lines(&succeed(&mut infer(&["--checkpoint", "named/model.safetensors", "photos"])));
     let labels: Vec<_> = found.iter().map(|line| line["label"].as_u64().unwrap()).collect();
@@ -342,10 +349,10 @@ fn a_folder_of_the_runs_classes() {
     assert!(found.iter().all(|line| line["name"] == format!("kind{}", line["class"])));
 }
 
-/// What training logs of the blocks' rates is what inference would do, and its cost that of these rates.
+/// The rates that training logs are those of hard decisions, and the logged cost is that of these rates.
 #[test]
 fn logged_rates_are_those_of_inference() {
-    let costs = Trained::open(&RUN.path("run"), None, Device::Cpu).unwrap().net.costs;
+    let costs = TrainedNet::load(&RUN.path("run"), None, Device::Cpu).unwrap().net.costs;
     let text = fs::read_to_string(RUN.path("run/metrics.jsonl")).unwrap();
     let train: Vec<Value> = lines(&text).into_iter().filter(|line| line["kind"] == "train").collect();
     let rates = |line: &Value, name: &str| -> Vec<f64> {
@@ -363,7 +370,7 @@ fn logged_rates_are_those_of_inference() {
 }
 
 #[test]
-fn where_lines_cannot_go() {
+fn unwritable_output_is_an_error() {
     let unwritable =
         infer(&["--checkpoint", "run", "val", "--output", "odd/none/preds.jsonl"]).output().unwrap();
     assert_eq!(unwritable.status.code(), Some(6));

@@ -1,5 +1,5 @@
-//! What is done with a trained network: [`infer`] classifies images and really skips blocks, [`export`] writes the network
-//! for other programs, [`analyze`] looks at its routing paths. [`trained`] opens a run's weights for all three.
+//! The programs for a trained network: [`infer`] classifies images and skips blocks, [`export`] writes the network for other
+//! programs, [`analyze`] analyzes its routing paths. [`trained`] loads the weights for all three.
 
 pub mod analyze;
 pub mod export;

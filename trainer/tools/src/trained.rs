@@ -1,5 +1,5 @@
-//! A trained network, opened to be used: for inference, analysis and export. Weights lie in a run's checkpoints, what
-//! they are the weights of in the run's `config.yaml`.
+//! A trained network, loaded for inference, export and analysis. Its weights are in a run's checkpoints, its architecture in
+//! the run's `config.yaml`.
 
 use codinet_dataloader::DatasetInfo;
 use codinet_trainer::config::{self, Config};
@@ -10,38 +10,57 @@ use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::{Path, PathBuf};
 use tch::Device;
 
+/// The arguments that select a network.
+#[derive(Debug, clap::Args)]
+pub struct NetworkArgs {
+    /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
+    #[arg(long, value_name = "RUN|FILE", required = true)]
+    pub checkpoint: Option<PathBuf>,
+
+    /// The config of weights outside a run directory: a file, or a shipped config's name.
+    #[arg(long, value_name = "CONFIG")]
+    pub config: Option<String>,
+}
+
+impl NetworkArgs {
+    /// Loads the network.
+    pub fn load(&self, device: Device) -> Result<TrainedNet> {
+        let checkpoint = self.checkpoint.as_deref().expect("clap requires it, except next to a subcommand");
+        TrainedNet::load(checkpoint, self.config.as_deref(), device)
+    }
+}
+
 /// A network with its trained weights.
 #[derive(Debug)]
-pub struct Trained {
-    /// The weights' file.
+pub struct TrainedNet {
+    /// The file of the weights.
     pub file: PathBuf,
-    /// The run directory that they belong to, where they lie in one.
+    /// The run directory that has the file, if one has.
     pub run: Option<PathBuf>,
-    /// The config that they were trained by.
+    /// The config of the training.
     pub config: Config,
-    /// The network. A bias that calibration set on the gates is part of its weights.
+    /// The network. Its weights include the bias that calibration added to the gates.
     pub net: Net,
-    /// The classes' names in the order of their numbers: from the run's `class_names.json`, else from the `dataset.json` next to
-    /// the config's data.
+    /// Names by class number: from the run's `class_names.json`, else from the `dataset.json` of the config's data.
     pub class_names: Option<Vec<String>>,
 }
 
-impl Trained {
-    /// Opens what `path` names: a run directory (its newest checkpoint), a `step-…` folder, `checkpoints/best` or
-    /// `checkpoints/latest`, or a `.safetensors` file. The weights are those that evaluation counts as the run's; those of
-    /// the moving average are next to them, in `ema.safetensors`. `config`, a file or a shipped config's name, says
-    /// what the weights are of where no run does, and goes before the run's.
+impl TrainedNet {
+    /// Loads weights from a run directory (its newest checkpoint), a `step-…` folder, `checkpoints/best` or
+    /// `checkpoints/latest`, or a `.safetensors` file. Of a checkpoint these are the weights that the run was evaluated with;
+    /// their exponential mean is in `ema.safetensors`. `config`, a file or a shipped config's name, takes precedence over the
+    /// run's config.
     ///
     /// # Errors
-    /// Nothing there; a file that is damaged, cut short, or no checkpoint; one of another network; no config.
-    pub fn open(path: &Path, config: Option<&str>, device: Device) -> Result<Self> {
+    /// A path that does not exist; a file that is damaged, cut short or no checkpoint; weights of another network; no config.
+    pub fn load(path: &Path, config: Option<&str>, device: Device) -> Result<Self> {
         let file = checkpoint::find_weights(path)?;
         let run = run_of(&file);
         let config = match (config, &run) {
             (Some(name), _) => config::load(name, &[])?,
             (None, Some(run)) => config::load(&run.join(CONFIG).to_string_lossy(), &[])?,
             (None, None) => {
-                let what = "lies in no run directory, whose config.yaml would say what network it is of; add --config";
+                let what = "is in no run directory, so its config is unknown; add --config";
                 return Err(Error::new(Exit::Config, format!("{}: {what}", file.display())));
             }
         };
@@ -51,12 +70,18 @@ impl Trained {
         let class_names = run
             .as_deref()
             .and_then(read_class_names)
-            .or_else(|| data.into_iter().find_map(|data| names_beside(data)));
+            .or_else(|| data.into_iter().find_map(|data| dataset_class_names(data)));
         Ok(Self { file, run, config, net, class_names })
+    }
+
+    /// The name of a class; its number if it has no name.
+    pub fn class_name(&self, class: usize) -> String {
+        let names = self.class_names.as_ref();
+        names.and_then(|names| names.get(class)).cloned().unwrap_or_else(|| class.to_string())
     }
 }
 
-/// The run directory of a weights file: the folder itself, or the one whose `checkpoints/step-…/` it lies in.
+/// The run directory of a file of weights: its folder, or the folder whose `checkpoints/step-…/` has it.
 fn run_of(file: &Path) -> Option<PathBuf> {
     let file = file.canonicalize().ok()?;
     let folder = file.parent()?;
@@ -64,8 +89,8 @@ fn run_of(file: &Path) -> Option<PathBuf> {
     candidates.into_iter().flatten().find(|run| run.join(CONFIG).is_file())
 }
 
-/// The classes' names by the `dataset.json` of `data.train` or `data.val`.
-fn names_beside(data: &str) -> Option<Vec<String>> {
+/// The names in the `dataset.json` of `data.train` or `data.val`.
+fn dataset_class_names(data: &str) -> Option<Vec<String>> {
     let path = Path::new(data);
     let folder = if path.is_dir() { path } else { path.parent()? };
     DatasetInfo::load(folder).ok()??.class_names

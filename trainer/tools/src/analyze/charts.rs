@@ -1,7 +1,7 @@
 //! The charts of an analysis: the paper's Figures 6, 7 and 9 to 12.
 
 use super::measures::Consistency;
-use super::similarity::{CELLS, Correlation};
+use super::similarity::{BINS, Correlation};
 use crate::plot::{
     Axis, CATEGORIES, Chart, Frame, GREY, cell, centred, cividis, colour_bar, legend, letters, mark, pixels,
 };
@@ -151,21 +151,21 @@ fn bars(
 
 /// Pairs of images by the similarity of their features and of their paths: Figure 12.
 pub fn correlation(correlation: &Correlation) -> Result<Chart> {
-    let edge = |cell: i64| cell as f64 / (CELLS as f64 / 2.0) - 1.0;
-    let cells: Vec<(i64, i64, f64)> = (0..CELLS * CELLS)
-        .map(|i| (i % CELLS, i / CELLS, correlation.cells[i as usize]))
+    let edge = |bin: i64| bin as f64 / (BINS as f64 / 2.0) - 1.0;
+    let bins: Vec<(i64, i64, f64)> = (0..BINS * BINS)
+        .map(|i| (i % BINS, i / BINS, correlation.bins[i as usize]))
         .filter(|(_, _, pairs)| *pairs > 0.0)
         .collect();
-    let least = |cell: Option<i64>| if cell.is_some_and(|cell| cell >= CELLS / 2) { 0.0 } else { -1.0 };
-    let left = least(cells.iter().map(|(x, _, _)| *x).min());
-    let bottom = least(cells.iter().map(|(_, y, _)| *y).min());
-    let most = cells.iter().map(|(_, _, pairs)| *pairs).fold(1.0, f64::max);
+    let least = |bin: Option<i64>| if bin.is_some_and(|bin| bin >= BINS / 2) { 0.0 } else { -1.0 };
+    let left = least(bins.iter().map(|(x, _, _)| *x).min());
+    let bottom = least(bins.iter().map(|(_, y, _)| *y).min());
+    let most = bins.iter().map(|(_, _, pairs)| *pairs).fold(1.0, f64::max);
     let pcc = correlation.pcc.map_or("undefined".into(), |pcc| format!("{pcc:.3}"));
     let x = Axis::linear("cosine similarity of features", (left, 1.0));
     let y = Axis::linear("cosine similarity of paths", (bottom, 1.0));
     let title = format!("{} pairs, PCC {pcc}", correlation.pairs);
     Frame::new(title, (SIDE * 0.85, SIDE * 0.85), 80.0, x, y).draw(|plane, margin| {
-        for (x, y, pairs) in cells {
+        for (x, y, pairs) in bins {
             let share = if most > 1.0 { pairs.ln() / most.ln() } else { 1.0 };
             plane.draw(&cell((edge(x), edge(y)), (edge(x + 1), edge(y + 1)), cividis(share)))?;
         }
@@ -215,7 +215,7 @@ pub fn by_value(title: &str, places: &[[f64; 2]], values: &[f64], label: &str) -
     })
 }
 
-/// Paths in t-SNE's plane. The last ones are groups of `views`: a line leads from each of them to its group's centre.
+/// Paths in t-SNE's plane. The last ones are groups of `views`, each joined to its group's centre by a line.
 pub fn by_group(title: &str, places: &[[f64; 2]], groups: usize, views: usize) -> Result<Chart> {
     let (images, grouped) = places.split_at(places.len() - groups * views);
     tsne_frame(title, places, 0.0).draw(|plane, _| {

@@ -1,9 +1,10 @@
-//! A validation set as a trained network saw it, in plain arrays: each rank passes its share through the network, and all
-//! of them come to hold all of it.
+//! Passes the validation set through the network: each rank its share, and then every rank has all results in plain arrays.
 
 use super::augment::{self, Augmentation};
 use super::divergence;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader, OnBadSample, eval_samples};
+use codinet_dataloader::{
+    Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample, Transform, eval_samples,
+};
 use codinet_trainer::config::Config;
 use codinet_trainer::data::{self, Normalise};
 use codinet_trainer::dist::{World, agree, all_gather_lists};
@@ -13,29 +14,29 @@ use std::sync::Arc;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// The settings of a collection.
+/// What to collect.
 #[derive(Clone, Copy, Debug)]
 pub struct CollectOptions {
-    /// Whether each image is augmented too.
+    /// Whether to augment each image, too.
     pub augmented: bool,
-    /// The maximum number of images with features, evenly spaced.
+    /// The most images with features, evenly spaced.
     pub features: usize,
-    /// The number of images with a group of augmentations, evenly spaced.
+    /// The most images with a group of augmentations, evenly spaced.
     pub groups: usize,
-    /// Largest angle of a rotation, in degrees.
+    /// The largest angle of a rotation, in degrees.
     pub rotation: f64,
-    /// Seed of all draws.
+    /// The seed of all draws.
     pub seed: u64,
 }
 
-/// The network's outputs for N images, in the order of the set; the same on every rank.
+/// The results for N images in the order of the set; the same on every rank.
 #[derive(Debug, Default)]
-pub struct ImageOutputs {
-    /// Their indices in the set, `[N]`.
+pub struct Observations {
+    /// The number of each image in the set, `[N]`.
     pub samples: Vec<u32>,
-    /// Their classes, `[N]`.
+    /// The class, `[N]`.
     pub labels: Vec<i64>,
-    /// Their most probable classes, `[N]`.
+    /// The predicted class, `[N]`.
     pub predictions: Vec<i64>,
     /// n.
     pub gates: usize,
@@ -43,228 +44,213 @@ pub struct ImageOutputs {
     pub relaxed: Vec<f32>,
     /// u (Eq. 13), `[N, n]`.
     pub paths: Vec<u8>,
-    /// The outputs for the augmented images, in the order of [`Augmentation::ALL`]; empty without augmentation.
-    pub augmented: Vec<Augmented>,
+    /// In the order of [`Augmentation::ALL`]; empty without augmentation.
+    pub augmented: Vec<AugmentedResults>,
     /// Which of the N images have features, `[K]`.
-    pub chosen: Vec<usize>,
-    /// The mean over pixels that the classifier sees, `[K, F]`.
+    pub with_features: Vec<usize>,
+    /// The classifier's input, `[K, F]`.
     pub features: Vec<f32>,
     /// v of [`VIEWS`] augmentations each of some images, `[groups · VIEWS, n]`.
     pub groups: Vec<f32>,
-    /// Number of images that cannot be read or decoded; they do not count.
+    /// The number of images that cannot be read or decoded, and do not count.
     pub bad: usize,
 }
 
-/// One augmentation of each of the N images.
+/// The results for one augmentation of each of the N images.
 #[derive(Clone, Debug, Default)]
-pub struct Augmented {
-    /// Their most probable classes, `[N]`.
+pub struct AugmentedResults {
+    /// The predicted class, `[N]`.
     pub predictions: Vec<i64>,
     /// u, `[N, n]`.
     pub paths: Vec<u8>,
-    /// KL divergence of the augmented image's path from the image's own, in nats, `[N]`: see [`divergence::of_paths`].
+    /// [`divergence::path_kl`] from the image, `[N]`.
     pub path_kl: Vec<f64>,
-    /// Of its predicted probabilities, in nats, `[N]`.
+    /// [`divergence::prediction_kl`] from the image, `[N]`.
     pub prediction_kl: Vec<f64>,
 }
 
 /// Augmentations in a group, as in the paper's Section 4.4.3.
 pub const VIEWS: usize = 10;
 
-/// A network and the set that it is shown.
+/// A network and its images.
 pub struct Subject<'a> {
-    /// The config that the network was trained by.
     pub config: &'a Config,
-    /// The network.
     pub net: &'a Net,
-    /// The images.
     pub data: &'a Arc<Dataset>,
-    /// Where the network's tensors lie.
     pub device: Device,
-}
-
-/// What one rank has of it.
-#[derive(Default)]
-struct Share {
-    labels: Vec<i64>,
-    predictions: Vec<i64>,
-    samples: Vec<u32>,
-    relaxed: Vec<f32>,
-    paths: Vec<u8>,
-    augmented: Vec<Augmented>,
-    features: Vec<f32>,
-    groups: Vec<f32>,
 }
 
 impl Subject<'_> {
     /// All ranks: passes the set through the network.
     ///
     /// # Errors
-    /// On every rank: images that cannot be read, a set without one that can be used.
-    pub fn collect(&self, world: &World, options: CollectOptions) -> Result<ImageOutputs> {
-        let share = agree(world, self.share(world, options))?;
-        let gates = self.net.costs.gated().count();
-        let samples: Vec<i64> = share.samples.iter().map(|&sample| sample.into()).collect();
-        let samples: Vec<u32> = gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect();
-        if samples.is_empty() {
+    /// On every rank: images that cannot be read; a set without a usable image.
+    pub fn collect(&self, world: &World, options: CollectOptions) -> Result<Observations> {
+        let share = agree(world, self.collect_share(world, options))?;
+        let mut all = share.gather(world)?;
+        if all.samples.is_empty() {
             let what =
                 format!("no image of {} can be used; codinet-data verify says why", self.config.data.val);
             return Err(Error::on_all_ranks(Exit::Data, what));
         }
-        let chosen = spaced(self.data.len(), options.features);
-        let chosen: Vec<usize> = (0..samples.len()).filter(|&at| chosen.contains(samples[at])).collect();
-        let all = |part: &Augmented| -> Result<Augmented> {
-            Ok(Augmented {
-                predictions: gather(world, &part.predictions)?,
-                paths: gather(world, &part.paths)?,
-                path_kl: gather(world, &part.path_kl)?,
-                prediction_kl: gather(world, &part.prediction_kl)?,
-            })
-        };
-        Ok(ImageOutputs {
-            labels: gather(world, &share.labels)?,
-            predictions: gather(world, &share.predictions)?,
-            gates,
-            relaxed: gather(world, &share.relaxed)?,
-            paths: gather(world, &share.paths)?,
-            augmented: share.augmented.iter().map(all).collect::<Result<_>>()?,
-            chosen,
-            features: gather(world, &share.features)?,
-            groups: gather(world, &share.groups)?,
-            bad: self.data.len() - samples.len(),
-            samples,
-        })
+        let selected = Spaced::new(self.data.len(), options.features);
+        all.with_features = (0..all.samples.len()).filter(|&i| selected.contains(all.samples[i])).collect();
+        all.gates = self.net.costs.gated().count();
+        all.bad = self.data.len() - all.samples.len();
+        Ok(all)
     }
 
-    /// This rank's share.
-    fn share(&self, world: &World, options: CollectOptions) -> Result<Share> {
+    /// This rank's part of the observations.
+    fn collect_share(&self, world: &World, options: CollectOptions) -> Result<Observations> {
         let config = self.config;
-        let data = &self.config.data;
+        let data = &config.data;
         let normalise = Normalise::new(data, config.run.precision, self.device);
         let black = augment::black(data).to_device(self.device);
         let mine = eval_samples(self.data.len(), world.rank(), world.ranks());
         let mine: Vec<u32> = (mine.start as u32..mine.end as u32).collect();
         let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
         let plan = || mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-        let kinds = if options.augmented { Augmentation::ALL.len() } else { 0 };
-        let mut share = Share { augmented: vec![Augmented::default(); kinds], ..Share::default() };
-        let with_features = spaced(self.data.len(), options.features);
-        let mut cropped = if options.augmented {
-            Some(self.loader(augment::crop(data), 1, options.seed, plan())?)
-        } else {
-            None
-        };
+        let mut share = Observations::default();
+        let with_features = Spaced::new(self.data.len(), options.features);
+        let mut cropped = None;
+        if options.augmented {
+            share.augmented = vec![AugmentedResults::default(); Augmentation::ALL.len()];
+            cropped = Some(self.loader(augment::crop(data), 1, options.seed, plan())?);
+        }
         for batch in self.loader(config.evaluation(), 1, options.seed, plan())? {
             let batch = batch?;
-            let crops = match &mut cropped {
-                Some(loader) => Some(next_of(loader, &batch)?),
-                None => None,
-            };
+            let crops = cropped.as_mut().map(|loader| next_batch(loader, &batch)).transpose()?;
             if batch.samples.is_empty() {
                 continue;
             }
             let (images, _) = normalise.tensors(&batch);
-            let out = self.pass(&images);
-            let rows = host(&out.features);
-            for (at, sample) in batch.samples.iter().enumerate() {
-                if with_features.contains(*sample) {
-                    let width = rows.len() / batch.samples.len();
-                    share.features.extend(&rows[at * width..(at + 1) * width]);
+            let output = self.forward(&images);
+            let features = to_host(&output.features);
+            let rows = features.chunks(features.len() / batch.samples.len());
+            for (&sample, row) in batch.samples.iter().zip(rows) {
+                if with_features.contains(sample) {
+                    share.features.extend(row);
                 }
             }
-            for (kind, into) in Augmentation::ALL.into_iter().zip(&mut share.augmented) {
-                let changed = match kind {
-                    Augmentation::Crop => normalise.tensors(crops.as_ref().expect("options")).0,
+            for (kind, results) in Augmentation::ALL.into_iter().zip(&mut share.augmented) {
+                let augmented = match kind {
+                    Augmentation::Crop => normalise.tensors(crops.as_ref().expect("loaded above")).0,
                     Augmentation::Flip => images.flip([3]),
                     Augmentation::VerticalFlip => images.flip([2]),
                     Augmentation::Rotation => {
-                        let angle = |&sample: &u32| augment::angle(options.seed, sample, 0, options.rotation);
+                        let angle =
+                            |&sample: &u32| augment::draw_angle(options.seed, sample, 0, options.rotation);
                         let angles: Vec<f64> = batch.samples.iter().map(angle).collect();
                         augment::rotate(&images, &black, &angles)
                     }
                 };
-                into.extend(&out, &self.pass(&changed), self.config.model.router.temperature);
+                results.extend(&output, &self.forward(&augmented), config.model.router.temperature);
             }
             share.samples.extend(&batch.samples);
             share.labels.extend(&batch.labels);
-            share.predictions.extend(first(&out));
-            share.relaxed.extend(self.relaxed(&out));
-            share.paths.extend(path_bits(&out));
+            share.predictions.extend(predicted_classes(&output));
+            share.relaxed.extend(self.relaxed_path(&output));
+            share.paths.extend(hard_path(&output));
         }
-        // Groups: their images' shares are the ranks', so that they come in order, too.
-        let grouped = spaced(self.data.len(), options.groups);
+        // Each rank has the groups of its own images, so that gathering keeps their order.
+        let grouped = Spaced::new(self.data.len(), options.groups);
         let mine: Vec<u32> = mine.iter().copied().filter(|&sample| grouped.contains(sample)).collect();
         let plan = mine.chunks((batch / VIEWS).max(1)).map(|part| BatchPlan::new(1, part.to_vec())).collect();
         for batch in self.loader(augment::crop(data), VIEWS, options.seed, plan)? {
             let batch = batch?;
             if !batch.samples.is_empty() {
-                let changed = self.augment_all(&normalise.tensors(&batch).0, &black, &batch.samples, options);
-                share.groups.extend(self.relaxed(&self.pass(&changed)));
+                let (crops, _) = normalise.tensors(&batch);
+                let views = self.flip_and_rotate(&crops, &black, &batch.samples, options);
+                share.groups.extend(self.relaxed_path(&self.forward(&views)));
             }
         }
         Ok(share)
     }
 
-    fn loader(
-        &self,
-        transform: codinet_dataloader::Transform,
-        views: usize,
-        seed: u64,
-        plan: Vec<BatchPlan>,
-    ) -> Result<Loader> {
+    fn loader(&self, transform: Transform, views: usize, seed: u64, plan: Vec<BatchPlan>) -> Result<Loader> {
         let spec = data::loader_spec(self.config, transform, views);
-        let spec = codinet_dataloader::LoaderSpec { seed, on_bad: OnBadSample::Replace, ..spec };
+        let spec = LoaderSpec { seed, on_bad: OnBadSample::Replace, ..spec };
         Ok(Loader::new(self.data.clone(), spec, plan.into_iter())?)
     }
 
-    /// Cropped views `[L·M, C, H, W]` → flipped both ways with probability ½ and turned, each by its own draw.
-    fn augment_all(
+    /// Flips views `[L·M, C, H, W]` both ways with probability ½ and rotates them, each by its own draw.
+    fn flip_and_rotate(
         &self,
         views: &Tensor,
         black: &Tensor,
         samples: &[u32],
         options: CollectOptions,
     ) -> Tensor {
-        let drawn = samples.iter().flat_map(|&sample| (0..VIEWS as u64).map(move |view| (sample, view)));
-        let drawn: Vec<(u32, u64)> = drawn.collect();
-        let flips: Vec<(bool, bool)> =
-            drawn.iter().map(|&(sample, view)| augment::flips(options.seed, sample, view)).collect();
-        let angles: Vec<f64> = drawn
-            .iter()
-            .map(|&(sample, view)| augment::angle(options.seed, sample, view + 1, options.rotation))
-            .collect();
-        let which = |flips: Vec<bool>| Tensor::from_slice(&flips).view([-1, 1, 1, 1]).to_device(self.device);
-        let sideways = which(flips.iter().map(|flip| flip.0).collect());
-        let over = which(flips.iter().map(|flip| flip.1).collect());
-        let x = views.flip([3]).where_self(&sideways, views);
-        let x = x.flip([2]).where_self(&over, &x);
+        let CollectOptions { seed, rotation, .. } = options;
+        let mut horizontal = Vec::new();
+        let mut vertical = Vec::new();
+        let mut angles = Vec::new();
+        for &sample in samples {
+            for view in 0..VIEWS as u64 {
+                let (flip, vertical_flip) = augment::draw_flips(seed, sample, view);
+                horizontal.push(flip);
+                vertical.push(vertical_flip);
+                angles.push(augment::draw_angle(seed, sample, view + 1, rotation));
+            }
+        }
+        let mask = |flips: &[bool]| Tensor::from_slice(flips).view([-1, 1, 1, 1]).to_device(self.device);
+        let x = views.flip([3]).where_self(&mask(&horizontal), views);
+        let x = x.flip([2]).where_self(&mask(&vertical), &x);
         augment::rotate(&x, black, &angles)
     }
 
-    fn pass(&self, images: &Tensor) -> NetOutput {
+    fn forward(&self, images: &Tensor) -> NetOutput {
         no_grad(|| self.net.forward(images, Decisions::Hard, BnMode::Running))
     }
 
-    fn relaxed(&self, out: &NetOutput) -> Vec<f32> {
-        host(&relaxed_decisions(&out.gate_logits, self.config.model.router.temperature))
+    fn relaxed_path(&self, output: &NetOutput) -> Vec<f32> {
+        to_host(&relaxed_decisions(&output.gate_logits, self.config.model.router.temperature))
     }
 }
 
-impl Augmented {
-    /// Takes in a batch: what the network made of the images, and of the changed ones.
-    fn extend(&mut self, own: &NetOutput, changed: &NetOutput, temperature: f64) {
-        self.predictions.extend(first(changed));
-        self.paths.extend(path_bits(changed));
-        let path_kl =
-            divergence::of_paths(&(&own.gate_logits / temperature), &(&changed.gate_logits / temperature));
-        let prediction_kl = divergence::of_predictions(&own.logits, &changed.logits);
+impl Observations {
+    /// All ranks: the ranks' parts together.
+    fn gather(&self, world: &World) -> Result<Self> {
+        let samples: Vec<i64> = self.samples.iter().map(|&sample| sample.into()).collect();
+        let augmented = |part: &AugmentedResults| -> Result<AugmentedResults> {
+            Ok(AugmentedResults {
+                predictions: gather(world, &part.predictions)?,
+                paths: gather(world, &part.paths)?,
+                path_kl: gather(world, &part.path_kl)?,
+                prediction_kl: gather(world, &part.prediction_kl)?,
+            })
+        };
+        Ok(Self {
+            samples: gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect(),
+            labels: gather(world, &self.labels)?,
+            predictions: gather(world, &self.predictions)?,
+            relaxed: gather(world, &self.relaxed)?,
+            paths: gather(world, &self.paths)?,
+            augmented: self.augmented.iter().map(augmented).collect::<Result<_>>()?,
+            features: gather(world, &self.features)?,
+            groups: gather(world, &self.groups)?,
+            ..Self::default()
+        })
+    }
+}
+
+impl AugmentedResults {
+    /// Adds a batch: the network's outputs for the images and for their augmentations.
+    fn extend(&mut self, images: &NetOutput, augmented: &NetOutput, temperature: f64) {
+        self.predictions.extend(predicted_classes(augmented));
+        self.paths.extend(hard_path(augmented));
+        let path_kl = divergence::path_kl(
+            &(&images.gate_logits / temperature),
+            &(&augmented.gate_logits / temperature),
+        );
+        let prediction_kl = divergence::prediction_kl(&images.logits, &augmented.logits);
         self.path_kl.extend(Vec::<f64>::try_from(path_kl).expect("numbers"));
         self.prediction_kl.extend(Vec::<f64>::try_from(prediction_kl).expect("numbers"));
     }
 }
 
-/// The batch of another view of the same samples.
-fn next_of(loader: &mut Loader, batch: &Batch) -> Result<Batch> {
+/// The next batch of `loader`, which must have the samples of `batch`.
+fn next_batch(loader: &mut Loader, batch: &Batch) -> Result<Batch> {
     let next = loader.next().expect("as many batches")?;
     if next.samples != batch.samples {
         let what = "some images can be used for evaluation, but not cropped at random; codinet-data verify lists them";
@@ -273,34 +259,34 @@ fn next_of(loader: &mut Loader, batch: &Batch) -> Result<Batch> {
     Ok(next)
 }
 
-fn first(out: &NetOutput) -> Vec<i64> {
-    Vec::try_from(out.logits.argmax(1, false)).expect("classes")
+fn predicted_classes(output: &NetOutput) -> Vec<i64> {
+    Vec::try_from(output.logits.argmax(1, false)).expect("classes")
 }
 
-fn path_bits(out: &NetOutput) -> Vec<u8> {
-    Vec::try_from(hard_decisions(&out.gate_logits).to_kind(Kind::Uint8).to_device(Device::Cpu).view(-1))
-        .expect("bits")
+fn hard_path(output: &NetOutput) -> Vec<u8> {
+    let path = hard_decisions(&output.gate_logits).to_kind(Kind::Uint8);
+    Vec::try_from(path.to_device(Device::Cpu).view(-1)).expect("bits")
 }
 
-fn host(tensor: &Tensor) -> Vec<f32> {
+fn to_host(tensor: &Tensor) -> Vec<f32> {
     Vec::try_from(tensor.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().view(-1)).expect("numbers")
 }
 
-/// Which numbers of a set of `all` are among `most` that are evenly spaced.
+/// Evenly spaced images of a set.
 #[derive(Clone, Copy, Debug)]
-pub struct Spaced {
-    stride: usize,
-}
-
-/// At most `most` of `all`, evenly spaced, the first among them; none where `most` is 0.
-pub fn spaced(all: usize, most: usize) -> Spaced {
-    Spaced { stride: if most == 0 { usize::MAX } else { all.div_ceil(most).max(1) } }
+struct Spaced {
+    /// `None`: no images.
+    stride: Option<usize>,
 }
 
 impl Spaced {
-    /// Whether the set's image of this number is one of them.
-    pub fn contains(self, sample: u32) -> bool {
-        self.stride != usize::MAX && (sample as usize).is_multiple_of(self.stride)
+    /// At most `limit` of `images`, the first among them; none if `limit` is 0.
+    fn new(images: usize, limit: usize) -> Self {
+        Self { stride: (limit > 0).then(|| images.div_ceil(limit).max(1)) }
+    }
+
+    fn contains(self, sample: u32) -> bool {
+        self.stride.is_some_and(|stride| (sample as usize).is_multiple_of(stride))
     }
 }
 
@@ -311,16 +297,17 @@ fn gather<T: Element + Copy + Default>(world: &World, values: &[T]) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use super::spaced;
+    use super::Spaced;
 
     #[test]
-    fn some_are_evenly_spaced() {
-        let of = |all: usize, most: usize| -> Vec<u32> {
-            (0..all as u32).filter(|&sample| spaced(all, most).contains(sample)).collect()
+    fn images_are_evenly_spaced() {
+        let select = |images: usize, limit: usize| -> Vec<u32> {
+            let selected = Spaced::new(images, limit);
+            (0..images as u32).filter(|&sample| selected.contains(sample)).collect()
         };
-        assert_eq!(of(10, 5), [0, 2, 4, 6, 8]);
-        assert_eq!(of(10, 4), [0, 3, 6, 9]);
-        assert_eq!(of(3, 100), [0, 1, 2]);
-        assert!(of(3, 0).is_empty());
+        assert_eq!(select(10, 5), [0, 2, 4, 6, 8]);
+        assert_eq!(select(10, 4), [0, 3, 6, 9]);
+        assert_eq!(select(3, 100), [0, 1, 2]);
+        assert!(select(3, 0).is_empty());
     }
 }

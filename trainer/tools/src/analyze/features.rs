@@ -1,11 +1,10 @@
-//! Features of another network, such as MoCo's, from a file: a row for each image of the validation set, in its order.
+//! Features of another network, such as MoCo's, from a file: one row for each image of the validation set, in its order.
 
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// Reads `[rows, F]`, fp32, from a `.npy` or a `.safetensors` file; one with several tensors takes a name as well:
-/// `FILE:NAME`.
+/// Reads `[rows, F]` as fp32 from a `.npy` or a `.safetensors` file; `FILE:NAME` is a tensor of a file with several.
 ///
 /// # Errors
 /// A file that cannot be read, another number of rows, numbers that are not finite.
@@ -18,24 +17,24 @@ pub fn read(what: &str, rows: usize) -> Result<Tensor> {
     if !Path::new(&path).is_file() {
         return refuse("no such file".into());
     }
-    let plain = |error: tch::TchError| error.to_string().replace('\n', " ");
+    let one_line = |error: tch::TchError| error.to_string().replace('\n', " ");
     let tensor = if path.ends_with(".npy") {
-        if let Err(why) = npy_is_whole(&path) {
+        if let Err(why) = check_npy(&path) {
             return refuse(format!("cannot be read: {why}"));
         }
         match Tensor::read_npy(&path) {
             Ok(tensor) => tensor,
-            Err(error) => return refuse(format!("cannot be read: {}", plain(error))),
+            Err(error) => return refuse(format!("cannot be read: {}", one_line(error))),
         }
     } else if path.ends_with(".safetensors") {
         let mut tensors = match Tensor::read_safetensors(&path) {
             Ok(tensors) => tensors,
-            Err(error) => return refuse(format!("cannot be read: {}", plain(error))),
+            Err(error) => return refuse(format!("cannot be read: {}", one_line(error))),
         };
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
         match name {
-            Some(name) => tensors.retain(|(theirs, _)| theirs == name),
+            Some(name) => tensors.retain(|(other, _)| other == name),
             None if tensors.len() > 1 => {
                 return refuse(format!("holds {}; name one of them: {path}:{}", names.join(", "), names[0]));
             }
@@ -62,8 +61,8 @@ pub fn read(what: &str, rows: usize) -> Result<Tensor> {
     Ok(tensor)
 }
 
-/// Refuses a `.npy` file that is shorter than its header says: tch 0.24 would read what lies behind it in memory.
-fn npy_is_whole(path: &str) -> Result<(), String> {
+/// An error for a `.npy` file that is shorter than its header says; tch 0.24 reads past its end.
+fn check_npy(path: &str) -> Result<(), String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     let no_array = || "no .npy file".to_owned();
     let rest = bytes.strip_prefix(b"\x93NUMPY").ok_or_else(no_array)?;
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_read_and_refused() {
+    fn features_are_read_or_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let rows = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).view([3, 2]);
@@ -105,21 +104,21 @@ mod tests {
         for name in ["a.npy", "b.npy", "c.safetensors:x"] {
             assert_eq!(read(&path(name), 3).unwrap(), rows, "{name}");
         }
-        let said = |name: &str, rows: usize| read(&path(name), rows).unwrap_err().message;
-        assert!(said("a.npy", 4).contains("has 3 rows; the validation set has 4 images"));
-        assert!(said("c.safetensors", 3).contains("holds x, y; name one of them"));
-        assert!(said("c.safetensors:z", 3).contains("no such tensor; it holds x, y"));
-        assert!(said("lost.npy", 3).contains("no such file"));
+        let message = |name: &str, rows: usize| read(&path(name), rows).unwrap_err().message;
+        assert!(message("a.npy", 4).contains("has 3 rows; the validation set has 4 images"));
+        assert!(message("c.safetensors", 3).contains("holds x, y; name one of them"));
+        assert!(message("c.safetensors:z", 3).contains("no such tensor; it holds x, y"));
+        assert!(message("lost.npy", 3).contains("no such file"));
         (&rows / 0.0).write_npy(path("d.npy")).unwrap();
-        assert!(said("d.npy", 3).contains("not finite"));
+        assert!(message("d.npy", 3).contains("not finite"));
         rows.view([6]).write_npy(path("e.npy")).unwrap();
-        assert!(said("e.npy", 6).contains("shape [6]"));
+        assert!(message("e.npy", 6).contains("shape [6]"));
         let bytes = std::fs::read(path("a.npy")).unwrap();
         std::fs::write(path("f.npy"), &bytes[..bytes.len() - 4]).unwrap();
-        assert!(said("f.npy", 3).contains("cut short: 20 bytes"), "{}", said("f.npy", 3));
+        assert!(message("f.npy", 3).contains("cut short: 20 bytes"), "{}", message("f.npy", 3));
         std::fs::write(path("g.npy"), b"no array").unwrap();
-        assert!(said("g.npy", 3).contains("cannot be read"));
+        assert!(message("g.npy", 3).contains("cannot be read"));
         std::fs::write(path("h.txt"), b"").unwrap();
-        assert!(said("h.txt", 3).contains(".npy or a .safetensors"));
+        assert!(message("h.txt", 3).contains(".npy or a .safetensors"));
     }
 }

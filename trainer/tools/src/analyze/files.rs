@@ -1,4 +1,4 @@
-//! What an analysis leaves in its folder: pictures as SVG and PNG, tables as CSV, and the same for TensorBoard.
+//! The files of an analysis: charts as SVG and PNG, tables as CSV, and the same for TensorBoard.
 
 use crate::plot::Chart;
 use codinet_trainer::run::{EventFile, write_atomically};
@@ -7,29 +7,26 @@ use codinet_trainer::sys::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// The folder of an analysis.
-pub struct Folder {
-    /// Its path.
+pub struct OutputFolder {
     pub path: PathBuf,
     events: Option<EventFile>,
     step: u64,
 }
 
-/// A picture, drawn.
-pub struct Picture {
-    /// What the report says below it.
+/// A figure of the report.
+pub struct Figure {
     pub caption: String,
-    /// The PNG file.
     pub png: Vec<u8>,
-    /// Its width in points of the page.
+    /// On the page, in points.
     pub width: u32,
 }
 
-impl Folder {
-    /// Makes the folder; what it holds is overwritten file by file. TensorBoard has what comes at `step`.
+impl OutputFolder {
+    /// Creates the folder, or reuses an existing one, whose files are replaced one by one. `step` is TensorBoard's.
     pub fn create(path: &Path, step: u64, tensorboard: bool) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|error| Error::disk("make", path, &error))?;
         let logs = path.join(run_dir::TENSORBOARD);
-        // Of what an earlier analysis told, TensorBoard would show both.
+        // TensorBoard would show an earlier analysis too.
         for old in std::fs::read_dir(&logs).into_iter().flatten().flatten() {
             if old.file_name().to_string_lossy().starts_with("events.out.tfevents.") {
                 let _ = std::fs::remove_file(old.path());
@@ -40,12 +37,12 @@ impl Folder {
     }
 
     /// Writes `name.svg` and `name.png`.
-    pub fn chart(&mut self, name: &str, chart: Chart, caption: impl Into<String>) -> Result<Picture> {
+    pub fn chart(&mut self, name: &str, chart: Chart, caption: impl Into<String>) -> Result<Figure> {
         write_atomically(&self.path.join(format!("{name}.svg")), chart.svg.as_bytes())?;
         self.png(name, chart.png, chart.size, 0.4, caption)
     }
 
-    /// Writes `name.png`, which a page shows at `points` points a pixel.
+    /// Writes `name.png`, which the report shows at `points` points per pixel.
     pub fn png(
         &mut self,
         name: &str,
@@ -53,12 +50,12 @@ impl Folder {
         size: (u32, u32),
         points: f64,
         caption: impl Into<String>,
-    ) -> Result<Picture> {
+    ) -> Result<Figure> {
         write_atomically(&self.path.join(format!("{name}.png")), &png)?;
         if let Some(events) = &mut self.events {
             events.image(self.step, &format!("paths/{name}"), png.clone(), size);
         }
-        Ok(Picture { caption: caption.into(), png, width: (f64::from(size.0) * points) as u32 })
+        Ok(Figure { caption: caption.into(), png, width: (f64::from(size.0) * points) as u32 })
     }
 
     /// Writes `name.csv`.
@@ -68,12 +65,12 @@ impl Folder {
         columns: &[String],
         rows: impl Iterator<Item = Vec<String>>,
     ) -> Result<()> {
-        let mut text = line(columns);
-        rows.for_each(|row| text += &line(&row));
+        let mut text = csv_line(columns);
+        rows.for_each(|row| text += &csv_line(&row));
         write_atomically(&self.path.join(format!("{name}.csv")), text.as_bytes())
     }
 
-    /// Tells TensorBoard numbers.
+    /// Writes numbers for TensorBoard.
     pub fn scalars(&mut self, numbers: &[(String, f64)]) {
         if let Some(events) = &mut self.events {
             events.scalars(self.step, numbers);
@@ -81,8 +78,8 @@ impl Folder {
     }
 }
 
-/// A line of CSV (RFC 4180, but for the line's end).
-fn line(fields: &[String]) -> String {
+/// A line of CSV (RFC 4180, except its end).
+fn csv_line(fields: &[String]) -> String {
     let quoted = |field: &String| {
         if field.contains([',', '"', '\n']) {
             format!("\"{}\"", field.replace('"', "\"\""))
@@ -96,8 +93,8 @@ fn line(fields: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn fields_are_quoted_where_they_must() {
+    fn fields_with_commas_and_quotes_are_quoted() {
         let fields = ["a", "T-shirt, top", "say \"no\""].map(str::to_owned);
-        assert_eq!(super::line(&fields), "a,\"T-shirt, top\",\"say \"\"no\"\"\"\n");
+        assert_eq!(super::csv_line(&fields), "a,\"T-shirt, top\",\"say \"\"no\"\"\"\n");
     }
 }

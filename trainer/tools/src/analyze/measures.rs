@@ -1,13 +1,12 @@
-//! What the paths of a set say: how often blocks run, for which classes, and whether an image keeps its path when it is
-//! augmented.
+//! Measures of a set's paths: how often blocks run, for which classes, and whether an image keeps its path under augmentation.
 
 use super::augment::Augmentation;
-use super::collect::{Augmented, ImageOutputs};
+use super::collect::Observations;
 use super::divergence;
 use codinet_trainer::metrics::routing::Histogram;
 use serde::Serialize;
 
-/// Share of images that ran each gated block, `[n]`.
+/// The share of images that run each gated block, `[n]`.
 pub fn rates(paths: &[u8], gates: usize) -> Vec<f64> {
     let images = (paths.len() / gates.max(1)).max(1) as f64;
     (0..gates)
@@ -15,7 +14,7 @@ pub fn rates(paths: &[u8], gates: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The same for each class, `[classes][n]`; NaN for a class that the set lacks.
+/// The same for each class, `[classes][n]`; NaN for a class without images.
 pub fn rates_by_class(paths: &[u8], gates: usize, labels: &[i64], classes: usize) -> Vec<Vec<f64>> {
     let mut sums = vec![vec![0.0; gates]; classes];
     let mut images = vec![0.0; classes];
@@ -27,72 +26,67 @@ pub fn rates_by_class(paths: &[u8], gates: usize, labels: &[i64], classes: usize
     sums.into_iter().zip(images).map(mean).collect()
 }
 
-/// Σ_k v_k, the expected number of gated blocks run, `[N]`.
+/// Σ_k v_k, the expected number of gated blocks that run, `[N]`.
 pub fn expected_blocks(relaxed: &[f32], gates: usize) -> Vec<f64> {
     relaxed.chunks(gates.max(1)).map(|path| path.iter().map(|&v| f64::from(v)).sum()).collect()
 }
 
-/// Share of predictions that are the label.
+/// The share of predictions that equal the label.
 pub fn accuracy(predictions: &[i64], labels: &[i64]) -> f64 {
     predictions.iter().zip(labels).filter(|(a, b)| a == b).count() as f64 / labels.len() as f64
 }
 
-/// What one augmentation changed.
+/// What one augmentation changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Consistency {
     /// Its name.
     pub augmentation: &'static str,
-    /// Share of images whose hard path it left as it was.
+    /// The share of images that keep their hard path.
     pub same_path: f64,
-    /// Share of images whose predicted class it left as it was.
+    /// The share of images that keep their predicted class.
     pub same_prediction: f64,
-    /// Top-1 on the augmented images.
+    /// Top-1 of the augmented images.
     pub top1: f64,
-    /// Mean KL divergence of paths, in nats.
+    /// Mean KL of paths, in nats.
     pub path_kl: f64,
-    /// Mean KL divergence of predictions, in nats.
+    /// Mean KL of predictions, in nats.
     pub prediction_kl: f64,
-    /// KL divergence of the set's path frequencies, in nats.
+    /// KL of the set's path frequencies, in nats.
     pub frequency_kl: f64,
     /// Distinct paths of the augmented set.
     pub distinct_paths: usize,
 }
 
-/// What each augmentation changed, in the order of [`Augmentation::ALL`], and the share of images whose path all of them
-/// left as it was.
-pub fn consistency(outputs: &ImageOutputs) -> (Vec<Consistency>, f64) {
-    let own = Histogram::new(&outputs.paths, outputs.gates, outputs.labels.len());
-    let of = |(kind, changed): (Augmentation, &Augmented)| {
-        let images = outputs.labels.len() as f64;
-        let paths = Histogram::new(&changed.paths, outputs.gates, outputs.labels.len());
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / images;
-        Consistency {
+/// What each augmentation changes, in the order of [`Augmentation::ALL`], and the share of images that keep their path under
+/// all of them.
+pub fn consistency(observations: &Observations) -> (Vec<Consistency>, f64) {
+    let Observations { labels, predictions, gates, paths, .. } = observations;
+    let images = labels.len() as f64;
+    let histogram = Histogram::new(paths, *gates, labels.len());
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / images;
+    let mut same_under_all = vec![true; labels.len()];
+    let mut consistency = Vec::new();
+    for (kind, augmented) in Augmentation::ALL.into_iter().zip(&observations.augmented) {
+        let same: Vec<bool> =
+            paths.chunks(*gates).zip(augmented.paths.chunks(*gates)).map(|(a, b)| a == b).collect();
+        same_under_all.iter_mut().zip(&same).for_each(|(all, same)| *all &= same);
+        let augmented_histogram = Histogram::new(&augmented.paths, *gates, labels.len());
+        consistency.push(Consistency {
             augmentation: kind.name(),
-            same_path: same_rows(outputs, changed).filter(|same| *same).count() as f64 / images,
-            same_prediction: accuracy(&changed.predictions, &outputs.predictions),
-            top1: accuracy(&changed.predictions, &outputs.labels),
-            path_kl: mean(&changed.path_kl),
-            prediction_kl: mean(&changed.prediction_kl),
-            frequency_kl: divergence::of_frequencies(&own, &paths),
-            distinct_paths: paths.distinct(),
-        }
-    };
-    let mut all = vec![true; outputs.labels.len()];
-    for changed in &outputs.augmented {
-        all.iter_mut().zip(same_rows(outputs, changed)).for_each(|(all, same)| *all &= same);
+            same_path: same.iter().filter(|same| **same).count() as f64 / images,
+            same_prediction: accuracy(&augmented.predictions, predictions),
+            top1: accuracy(&augmented.predictions, labels),
+            path_kl: mean(&augmented.path_kl),
+            prediction_kl: mean(&augmented.prediction_kl),
+            frequency_kl: divergence::frequency_kl(&histogram, &augmented_histogram),
+            distinct_paths: augmented_histogram.distinct(),
+        });
     }
-    let kept = all.iter().filter(|kept| **kept).count() as f64 / outputs.labels.len() as f64;
-    (Augmentation::ALL.into_iter().zip(&outputs.augmented).map(of).collect(), kept)
+    (consistency, same_under_all.iter().filter(|same| **same).count() as f64 / images)
 }
 
-/// Whether each image and its augmentation take the same path.
-fn same_rows<'a>(outputs: &'a ImageOutputs, changed: &'a Augmented) -> impl Iterator<Item = bool> + 'a {
-    let gates = outputs.gates.max(1);
-    outputs.paths.chunks(gates).zip(changed.paths.chunks(gates)).map(|(a, b)| a == b)
-}
-
-/// Mean distance of a group's paths from their centre, and mean distance between two groups' centres: ‖r − r̄‖ and
-/// ‖r̄_i − r̄_j‖ of Eqs. 8 and 9, on validation images. `[groups · views, n]`.
+/// The mean distance of a group's paths from their centre, and between two groups' centres: ‖r − r̄‖ and ‖r̄_i − r̄_j‖ of
+/// Eqs. 8 and 9. Paths `[groups · views, n]`.
 pub fn group_distances(groups: &[f32], views: usize, gates: usize) -> (f64, f64) {
     let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
     let wide: Vec<f64> = groups.iter().map(|&v| f64::from(v)).collect();
@@ -112,10 +106,11 @@ pub fn group_distances(groups: &[f32], views: usize, gates: usize) -> (f64, f64)
 
 #[cfg(test)]
 mod tests {
+    use super::super::collect::AugmentedResults;
     use super::*;
 
     #[test]
-    fn rates_worked_by_hand() {
+    fn rates_match_hand_worked_values() {
         let paths = [[1, 0], [1, 1], [0, 0], [1, 0]].concat();
         assert_eq!(rates(&paths, 2), [0.75, 0.25]);
         let by_class = rates_by_class(&paths, 2, &[0, 0, 2, 2], 3);
@@ -126,27 +121,27 @@ mod tests {
     }
 
     #[test]
-    fn consistency_worked_by_hand() {
-        let changed = |paths: [[u8; 2]; 4], predictions: [i64; 4]| Augmented {
+    fn consistency_matches_hand_worked_values() {
+        let augmented = |paths: [[u8; 2]; 4], predictions: [i64; 4]| AugmentedResults {
             predictions: predictions.into(),
             paths: paths.concat(),
             path_kl: vec![0.0, 1.0, 2.0, 1.0],
             prediction_kl: vec![0.5; 4],
         };
-        let outputs = ImageOutputs {
+        let observations = Observations {
             labels: vec![0, 1, 2, 3],
             predictions: vec![0, 1, 2, 0],
             gates: 2,
             paths: [[1, 0], [1, 1], [0, 0], [1, 0]].concat(),
             augmented: vec![
-                changed([[1, 0], [1, 1], [0, 0], [1, 1]], [0, 1, 2, 3]),
-                changed([[1, 0], [0, 1], [0, 0], [1, 0]], [1, 1, 2, 0]),
-                changed([[1, 0], [1, 1], [0, 0], [1, 0]], [0, 1, 2, 0]),
-                changed([[1, 1], [0, 0], [0, 0], [0, 1]], [0, 1, 2, 0]),
+                augmented([[1, 0], [1, 1], [0, 0], [1, 1]], [0, 1, 2, 3]),
+                augmented([[1, 0], [0, 1], [0, 0], [1, 0]], [1, 1, 2, 0]),
+                augmented([[1, 0], [1, 1], [0, 0], [1, 0]], [0, 1, 2, 0]),
+                augmented([[1, 1], [0, 0], [0, 0], [0, 1]], [0, 1, 2, 0]),
             ],
-            ..ImageOutputs::default()
+            ..Observations::default()
         };
-        let (each, all) = consistency(&outputs);
+        let (each, all) = consistency(&observations);
         let shares: Vec<f64> = each.iter().map(|part| part.same_path).collect();
         assert_eq!(shares, [0.75, 0.75, 1.0, 0.25]);
         assert_eq!(all, 0.25, "only the third image keeps its path under all four");
@@ -156,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_worked_by_hand() {
+    fn group_distances_match_hand_worked_values() {
         // Two groups of two: centres (0.5, 0) and (0.5, 1), views half a unit from them.
         let groups = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0];
         assert_eq!(group_distances(&groups, 2, 2), (0.5, 1.0));

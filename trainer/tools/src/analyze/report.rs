@@ -1,102 +1,265 @@
-//! `report.html`: one self-contained file with the numbers, next to the paper's, and the pictures.
+//! `report.html`: the numbers of an analysis next to the paper's, and its charts.
 
-use super::files::Picture;
-use base64::Engine;
-use codinet_trainer::run::write_atomically;
+use super::charts;
+use super::cli::What;
+use super::collect::VIEWS;
+use super::embed::{self, TsneOptions};
+use super::files::{Figure, OutputFolder};
+use super::html::Page;
+use super::measures::{self, Consistency};
+use super::study::Similarity;
+use super::write::Results;
+use crate::plot::CATEGORIES;
+use codinet_dataloader::contact_sheet::ContactSheet;
+use codinet_trainer::data;
+use codinet_trainer::metrics::routing::text;
 use codinet_trainer::sys::error::Result;
-use std::fmt::Write;
-use std::path::Path;
 
-/// A page in the making.
-pub struct Report {
-    body: String,
+/// Paths on the contact sheet, and images of each.
+const SHEET: (usize, usize) = (8, 12);
+
+/// The lines for the terminal.
+pub fn summary(results: &Results) -> String {
+    numbers(results).iter().map(|[name, here, ..]| format!("  {name:<44}{here}\n")).collect()
 }
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}\
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:left;\
-vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:1rem 1rem 1rem 0;\
-vertical-align:top;max-width:100%}img{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#333;max-width:34rem}\
-@media print{figure{break-inside:avoid}h2{break-after:avoid}}";
-
-impl Report {
-    /// A page with a title and a paragraph of what it is about.
-    pub fn new(title: &str, about: &str) -> Self {
-        let title = escaped(title);
-        let about = escaped(about);
-        let body = format!(
-            "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\n<style>{STYLE}</style>\n\
-             <h1>{title}</h1>\n<p>{about}</p>\n"
+/// The page; its figures are also files of `folder`.
+pub fn build(results: &Results, folder: &mut OutputFolder, name: &str) -> Result<Page> {
+    let args = results.args;
+    let study = results.study;
+    let text = format!(
+        "{} images of {}, {} left out; weights {}; codinet-analyze {}.",
+        study.images, study.data, study.bad_images, study.checkpoint, study.version
+    );
+    let mut page = Page::new(&format!("Routing paths of {name}"), &text);
+    page.section(
+        "Numbers",
+        "The paper's numbers are for ResNet-110 on CIFAR-10: another network on other images, for orientation only.",
+    );
+    let columns = ["", "here", "paper, CoDiNet", "paper, vanilla", "where"].map(str::to_owned);
+    page.table(&columns, &numbers(results).into_iter().map(Vec::from).collect::<Vec<_>>());
+    if args.includes(What::Paths) {
+        add_paths(&mut page, results, folder)?;
+    }
+    if !study.consistency.is_empty() {
+        add_consistency(&mut page, results, folder)?;
+    }
+    if let Some(similarity) = &study.similarity {
+        add_similarity(&mut page, similarity, folder)?;
+    }
+    if args.includes(What::Tsne) {
+        add_tsne(&mut page, results, folder)?;
+    }
+    if args.includes(What::Sheets) {
+        page.section(
+            "Images that share a path",
+            "One row per path, for the most frequent paths; 1 is a block that runs.",
         );
-        Self { body }
+        page.figure(&contact_sheet(results, folder)?);
     }
+    Ok(page)
+}
 
-    /// A heading, and what is said below it.
-    pub fn section(&mut self, heading: &str, text: &str) {
-        let _ = writeln!(self.body, "<h2>{}</h2>\n<p>{}</p>", escaped(heading), escaped(text));
-    }
-
-    /// A table; columns whose entries are numbers are set to the right.
-    pub fn table(&mut self, columns: &[String], rows: &[Vec<String>]) {
-        let numeric = |column: usize| {
-            let starts =
-                |row: &Vec<String>| row[column].starts_with(|c: char| c.is_ascii_digit() || "−–".contains(c));
-            column > 0 && rows.iter().filter(|row| !row[column].is_empty()).all(starts)
-        };
-        let class: Vec<&str> =
-            (0..columns.len()).map(|column| if numeric(column) { " class=\"n\"" } else { "" }).collect();
-        let cells = |tag: &str, row: &[String]| -> String {
-            row.iter()
-                .zip(&class)
-                .map(|(text, class)| format!("<{tag}{class}>{}</{tag}>", escaped(text)))
-                .collect()
-        };
-        let _ = writeln!(self.body, "<table><tr>{}</tr>", cells("th", columns));
-        for row in rows {
-            let _ = writeln!(self.body, "<tr>{}</tr>", cells("td", row));
+/// The measures here and in the paper, CoDiNet's and the vanilla network's, for ResNet-110 on CIFAR-10.
+fn numbers(results: &Results) -> Vec<[String; 5]> {
+    let study = results.study;
+    let mut rows = Vec::new();
+    let mut add = |name: &str, here: String, paper: [&str; 3]| {
+        let [codinet, vanilla, place] = paper.map(str::to_owned);
+        rows.push([name.to_owned(), here, codinet, vanilla, place]);
+    };
+    let none = ["", "", ""];
+    add("top-1", percent(study.top1), ["94.47 %", "93.66 %", "Table 3"]);
+    add("distinct paths", study.distinct_paths.to_string(), ["276", "113", "Table 3"]);
+    add("images", study.images.to_string(), ["10000", "10000", ""]);
+    let share = percent(study.gmacs / study.gmacs_static);
+    add("MACs, of the static network's", share, ["57 %", "59 %", "Table 5"]);
+    add("MACs per image, 10⁹", format!("{:.4}", study.gmacs), none);
+    add("entropy of the paths, bits", format!("{:.3}", study.path_entropy), none);
+    let expected = format!("{:.2}", study.expected_blocks);
+    add(&format!("expected blocks run, of {}", study.blocks.len()), expected, none);
+    if !study.consistency.is_empty() {
+        let sum: f64 = study.consistency.iter().map(|part| part.same_path).sum();
+        let mean = percent(sum / study.consistency.len() as f64);
+        add("same path when augmented, mean of four ways", mean, ["53.42 %", "22.65 %", "4.4.1"]);
+        for part in &study.consistency {
+            add(&format!("  {}", part.augmentation), percent(part.same_path), none);
         }
-        self.body += "</table>\n";
     }
-
-    /// A picture with its caption.
-    pub fn figure(&mut self, picture: &Picture) {
-        let data = base64::prelude::BASE64_STANDARD.encode(&picture.png);
-        let caption = escaped(&picture.caption);
-        let _ = writeln!(
-            self.body,
-            "<figure><img width=\"{}\" alt=\"{caption}\" src=\"data:image/png;base64,{data}\"><figcaption>{caption}</figcaption></figure>",
-            picture.width
-        );
+    if let Some(share) = study.same_path_under_all {
+        add("same path under all four", percent(share), none);
     }
-
-    /// Writes the page.
-    pub fn save(self, path: &Path) -> Result<()> {
-        write_atomically(path, (self.body + "</html>\n").as_bytes())
+    if let (Some(spread), Some(centre_distance)) = (study.spread, study.centre_distance) {
+        let config = results.subject.config;
+        let margin = |on: bool, name: &str, margin: f64| {
+            if on { format!(" ({name} {margin})") } else { String::new() }
+        };
+        let m_c = margin(config.consistency.weight > 0.0, "m_c", config.consistency.margin);
+        let m_d = margin(config.diversity.weight > 0.0, "m_d", config.diversity.margin);
+        add(&format!("mean ‖r − r̄‖ of augmentations{m_c}"), format!("{spread:.3}"), none);
+        add(&format!("mean distance of images' centres{m_d}"), format!("{centre_distance:.3}"), none);
     }
+    if let Some(similarity) = &study.similarity {
+        let pcc = |pcc: Option<f64>| pcc.map_or("undefined".into(), |pcc| format!("{pcc:.3}"));
+        add("PCC of similarity, relaxed paths", pcc(similarity.relaxed.pcc), ["0.581", "0.024", "Table 9"]);
+        add("PCC of similarity, hard paths", pcc(similarity.hard.pcc), none);
+    }
+    rows
 }
 
-/// Text as HTML has it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn add_paths(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Result<()> {
+    let study = results.study;
+    let histogram = results.histogram();
+    page.section(
+        "Paths",
+        "Which blocks run, by hard decisions (Eq. 13). Few paths, or blocks that always or never run, are signs that routing has \
+         collapsed.",
+    );
+    let caption = "How many images take each path.";
+    page.figure(&folder.chart("frequencies", charts::frequencies(&histogram)?, caption)?);
+    let caption =
+        "The most frequent paths; filled: the block runs. On the right: share of images, blocks run.";
+    page.figure(&folder.chart("frequent", charts::frequent(&histogram, &study.blocks)?, caption)?);
+    let chart = charts::rates(&results.rates_by_class(), &study.rates, &results.classes, &study.blocks)?;
+    let caption = "How often each block runs, by class, in per cent.";
+    page.figure(&folder.chart("rates", chart, caption)?);
+    Ok(())
+}
 
-    #[test]
-    fn a_page_needs_no_other_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut report = Report::new("Paths of <a>", "About & more");
-        report.section("Numbers", "What was measured.");
-        let rows = [vec!["top-1".to_owned(), "93.1 %".to_owned(), "a word".to_owned()]];
-        report.table(&["what".into(), "here".into(), "note".into()], &rows);
-        report.figure(&Picture { caption: "\"One\"".into(), png: vec![1, 2, 3], width: 7 });
-        let path = folder.path().join("report.html");
-        report.save(&path).unwrap();
-        let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains("Paths of &lt;a&gt;") && text.contains("About &amp; more"));
-        assert!(text.contains("<td class=\"n\">93.1 %</td><td>a word</td>"));
-        assert!(text.contains("src=\"data:image/png;base64,AQID\"") && text.contains("&quot;One&quot;"));
-        assert!(!text.contains("http"), "nothing is fetched");
+fn add_consistency(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Result<()> {
+    let parts = &results.study.consistency;
+    let text = format!(
+        "Each image against one augmentation of it, in four ways: random crop as in training, horizontal flip, vertical flip, \
+         rotation by up to {} degrees (the paper's Section 4.4.1 does not give the angle). The divergence of paths takes blocks as \
+         independent, with probability v; that of frequencies compares how often the whole set takes each path.",
+        results.args.rotation
+    );
+    page.section("Under augmentation", &text);
+    let columns = [
+        "augmentation",
+        "same path",
+        "same class predicted",
+        "top-1",
+        "KL of paths, nats",
+        "KL of predictions",
+        "KL of frequencies",
+        "paths",
+    ];
+    let kl = |kl: f64| format!("{kl:.4}");
+    let row = |part: &Consistency| {
+        vec![
+            part.augmentation.to_owned(),
+            percent(part.same_path),
+            percent(part.same_prediction),
+            percent(part.top1),
+            kl(part.path_kl),
+            kl(part.prediction_kl),
+            kl(part.frequency_kl),
+            part.distinct_paths.to_string(),
+        ]
+    };
+    page.table(&columns.map(str::to_owned), &parts.iter().map(row).collect::<Vec<_>>());
+    let caption = "The share of images that keep their path, and their predicted class, under augmentation.";
+    page.figure(&folder.chart("unchanged", charts::unchanged(parts)?, caption)?);
+    let caption = "Mean KL divergence between an image and its augmentation (Figure 9).";
+    page.figure(&folder.chart("divergences", charts::divergences(parts)?, caption)?);
+    Ok(())
+}
+
+fn add_similarity(page: &mut Page, similarity: &Similarity, folder: &mut OutputFolder) -> Result<()> {
+    page.section(
+        "Similarity of images and of paths",
+        "Cosine similarities of all pairs of images: of their features and of their relaxed paths (Figure 12). The two are equal on \
+         the dashed line.",
+    );
+    let caption = format!(
+        "Pairs of {} images by similarity; features: {}. Dashed: equal similarity.",
+        similarity.images, similarity.features
+    );
+    page.figure(&folder.chart("similarity", charts::correlation(&similarity.relaxed)?, caption)?);
+    Ok(())
+}
+
+/// Relaxed paths in the plane, of images and of groups of augmentations.
+fn add_tsne(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Result<()> {
+    let args = results.args;
+    let observations = results.observations;
+    let gates = observations.gates;
+    let images = observations.labels.len();
+    let groups = observations.groups.len() / gates / VIEWS;
+    let shown: Vec<usize> = (0..images).step_by(images.div_ceil(args.tsne_images.max(1)).max(1)).collect();
+    let mut points = Vec::new();
+    for i in &shown {
+        points.extend(&observations.relaxed[i * gates..(i + 1) * gates]);
     }
+    points.extend(&observations.groups);
+    let options = TsneOptions { perplexity: args.perplexity, epochs: args.tsne_steps, seed: args.seed };
+    let places = embed::tsne(&points, gates, options);
+    let image_places = &places[..shown.len()];
+    let text = format!(
+        "t-SNE of {} relaxed paths and of {VIEWS} augmentations each of {groups} images, perplexity {}, {} steps. Axes have no \
+         unit, and distances between far clusters no meaning.",
+        shown.len(),
+        args.perplexity,
+        args.tsne_steps
+    );
+    page.section("The routing space", &text);
+
+    let mut coloured = args.classes.clone();
+    if coloured.is_empty() {
+        coloured = (0..results.classes.len()).collect();
+    }
+    coloured.truncate(CATEGORIES.len());
+    let category = |i: &usize| coloured.iter().position(|class| *class as i64 == observations.labels[*i]);
+    let categories: Vec<Option<usize>> = shown.iter().map(category).collect();
+    let names: Vec<String> = coloured.iter().map(|&class| results.classes[class].clone()).collect();
+    let chart = charts::by_category("Paths by class", image_places, &categories, &names)?;
+    let caption = "Each image's path, by its class (Figures 6, 7).";
+    page.figure(&folder.chart("tsne_class", chart, caption)?);
+
+    let expected = measures::expected_blocks(&observations.relaxed, gates);
+    let expected: Vec<f64> = shown.iter().map(|&i| expected[i]).collect();
+    let label = "expected number of blocks run";
+    let chart = charts::by_value("Paths by blocks run", image_places, &expected, label)?;
+    let caption = "Each image's path, by the expected number of blocks that it runs, Σ v (Figure 11).";
+    page.figure(&folder.chart("tsne_blocks", chart, caption)?);
+
+    if groups > 0 {
+        let chart = charts::by_group("Paths of augmentations", &places, groups, VIEWS)?;
+        let caption =
+            "Ten augmentations each of some images, joined to their centre; grey: all images (Figure 10).";
+        page.figure(&folder.chart("tsne_groups", chart, caption)?);
+    }
+    let row = |(i, [x, y]): (usize, &[f64; 2])| {
+        let (image, group) = match i.checked_sub(shown.len()) {
+            None => (observations.samples[shown[i]].to_string(), String::new()),
+            Some(view) => (String::new(), (view / VIEWS).to_string()),
+        };
+        vec![image, group, x.to_string(), y.to_string()]
+    };
+    let columns = ["image", "group", "x", "y"].map(str::to_owned);
+    folder.table("tsne", &columns, places.iter().enumerate().map(row))
+}
+
+/// Images that share a path, for the most frequent paths.
+fn contact_sheet(results: &Results, folder: &mut OutputFolder) -> Result<Figure> {
+    let subject = results.subject;
+    let observations = results.observations;
+    let (paths, images) = SHEET;
+    let histogram = results.histogram();
+    let row = |(path, count): &(&[u8], u64)| {
+        let all = observations.paths.chunks(observations.gates).zip(&observations.samples);
+        let samples: Vec<u32> = all.filter(|(other, _)| other == path).map(|(_, &sample)| sample).collect();
+        let stride = samples.len().div_ceil(images).max(1);
+        (format!("{}  {count} images", text(path)), samples.into_iter().step_by(stride).collect())
+    };
+    let rows: Vec<(String, Vec<u32>)> = histogram.by_frequency().iter().take(paths).map(row).collect();
+    let spec = data::loader_spec(subject.config, subject.config.evaluation(), 1);
+    let sheet = ContactSheet::draw_rows(subject.data, &spec, &rows)?;
+    let size = (sheet.width, sheet.height);
+    folder.png("same_path", sheet.png()?, size, 0.8, "Images that share a path, evenly spaced in the set.")
 }

@@ -1,69 +1,68 @@
-//! The numbers of an analysis, from what was collected.
+//! The numbers of an analysis.
 
 use super::cli::{Args, What};
-use super::collect::{ImageOutputs, VIEWS};
+use super::collect::{Observations, VIEWS};
 use super::features;
 use super::measures::{self, Consistency};
 use super::similarity::{Correlation, correlate};
+use crate::trained::TrainedNet;
 use codinet_trainer::dist::{World, agree};
 use codinet_trainer::metrics::routing::Histogram;
-use codinet_trainer::model::Costs;
 use codinet_trainer::sys::error::Result;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-/// All that was found; `analysis.json` holds it.
+/// The contents of `analysis.json`.
 #[derive(Debug, Serialize)]
 pub struct Study {
-    /// The program's version.
     pub version: &'static str,
-    /// The weights' file.
+    /// The file of the weights.
     pub checkpoint: String,
-    /// The images.
+    /// As in `data.val`.
     pub data: String,
-    /// How many of them count.
+    /// The number of images that count.
     pub images: usize,
-    /// How many can't be read or decoded, and don't.
+    /// The number of images that cannot be read or decoded.
     pub bad_images: usize,
-    /// Share of images whose class came first.
+    /// The share of images with the right prediction.
     pub top1: f64,
-    /// Mean multiply-accumulates an image, in billions.
+    /// Mean GMACs per image.
     pub gmacs: f64,
-    /// The static backbone's.
+    /// GMACs of the static backbone.
     pub gmacs_static: f64,
-    /// The gated blocks' names, in the order of a path's elements.
+    /// The gated blocks' names, in the order of a path.
     pub blocks: Vec<String>,
-    /// How many different paths the images took.
+    /// The number of distinct hard paths.
     pub distinct_paths: usize,
-    /// Entropy of their frequencies, in bits.
+    /// The entropy of their frequencies, in bits.
     pub path_entropy: f64,
-    /// Share of images that ran each block, `[n]`.
+    /// The share of images that run each block, `[n]`.
     pub rates: Vec<f64>,
-    /// Mean of Σ_k v_k.
+    /// The mean of Σ_k v_k.
     pub expected_blocks: f64,
-    /// What each augmentation changed.
+    /// What each augmentation changes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub consistency: Vec<Consistency>,
-    /// Share of images that keep their path under all of them.
+    /// The share of images that keep their path under all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_path_under_all: Option<f64>,
-    /// Mean distance of an augmented image's relaxed path from its group's centre, ‖r − r̄‖.
+    /// The mean distance of an augmentation's relaxed path from its group's centre, ‖r − r̄‖.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<f64>,
-    /// Mean distance between two groups' centres.
+    /// The mean distance between two groups' centres.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub centre_distance: Option<f64>,
-    /// Likeness of features and paths.
+    /// The similarities of features and of paths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub similarity: Option<Similarity>,
 }
 
-/// How the likeness of images' features goes with that of their paths.
+/// The correlation between the similarities of images' features and of their paths.
 #[derive(Debug, Serialize)]
 pub struct Similarity {
-    /// Whose features.
+    /// The source of the features.
     pub features: String,
-    /// Images compared, each with each.
+    /// The number of images; all pairs are compared.
     pub images: usize,
     /// With relaxed paths.
     pub relaxed: Correlation,
@@ -71,74 +70,76 @@ pub struct Similarity {
     pub hard: Correlation,
 }
 
-/// What a study is of.
-pub struct Facts<'a> {
-    /// The weights' file.
-    pub checkpoint: String,
-    /// The images.
-    pub data: &'a str,
-    /// How many there are, good and bad.
-    pub images: usize,
-    /// The network's.
-    pub costs: &'a Costs,
-}
-
 impl Study {
-    /// All ranks: computes what `args` asks for.
-    pub fn new(world: &World, args: &Args, outputs: &ImageOutputs, facts: Facts) -> Result<Self> {
-        let gates = outputs.gates;
-        let images = outputs.labels.len();
-        let histogram = Histogram::new(&outputs.paths, gates, images);
-        let rates = measures::rates(&outputs.paths, gates);
-        let expected = measures::expected_blocks(&outputs.relaxed, gates);
-        let (consistency, all) = if outputs.augmented.is_empty() {
-            (Vec::new(), None)
-        } else {
-            let (each, all) = measures::consistency(outputs);
-            (each, Some(all))
-        };
-        let apart = (outputs.groups.len() >= 2 * VIEWS * gates)
-            .then(|| measures::group_distances(&outputs.groups, VIEWS, gates));
-        let has_features = args.wants(What::Similarity) && outputs.chosen.len() > 1;
-        let similarity = has_features.then(|| similarity(world, args, outputs, facts.images)).transpose()?;
+    /// All ranks: computes the parts that `args` includes. `images` is the number of images in the set, good and bad.
+    pub fn new(
+        world: &World,
+        args: &Args,
+        observations: &Observations,
+        network: &TrainedNet,
+        images: usize,
+    ) -> Result<Self> {
+        let gates = observations.gates;
+        let good = observations.labels.len();
+        let costs = &network.net.costs;
+        let histogram = Histogram::new(&observations.paths, gates, good);
+        let rates = measures::rates(&observations.paths, gates);
+        let expected_blocks = measures::expected_blocks(&observations.relaxed, gates);
+        let mut consistency = Vec::new();
+        let mut same_path_under_all = None;
+        if !observations.augmented.is_empty() {
+            let (parts, share) = measures::consistency(observations);
+            consistency = parts;
+            same_path_under_all = Some(share);
+        }
+        let distances = (observations.groups.len() >= 2 * VIEWS * gates)
+            .then(|| measures::group_distances(&observations.groups, VIEWS, gates));
+        let mut similarity = None;
+        if args.includes(What::Similarity) && observations.with_features.len() > 1 {
+            similarity = Some(compare(world, args, observations, images)?);
+        }
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
-            checkpoint: facts.checkpoint,
-            data: facts.data.into(),
-            images,
-            bad_images: outputs.bad,
-            top1: measures::accuracy(&outputs.predictions, &outputs.labels),
-            gmacs: facts.costs.mean_macs(&rates) / 1e9,
-            gmacs_static: facts.costs.static_macs() as f64 / 1e9,
-            blocks: facts.costs.gated().map(|block| block.name.clone()).collect(),
+            checkpoint: network.file.display().to_string(),
+            data: network.config.data.val.clone(),
+            images: good,
+            bad_images: observations.bad,
+            top1: measures::accuracy(&observations.predictions, &observations.labels),
+            gmacs: costs.mean_macs(&rates) / 1e9,
+            gmacs_static: costs.static_macs() as f64 / 1e9,
+            blocks: costs.gated().map(|block| block.name.clone()).collect(),
             distinct_paths: histogram.distinct(),
             path_entropy: histogram.entropy(),
             rates,
-            expected_blocks: expected.iter().sum::<f64>() / images as f64,
+            expected_blocks: expected_blocks.iter().sum::<f64>() / good as f64,
             consistency,
-            same_path_under_all: all,
-            spread: apart.map(|apart| apart.0),
-            centre_distance: apart.map(|apart| apart.1),
+            same_path_under_all,
+            spread: distances.map(|(spread, _)| spread),
+            centre_distance: distances.map(|(_, between)| between),
             similarity,
         })
     }
 }
 
-/// All ranks: features, the network's own or a file's, against paths.
-fn similarity(world: &World, args: &Args, outputs: &ImageOutputs, images: usize) -> Result<Similarity> {
-    let rows = outputs.chosen.len();
-    let own = || Ok(Tensor::from_slice(&outputs.features).view([rows as i64, -1]));
-    let read = |what: &String| {
-        let all = features::read(what, images)?;
-        let numbers: Vec<i64> = outputs.chosen.iter().map(|&at| outputs.samples[at].into()).collect();
-        Ok(all.index_select(0, &Tensor::from_slice(&numbers)))
+/// All ranks: compares features, the network's own or a file's, with paths.
+fn compare(world: &World, args: &Args, observations: &Observations, images: usize) -> Result<Similarity> {
+    let selected: Vec<i64> = observations.with_features.iter().map(|&i| i as i64).collect();
+    let features = match &args.features {
+        None => Ok(Tensor::from_slice(&observations.features).view([selected.len() as i64, -1])),
+        Some(file) => features::read(file, images).map(|all| {
+            let samples = observations.with_features.iter().map(|&i| observations.samples[i].into());
+            all.index_select(0, &Tensor::from_slice(&samples.collect::<Vec<i64>>()))
+        }),
     };
-    let features = agree(world, args.features.as_ref().map_or_else(own, read))?;
-    let chosen: Vec<i64> = outputs.chosen.iter().map(|&at| at as i64).collect();
-    let chosen = Tensor::from_slice(&chosen);
-    let of = |all: Tensor| all.view([-1, outputs.gates as i64]).index_select(0, &chosen);
-    let relaxed = correlate(world, &features, &of(Tensor::from_slice(&outputs.relaxed)))?;
-    let hard = correlate(world, &features, &of(Tensor::from_slice(&outputs.paths).to_kind(Kind::Float)))?;
-    let source = args.features.clone().unwrap_or_else(|| "the network's own".into());
-    Ok(Similarity { features: source, images: rows, relaxed, hard })
+    let features = agree(world, features)?;
+    let rows = Tensor::from_slice(&selected);
+    let select = |paths: Tensor| paths.view([-1, observations.gates as i64]).index_select(0, &rows);
+    let relaxed = select(Tensor::from_slice(&observations.relaxed));
+    let hard = select(Tensor::from_slice(&observations.paths).to_kind(Kind::Float));
+    Ok(Similarity {
+        features: args.features.clone().unwrap_or_else(|| "the network's own".into()),
+        images: selected.len(),
+        relaxed: correlate(world, &features, &relaxed)?,
+        hard: correlate(world, &features, &hard)?,
+    })
 }

@@ -1,7 +1,7 @@
 //! `codinet-export`'s command line.
 
 use super::weights;
-use crate::trained::Trained;
+use crate::trained::NetworkArgs;
 use clap::{Parser, ValueEnum};
 use codinet_trainer::run::{print_line, write_atomically};
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
@@ -17,63 +17,56 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "codinet-export", version, after_help = format!("{EXAMPLES}\n\n{}", Exit::list(OF_TRAINED)))]
 pub struct Args {
-    /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
-    #[arg(long, value_name = "RUN|FILE", required_unless_present = "completions")]
-    checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
 
-    /// What the weights are of, where they lie in no run: a config file, or a shipped one's name.
-    #[arg(long, value_name = "CONFIG")]
-    config: Option<String>,
-
-    /// The form that is written.
-    #[arg(long, required_unless_present = "completions")]
+    /// The file format.
+    #[arg(long, required = true)]
     format: Option<Format>,
 
     /// The file to write.
-    #[arg(long, short, value_name = "FILE", required_unless_present = "completions")]
+    #[arg(long, short, value_name = "FILE", required = true)]
     output: Option<PathBuf>,
 
-    /// Prints a completion script for a shell, and stops.
-    #[arg(long, value_name = "SHELL")]
+    /// Print a completion script for a shell, and exit.
+    #[arg(long, value_name = "SHELL", exclusive = true)]
     pub completions: Option<clap_complete::Shell>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// All tensors with torchvision's names, and what builds the network: read by examples/codinet.py.
+    /// All tensors, by torchvision's names, and the architecture; examples/codinet.py reads it.
     Safetensors,
-    /// Made by examples/codinet.py from a safetensors export.
+    /// Not written here: examples/codinet.py makes it from a safetensors export.
     Torchscript,
-    /// ONNX, opset 17: every block is computed, and masked where it is skipped.
+    /// ONNX, opset 17; every block is computed, and masked if it is skipped.
     Onnx,
     /// The static backbone for torchvision's own models.
     Torchvision,
 }
 
-/// Does what the command line asks for.
+/// Runs the program.
 pub fn run(args: &Args) -> Result<()> {
-    let (Some(checkpoint), Some(format), Some(output)) = (&args.checkpoint, args.format, &args.output) else {
-        return Err(Error::new(Exit::Config, "--checkpoint, --format and --output are needed"));
-    };
+    let format = args.format.expect("clap requires it");
+    let output = args.output.as_deref().expect("clap requires it");
     if format == Format::Torchscript {
         let what = "--format torchscript: TorchScript is deprecated since torch 2.11; export as safetensors, then run \
                     examples/codinet.py FILE with --export OUT.pt2 (torch.export) or --torchscript OUT.pt";
         return Err(Error::new(Exit::Config, what));
     }
-    let trained = Trained::open(checkpoint, args.config.as_deref(), Device::Cpu)?;
+    let network = args.network.load(Device::Cpu)?;
     let bytes = match format {
-        Format::Onnx => super::onnx(&trained),
-        Format::Torchvision => super::torchvision(&trained)?,
-        _ => super::gated(&trained),
+        Format::Onnx => super::onnx(&network),
+        Format::Torchvision => super::torchvision(&network)?,
+        Format::Safetensors | Format::Torchscript => super::safetensors(&network),
     };
     write_atomically(output, &bytes)?;
     if format == Format::Torchvision
-        && let Some(said) = weights::caution(&trained.config)
+        && let Some(note) = weights::torchvision_note(&network.config)
     {
-        eprintln!("{said}");
+        eprintln!("{note}");
     }
     let megabytes = bytes.len() as f64 / 1e6;
-    let file = trained.file.display();
-    print_line(&format!("{}: {megabytes:.1} MB, from {file}", output.display()));
+    print_line(&format!("{}: {megabytes:.1} MB, from {}", output.display(), network.file.display()));
     Ok(())
 }

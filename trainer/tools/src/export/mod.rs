@@ -1,9 +1,9 @@
-//! A trained network for other programs: `.safetensors` for PyTorch and torchvision, ONNX for everything else.
+//! A trained network as a file for other programs: `.safetensors` for PyTorch and torchvision, ONNX for the rest.
 
 pub mod cli;
 mod onnx;
 pub mod proto;
 mod weights;
 
-pub use onnx::model as onnx;
-pub use weights::{gated, torchvision};
+pub use onnx::onnx;
+pub use weights::{safetensors, torchvision};

@@ -1,25 +1,25 @@
-//! ONNX: the folded network, each gate a `Where` between the block and its way around. Every block is computed for every
-//! image: the same logits and paths for whoever runs it, and no faster for the skips.
+//! ONNX: the network with batch norm folded in; each gate is a `Where` between a block and its skip branch. Every block is
+//! computed for every image, so logits and paths are the network's, but skipping saves no time.
 
 use super::proto::{
     Attribute, Dimension, Entry, Graph, Initializer, Model, Node, Opset, Shape, Size, TensorType, Type, Value,
 };
 use super::weights::{bytes_of, description};
-use crate::trained::Trained;
+use crate::trained::TrainedNet;
 use codinet_trainer::model::{Block, Conv, ConvNorm, Linear, Recurrent, ResNet, Router, Shortcut};
 use prost::Message;
 use tch::Tensor;
 
-/// ONNX's operators as they were in this version of them.
+/// The version of the operators.
 const OPSET: i64 = 17;
-/// The file format of that time.
+/// The version of the file format that belongs to it.
 const IR_VERSION: i64 = 8;
 
-/// The network as an ONNX file: `images` f32 `[N, C, H, W]`, normalised → `logits` `[N, classes]`, and where there are
-/// gates `gates` (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`.
-pub fn model(trained: &Trained) -> Vec<u8> {
-    let net = trained.net.layers.map(ConvNorm::fold, |router| router);
-    let data = &trained.config.data;
+/// An ONNX file: `images` f32 `[N, C, H, W]`, normalised → `logits` `[N, classes]`, and for a gated network `gates`
+/// (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`.
+pub fn onnx(network: &TrainedNet) -> Vec<u8> {
+    let net = network.net.layers.map(ConvNorm::fold, |router| router);
+    let data = &network.config.data;
     let mut writer = Writer::default();
     let gates = writer.network(&net);
     let size = i64::from(data.image_size);
@@ -42,12 +42,12 @@ pub fn model(trained: &Trained) -> Vec<u8> {
         producer_version: env!("CARGO_PKG_VERSION").into(),
         doc_string: "Every block is computed for every image; path says which count.".into(),
         graph: Some(graph),
-        metadata_props: vec![entry("codinet", description(trained).to_string())],
+        metadata_props: vec![entry("codinet", description(network).to_string())],
     };
     model.encode_to_vec()
 }
 
-/// An f32 tensor of as many images as there are.
+/// An f32 tensor, `[N, sizes…]`.
 fn value(name: &str, sizes: &[i64]) -> Value {
     let fixed = sizes.iter().map(|&size| Size::Fixed(size));
     let sizes = std::iter::once(Size::Named("N".into())).chain(fixed);
@@ -56,12 +56,12 @@ fn value(name: &str, sizes: &[i64]) -> Value {
     Value { name: name.into(), kind: Some(Type { tensor: Some(tensor) }) }
 }
 
-/// A number, or a list of them.
-enum Setting<'a> {
-    One(&'a str, i64),
-    Many(&'a str, &'a [i64]),
+/// The name and value of an operation's attribute.
+enum Attr<'a> {
+    Int(&'a str, i64),
+    Ints(&'a str, &'a [i64]),
 }
-use Setting::{Many, One};
+use Attr::{Int, Ints};
 
 /// The name of a value in the graph.
 type Name = String;
@@ -71,17 +71,17 @@ struct Writer {
     nodes: Vec<Node>,
     initializers: Vec<Initializer>,
     /// h and c of `rnn` routers.
-    memory: Option<(Name, Name)>,
+    lstm_state: Option<(Name, Name)>,
 }
 
 impl Writer {
-    /// Writes the whole network; returns the number of its gates.
+    /// Adds the whole network; returns the number of its gates.
     fn network(&mut self, net: &ResNet<Conv, &Router>) -> i64 {
         let mut x = self.conv(&net.stem, "images");
         x = self.op("Relu", &[&x], &[]);
         if net.pool {
-            let pads = Many("pads", &[1, 1, 1, 1]);
-            x = self.op("MaxPool", &[&x], &[Many("kernel_shape", &[3, 3]), pads, Many("strides", &[2, 2])]);
+            let pads = Ints("pads", &[1, 1, 1, 1]);
+            x = self.op("MaxPool", &[&x], &[Ints("kernel_shape", &[3, 3]), pads, Ints("strides", &[2, 2])]);
         }
         let mut gates = Vec::new();
         let mut path = Vec::new();
@@ -94,7 +94,7 @@ impl Writer {
         if !gates.is_empty() {
             for (columns, name) in [(&gates, "gates"), (&path, "path")] {
                 let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-                let all = self.op("Concat", &columns, &[One("axis", 1)]);
+                let all = self.op("Concat", &columns, &[Int("axis", 1)]);
                 self.rename(&all, name);
             }
         }
@@ -130,7 +130,7 @@ impl Writer {
             (None, Shortcut::Identity) => x.to_owned(),
             (None, _) => self.op("Relu", &[&shortcut], &[]),
         };
-        path.push(self.op("Cast", &[&runs], &[One("to", 1)]));
+        path.push(self.op("Cast", &[&runs], &[Int("to", 1)]));
         gates.push(logit);
         let shape = self.integers(&[-1, 1, 1, 1]);
         let mask = self.op("Reshape", &[&runs, &shape], &[]);
@@ -145,9 +145,9 @@ impl Writer {
                 let [starts, ends] = [[0, 0], [i64::MAX, i64::MAX]].map(|at| self.integers(&at));
                 let axes = self.integers(&[2, 3]);
                 let steps = self.integers(&[*stride, *stride]);
-                let picked = self.op("Slice", &[x, &starts, &ends, &axes, &steps], &[]);
+                let pixels = self.op("Slice", &[x, &starts, &ends, &axes, &steps], &[]);
                 let pads = self.integers(&[0, *before, 0, 0, 0, *after, 0, 0]);
-                self.op("Pad", &[&picked, &pads], &[])
+                self.op("Pad", &[&pixels, &pads], &[])
             }
         }
     }
@@ -169,8 +169,8 @@ impl Writer {
             }
             Router::Rnn(input, shared) => {
                 let mean = self.mean(x);
-                let seen = self.linear(input, &mean);
-                let h = self.lstm(shared, &seen);
+                let projected = self.linear(input, &mean);
+                let h = self.lstm(shared, &projected);
                 self.linear(&shared.fc, &h)
             }
         };
@@ -178,15 +178,15 @@ impl Writer {
         self.op("MatMul", &[&u, &difference], &[])
     }
 
-    /// A step of the LSTM; its h.
+    /// One step of the LSTM; returns h.
     fn lstm(&mut self, shared: &Recurrent, x: &str) -> Name {
         let [w_ih, w_hh, b_ih, b_hh] = &shared.lstm.weights;
         let mut gates = self.gemm(w_ih, b_ih, x);
-        let memory = self.memory.take();
-        match &memory {
+        let state = self.lstm_state.take();
+        match &state {
             Some((h, _)) => {
-                let more = self.gemm(w_hh, b_hh, h);
-                gates = self.op("Add", &[&gates, &more], &[]);
+                let recurrent = self.gemm(w_hh, b_hh, h);
+                gates = self.op("Add", &[&gates, &recurrent], &[]);
             }
             None => {
                 let bias = self.floats(b_hh); // h is zero
@@ -194,19 +194,19 @@ impl Writer {
             }
         }
         let parts: [Name; 4] = std::array::from_fn(|i| self.fresh(&format!("gate{i}_")));
-        let node = self.node("Split", &[&gates], &parts.each_ref().map(String::as_str), &[One("axis", 1)]);
+        let node = self.node("Split", &[&gates], &parts.each_ref().map(String::as_str), &[Int("axis", 1)]);
         self.nodes.push(node);
         let [i, f, g, o] = &parts;
         let [i, f, o] = [i, f, o].map(|part| self.op("Sigmoid", &[part], &[]));
         let g = self.op("Tanh", &[g], &[]);
         let mut c = self.op("Mul", &[&i, &g], &[]);
-        if let Some((_, before)) = &memory {
-            let kept = self.op("Mul", &[&f, before], &[]);
-            c = self.op("Add", &[&kept, &c], &[]);
+        if let Some((_, previous)) = &state {
+            let remembered = self.op("Mul", &[&f, previous], &[]);
+            c = self.op("Add", &[&remembered, &c], &[]);
         }
-        let squashed = self.op("Tanh", &[&c], &[]);
-        let h = self.op("Mul", &[&o, &squashed], &[]);
-        self.memory = Some((h.clone(), c));
+        let activated = self.op("Tanh", &[&c], &[]);
+        let h = self.op("Mul", &[&o, &activated], &[]);
+        self.lstm_state = Some((h.clone(), c));
         h
     }
 
@@ -214,8 +214,8 @@ impl Writer {
         let weight = self.floats(&conv.weight);
         let bias = conv.bias.as_ref().map(|bias| self.floats(bias));
         let inputs: Vec<&str> = [x, &weight].into_iter().chain(bias.as_deref()).collect();
-        let pads = Many("pads", &[conv.padding; 4]);
-        self.op("Conv", &inputs, &[pads, Many("strides", &[conv.stride; 2])])
+        let pads = Ints("pads", &[conv.padding; 4]);
+        self.op("Conv", &inputs, &[pads, Ints("strides", &[conv.stride; 2])])
     }
 
     fn linear(&mut self, linear: &Linear, x: &str) -> Name {
@@ -226,46 +226,47 @@ impl Writer {
     fn gemm(&mut self, weight: &Tensor, bias: &Tensor, x: &str) -> Name {
         let weight = self.floats(weight);
         let bias = self.floats(bias);
-        self.op("Gemm", &[x, &weight, &bias], &[One("transB", 1)])
+        self.op("Gemm", &[x, &weight, &bias], &[Int("transB", 1)])
     }
 
-    /// Over H and W, `[N, C]`.
+    /// The mean over H and W, `[N, C]`.
     fn mean(&mut self, x: &str) -> Name {
-        self.op("ReduceMean", &[x], &[Many("axes", &[2, 3]), One("keepdims", 0)])
+        self.op("ReduceMean", &[x], &[Ints("axes", &[2, 3]), Int("keepdims", 0)])
     }
 
-    /// Adds an operation with one output, whose name is returned.
-    fn op(&mut self, op: &str, inputs: &[&str], settings: &[Setting]) -> Name {
+    /// Adds an operation with one output; returns the output's name.
+    fn op(&mut self, op: &str, inputs: &[&str], attributes: &[Attr]) -> Name {
         let output = self.fresh(&op.to_lowercase());
-        let node = self.node(op, inputs, &[&output], settings);
+        let node = self.node(op, inputs, &[&output], attributes);
         self.nodes.push(node);
         output
     }
 
+    /// Gives a value another name, that of an output of the graph.
     fn rename(&mut self, from: &str, to: &str) {
         let node = self.node("Identity", &[from], &[to], &[]);
         self.nodes.push(node);
     }
 
-    fn node(&self, op: &str, inputs: &[&str], outputs: &[&str], settings: &[Setting]) -> Node {
-        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let attribute = settings
+    fn node(&self, op: &str, inputs: &[&str], outputs: &[&str], attributes: &[Attr]) -> Node {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let attribute = attributes
             .iter()
-            .map(|setting| match setting {
-                One(name, i) => Attribute { name: (*name).into(), i: *i, ints: Vec::new(), kind: 2 },
-                Many(name, ints) => Attribute { name: (*name).into(), i: 0, ints: ints.to_vec(), kind: 7 },
+            .map(|attribute| match attribute {
+                Int(name, i) => Attribute { name: (*name).into(), i: *i, ints: Vec::new(), kind: 2 },
+                Ints(name, ints) => Attribute { name: (*name).into(), i: 0, ints: ints.to_vec(), kind: 7 },
             })
             .collect();
         let name = format!("{op}_{}", outputs[0]);
-        Node { input: own(inputs), output: own(outputs), name, op_type: op.into(), attribute }
+        Node { input: owned(inputs), output: owned(outputs), name, op_type: op.into(), attribute }
     }
 
-    /// A constant of f32s.
+    /// A constant tensor of f32.
     fn floats(&mut self, tensor: &Tensor) -> Name {
         self.constant(tensor.size(), 1, bytes_of(tensor))
     }
 
-    /// A list of integers.
+    /// A constant list of integers.
     fn integers(&mut self, values: &[i64]) -> Name {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.constant(vec![values.len() as i64], 7, bytes)
@@ -277,6 +278,7 @@ impl Writer {
         name
     }
 
+    /// A name that no value has yet.
     fn fresh(&self, stem: &str) -> Name {
         format!("{stem}{}", self.nodes.len() + self.initializers.len())
     }

@@ -1,4 +1,4 @@
-//! The part of ONNX's format that an export needs: onnx.proto3, with its field numbers.
+//! The part of ONNX's file format that an export uses: onnx.proto3, with its field numbers.
 #![expect(missing_docs, reason = "onnx.proto3 documents the fields")]
 
 use prost::Message;
@@ -40,7 +40,7 @@ pub struct Entry {
     pub value: String,
 }
 
-/// Operations in the order of their computation.
+/// Operations in the order of computation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Graph {
     #[prost(message, repeated, tag = "1")]
@@ -70,7 +70,7 @@ pub struct Node {
     pub attribute: Vec<Attribute>,
 }
 
-/// A setting of an operation.
+/// An attribute of an operation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Attribute {
     #[prost(string, tag = "1")]
@@ -98,7 +98,7 @@ pub struct Initializer {
     pub raw_data: Vec<u8>,
 }
 
-/// What goes in or comes out.
+/// An input or output.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
@@ -107,14 +107,14 @@ pub struct Value {
     pub kind: Option<Type>,
 }
 
-/// Of a value.
+/// The type of a value.
 #[derive(Clone, PartialEq, Message)]
 pub struct Type {
     #[prost(message, optional, tag = "1")]
     pub tensor: Option<TensorType>,
 }
 
-/// Of a tensor.
+/// The type of a tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorType {
     #[prost(int32, tag = "1")]
@@ -123,21 +123,21 @@ pub struct TensorType {
     pub shape: Option<Shape>,
 }
 
-/// The sizes of a tensor.
+/// The shape of a tensor.
 #[derive(Clone, PartialEq, Message)]
 pub struct Shape {
     #[prost(message, repeated, tag = "1")]
     pub dim: Vec<Dimension>,
 }
 
-/// One of them.
+/// One side of a shape.
 #[derive(Clone, PartialEq, Message)]
 pub struct Dimension {
     #[prost(oneof = "Size", tags = "1, 2")]
     pub size: Option<Size>,
 }
 
-/// A number, or a name for what is known at run time only.
+/// A number, or the name of a size that is only known at run time.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Size {
     #[prost(int64, tag = "1")]

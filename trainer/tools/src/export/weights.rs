@@ -1,6 +1,6 @@
-//! `.safetensors` files with torchvision's names: the whole network with its config, or only the backbone.
+//! `.safetensors` files with torchvision's names: the whole network with its architecture, or only the backbone.
 
-use crate::trained::Trained;
+use crate::trained::TrainedNet;
 use codinet_trainer::config::{Arch, Config, Gates, StrideIn};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use safetensors::Dtype;
@@ -9,70 +9,69 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use tch::Tensor;
 
-/// All tensors; the file's metadata hold, under `codinet`, what a reader needs to build the network and to prepare images.
-pub fn gated(trained: &Trained) -> Vec<u8> {
-    let metadata = [("format", "pt".to_owned()), ("codinet", description(trained).to_string())];
-    serialise(trained.net.params.state_dict(), &[], &metadata)
+/// All tensors; the file's metadata has the [`description`] under `codinet`.
+pub fn safetensors(network: &TrainedNet) -> Vec<u8> {
+    let metadata = [("format", "pt".to_owned()), ("codinet", description(network).to_string())];
+    serialise(network.net.params.state_dict(), &[], &metadata)
 }
 
-/// The static backbone as torchvision's `load_state_dict(strict=False)` takes it: every key, none that it doesn't know.
+/// The static backbone for torchvision's `load_state_dict`: all of its keys, and no other.
 ///
 /// # Errors
-/// A backbone that torchvision hasn't.
-pub fn torchvision(trained: &Trained) -> Result<Vec<u8>> {
-    let model = &trained.config.model;
+/// A backbone that torchvision does not have.
+pub fn torchvision(network: &TrainedNet) -> Result<Vec<u8>> {
+    let model = &network.config.model;
     let refuse = |what: &str| Err(Error::new(Exit::Config, format!("--format torchvision: {what}")));
-    let named = trained.net.params.state_dict();
-    if !trained.net.layers.pool {
+    if !network.net.layers.pool {
         return refuse(&format!("it has no {} for 32×32 images; use --format safetensors", model.arch));
     }
-    if trained.config.data.channels != 3 {
+    if network.config.data.channels != 3 {
         return refuse("its networks take three channels; use --format safetensors");
     }
-    let kept = named.into_iter().filter(|(name, _)| !name.contains("router.") && !name.contains(".skip."));
-    let kept: Vec<_> = kept.collect();
-    let counters: Vec<String> = kept
+    let mut backbone = network.net.params.state_dict();
+    backbone.retain(|(name, _)| !name.contains("router.") && !name.contains(".skip."));
+    let counters: Vec<String> = backbone
         .iter()
         .filter_map(|(name, _)| Some(format!("{}.num_batches_tracked", name.strip_suffix(".running_mean")?)))
         .collect();
-    Ok(serialise(kept, &counters, &[("format", "pt".to_owned())]))
+    Ok(serialise(backbone, &counters, &[("format", "pt".to_owned())]))
 }
 
-/// What is to be told of an export for torchvision, which would otherwise compute something else in silence.
-pub fn caution(config: &Config) -> Option<String> {
+/// What an export for torchvision's model does not compute as this network does.
+pub fn torchvision_note(config: &Config) -> Option<String> {
     let model = &config.model;
-    let mut said = Vec::new();
+    let mut notes = Vec::new();
     let bottleneck = !matches!(model.arch, Arch::ResNet18 | Arch::ResNet34);
     if model.stride_in == StrideIn::Conv1 && bottleneck {
-        said.push("its strides lie in the 1×1 convolutions, torchvision's in the 3×3 ones: move them, or outputs differ");
+        notes.push("its strides are in the 1×1 convolutions, torchvision's in the 3×3 ones: move them, or outputs differ");
     }
     if model.gates != Gates::None {
-        said.push("the routers are left out: every block runs");
+        notes.push("the routers are left out: every block runs");
     }
-    (!said.is_empty()).then(|| format!("note: {}", said.join("; ")))
+    (!notes.is_empty()).then(|| format!("note: {}", notes.join("; ")))
 }
 
-/// What builds the network and prepares its images.
-pub fn description(trained: &Trained) -> Value {
-    let model = &trained.config.model;
-    let data = &trained.config.data;
+/// The architecture, the preparation of images, and MACs: enough for a reader to build the network.
+pub fn description(network: &TrainedNet) -> Value {
+    let model = &network.config.model;
+    let data = &network.config.data;
     json!({
         "version": 1,
         "arch": model.arch, "gates": model.gates, "skip": model.skip, "stride_in": model.stride_in,
         "router": model.router.kind,
         "classes": data.classes, "channels": data.channels, "image_size": data.image_size,
         "mean": data.mean, "std": data.std, "eval_resize": data.eval_resize,
-        "class_names": trained.class_names,
+        "class_names": network.class_names,
         "macs": {
-            "ends": trained.net.costs.stem + trained.net.costs.head,
-            "blocks": trained.net.costs.blocks.iter().map(|block| json!({
+            "ends": network.net.costs.stem + network.net.costs.head,
+            "blocks": network.net.costs.blocks.iter().map(|block| json!({
                 "name": block.name, "run": block.run, "skip": block.skip, "router": block.router,
             })).collect::<Vec<_>>(),
         },
     })
 }
 
-/// A `.safetensors` file of `tensors`, as f32, and of `counters`, which are all 0.
+/// A `.safetensors` file of `tensors` in f32, and of `counters`, which are 0.
 fn serialise(tensors: Vec<(String, Tensor)>, counters: &[String], metadata: &[(&str, String)]) -> Vec<u8> {
     let bytes: BTreeMap<String, (Vec<usize>, Vec<u8>)> = tensors
         .into_iter()

@@ -1,9 +1,9 @@
 //! A block in inference: computed for the images that run it, replaced by its skip branch for the others.
 
+use super::activation::CachedActivation;
 use super::layer::Layer;
 use super::router::FastRouter;
 use super::rows;
-use super::state::State;
 use codinet_trainer::model::{Block, Shortcut};
 use codinet_trainer::sys::channels_last;
 use tch::Tensor;
@@ -15,38 +15,38 @@ pub type InferenceBlock<'a> = Block<Layer, FastRouter<'a>>;
 /// one image at a time.
 const LARGE: usize = 1 << 18;
 
-/// Replaces the activation by the block's output for images whose `run` is true, and by the skip branch's for the others.
-pub fn step(block: &InferenceBlock, state: &mut State, run: &[bool]) {
+/// Replaces `x` by the block's output for images whose `run` is true, and by the skip branch's for the others.
+pub fn step(block: &InferenceBlock, x: &mut CachedActivation, run: &[bool]) {
     let rows_with = |runs: bool| -> Vec<usize> { (0..run.len()).filter(|&n| run[n] == runs).collect() };
     let rows = rows_with(true);
     let others = rows_with(false);
     let keeps_shape = matches!(block.shortcut, Shortcut::Identity);
     if others.is_empty() && keeps_shape {
-        let _ = forward(block, state.x()); // in place
-        state.changed(&rows);
+        let _ = forward(block, x.x()); // in place
+        x.mark_changed(&rows);
     } else if others.is_empty() {
-        state.set(forward(block, state.x()));
+        x.set(forward(block, x.x()));
     } else if rows.is_empty() {
         if !keeps_shape {
-            state.set(skip(block, state.x()));
+            x.set(skip(block, x.x()));
         }
-    } else if keeps_shape && state.x().numel() / run.len() >= LARGE * tch::get_num_threads() as usize {
+    } else if keeps_shape && x.x().numel() / run.len() >= LARGE * tch::get_num_threads() as usize {
         // In place, without moving images.
         for neighbours in rows.chunk_by(|a, b| a + 1 == *b) {
-            let _ = forward(block, &state.x().narrow(0, neighbours[0] as i64, neighbours.len() as i64));
+            let _ = forward(block, &x.x().narrow(0, neighbours[0] as i64, neighbours.len() as i64));
         }
-        state.changed(&rows);
+        x.mark_changed(&rows);
     } else if keeps_shape {
-        let y = convolve(&block.convs, &rows::gather(state.x(), &rows));
-        state.add(&rows, &y);
+        let y = convolve(&block.convs, &rows::gather(x.x(), &rows));
+        x.add_relu(&rows, &y);
     } else {
-        let y = forward(block, &rows::gather(state.x(), &rows));
-        let z = skip(block, &rows::gather(state.x(), &others));
+        let y = forward(block, &rows::gather(x.x(), &rows));
+        let z = skip(block, &rows::gather(x.x(), &others));
         let (_, c, h, w) = y.size4().expect("[N, C, H, W]");
-        let x = Tensor::empty([run.len() as i64, h, w, c], (y.kind(), y.device())).permute([0, 3, 1, 2]);
-        rows::scatter(&x, &rows, &y);
-        rows::scatter(&x, &others, &z);
-        state.set(x);
+        let all = Tensor::empty([run.len() as i64, h, w, c], (y.kind(), y.device())).permute([0, 3, 1, 2]);
+        rows::scatter(&all, &rows, &y);
+        rows::scatter(&all, &others, &z);
+        x.set(all);
     }
 }
 

@@ -2,21 +2,22 @@
 
 use super::{bench, curve, predict};
 use crate::hardware::Hardware;
-use crate::trained::Trained;
+use crate::trained::NetworkArgs;
 use clap::{Parser, Subcommand};
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
 use codinet_trainer::sys::load_cuda;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use tch::Device;
 
 const EXAMPLES: &str = "\
 Examples:
   codinet-infer --checkpoint runs/a photos/ --output preds.jsonl
   codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test
   codinet-infer curve --checkpoint runs/a      accuracy at other budgets
-  codinet-infer bench --checkpoint runs/a      what skipping gains in time";
+  codinet-infer bench --checkpoint runs/a      time saved by skipping";
 
-/// Classify images by a trained network, each block running only for the images that take it.
+/// Classify images with a trained network; each block runs only for the images whose path takes it.
 #[derive(Debug, Parser)]
 #[command(
     name = "codinet-infer",
@@ -30,15 +31,15 @@ pub struct Args {
     predict: predict::Args,
 
     #[command(subcommand)]
-    tool: Option<Tool>,
+    command: Option<Command>,
 
-    /// Prints a completion script for a shell, and stops.
+    /// Print a completion script for a shell, and exit.
     #[arg(long, value_name = "SHELL", exclusive = true)]
     pub completions: Option<clap_complete::Shell>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Tool {
+enum Command {
     /// Time dynamic inference against the static backbone.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -47,55 +48,38 @@ enum Tool {
     Curve(curve::Args),
 }
 
-/// Which network, and where it runs.
+/// A network, and the images that it classifies.
 #[derive(Debug, clap::Args)]
-pub struct Network {
-    /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
-    #[arg(long, value_name = "RUN|FILE", required = true)]
-    pub checkpoint: Option<PathBuf>,
+pub(super) struct InputArgs {
+    #[command(flatten)]
+    pub network: NetworkArgs,
 
-    /// What the weights are of, where they lie in no run: a config file, or a shipped one's name.
-    #[arg(long, value_name = "CONFIG")]
-    pub config: Option<String>,
-
-    /// Where it runs.
     #[command(flatten)]
     pub hardware: Hardware,
-}
 
-/// What images become predictions.
-#[derive(Debug, clap::Args)]
-pub struct Images {
-    /// JPEG and PNG files, folders of them, shards as `data.val` takes them, or a folder of the run's class folders.
+    /// JPEG and PNG files, folders of them, shards as in `data.val`, or a folder with a subfolder for each of the run's classes.
     #[arg(value_name = "IMAGES")]
     pub images: Vec<PathBuf>,
 }
 
-impl Network {
-    /// Opens the network.
-    pub fn open(&self, device: Device) -> Result<Trained> {
-        let checkpoint = self.checkpoint.as_deref().expect("clap requires it where there is no subcommand");
-        Trained::open(checkpoint, self.config.as_deref(), device)
-    }
+/// Creates the file that a command writes; standard output if `path` is none.
+pub(super) fn create_output(path: Option<&Path>) -> Result<Box<dyn Write>> {
+    let Some(path) = path else { return Ok(Box::new(std::io::stdout().lock())) };
+    let file = File::create(path).map_err(|error| Error::disk("write", path, &error))?;
+    Ok(Box::new(BufWriter::new(file)))
 }
 
-/// A file that a command writes, or standard output.
-pub fn output(path: Option<&Path>) -> Result<Box<dyn std::io::Write>> {
-    Ok(match path {
-        None => Box::new(std::io::stdout().lock()),
-        Some(path) => {
-            let file = std::fs::File::create(path).map_err(|error| Error::disk("write", path, &error))?;
-            Box::new(std::io::BufWriter::new(file))
-        }
-    })
+/// The error of writing to it.
+pub(super) fn output_error(path: Option<&Path>, error: &std::io::Error) -> Error {
+    Error::disk("write", path.unwrap_or(Path::new("standard output")), error)
 }
 
-/// Does what the command line asks for.
+/// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     load_cuda();
-    match &args.tool {
+    match &args.command {
         None => predict::run(&args.predict),
-        Some(Tool::Bench(args)) => bench::run(args),
-        Some(Tool::Curve(args)) => curve::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Curve(args)) => curve::run(args),
     }
 }

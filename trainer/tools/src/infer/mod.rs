@@ -1,6 +1,7 @@
 //! Dynamic inference: hard decisions (Eq. 13), and skipped blocks that are not computed. Each block is computed only for the images
 //! that run it. The network is [`codinet_trainer::model`]'s own, with batch norm folded into the convolutions.
 
+mod activation;
 mod bench;
 mod block;
 pub mod cli;
@@ -10,21 +11,20 @@ mod predict;
 mod router;
 mod rows;
 mod source;
-mod state;
 
+use activation::CachedActivation;
 use codinet_trainer::model::{ConvNorm, Costs, LstmState, Net, ResNet};
 use codinet_trainer::optim::calibration::fit_bias;
 use codinet_trainer::sys::channels_last;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use layer::Layer;
 use router::FastRouter;
-use state::State;
 use tch::Tensor;
 
 /// A network ready for inference.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    /// What each part costs.
+    /// MACs.
     pub costs: &'a Costs,
     /// Added to every gate's logit: above 0, more blocks run.
     pub bias: f64,
@@ -34,11 +34,11 @@ pub struct Engine<'a> {
 /// Which blocks run.
 #[derive(Clone, Copy, Debug)]
 pub enum Paths<'a> {
-    /// Those that the routers choose.
+    /// The routers decide.
     Routed,
-    /// These, `[N, n]`, whatever the routers say, which are asked all the same: what a network with such paths would cost.
+    /// These, `[N, n]`. The routers run too, so that the time is that of a network with these paths.
     Forced(&'a [bool]),
-    /// All, and no router is asked: the static backbone.
+    /// All, without routers: the static backbone.
     All,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Engine<'a> {
 
     /// Sets the bias with which the mean GMACs on `batches` are closest to `budget`; returns those GMACs.
     pub fn fit_bias_to_budget(&mut self, budget: f64, batches: &[Tensor]) -> Result<f64> {
-        let (bias, found) = fit_bias(budget, |bias| {
+        let (bias, gmacs) = fit_bias(budget, |bias| {
             self.bias = bias;
             let mut images = 0.0;
             let mut runs = vec![0.0; self.gates()];
@@ -91,12 +91,12 @@ impl<'a> Engine<'a> {
             Ok(self.costs.mean_macs(&rates) / 1e9)
         })?;
         self.bias = bias;
-        Ok(found)
+        Ok(gmacs)
     }
 
-    /// Refuses a network that has nothing to choose.
-    pub fn need_gates(&self) -> Result<()> {
-        let what = "the network has no gates: every block runs for every image; name a gated one";
+    /// An error if the network has no gates.
+    pub fn require_gates(&self) -> Result<()> {
+        let what = "the network has no gates: every block runs for every image; choose a gated network";
         if self.gates() > 0 { Ok(()) } else { Err(Error::new(Exit::Config, what)) }
     }
 
@@ -107,7 +107,7 @@ impl<'a> Engine<'a> {
         if self.layers.pool {
             x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
-        let mut state = State::new(channels_last(&x));
+        let mut x = CachedActivation::new(channels_last(&x));
         let mut path = vec![true; images * gates];
         let mut lstm: LstmState = None;
         let mut k = 0;
@@ -115,7 +115,7 @@ impl<'a> Engine<'a> {
             let mut run = vec![true; images];
             if let Some(gate) = &block.gate {
                 if !matches!(paths, Paths::All) {
-                    let logits = gate.router.logits(&mut state, &mut lstm);
+                    let logits = gate.router.logits(&mut x, &mut lstm);
                     for (n, logit) in logits.into_iter().enumerate() {
                         run[n] = match paths {
                             Paths::Forced(path) => path[n * gates + k],
@@ -126,8 +126,8 @@ impl<'a> Engine<'a> {
                 }
                 k += 1;
             }
-            block::step(block, &mut state, &run);
+            block::step(block, &mut x, &run);
         }
-        InferenceOutput { logits: self.layers.head.forward(&state.mean()).detach(), path }
+        InferenceOutput { logits: self.layers.head.forward(&x.mean_tensor()).detach(), path }
     }
 }

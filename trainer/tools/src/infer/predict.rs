@@ -1,115 +1,74 @@
-//! `codinet-infer --checkpoint … IMAGES`: a line of JSON for each image.
+//! `codinet-infer --checkpoint … IMAGES`: one line of JSON for each image.
 
-use super::cli::{Images, Network, output};
-use super::source::{ImageBatch, Source, Unread};
+use super::cli::{InputArgs, create_output, output_error};
+use super::source::{ImageBatch, Source};
 use super::{Engine, InferenceOutput, Paths};
-use crate::trained::Trained;
+use crate::trained::TrainedNet;
 use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
-/// Images on which the bias for a budget is found.
-const BIASED_ON: usize = 1024;
+/// The number of images that the bias for a budget is fitted on.
+const FIT_IMAGES: usize = 1024;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    network: Network,
+    input: InputArgs,
 
-    #[command(flatten)]
-    images: Images,
-
-    /// Images at a time.
+    /// Images in a batch.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
-    /// How many of the likeliest classes each line has.
+    /// The number of most probable classes in each line.
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     topk: u32,
 
-    /// Adds every class's logit to each line.
+    /// Add every class's logit to each line.
     #[arg(long)]
     logits: bool,
 
-    /// Mean MACs per image, in billions: a bias on all gates is set that meets them on the first 1,024 images.
+    /// Mean GMACs per image: fits a bias on all gates that meets it on the first 1,024 images.
     #[arg(long, value_name = "GMACS")]
     budget_gmacs: Option<f64>,
 
-    /// Where the lines go; standard output where nothing is named.
+    /// The file to write [default: standard output].
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (threads, device) = args.network.hardware.prepare()?;
-    let trained = args.network.open(device)?;
-    let mut engine = Engine::new(&trained.net);
-    if args.images.images.is_empty() {
-        return Err(Error::new(Exit::Config, "no images were named: add files, folders or shards"));
+    let input = &args.input;
+    let (threads, device) = input.hardware.prepare()?;
+    let network = input.network.load(device)?;
+    let mut engine = Engine::new(&network.net);
+    if input.images.is_empty() {
+        return Err(Error::new(Exit::Config, "no images given: add files, folders or shards"));
     }
-    let source = Source::open(&args.images.images, &trained, args.batch as usize, threads, device)?;
-    let source = source.passing_over_bad(); // they get a line each
+    let source = Source::open(&input.images, &network, args.batch as usize, threads, device)?.skip_bad();
     if let Some(budget) = args.budget_gmacs {
-        engine.need_gates()?;
-        check_reachable(engine.costs, "--budget-gmacs", budget)?;
-        let first = source.inputs(BIASED_ON)?;
-        if first.is_empty() {
-            let what =
-                format!("none of the first {BIASED_ON} images can be read, on which the bias would be found");
-            return Err(Error::new(Exit::Data, what));
-        }
-        let found = engine.fit_bias_to_budget(budget, &first)?;
-        eprintln!("a bias of {:+.4} on all gates gives {found:.4} GMACs", engine.bias);
+        fit_budget(&mut engine, &source, budget)?;
     }
-    let mut out = output(args.output.as_deref())?;
-    let place = args.output.clone().unwrap_or_else(|| "standard output".into());
+    let output = args.output.as_deref();
+    let mut out = create_output(output)?;
     let start = Instant::now();
-    let mut all = Sums::default();
+    let mut totals = Totals::default();
     for batch in source.batches(usize::MAX) {
-        let ImageBatch { x, names, labels, bad } = batch?;
-        let mut lines = Vec::new();
-        if !names.is_empty() {
-            let InferenceOutput { logits, path } = engine.forward(&x, Paths::Routed);
-            let top = TopClasses::new(&logits, args.topk.into());
-            for (n, name) in names.iter().enumerate() {
-                let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
-                let mut line = top.to_json(n, &trained);
-                line["image"] = name.as_str().into();
-                line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
-                line["macs"] = (engine.macs(path) as i64).into();
-                if args.logits {
-                    line["logits"] = json!(Vec::<f32>::try_from(&logits.get(n as i64)).expect("f32"));
-                }
-                if let Some(label) = labels[n] {
-                    line["label"] = label.into();
-                    all.labelled += 1;
-                    all.right += usize::from(label == top.classes[n][0]);
-                }
-                all.macs += engine.macs(path);
-                all.images += 1;
-                lines.push(line);
-            }
-        }
-        all.bad += bad.len();
-        bad.iter().for_each(|bad| eprintln!("note: passed over: {}: {}", bad.name, bad.reason));
-        for Unread { after, name, reason } in bad.into_iter().rev() {
-            lines.insert(after, json!({"image": name, "error": reason}));
-        }
-        for line in &lines {
+        for line in predict(&engine, &network, args, batch?, &mut totals) {
             match writeln!(out, "{line}") {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|error| Error::disk("write", &place, &error))?,
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                result => result.map_err(|error| output_error(output, &error))?,
             }
         }
     }
-    out.flush().map_err(|error| Error::disk("write", &place, &error))?;
-    let Sums { images, bad, .. } = all;
+    out.flush().map_err(|error| output_error(output, &error))?;
+    let Totals { images, bad, .. } = totals;
     if images > 0 {
-        eprintln!("{}", all.said(&engine, start.elapsed().as_secs_f64()));
+        eprintln!("{}", totals.summary(&engine, start.elapsed().as_secs_f64()));
     }
     if bad > 0 {
         let what = format!("{bad} of {} images can't be used; their lines say why", images + bad);
@@ -118,59 +77,115 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Over all images.
+/// Sets the bias that meets `budget` on the first images.
+fn fit_budget(engine: &mut Engine, source: &Source, budget: f64) -> Result<()> {
+    engine.require_gates()?;
+    check_reachable(engine.costs, "--budget-gmacs", budget)?;
+    let inputs = source.inputs(FIT_IMAGES)?;
+    if inputs.is_empty() {
+        let what = format!("cannot fit the bias: none of the first {FIT_IMAGES} images can be read");
+        return Err(Error::new(Exit::Data, what));
+    }
+    let gmacs = engine.fit_bias_to_budget(budget, &inputs)?;
+    eprintln!("a bias of {:+.4} on all gates gives {gmacs:.4} GMACs", engine.bias);
+    Ok(())
+}
+
+/// The lines of a batch, in the order of its images.
+fn predict(
+    engine: &Engine,
+    network: &TrainedNet,
+    args: &Args,
+    batch: ImageBatch,
+    totals: &mut Totals,
+) -> Vec<Value> {
+    let ImageBatch { x, names, labels, bad } = batch;
+    let mut lines = Vec::new();
+    if !names.is_empty() {
+        let InferenceOutput { logits, path } = engine.forward(&x, Paths::Routed);
+        let top = TopK::new(&logits, args.topk.into());
+        for (n, name) in names.iter().enumerate() {
+            let path = &path[n * engine.gates()..(n + 1) * engine.gates()];
+            let macs = engine.macs(path);
+            let mut line = top.line(n, network);
+            line["image"] = name.as_str().into();
+            line["path"] = path.iter().map(|&run| if run { '1' } else { '0' }).collect::<String>().into();
+            line["macs"] = (macs as i64).into();
+            if args.logits {
+                line["logits"] = json!(Vec::<f32>::try_from(&logits.get(n as i64)).expect("f32"));
+            }
+            if let Some(label) = labels[n] {
+                line["label"] = label.into();
+                totals.labelled += 1;
+                totals.correct += usize::from(label == top.classes[n][0]);
+            }
+            totals.macs += macs;
+            totals.images += 1;
+            lines.push(line);
+        }
+    }
+    totals.bad += bad.len();
+    bad.iter().for_each(|image| eprintln!("note: skipped {}: {}", image.name, image.reason));
+    for image in bad.into_iter().rev() {
+        lines.insert(image.after, json!({"image": image.name, "error": image.reason}));
+    }
+    lines
+}
+
+/// Sums over all images.
 #[derive(Default)]
-struct Sums {
+struct Totals {
     images: usize,
     bad: usize,
     macs: f64,
     labelled: usize,
-    right: usize,
+    correct: usize,
 }
 
-impl Sums {
-    fn said(&self, engine: &Engine, seconds: f64) -> String {
-        let &Self { images, labelled, .. } = self;
-        let gmacs = self.macs / images as f64 / 1e9;
-        let whole = engine.costs.static_macs() as f64 / 1e9;
-        let mut said = format!(
-            "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {whole:.4} · {:.0} images/s, reading \
+impl Totals {
+    fn summary(&self, engine: &Engine, seconds: f64) -> String {
+        let images = self.images as f64;
+        let gmacs = self.macs / images / 1e9;
+        let static_gmacs = engine.costs.static_macs() as f64 / 1e9;
+        let mut text = format!(
+            "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {static_gmacs:.4} · {:.0} images/s, reading \
              included",
-            100.0 * gmacs / whole,
-            images as f64 / seconds
+            100.0 * gmacs / static_gmacs,
+            images / seconds
         );
-        if labelled > 0 {
-            let top1 = 100.0 * self.right as f64 / labelled as f64;
-            said += &format!(" · top-1 {top1:.2} % of {labelled} with a label");
+        if self.labelled > 0 {
+            let top1 = 100.0 * self.correct as f64 / self.labelled as f64;
+            text += &format!(" · top-1 {top1:.2} % of {} with a label", self.labelled);
         }
-        said
+        text
     }
 }
 
-/// The likeliest classes of a batch, the first first.
-struct TopClasses {
+/// The most probable classes of a batch's images, in descending order.
+struct TopK {
     classes: Vec<Vec<i64>>,
     probabilities: Vec<Vec<f32>>,
 }
 
-impl TopClasses {
-    fn new(logits: &Tensor, count: i64) -> Self {
-        let (probabilities, classes) =
-            logits.softmax(1, Kind::Float).topk(count.min(logits.size()[1]), 1, true, true);
+impl TopK {
+    fn new(logits: &Tensor, k: i64) -> Self {
+        let k = k.min(logits.size()[1]);
+        let (probabilities, classes) = logits.softmax(1, Kind::Float).topk(k, 1, true, true);
         let classes = Vec::try_from(&classes).expect("rows of numbers");
         Self { classes, probabilities: Vec::try_from(&probabilities).expect("rows of f32") }
     }
 
-    fn to_json(&self, n: usize, trained: &Trained) -> Value {
-        let name = |class: i64| trained.class_names.as_ref()?.get(class as usize);
-        let one = |class: i64, probability: f32| match name(class) {
-            Some(name) => json!({"class": class, "name": name, "probability": probability}),
-            None => json!({"class": class, "probability": probability}),
+    fn line(&self, n: usize, network: &TrainedNet) -> Value {
+        let entry = |(&class, probability): (&i64, &f32)| {
+            let name = network.class_names.as_ref().and_then(|names| names.get(class as usize));
+            match name {
+                Some(name) => json!({"class": class, "name": name, "probability": probability}),
+                None => json!({"class": class, "probability": probability}),
+            }
         };
-        let all: Vec<_> =
-            self.classes[n].iter().zip(&self.probabilities[n]).map(|(&class, &p)| one(class, p)).collect();
-        let mut line = all[0].clone();
-        line["top"] = all.into();
+        let top: Vec<Value> = self.classes[n].iter().zip(&self.probabilities[n]).map(entry).collect();
+        let mut line = top[0].clone();
+        line["top"] = top.into();
         line
     }
 }

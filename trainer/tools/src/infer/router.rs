@@ -1,12 +1,12 @@
 //! Routers for small batches: on a CPU the paper's two linear layers are too small for libtorch, whose five operations take
 //! longer than some blocks.
 
-use super::state::State;
+use super::activation::CachedActivation;
 use codinet_trainer::model::{Activation, LANES, Linear, LstmState, Router};
 use pulp::{Arch, Simd, WithSimd};
 use tch::Tensor;
 
-/// MACs up to which a batch's routers are computed here, on one thread.
+/// The most MACs of a router on a batch that one thread computes here.
 const FEW: usize = 1 << 19;
 
 #[derive(Debug)]
@@ -36,16 +36,16 @@ impl<'a> FastRouter<'a> {
     }
 
     /// U[1] − U[0] of every image.
-    pub fn logits(&self, state: &mut State, lstm: &mut LstmState) -> Vec<f32> {
+    pub fn logits(&self, x: &mut CachedActivation, lstm: &mut LstmState) -> Vec<f32> {
         if let Some(layers) = &self.layers
-            && state.images() * layers.w1.len() <= FEW
-            && let Some(means) = state.means()
+            && x.images() * layers.w1.len() <= FEW
+            && let Some(means) = x.means()
         {
             return Arch::new().dispatch(Logits { layers, means });
         }
         let activation = match self.router {
-            Router::Cnn(..) => state.x().shallow_clone().into(),
-            _ => Activation::with_mean(state.x().shallow_clone(), state.mean()),
+            Router::Cnn(..) => x.x().shallow_clone().into(),
+            _ => Activation::with_mean(x.x().shallow_clone(), x.mean_tensor()),
         };
         Vec::try_from(&self.router.logit(&activation, lstm)).expect("a logit for each image")
     }
@@ -71,7 +71,7 @@ impl WithSimd for Logits<'_> {
 }
 
 impl Layers {
-    /// `None` where the inputs are no multiple of [`LANES`].
+    /// `None` if the number of inputs is no multiple of [`LANES`].
     fn new(fc1: &Linear, fc2: &Linear) -> Option<Self> {
         let w2 = fc2.weight.detach();
         let b2 = fc2.bias.detach();

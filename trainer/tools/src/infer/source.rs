@@ -1,6 +1,6 @@
-//! The images that a command is given: files, folders of them, data sets.
+//! The images on a command line: files, folders of them, data sets.
 
-use crate::trained::Trained;
+use crate::trained::TrainedNet;
 use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use codinet_trainer::config::Precision;
 use codinet_trainer::data::{self, Normalise};
@@ -9,139 +9,146 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// Images in the order in which they were named, as evaluation sees them.
+/// Images in the order of the command line, transformed as in evaluation.
 pub struct Source {
-    datasets: Vec<(Arc<Dataset>, bool)>,
+    datasets: Vec<Labelled>,
     spec: LoaderSpec,
     normalise: Normalise,
     batch: usize,
+}
+
+/// A data set, and whether its images have labels.
+struct Labelled {
+    dataset: Arc<Dataset>,
+    labelled: bool,
 }
 
 /// A batch of images.
 pub struct ImageBatch {
     /// f32 `[N, C, H, W]`, normalised.
     pub x: Tensor,
-    /// What each is: a file's path, or shard and key.
+    /// The file's path, or the shard and key, of each.
     pub names: Vec<String>,
-    /// Its class, where it is known.
+    /// The class of each, if known.
     pub labels: Vec<Option<i64>>,
-    /// Those that could not be read or decoded.
-    pub bad: Vec<Unread>,
+    /// Images of the batch that cannot be used.
+    pub bad: Vec<BadImage>,
 }
 
 /// An image that could not be read or decoded.
-pub struct Unread {
-    /// How many images of its batch come before it that could.
+pub struct BadImage {
+    /// How many good images of its batch come before it.
     pub after: usize,
-    /// What it is, as [`ImageBatch::names`] has it.
+    /// As in [`ImageBatch::names`].
     pub name: String,
-    /// Why.
     pub reason: String,
 }
 
 impl Source {
-    /// Opens what `paths` name; nothing named: the run's `data.val`. A folder whose subfolders, in the order of their names,
-    /// are the classes of `trained` is a data set; other folders are of images without labels. An image that can't be read
-    /// or decoded is an error.
+    /// Opens `paths`; the run's `data.val` if there are none. A folder is a data set if its subfolders have the names of the
+    /// network's classes; other folders have images without labels. An image that cannot be read or decoded is an error.
     pub fn open(
         paths: &[PathBuf],
-        trained: &Trained,
+        network: &TrainedNet,
         batch: usize,
         threads: usize,
         device: Device,
     ) -> Result<Self> {
-        let config = &trained.config;
-        let open = |pattern: &str| Dataset::open_with(pattern, &config.dataset_options());
+        let config = &network.config;
+        let open = |pattern: &str| -> Result<Labelled> {
+            let dataset = Dataset::open_with(pattern, &config.dataset_options())?;
+            Ok(Labelled { dataset: Arc::new(dataset), labelled: true })
+        };
         let mut datasets = Vec::new();
         if paths.is_empty() {
-            datasets.push((Arc::new(open(&config.data.val)?), true));
+            datasets.push(open(&config.data.val)?);
         }
-        let mut loose: Vec<PathBuf> = Vec::new();
-        let close = |loose: &mut Vec<PathBuf>, datasets: &mut Vec<_>| -> Result<()> {
-            if !loose.is_empty() {
-                datasets.push((Arc::new(Dataset::from_images(&std::mem::take(loose))?), false));
-            }
-            Ok(())
-        };
+        let mut kinds = Vec::new();
         for path in paths {
-            let name = path.to_string_lossy();
-            if Dataset::names_shards(&name)? || is_by_class(path, trained) {
-                close(&mut loose, &mut datasets)?;
-                datasets.push((Arc::new(open(&name)?), true));
-            } else {
-                loose.push(path.clone());
-            }
+            let is_dataset =
+                Dataset::names_shards(&path.to_string_lossy())? || has_class_folders(path, network);
+            kinds.push((is_dataset, path.clone()));
         }
-        close(&mut loose, &mut datasets)?;
+        for group in kinds.chunk_by(|a, b| !a.0 && !b.0) {
+            datasets.push(match group {
+                [(true, path)] => open(&path.to_string_lossy())?,
+                _ => {
+                    let images: Vec<PathBuf> = group.iter().map(|(_, path)| path.clone()).collect();
+                    Labelled { dataset: Arc::new(Dataset::from_images(&images)?), labelled: false }
+                }
+            });
+        }
         let spec = data::loader_spec(config, config.evaluation(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })
     }
 
-    /// The same, where images that can't be read or decoded are passed over.
-    pub fn passing_over_bad(mut self) -> Self {
+    /// The same, but images that cannot be read or decoded are listed in [`ImageBatch::bad`].
+    pub fn skip_bad(mut self) -> Self {
         self.spec.on_bad = OnBadSample::Replace;
         self
     }
 
-    /// How many images there are.
+    /// The number of images.
     pub fn len(&self) -> usize {
-        self.datasets.iter().map(|(dataset, _)| dataset.len()).sum()
+        self.datasets.iter().map(|part| part.dataset.len()).sum()
     }
 
-    /// The first `most` images, batch by batch.
-    pub fn batches(&self, most: usize) -> impl Iterator<Item = Result<ImageBatch>> {
-        let mut left = most;
-        self.datasets.iter().flat_map(move |(dataset, labelled)| {
-            let taken = dataset.len().min(left);
-            left -= taken;
-            let samples: Vec<u32> = (0..taken as u32).collect();
+    /// The first `limit` images in batches.
+    pub fn batches(&self, limit: usize) -> impl Iterator<Item = Result<ImageBatch>> {
+        let mut left = limit;
+        self.datasets.iter().flat_map(move |part| {
+            let count = part.dataset.len().min(left);
+            left -= count;
+            let samples: Vec<u32> = (0..count as u32).collect();
             let plans: Vec<_> =
-                samples.chunks(self.batch).map(|part| BatchPlan::new(0, part.to_vec())).collect();
-            let (loader, error) = match Loader::new(dataset.clone(), self.spec.clone(), plans.into_iter()) {
-                Ok(loader) => (Some(loader), None),
-                Err(error) => (None, Some(Err(error.into()))),
-            };
-            let image_batch = move |batch| Ok(self.image_batch(&batch?, dataset, *labelled));
+                samples.chunks(self.batch).map(|chunk| BatchPlan::new(0, chunk.to_vec())).collect();
+            let (loader, error) =
+                match Loader::new(part.dataset.clone(), self.spec.clone(), plans.into_iter()) {
+                    Ok(loader) => (Some(loader), None),
+                    Err(error) => (None, Some(Err(error.into()))),
+                };
+            let image_batch = move |batch| Ok(self.image_batch(&batch?, part));
             error.into_iter().chain(loader.into_iter().flatten().map(image_batch))
         })
     }
 
-    /// As the network takes them, the first `most`, but for those that are passed over.
-    pub fn inputs(&self, most: usize) -> Result<Vec<Tensor>> {
-        let inputs = self.batches(most).map(|batch| Ok(batch?.x));
+    /// The network's inputs for the first `limit` images, bad ones left out.
+    pub fn inputs(&self, limit: usize) -> Result<Vec<Tensor>> {
+        let inputs = self.batches(limit).map(|batch| Ok(batch?.x));
         inputs.filter(|x: &Result<Tensor>| x.as_ref().map_or(true, |x| x.size()[0] > 0)).collect()
     }
 
-    fn image_batch(&self, batch: &Batch, dataset: &Dataset, labelled: bool) -> ImageBatch {
+    fn image_batch(&self, batch: &Batch, part: &Labelled) -> ImageBatch {
         let (x, _) = self.normalise.tensors(batch);
-        let named = |sample: u32| {
-            let place = dataset.sample_info(sample as usize).expect("a sample that was read");
-            match place.length {
-                0 => place.shard.join(place.name).display().to_string(), // a file
-                _ => format!("{}:{}", place.shard.display(), place.key),
+        let name = |sample: u32| {
+            let info = part.dataset.sample_info(sample as usize).expect("a sample that was read");
+            if info.length == 0 {
+                info.shard.join(info.name).display().to_string() // a file
+            } else {
+                format!("{}:{}", info.shard.display(), info.key)
             }
         };
-        let names = batch.samples.iter().map(|&sample| named(sample)).collect();
-        let labels = batch.labels.iter().map(|&label| labelled.then_some(label)).collect();
-        let unread = |bad: &BadSample| Unread {
+        let names = batch.samples.iter().map(|&sample| name(sample)).collect();
+        let labels = batch.labels.iter().map(|&label| part.labelled.then_some(label)).collect();
+        let bad_image = |bad: &BadSample| BadImage {
             after: batch.samples.partition_point(|&good| good < bad.sample),
-            name: named(bad.sample),
+            name: name(bad.sample),
             reason: bad.reason.clone(),
         };
         let mut bad: Vec<&BadSample> = batch.bad.iter().collect();
         bad.sort_by_key(|bad| bad.sample);
-        ImageBatch { x, names, labels, bad: bad.into_iter().map(unread).collect() }
+        ImageBatch { x, names, labels, bad: bad.into_iter().map(bad_image).collect() }
     }
 }
 
-/// Whether the folders in `path`, in the order of their names, are the classes that `trained` tells apart.
-fn is_by_class(path: &Path, trained: &Trained) -> bool {
+/// Whether the subfolders of `path`, sorted by name, have the names of the network's classes.
+fn has_class_folders(path: &Path, network: &TrainedNet) -> bool {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let folders = entries.filter(|path| path.is_dir());
-    let mut found: Vec<String> =
+    let mut names: Vec<String> =
         folders.filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned())).collect();
-    found.sort();
-    trained.class_names.as_ref().is_some_and(|names| *names == found)
+    names.sort();
+    network.class_names.as_ref() == Some(&names)
 }

@@ -1,24 +1,25 @@
-//! What goes from block to block: the activation, and its mean over H and W, which the next router sees. Where an image
-//! skips a block its mean stays what it was.
+//! The activation between blocks, with its means over H and W, which routers take. An image that skips a block keeps its
+//! mean.
 
 use super::rows;
 use tch::{Kind, Tensor};
 
-/// An activation, channels last.
-pub struct State {
+/// An activation, channels last, with the means that are known.
+pub struct CachedActivation {
     x: Tensor,
-    /// Whether `x` has memory that [`rows`] can read.
+    /// Whether [`rows`] can read the memory of `x`.
     readable: bool,
-    /// Means of each image, `[N, C]`, where `known`; used where `x` is readable.
+    /// `[N, C]`; valid for images that are `known`, and used only if `readable`.
     means: Vec<f32>,
     known: Vec<bool>,
 }
 
-impl State {
+impl CachedActivation {
     pub fn new(x: Tensor) -> Self {
-        let mut state = Self { x: x.shallow_clone(), readable: false, means: Vec::new(), known: Vec::new() };
-        state.set(x);
-        state
+        let mut activation =
+            Self { x: x.shallow_clone(), readable: false, means: Vec::new(), known: Vec::new() };
+        activation.set(x);
+        activation
     }
 
     /// `[N, C, H, W]`.
@@ -26,54 +27,54 @@ impl State {
         &self.x
     }
 
-    /// How many images there are: N.
+    /// N.
     pub fn images(&self) -> usize {
         self.known.len()
     }
 
-    /// The images at `rows` have other values in the same memory.
-    pub fn changed(&mut self, rows: &[usize]) {
+    /// Marks the images at `rows` as changed in place.
+    pub fn mark_changed(&mut self, rows: &[usize]) {
         rows.iter().for_each(|&row| self.known[row] = false);
     }
 
-    /// Another activation takes this one's place.
+    /// Replaces the activation.
     pub fn set(&mut self, x: Tensor) {
-        self.readable = rows::readable(&x);
         let images = x.size()[0] as usize;
         let channels = x.size()[1] as usize;
+        self.readable = rows::readable(&x);
         self.means.resize(images * channels, 0.0);
         self.known.clear();
         self.known.resize(images, false);
         self.x = x;
     }
 
-    /// The images at `rows` become ReLU(they + `y`), in place.
-    pub fn add(&mut self, rows: &[usize], y: &Tensor) {
+    /// Replaces the images at `rows` by ReLU(images + `y`), in place.
+    pub fn add_relu(&mut self, rows: &[usize], y: &Tensor) {
         if self.readable && rows::readable(y) {
             rows::add_relu(&self.x, rows, y, &mut self.means);
             rows.iter().for_each(|&row| self.known[row] = true);
         } else {
             let sum = (rows::gather(&self.x, rows) + y).relu();
             rows::scatter(&self.x, rows, &sum);
-            rows.iter().for_each(|&row| self.known[row] = false);
+            self.mark_changed(rows);
         }
     }
 
-    /// The mean over H and W of each image, `[N·C]`; `None` where it is not to be had without libtorch.
+    /// The mean over H and W of each image, `[N·C]`; `None` if only libtorch can compute it.
     pub fn means(&mut self) -> Option<&[f32]> {
         if !self.readable {
             return None;
         }
-        let stale: Vec<usize> = (0..self.known.len()).filter(|&row| !self.known[row]).collect();
-        if !stale.is_empty() {
-            rows::means(&self.x, &stale, &mut self.means);
+        let unknown: Vec<usize> = (0..self.known.len()).filter(|&row| !self.known[row]).collect();
+        if !unknown.is_empty() {
+            rows::means(&self.x, &unknown, &mut self.means);
             self.known.fill(true);
         }
         Some(&self.means)
     }
 
     /// The same as a tensor, f32 `[N, C]`.
-    pub fn mean(&mut self) -> Tensor {
+    pub fn mean_tensor(&mut self) -> Tensor {
         let size = [self.x.size()[0], self.x.size()[1]];
         match self.means() {
             Some(means) => Tensor::from_slice(means).view(size),
