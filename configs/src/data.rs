@@ -5,7 +5,7 @@ use codinet_dataloader::{Augment, DEFAULT_MAX_PIXELS, Lanes, Mix, OnBadSample};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A cache of shards from stores.
+/// Where copies of shards are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
@@ -27,8 +27,8 @@ pub struct Data {
     /// Validation images, likewise.
     #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub val: String,
-    /// A cache of shards from stores on this machine: `{folder: PATH, limit_gb: G}`. The least recently read shard is deleted
-    /// first. Null: each sample is read from its store. Shards on disks need no cache.
+    /// Where copies of shards are kept on this machine, `{folder: PATH, limit_gb: G}`: of shards from stores, and from other
+    /// file systems than the folder's. The least recently used copy is removed to make space. Null: no copies.
     pub cache: Option<Cache>,
     /// How many classes there are.
     #[schemars(range(min = 2, max = 1000000))]

@@ -47,8 +47,12 @@ pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
 /// # Errors
 /// The folder can't be opened, or the disk failed.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder)?.sync_all() {
-        // EINVAL, ENOSYS and ENOTSUP.
+    ignore_unsupported(File::open(folder)?.sync_all())
+}
+
+/// Ignores EINVAL, ENOSYS and ENOTSUP.
+fn ignore_unsupported(synced: io::Result<()>) -> io::Result<()> {
+    match synced {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         synced => synced,
     }
@@ -66,4 +70,20 @@ fn unique_sibling(path: &Path) -> PathBuf {
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
     path.with_file_name(format!(".{}.{}-{nanos}-{count}.tmp", file_name(path), std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn file_systems_without_fsync_of_folders_are_no_error() {
+        let sync = |errno: Errno| ignore_unsupported(Err(io::Error::from_raw_os_error(errno.raw_os_error())));
+        assert!([Errno::INVAL, Errno::NOSYS, Errno::NOTSUP].into_iter().all(|errno| sync(errno).is_ok()));
+        assert!([Errno::IO, Errno::NOSPC, Errno::DQUOT].into_iter().all(|errno| sync(errno).is_err()));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(sync_folder(folder.path()).is_ok());
+        assert!(sync_folder(&folder.path().join("missing")).is_err());
+    }
 }

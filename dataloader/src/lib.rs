@@ -27,6 +27,7 @@ mod dataset;
 mod decode;
 mod error;
 mod files;
+mod left_out;
 mod loader;
 mod parallel;
 mod region;
@@ -38,9 +39,10 @@ pub use dataset::{Dataset, DatasetInfo, SampleInfo, ShardInfo};
 pub use decode::{Channels, DEFAULT_MAX_PIXELS, Decoder, Format, Header};
 pub use error::{BadImage, Error, Result};
 pub use files::sync_folder;
+pub use left_out::{LeftOut, LeftOutKind};
 pub use loader::{
     BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderSpec, Mix, MixTargets, OnBadSample,
-    Replacements, eval_samples,
+    Replacements, describe_view_fit, eval_samples,
 };
 pub use region::Region;
 pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};

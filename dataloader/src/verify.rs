@@ -12,6 +12,7 @@ use crate::dataset::Dataset;
 use crate::decode::{Channels, Decoder, Format, Header, read_jpeg_header};
 use crate::error::{BadImage, Result};
 use crate::jpeg::libjpeg::Colours;
+use crate::left_out::LeftOut;
 use crate::parallel;
 
 /// The result of [`verify`], which `--json` prints.
@@ -43,6 +44,8 @@ pub struct Report {
     pub relabelled: u64,
     /// Some duplicates: the first sample and the later one.
     pub duplicate_examples: Vec<[SampleLocation; 2]>,
+    /// Files and members that were found and not read, by kind.
+    pub left_out: LeftOut,
     /// Every sample that training can't use.
     pub bad: Vec<BadSample>,
 }
@@ -286,6 +289,7 @@ fn make_report(dataset: &Dataset, mut findings: Findings) -> Report {
         duplicates: 0,
         relabelled: 0,
         duplicate_examples: Vec::new(),
+        left_out: dataset.left_out(),
         bad: Vec::new(),
     };
     for same in findings.checksums.chunk_by(|a, b| a.0 == b.0) {

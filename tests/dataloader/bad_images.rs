@@ -52,7 +52,7 @@ fn serve(dataset: &Arc<Dataset>, on_bad: OnBadSample, plans: Vec<BatchPlan>) -> 
 
 /// Images as they are found in ImageNet: all are served.
 #[test]
-fn odd_images_are_served() {
+fn odd_images_are_decoded() {
     let png = {
         let mut encoder = Encoder::new(Encoding::Png).unwrap();
         encoder.encode(&[77; 40 * 36 * 3], 40, 36, Channels::Rgb).unwrap()
@@ -143,7 +143,7 @@ fn bad_images_are_replaced_by_the_slots_next_samples() {
 }
 
 #[test]
-fn bad_images_of_an_evaluation_are_left_out_and_told() {
+fn evaluation_leaves_out_and_reports_bad_images() {
     let images = [vec![jpeg(0), vec![], jpeg(2), jpeg(3)], vec![vec![1], vec![2]]].concat();
     let folder = tempfile::tempdir().unwrap();
     let dataset = dataset(folder.path(), &images);
@@ -162,7 +162,7 @@ fn bad_images_of_an_evaluation_are_left_out_and_told() {
 
 /// A shard that shrinks while it is open, or whose bytes change: an error each, no SIGBUS and no made-up picture.
 #[test]
-fn a_shard_that_shrinks_is_bad_data() {
+fn truncated_open_shard_is_bad_data() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = dataset(folder.path(), &(0..6).map(jpeg).collect::<Vec<_>>());
     let shard = folder.path().join("x-000000.tar");
@@ -177,7 +177,7 @@ fn a_shard_that_shrinks_is_bad_data() {
 }
 
 #[test]
-fn nothing_but_bad_data_ends_with_an_error() {
+fn only_bad_samples_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = dataset(folder.path(), &vec![b"nothing".to_vec(); 5]);
     let order = Arc::new(EpochOrder::new(0, 0, 5));

@@ -51,7 +51,9 @@ fn worst_pixel(folder: &Path, count: usize) -> u8 {
     let dataset = Dataset::open(folder.to_str().unwrap()).unwrap();
     dataset.check_labels(10).unwrap();
     assert_eq!(dataset.len(), count);
-    let (mut decoder, mut encoded, mut pixels) = (Decoder::new(), Vec::new(), Vec::new());
+    let mut decoder = Decoder::new();
+    let mut encoded = Vec::new();
+    let mut pixels = Vec::new();
     let mut worst = 0;
     for sample in 0..count {
         let label = dataset.read(sample, &mut encoded).unwrap().label;
@@ -65,10 +67,12 @@ fn worst_pixel(folder: &Path, count: usize) -> u8 {
 }
 
 #[test]
-fn fashion_mnist_becomes_shards() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn fashion_mnist_is_imported() {
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     write_source(source.path());
-    let (train, test) = (out.path().join("train"), out.path().join("test"));
+    let train = out.path().join("train");
+    let test = out.path().join("test");
 
     let text = stdout(&import(source.path(), out.path(), &["--shard-size", "3"]));
     assert!(
@@ -94,8 +98,9 @@ fn fashion_mnist_becomes_shards() {
 }
 
 #[test]
-fn inspect_tells_what_is_there() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn inspect_describes_shards() {
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     write_source(source.path());
     stdout(&import(source.path(), out.path(), &["--shard-size", "4"]));
     let train = out.path().join("train");
@@ -152,7 +157,8 @@ fn broken_sources_are_refused_before_anything_is_written() {
         (labels, idx([0, 0, 8, 1], &[7], &[0, 1, 2, 3, 4, 5, 10]), "label 6 is 10"),
     ];
     for (name, contents, reason) in cases {
-        let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let source = tempfile::tempdir().unwrap();
+        let out = tempfile::tempdir().unwrap();
         write_source(source.path());
         fs::write(source.path().join(name), contents).unwrap();
         let error = data_error(&import(source.path(), out.path(), &[]));
@@ -160,7 +166,8 @@ fn broken_sources_are_refused_before_anything_is_written() {
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
     }
 
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     write_source(source.path());
     let zipped = source.path().join("t10k-images-idx3-ubyte.gz");
     let whole = fs::read(&zipped).unwrap();

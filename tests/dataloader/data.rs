@@ -24,7 +24,8 @@ pub fn write_flat(folder: &Path, count: u32) {
         writer.write(&format!("k{sample:03}"), "png", &flat(sample), sample % 10).unwrap();
     }
     let (shards, samples) = writer.finish().unwrap();
-    let (name, shards) = ("flat".to_owned(), u64::from(shards));
+    let name = "flat".to_owned();
+    let shards = u64::from(shards);
     let info = DatasetInfo {
         version: 1,
         name,

@@ -27,7 +27,9 @@ fn planes(n: usize, by_columns: bool) -> Vec<u8> {
 fn check(folder: &Path, first: usize, labels: &[u32]) -> DatasetInfo {
     let dataset = Dataset::open(folder.to_str().unwrap()).unwrap();
     assert_eq!(dataset.len(), labels.len());
-    let (mut decoder, mut encoded, mut pixels) = (Decoder::new(), Vec::new(), Vec::new());
+    let mut decoder = Decoder::new();
+    let mut encoded = Vec::new();
+    let mut pixels = Vec::new();
     for (sample, &label) in labels.iter().enumerate() {
         assert_eq!(dataset.read(sample, &mut encoded).unwrap().label, label);
         let header = decoder.header(&encoded).unwrap();
@@ -65,9 +67,11 @@ fn write_cifar100(folder: &Path) {
 
 #[test]
 fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     let folder = source.path().join("cifar-10-batches-bin");
-    let (train, test) = (out.path().join("train"), out.path().join("test"));
+    let train = out.path().join("train");
+    let test = out.path().join("test");
     write_cifar10(&folder);
     let text = stdout(&import("cifar10", &folder, out.path(), &["--shard-size", "4"]));
     assert!(text.contains("train (samples: 10, shards: 3)") && text.contains("test (samples: 2"), "{text}");
@@ -77,7 +81,7 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
     assert_eq!(info.class_names.unwrap()[..2], ["airplane", "automobile"]);
     check(&test, 10, &[9, 3]);
 
-    // From the folder above: the same, so nothing to do. With the names of the file, if one is there: anew.
+    // From the folder above: the same, so nothing to do. With a file of class names: written again.
     let text = stdout(&import("cifar10", source.path(), out.path(), &["--shard-size", "4"]));
     assert_eq!(text.matches("already complete").count(), 2, "{text}");
     let names: String = (0..10).map(|class| format!("class {class}\n")).collect();
@@ -107,7 +111,8 @@ fn cifar10_from_its_folder_the_folder_above_and_its_archive() {
 
 #[test]
 fn cifar100_has_its_fine_labels() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     let folder = source.path().join("cifar-100-binary");
     let train = out.path().join("train");
     write_cifar100(&folder);
@@ -148,14 +153,16 @@ fn broken_cifar_files_are_refused_before_anything_is_written() {
         (cifar100, "test.bin", records(0, &[&[1]]), "3073 bytes are not a number of records of 3074"),
     ];
     for ((dataset, write), name, contents, reason) in cases {
-        let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let source = tempfile::tempdir().unwrap();
+        let out = tempfile::tempdir().unwrap();
         write(source.path());
         fs::write(source.path().join(name), contents).unwrap();
         let error = data_error(&import(dataset, source.path(), out.path(), &[]));
         assert!(error.contains(name) && error.contains(reason), "no {reason} in: {error}");
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
     }
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     let error = data_error(&import("cifar10", source.path(), out.path(), &[]));
     assert!(error.contains("neither data_batch_1.bin nor cifar-10-batches-bin/"), "{error}");
     write_cifar10(source.path());
@@ -196,7 +203,8 @@ fn write_svhn(folder: &Path) {
 
 #[test]
 fn svhn_from_mat_files_compressed_and_not() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     write_svhn(source.path());
     let text = stdout(&import("svhn", source.path(), out.path(), &["--shard-size", "2"]));
     assert!(text.contains("train (samples: 5, shards: 3)") && !text.contains("extra"), "{text}");
@@ -205,7 +213,7 @@ fn svhn_from_mat_files_compressed_and_not() {
     assert_eq!(info.class_names.unwrap()[9], "9");
     check(&out.path().join("test"), 5, &[3, 0]);
 
-    // A third split, of doubles stored as bytes (few enough to lie in the tag), beside an array of no interest.
+    // A third split, of doubles stored as bytes (few enough to lie in the tag), next to an array that isn't read.
     let labels = array("y", DOUBLE_IN_BYTES, &[3, 1], &[10, 8, 7]);
     let other = array("notes", UINT8, &[1, 2], &[1, 2]);
     let extra = mat(&[other, compressed(&images(7, 3)), compressed(&labels)]);
@@ -225,7 +233,8 @@ fn svhn_from_mat_files_compressed_and_not() {
 /// ```
 #[test]
 fn svhn_from_files_that_scipy_wrote() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     for name in ["train_32x32.mat", "test_32x32.mat"] {
         fs::write(source.path().join(name), include_bytes!("../golden/svhn_scipy.mat")).unwrap();
     }

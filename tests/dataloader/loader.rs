@@ -51,7 +51,7 @@ fn textured(folder: &Path) -> Arc<Dataset> {
 }
 
 #[test]
-fn batches_hold_what_the_plan_says_in_its_order() {
+fn batches_follow_the_plan() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 40);
     let dataset = Arc::new(open(folder.path()).unwrap());
@@ -72,7 +72,7 @@ fn batches_hold_what_the_plan_says_in_its_order() {
 }
 
 #[test]
-fn threads_and_ranks_change_nothing() {
+fn batches_do_not_depend_on_threads_or_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = ShardWriter::new(folder.path(), "x", 7).unwrap();
     for sample in 0..24_u32 {
@@ -168,7 +168,7 @@ fn crops_depend_on_seed_epoch_and_sample() {
 }
 
 #[test]
-fn formats_are_told_by_content_and_odd_images_by_name() {
+fn format_is_detected_by_content_and_bad_images_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let cut = flat(9)[..40].to_vec();
     let images =
@@ -190,7 +190,7 @@ fn formats_are_told_by_content_and_odd_images_by_name() {
 }
 
 #[test]
-fn an_error_comes_in_its_place_and_ends_the_loader() {
+fn error_comes_in_order_and_ends_the_loader() {
     let folder = tempfile::tempdir().unwrap();
     write_images(folder.path(), &[("ok.png", flat(1)), ("bad.png", vec![0; 10]), ("worse.png", vec![1; 10])]);
     let dataset = Arc::new(open(folder.path()).unwrap());
@@ -224,7 +224,7 @@ fn settings_of_zero_are_refused() {
 }
 
 #[test]
-fn recycled_memory_is_used_again() {
+fn recycled_buffers_are_reused() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 8);
     let dataset = Arc::new(open(folder.path()).unwrap());
@@ -250,7 +250,7 @@ fn recycled_memory_is_used_again() {
 }
 
 #[test]
-fn a_loader_dropped_early_stops() {
+fn dropped_loader_stops_its_threads() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = textured(folder.path());
     let start = Instant::now();
@@ -272,7 +272,7 @@ fn a_loader_dropped_early_stops() {
 }
 
 #[test]
-fn every_sample_of_an_evaluation_is_served_once() {
+fn evaluation_reads_each_sample_once() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 11);
     let dataset = Arc::new(open(folder.path()).unwrap());

@@ -4,6 +4,7 @@ mod bad_images;
 mod cli;
 mod import_binary;
 mod import_images;
+mod left_out;
 mod loader;
 mod pillow;
 mod shards;

@@ -26,7 +26,7 @@ pub struct Server {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-/// What the file server does beside serving, and what it was asked.
+/// Faults of the file server, and the requests that it has received.
 #[derive(Default)]
 pub struct Behaviour {
     /// Next requests that are answered by 503.
@@ -42,7 +42,7 @@ pub struct Behaviour {
 }
 
 impl Behaviour {
-    /// Requests so far of which the description contains `part`.
+    /// Requests so far whose description contains `part`.
     pub fn asked(&self, part: &str) -> usize {
         self.requests.lock().unwrap().iter().filter(|request| request.contains(part)).count()
     }

@@ -15,7 +15,7 @@ fn open_error(folder: &Path) -> String {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn written_shards_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 10);
     let dataset = open(folder.path()).unwrap();
@@ -56,7 +56,7 @@ fn folders_globs_ranges_and_files_name_shards() {
 }
 
 #[test]
-fn missing_shards_and_samples_are_noticed() {
+fn missing_shards_and_samples_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 8);
     fs::remove_file(folder.path().join("x-000001.tar")).unwrap();
@@ -169,7 +169,8 @@ fn broken_shards_are_named() {
 #[test]
 fn stale_and_damaged_indices_are_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
-    let (tar, idx) = (folder.path().join("x-000000.tar"), folder.path().join("x-000000.idx"));
+    let tar = folder.path().join("x-000000.tar");
+    let idx = folder.path().join("x-000000.idx");
     let state = || open(folder.path()).unwrap().shards().next().unwrap().index;
     write_images(folder.path(), &[("a.png", flat(1)), ("b.png", flat(2))]);
     assert_eq!(state(), IndexState::Read);
@@ -184,7 +185,7 @@ fn stale_and_damaged_indices_are_rebuilt() {
         &text[..text.len() - 20],
         "",
         &text.replace("a.png\t", "a.png\t9"),
-        &text.replace("x 2 ", "x 1 "),
+        &text.replace("x 3 ", "x 2 "),
     ] {
         assert_ne!(damaged, text);
         fs::write(&idx, damaged).unwrap();

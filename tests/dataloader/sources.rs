@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use codinet_dataloader::{Dataset, Error, IndexState, ShardIndex, ShardWriter};
+use codinet_dataloader::{Cache, Dataset, Error, IndexState, Options, ShardIndex, ShardWriter};
 
 use crate::data::{flat, open, write_flat, write_images};
 use crate::program::{codinet_data, data_error, stdout};
@@ -104,7 +104,7 @@ fn image_folders_open_as_they_are() {
 }
 
 #[test]
-fn index_says_what_it_did() {
+fn index_command_reports_its_work() {
     let folder = tempfile::tempdir().unwrap();
     write_flat(folder.path(), 10);
     let run = |more: &[&str]| stdout(&codinet_data(&[&["index", path(folder.path())], more].concat()));
@@ -124,13 +124,14 @@ fn same_time(path: &Path, like: &fs::Metadata) {
 
 /// Neither size nor time tell: only the headers of the members do.
 #[test]
-fn an_index_of_another_shard_is_noticed() {
+fn index_of_another_shard_is_detected() {
     let shard = |keys: [&str; 3]| {
         let folder = tempfile::tempdir().unwrap();
         write_images(folder.path(), &keys.map(|key| (key, flat(1))));
         folder
     };
-    let (first, last) = (shard(["a.png", "b.png", "c.png"]), shard(["a.png", "b.png", "z.png"]));
+    let first = shard(["a.png", "b.png", "c.png"]);
+    let last = shard(["a.png", "b.png", "z.png"]);
     let middle = shard(["a.png", "x.png", "c.png"]);
     let tar = first.path().join("x-000000.tar");
     let before = fs::metadata(&tar).unwrap();
@@ -140,7 +141,7 @@ fn an_index_of_another_shard_is_noticed() {
         let now = fs::metadata(&tar).unwrap();
         assert_eq!((now.len(), now.mtime_nsec()), (before.len(), before.mtime_nsec()));
     };
-    // Another last sample: noticed at once, and mended.
+    // Another last sample is detected at once, and the index rebuilt.
     replace(last.path());
     let dataset = open(first.path()).unwrap();
     assert_eq!(
@@ -193,13 +194,14 @@ fn raw_tar(path: &Path, members: RawMembers) {
 }
 
 #[test]
-fn names_that_lead_outside_are_only_names() {
+fn paths_outside_the_folder_are_only_names() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("a/b");
     fs::create_dir_all(&inside).unwrap();
     let image = flat(1);
     let length = image.len() as u64;
-    let (up, absolute) = ("../../up", path(folder.path()).to_owned() + "/abs");
+    let up = "../../up";
+    let absolute = path(folder.path()).to_owned() + "/abs";
     raw_tar(
         &inside.join("x.tar"),
         &[
@@ -253,12 +255,12 @@ fn hostile_shards_are_refused_before_memory_is_taken() {
 
 /// As hostile as an index can be: each is found out, and the shard is scanned instead.
 #[test]
-fn hostile_indices_are_made_anew() {
+fn hostile_indices_are_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
     write_images(folder.path(), &[("a.png", flat(1)), ("b.png", flat(2))]);
     let idx = folder.path().join("x-000000.idx");
     let text = fs::read_to_string(&idx).unwrap();
-    let b = text.lines().nth(2).unwrap();
+    let b = text.lines().nth(3).unwrap();
     let fields: Vec<_> = b.split('\t').collect();
     let with = |n: usize, field: &str| {
         let mut fields = fields.clone();
@@ -290,7 +292,8 @@ fn hostile_indices_are_made_anew() {
 fn pax_and_gnu_headers_are_read_as_pythons_tarfile_writes_them() {
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("x.tar");
-    let (long, image) = (format!("{}/ü.png", "d".repeat(120)), flat(7));
+    let long = format!("{}/ü.png", "d".repeat(120));
+    let image = flat(7);
     let record = |key: &str, value: &str| {
         let rest = format!(" {key}={value}\n");
         let length = (1..).find(|digits| (rest.len() + digits).to_string().len() == *digits).unwrap();
@@ -347,4 +350,51 @@ fn without_stores_a_url_says_what_to_build() {
         assert!(message.contains(pattern.split('{').next().unwrap()), "{message}");
         assert!(message.contains("build it with the feature `remote`"), "{message}");
     }
+}
+
+/// A file system other than the temporary folder's, to play the slow one.
+const OTHER_FILE_SYSTEM: &str = "/dev/shm";
+
+#[test]
+fn shards_of_another_file_system_are_staged_in_the_cache() {
+    let slow = tempfile::tempdir_in(OTHER_FILE_SYSTEM).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let device = |folder: &Path| fs::metadata(folder).unwrap().dev();
+    assert_ne!(device(slow.path()), device(cache.path()), "this test needs two file systems");
+    write_flat(slow.path(), 10);
+    let options = |limit_bytes| Options {
+        cache: Some(Cache { folder: cache.path().to_owned(), limit_bytes }),
+        ..Options::default()
+    };
+    let copies = || {
+        let names = cache.path().read_dir().unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.extension().is_some_and(|extension| extension == "tar")).count()
+    };
+    let read_all = |dataset: &Dataset| {
+        let mut encoded = Vec::new();
+        for sample in 0..dataset.len() {
+            dataset.read(sample, &mut encoded).unwrap();
+            assert_eq!(encoded, flat(sample as u32));
+        }
+    };
+    let dataset = Dataset::open_with(path(slow.path()), &options(1 << 20)).unwrap();
+    assert_eq!(copies(), 0, "opening copies nothing");
+    read_all(&dataset);
+    assert_eq!(copies(), 3, "a copy of each shard");
+
+    // Another process reads the copies: the shards themselves are gone.
+    let again = Dataset::open_with(path(slow.path()), &options(1 << 20)).unwrap();
+    for entry in slow.path().read_dir().unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    read_all(&again);
+
+    // A cache without space is no obstacle, and shards on its own file system are read in place.
+    write_flat(slow.path(), 10);
+    read_all(&Dataset::open_with(path(slow.path()), &options(1000)).unwrap());
+    let near = tempfile::tempdir().unwrap();
+    write_flat(near.path(), 10);
+    let before = copies();
+    read_all(&Dataset::open_with(path(near.path()), &options(1 << 20)).unwrap());
+    assert_eq!(copies(), before);
 }

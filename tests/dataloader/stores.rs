@@ -36,7 +36,8 @@ fn assert_same(remote: &Dataset, local: &Dataset) {
     thread::scope(|scope| {
         for part in 0..4 {
             scope.spawn(move || {
-                let (mut ours, mut theirs) = (vec![1; 5], Vec::new());
+                let mut ours = vec![1; 5];
+                let mut theirs = Vec::new();
                 for sample in (0..local.len()).filter(|sample| sample % 4 == part) {
                     let info = remote.read(sample, &mut ours).unwrap();
                     let expected = local.read(sample, &mut theirs).unwrap();
@@ -76,7 +77,7 @@ fn a_web_servers_shards_are_the_files() {
     let remote = Dataset::open(&url(&server, RANGE)).unwrap();
     assert_same(&remote, &local);
     assert_eq!(remote.classes(), Some(10), "by dataset.json");
-    assert!(remote.shards().all(|shard| shard.index == IndexState::Read), "the .idx files beside them");
+    assert!(remote.shards().all(|shard| shard.index == IndexState::Read), "the .idx files in their folder");
     let shard = remote.sample_info(9).unwrap().shard.to_str().unwrap().to_owned();
     assert_eq!(shard, url(&server, "x-000002.tar"));
 
@@ -250,14 +251,15 @@ fn cached(folder: &Path) -> Vec<u32> {
 
 #[test]
 fn the_cache_keeps_what_was_read_last() {
-    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
     write_large(folder.path(), 3);
     let local = open(folder.path()).unwrap();
     let size = local.shards().next().unwrap().bytes;
     let server = files(folder.path(), Behaviour::default());
     let remote =
         Dataset::open_with(&url(&server, RANGE), &with_cache(cache.path(), 2 * size + 2000)).unwrap();
-    assert!(cached(cache.path()).is_empty(), "opening fetches indices alone");
+    assert!(cached(cache.path()).is_empty(), "opening fetches only indices");
     let mut encoded = Vec::new();
     for (sample, kept) in [(0, vec![0]), (2, vec![0, 1]), (1, vec![0, 1]), (4, vec![0, 2]), (3, vec![1, 2])] {
         remote.read(sample, &mut encoded).unwrap();
@@ -265,7 +267,7 @@ fn the_cache_keeps_what_was_read_last() {
     }
     assert_same(&remote, &local); // all the while pushing each other out
 
-    // What is there needs no server, and no new fetch by another who opens it.
+    // Copies need no server, and another process fetches nothing again.
     remote.read(4, &mut encoded).unwrap();
     remote.read(2, &mut encoded).unwrap();
     let fetched = server.behaviour.asked("GET /x-000001.tar");
@@ -286,7 +288,8 @@ fn the_cache_keeps_what_was_read_last() {
 
 #[test]
 fn a_shard_without_room_is_read_from_the_store() {
-    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
     write_large(folder.path(), 2);
     let server = files(folder.path(), Behaviour::default());
     let pattern = url(&server, "x-{000000..000001}.tar");
@@ -322,7 +325,8 @@ fn start_another(pattern: &str, cache: &Path) -> Child {
 
 #[test]
 fn processes_fetch_each_shard_once() {
-    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
     write_large(folder.path(), 3);
     let server = files(folder.path(), Behaviour::default());
     server.behaviour.delay.store(50, Ordering::Relaxed); // so that all of them ask before one has it
@@ -338,7 +342,8 @@ fn processes_fetch_each_shard_once() {
 
 #[test]
 fn a_killed_fetch_leaves_nothing_that_is_taken_for_a_shard() {
-    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
     write_large(folder.path(), 2);
     let server = files(folder.path(), Behaviour::default());
     let pattern = url(&server, "x-{000000..000001}.tar");

@@ -41,7 +41,8 @@ fn golden() -> Golden {
 
 /// The same formulas as in `transforms.py`.
 fn image((kind, side, channels): &Which) -> Vec<u8> {
-    let (side, channels) = (*side as usize, *channels);
+    let side = *side as usize;
+    let channels = *channels;
     let value = |x: usize, y: usize, c: usize| match kind.as_str() {
         "texture" => x * x * 7 + y * y * 3 + x * y * (c + 2) * 5 + 31 * c,
         "soft" => 60 + (3 * x + 2 * y + 5 * c) % 110,

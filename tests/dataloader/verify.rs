@@ -80,7 +80,7 @@ fn sound() -> Vec<(&'static str, &'static str, Vec<u8>, u32)> {
 }
 
 #[test]
-fn verify_counts_what_is_odd_and_passes_what_is_sound() {
+fn verify_counts_oddities_of_sound_images() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &sound(), 4);
     let text = stdout(&codinet_data(&["verify", folder.path().to_str().unwrap(), "--threads", "3"]));
@@ -205,7 +205,7 @@ fn pixels(path: &Path) -> (u32, u32, impl Fn(usize, usize) -> [u8; 3]) {
 }
 
 #[test]
-fn a_sheet_shows_samples_and_views_where_they_belong() {
+fn contact_sheet_shows_samples_and_views() {
     const RED: [u8; 3] = [200, 10, 20];
     const BLUE: [u8; 3] = [0, 30, 220];
     const WHITE: [u8; 3] = [255; 3];
@@ -239,7 +239,7 @@ fn a_sheet_shows_samples_and_views_where_they_belong() {
         assert!(text > 20 && text < 200, "a letter of {text} black pixels");
     }
 
-    // The same seed draws the same sheet. A black border is of the padded crop alone.
+    // The same seed draws the same sheet. Only a padded crop has a black border.
     let first = fs::read(&sheet).unwrap();
     stdout(&draw(&settings));
     assert_eq!(fs::read(&sheet).unwrap(), first);
@@ -257,4 +257,57 @@ fn a_sheet_shows_samples_and_views_where_they_belong() {
         assert!(String::from_utf8_lossy(&refused.stderr).contains(what), "{refused:?}");
     }
     assert_eq!(codinet_data(&["inspect", "x", "--views", "3"]).status.code(), Some(2));
+}
+
+/// The corner of view 1 of a sheet's first row, which is black where the image is padded.
+#[test]
+fn contact_sheet_by_config_shows_training_views() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train");
+    write(&train, &[("a", "png", png(&[200, 10, 20], 40, 40), 0)], 2);
+    let config = folder.path().join("my.yaml");
+    let text = |crop: &str| {
+        format!(
+            "stages: [{{epochs: 1}}]\ndata:\n  train: {}\n  val: {}\n  classes: 2\n  views: 3\n  image_size: 40\n  flip: 0\n  crop: {crop}\n",
+            train.display(),
+            train.display()
+        )
+    };
+    let sheet = folder.path().join("sheet.png");
+    let draw = |more: &[&str]| {
+        let arguments = ["inspect", "--config", config.to_str().unwrap()];
+        codinet_data(&[&arguments[..], more].concat())
+    };
+    let corners = || {
+        let (width, height, pixel) = pixels(&sheet);
+        assert_eq!((width, height), (400, 76)); // 3 views of 40 pixels and the image, at least 400
+        [1, 2, 3].map(|view| pixel(8 + view * 48, 28) == [0; 3])
+    };
+    fs::write(&config, text("none")).unwrap();
+    stdout(&draw(&["--sheet", sheet.to_str().unwrap()]));
+    assert_eq!(corners(), [false; 3]);
+    fs::write(&config, text("{pad: {pixels: 39}}")).unwrap();
+    stdout(&draw(&["--sheet", sheet.to_str().unwrap()]));
+    assert!(corners().contains(&true), "a crop of a padded image shows its border");
+
+    // Views that are far smaller than the images are named; those that fit are not.
+    fs::write(&config, text("none").replace("image_size: 40", "image_size: 4")).unwrap();
+    let output = draw(&[]);
+    let warning = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(stdout(&output).contains("samples  1"));
+    let part =
+        "warning: views of 4x4 pixels show 1.0 % of a typical image (40x40); set data.crop to random_resized";
+    assert!(warning.starts_with(part) && warning.trim_end().lines().count() == 1, "{warning}");
+    fs::write(&config, text("none")).unwrap();
+    assert!(draw(&[]).stderr.is_empty());
+
+    fs::write(&config, text("none").replace("classes: 2", "classes: 3")).unwrap();
+    let refused = draw(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("names 2 classes, not 3"), "{refused:?}");
+    fs::write(&config, "data: {nothing: 1}\n").unwrap();
+    let refused = draw(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("my.yaml"), "{refused:?}");
+    assert_eq!(draw(&["--seed", "3", "--sheet", "x.png"]).status.code(), Some(2), "the config has a seed");
 }

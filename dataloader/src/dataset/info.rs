@@ -1,4 +1,4 @@
-//! What lies beside a data set's shards and says what they are.
+//! `dataset.json`, the description of a data set in its folder.
 
 use std::fs;
 use std::io;
@@ -9,25 +9,25 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 
-/// The contents of `dataset.json`, which lies beside the shards and says what they are. It is written last, so
-/// that its presence means that all of them are there.
+/// The contents of `dataset.json`, which describes the shards in its folder. It is written last, so its presence means
+/// that all shards are complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetInfo {
     /// Version of this format: 1.
     pub version: u32,
-    /// What the data is, for people: `fashion-mnist train`.
+    /// A name for people: `fashion-mnist train`.
     pub name: String,
     /// Number of classes; labels are 0..classes.
     pub classes: usize,
     /// Colour channels of the images: 1 (grey) or 3 (RGB).
     pub channels: usize,
-    /// Width and height in pixels where all images share one size, else null.
+    /// Width and height in pixels if all images are squares of one size, else null.
     pub image_size: Option<u32>,
     /// Samples in all shards.
     pub samples: u64,
     /// Number of shards.
     pub shards: u64,
-    /// The classes' names in the order of their numbers, where known.
+    /// The classes' names in the order of their numbers, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
 }
@@ -35,7 +35,7 @@ pub struct DatasetInfo {
 impl DatasetInfo {
     pub(crate) const FILE: &str = "dataset.json";
 
-    /// Reads `folder`'s `dataset.json`; `None` where it has none.
+    /// Reads `folder`'s `dataset.json`; `None` if it is missing.
     pub fn load(folder: &Path) -> Result<Option<DatasetInfo>> {
         let path = folder.join(Self::FILE);
         let text = match fs::read(&path) {
@@ -47,12 +47,12 @@ impl DatasetInfo {
 
     pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<DatasetInfo> {
         let info: DatasetInfo = serde_json::from_slice(text).map_err(|error| {
-            Error::malformed(path, format!("{error}; mend it or write the dataset again"))
+            Error::malformed(path, format!("{error}; correct it or write the dataset again"))
         })?;
         let names = info.class_names.as_ref().map_or(info.classes, Vec::len);
         if info.version != 1 || names != info.classes {
             let what = format!(
-                "version {}, {} classes, {names} class names; expected version 1 and a name a class",
+                "version {}, {} classes, {names} class names; expected version 1 and a name for each class",
                 info.version, info.classes
             );
             return Err(Error::malformed(path, what));
@@ -69,7 +69,7 @@ impl DatasetInfo {
         files::sync_folder(folder).context("write to", folder)
     }
 
-    /// Removes `folder`'s `dataset.json`, if any: what is there is no longer complete.
+    /// Removes `folder`'s `dataset.json`, if any, because the shards are no longer complete.
     pub fn remove(folder: &Path) -> Result<()> {
         files::remove_if_exists(&folder.join(Self::FILE))
     }

@@ -5,14 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, IoContext, Result};
-use crate::shard::{
-    HEADER, IndexState, IndexedSample, MOST_IMAGE_BYTES, ShardIndex, header_crc, key_and_extension,
-};
-use crate::source::{Options, Source, Storage, folder_of, is_url, join};
+use crate::left_out::LeftOut;
+use crate::shard::{HEADER, IndexState, IndexedSample, MAX_IMAGE_BYTES, ShardIndex, header_crc, split_key};
+use crate::source::{Options, Source, Storage, folder_of, is_url, join, reserve_open_files};
 use crate::{buffer, files, parallel};
 
 mod class_folders;
@@ -20,12 +18,13 @@ mod info;
 mod pattern;
 mod shard_list;
 
+pub(crate) use class_folders::{ClassFolders, FolderImages, list_class};
 pub use info::DatasetInfo;
 #[cfg(feature = "parquet")]
-pub(crate) use pattern::globbed;
+pub(crate) use pattern::expand_glob;
 pub(crate) use shard_list::ShardList;
 
-use pattern::Named;
+use pattern::ResolvedShards;
 
 /// Shards opened for reading. Every method takes `&self` and may be called from many threads.
 #[derive(Debug)]
@@ -47,22 +46,22 @@ struct Shard {
 #[derive(Debug)]
 enum Contents {
     Tar(Source),
-    /// Samples are files below this folder; with an empty one, files wherever they lie.
+    /// Samples are files in this folder; with an empty path, files anywhere.
     Folder(PathBuf),
 }
 
-/// Where a sample comes from, and what it shows.
+/// The origin of a sample, and its label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleInfo<'a> {
     /// The shard that holds it: a tar's path or URL, or the folder of images.
     pub shard: &'a Path,
-    /// Its image member in the shard, or its file below the folder: the key and the extension.
+    /// Its image member in the shard, or its file in the folder: the key and the extension.
     pub name: &'a str,
     /// Its key in the shard.
     pub key: &'a str,
     /// Its class number.
     pub label: u32,
-    /// Bytes of the encoded image; 0 of an image file that hasn't been read.
+    /// Bytes of the encoded image; 0 for an image file that hasn't been read.
     pub length: u32,
 }
 
@@ -73,34 +72,33 @@ pub struct ShardInfo<'a> {
     pub path: &'a Path,
     /// Samples in it.
     pub samples: usize,
-    /// Bytes of the tar; 0 of a folder of images.
+    /// Bytes of the tar; 0 for a folder of images.
     pub bytes: u64,
-    /// Where its index came from.
+    /// The origin of its index.
     pub index: IndexState,
 }
 
 impl Dataset {
-    /// Opens what `pattern` names:
+    /// Opens the data set that `pattern` names:
     ///
     /// - a folder (every `.tar` in it), a glob (`x-*.tar`), a range (`x-{000000..000012}.tar`) or one file;
-    /// - the same in a store, after `s3://BUCKET/`, `gs://BUCKET/`, `https://HOST/` or `http://HOST/`; folders and
-    ///   globs where the store can list, which a web server can't (with the feature `remote`, and not from async code);
+    /// - the same in a store, after `s3://BUCKET/`, `gs://BUCKET/`, `https://HOST/` or `http://HOST/`. Folders and
+    ///   globs need a store that can list; a web server can't. (With the feature `remote`, and not from async code.)
     /// - a list of shards by timm (`_info.json#train`) or by wids (`shardindex.json`), local or in a store;
-    /// - a folder without shards whose subfolders hold images, a class each.
+    /// - a folder without shards whose subfolders hold images, one class each.
     ///
-    /// Where a `dataset.json` lies beside the first shard, a folder or glob must find the shards and samples it
-    /// counts; so must a folder beside which another tool's list lies, and every shard that the list counts. A
-    /// range or single file is taken at its word, to train on a part. Credentials for stores are taken from the
-    /// environment: `AWS_…`, `GOOGLE_…`.
+    /// If the first shard's folder has a `dataset.json`, a folder or glob must match its counts of shards and samples. A
+    /// folder must also match another tool's list in it. A range or a single file may be a part of a data set.
+    /// Credentials for stores come from the environment: `AWS_…`, `GOOGLE_…`.
     ///
     /// # Errors
-    /// No shards, one that is missing or broken (see [`ShardIndex::rebuild`]), other counts than
-    /// `dataset.json`'s; a store that doesn't answer.
+    /// No shards, one that is missing or broken (see [`ShardIndex::rebuild`]), other counts than `dataset.json`'s,
+    /// folders of splits instead of classes, a store that doesn't answer.
     pub fn open(pattern: &str) -> Result<Dataset> {
         Dataset::open_with(pattern, &Options::default())
     }
 
-    /// As [`open`](Self::open), with a cache, another time-out, or indices made anew.
+    /// As [`open`](Self::open), with a cache, another time-out, or rebuilt indices.
     pub fn open_with(pattern: &str, options: &Options) -> Result<Dataset> {
         let (shards, info) =
             if Path::new(pattern).is_dir() && class_folders::is_image_folder(Path::new(pattern))? {
@@ -110,7 +108,12 @@ impl Dataset {
             };
         let len = shards.iter().map(|shard| shard.index.len()).sum();
         if len == 0 {
-            return Err(Error::Empty { what: "no samples in the shards", pattern: pattern.to_owned() });
+            let what = "no samples in the shards";
+            let left_out = merge_left_out(&shards);
+            if left_out.is_empty() {
+                return Err(Error::Empty { what, pattern: pattern.to_owned() });
+            }
+            return Err(Error::malformed(Path::new(pattern), format!("{what}; left out {left_out}")));
         }
         if u32::try_from(len).is_err() {
             return Err(Error::InvalidArgument(format!(
@@ -120,20 +123,21 @@ impl Dataset {
         Ok(Dataset { shards, len, info })
     }
 
-    /// Images that lie in no shard and have no label (0 stands for it): JPEG and PNG files, and those in folders at any
-    /// depth, in the order of their names.
+    /// Opens images without labels (their label is 0): JPEG and PNG files, and those in folders at any depth, in the
+    /// order of their names.
     ///
     /// # Errors
-    /// A path that isn't there, a file that by its name is no JPEG or PNG, a folder without any.
+    /// A missing path, a file that isn't named as a JPEG or PNG, a folder without images.
     pub fn from_images(paths: &[PathBuf]) -> Result<Dataset> {
-        let index = class_folders::list_images(paths)?;
-        let (len, contents) = (index.len(), Contents::Folder(PathBuf::new()));
+        let index = class_folders::list_unlabelled(paths)?;
+        let len = index.len();
+        let contents = Contents::Folder(PathBuf::new());
         let shards = vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }];
         Ok(Dataset { shards, len, info: None })
     }
 
-    /// Whether [`open`](Self::open) would take `pattern` for shards, rather than for a folder of images or an image: a tar,
-    /// a list of shards, a range or glob, anything in a store, a folder with tars in it.
+    /// Whether [`open`](Self::open) would open `pattern` as shards, not as images: a tar, a list of shards, a range or
+    /// glob, a URL, a folder with tars in it.
     ///
     /// # Errors
     /// A folder that can't be listed.
@@ -147,9 +151,22 @@ impl Dataset {
         self.len
     }
 
-    /// What `dataset.json` says, if there is one.
+    /// The contents of `dataset.json`, if there is one; for a folder of images, the same facts about it.
     pub fn info(&self) -> Option<&DatasetInfo> {
         self.info.as_ref()
+    }
+
+    /// The names of the class folders in `folder`, sorted: the classes that [`open`](Self::open) would find.
+    ///
+    /// # Errors
+    /// A folder that can't be listed, folders of splits instead of classes.
+    pub fn class_folders(folder: &Path) -> Result<Vec<String>> {
+        ClassFolders::list(folder).map(|classes| classes.names)
+    }
+
+    /// Counts of the files and members that were found and not read.
+    pub fn left_out(&self) -> LeftOut {
+        merge_left_out(&self.shards)
     }
 
     /// Number of classes by `dataset.json`.
@@ -167,20 +184,30 @@ impl Dataset {
         })
     }
 
-    /// Where sample `sample` comes from, and its label; `None` from [`len`](Self::len) on.
+    /// The origin and label of sample `sample`; `None` from [`len`](Self::len) on.
     pub fn sample_info(&self, sample: usize) -> Option<SampleInfo<'_>> {
         self.locate(sample).map(|(shard, found)| shard.meta(found))
     }
 
-    /// Checks that every label is below `classes`.
+    /// Checks that every label is below `classes`, and that so many classes have names if any have.
     ///
     /// # Errors
-    /// The first sample, in dataset order, whose label isn't.
+    /// Another number of names; the first sample, in dataset order, with a larger label.
     pub fn check_labels(&self, classes: usize) -> Result<()> {
+        if let Some(names) = self.info.as_ref().and_then(|info| info.class_names.as_deref())
+            && names.len() != classes
+        {
+            return Err(Error::InvalidArgument(format!(
+                "{} names {} classes, not {classes}; set the number of classes (data.classes) to {}",
+                self.shards[0].path().display(),
+                names.len(),
+                names.len()
+            )));
+        }
         for shard in &self.shards {
             if let Some(bad) = shard.index.iter().find(|sample| sample.label as usize >= classes) {
                 let reason = format!(
-                    "label {} is outside the {classes} classes (0 to {}); mend the .cls member or the number of classes",
+                    "label {} is outside the {classes} classes (0 to {}); correct the .cls member or the number of classes",
                     bad.label,
                     classes.saturating_sub(1)
                 );
@@ -198,7 +225,7 @@ impl Dataset {
     /// the sample's origin.
     ///
     /// # Errors
-    /// A sample from [`len`](Self::len) on, a shard that can't be read, or whose index is another shard's.
+    /// A sample from [`len`](Self::len) on, a shard that can't be read, an index that belongs to another shard.
     pub fn read(&self, sample: usize, encoded: &mut Vec<u8>) -> Result<SampleInfo<'_>> {
         let (shard, found) = self.locate(sample).ok_or_else(|| {
             Error::InvalidArgument(format!("sample {sample} was asked of a dataset of {}", self.len))
@@ -207,9 +234,9 @@ impl Dataset {
         Ok(shard.meta(IndexedSample { length, ..found }))
     }
 
-    /// SHA-256, in hex, over the shards' file names and sizes and every sample's name and label: equal where two
-    /// ranks, or a run and its resumption, see the same dataset. The folder or store and the pixels have no part
-    /// in it; of a folder of images neither have its name and the files' sizes.
+    /// SHA-256, in hex, over the shards' file names and sizes and every sample's name and label. It is equal if two ranks,
+    /// or a run and its resumption, open the same dataset. It doesn't cover pixels, nor the folder or store. For a folder
+    /// of images it covers neither the folder's name nor the files' sizes.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for shard in &self.shards {
@@ -239,7 +266,7 @@ impl Dataset {
 }
 
 fn open_folder(path: &Path) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
-    let (index, listed) = class_folders::list(path)?;
+    let (index, listed) = class_folders::list_images_by_class(path)?;
     let info = DatasetInfo::load(path)?.unwrap_or(listed);
     let contents = Contents::Folder(path.to_owned());
     Ok((vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }], Some(info)))
@@ -247,7 +274,8 @@ fn open_folder(path: &Path) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
 
 fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<DatasetInfo>)> {
     let storage = Storage::new(options);
-    let Named { shards: locations, listed, whole_folder, list } = pattern::shards(pattern, &storage)?;
+    let ResolvedShards { shards: locations, listed, whole_folder, list } =
+        pattern::resolve(pattern, &storage)?;
     let folder = folder_of(&locations[0].name);
     let info_path = join(folder, DatasetInfo::FILE);
     let info = match storage.read_small(&info_path, true)? {
@@ -255,27 +283,29 @@ fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<D
         None => None,
     };
     let list = match list {
-        None if info.is_none() => pattern::list_in(folder, &storage)?,
+        None if info.is_none() => pattern::find_list(folder, &storage)?,
         list => list,
     };
-    let expect = |manifest: &str, unit, expected: u64, found: u64| {
+    let check_count = |manifest: &str, unit, expected: u64, found: u64| {
         let manifest = PathBuf::from(manifest);
         if expected == found { Ok(()) } else { Err(Error::Incomplete { manifest, unit, expected, found }) }
     };
     if let Some(info) = info.as_ref().filter(|_| !listed) {
-        expect(&info_path, "shards", info.shards, locations.len() as u64)?;
+        check_count(&info_path, "shards", info.shards, locations.len() as u64)?;
     }
     if let Some(list) = list.as_ref().filter(|_| whole_folder) {
-        expect(&list.path, "shards", list.split(None)?.len() as u64, locations.len() as u64)?;
+        check_count(&list.path, "shards", list.split(None)?.len() as u64, locations.len() as u64)?;
     }
-    allow_open_files(locations.len());
-    // What a store takes to answer is spent waiting, not computing.
+    if !is_url(&locations[0].name) {
+        reserve_open_files(locations.len());
+    }
+    // Requests to a store wait, and don't compute.
     let threads = if is_url(&locations[0].name) { 32 } else { parallel::count_cores() };
     let mut shards = parallel::map(&locations, threads, |_, location| {
         let source = storage.open(location)?;
-        let (index, index_state) = ShardIndex::of(&source, options.rebuild_indices)?;
-        if let Some((path, samples)) = counted(list.as_ref(), &location.name) {
-            expect(&format!("{path} of {}", location.name), "samples", samples, index.len() as u64)?;
+        let (index, index_state) = ShardIndex::open_source(&source, options.rebuild_indices)?;
+        if let Some((path, samples)) = listed_samples(list.as_ref(), &location.name) {
+            check_count(&format!("{path} of {}", location.name), "samples", samples, index.len() as u64)?;
         }
         Ok(Shard { contents: Contents::Tar(source), start: 0, index, index_state })
     })?;
@@ -285,26 +315,21 @@ fn open_shards(pattern: &str, options: &Options) -> Result<(Vec<Shard>, Option<D
         start += shard.index.len();
     }
     if let Some(info) = info.as_ref().filter(|_| !listed) {
-        expect(&info_path, "samples", info.samples, start as u64)?;
+        check_count(&info_path, "samples", info.samples, start as u64)?;
     }
     Ok((shards, info))
 }
 
-/// What a list says of the samples in the shard at `location`, and where the list is.
-fn counted<'a>(list: Option<&'a ShardList>, location: &str) -> Option<(&'a str, u64)> {
+/// The path of a list, and its number of samples in the shard at `location`.
+fn listed_samples<'a>(list: Option<&'a ShardList>, location: &str) -> Option<(&'a str, u64)> {
     let list = list?;
     Some((&list.path, list.samples(location)?))
 }
 
-/// Raises the process's limit on open files where `shards` come near it, as far as it may: each stays open. Where
-/// that isn't far enough, opening one fails and says so.
-fn allow_open_files(shards: usize) {
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = shards as u64 + 256;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
-        let _ = setrlimit(Resource::Nofile, limit);
-    }
+fn merge_left_out(shards: &[Shard]) -> LeftOut {
+    let mut left_out = LeftOut::default();
+    shards.iter().for_each(|shard| left_out.merge(shard.index.left_out()));
+    left_out
 }
 
 impl Shard {
@@ -315,12 +340,12 @@ impl Shard {
         }
     }
 
-    /// The key of the sample that is called `name`. A file's ends at its extension, for others may differ from it
-    /// only behind the first dot.
+    /// The key of the sample `name`. A file's key ends at its extension, because two files may differ only after the
+    /// first dot.
     fn key<'a>(&self, name: &'a str) -> &'a str {
         match self.contents {
-            Contents::Tar(_) => key_and_extension(name).0,
-            Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // it is a path
+            Contents::Tar(_) => split_key(name).0,
+            Contents::Folder(ref folder) if folder.as_os_str().is_empty() => name, // a path
             Contents::Folder(_) => name.rsplit_once('.').map_or(name, |(key, _)| key),
         }
     }
@@ -349,10 +374,10 @@ impl Shard {
                 let path = folder.join(sample.name);
                 buffer::clear(encoded, 0);
                 let read = File::open(&path)
-                    .and_then(|file| file.take(MOST_IMAGE_BYTES + 1).read_to_end(encoded))
+                    .and_then(|file| file.take(MAX_IMAGE_BYTES + 1).read_to_end(encoded))
                     .context("read", &path)?;
-                if read as u64 > MOST_IMAGE_BYTES {
-                    let what = format!("over {} MiB, the most for an image", MOST_IMAGE_BYTES >> 20);
+                if read as u64 > MAX_IMAGE_BYTES {
+                    let what = format!("over {} MiB, the most for an image", MAX_IMAGE_BYTES >> 20);
                     return Err(Error::malformed(&path, what));
                 }
             }

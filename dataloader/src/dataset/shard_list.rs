@@ -1,6 +1,6 @@
-//! Lists of shards that others' tools write: `_info.json` of timm, the JSON of wids.
+//! Lists of shards that other tools write: `_info.json` of timm, the JSON of wids.
 //!
-//! timm's `_info.json` (or `info.json`) lies beside the shards and has
+//! timm's `_info.json` (or `info.json`) lies in the shards' folder and has
 //! `{"splits": {"train": {"filenames": ["x-000.tar", …], "shard_lengths": [1000, …], "num_samples": …}, …}}`.
 //! wids' (`widsindex create` calls it `shardindex.json`) has
 //! `{"wids_version": 1, "shardlist": [{"url": "x-000.tar", "nsamples": 1000}, …]}`, or the same by parts under
@@ -14,15 +14,15 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::source::{folder_of, join};
 
-/// What these files are called where they lie beside shards.
+/// The names of these files in a folder of shards.
 pub(crate) const FILES: [&str; 3] = ["_info.json", "info.json", "shardindex.json"];
 
-/// A list as it was read.
+/// A list of shards.
 #[derive(Debug)]
 pub(crate) struct ShardList {
-    /// Where it lies.
+    /// Its path or URL.
     pub(crate) path: String,
-    /// Its splits by name; wids' has one without a name.
+    /// Its splits by name; a wids list has one without a name.
     splits: BTreeMap<String, Vec<ListedShard>>,
 }
 
@@ -71,8 +71,7 @@ struct WidsShard {
 }
 
 impl ShardList {
-    /// Reads the list `text`, which lies at `path`. `None` where it is neither kind of list: other programs, too,
-    /// call a file `info.json`.
+    /// Parses the list at `path`. `None` if it is neither kind of list: other programs name files `info.json`, too.
     ///
     /// # Errors
     /// A list that contradicts itself, or that points to another one.
@@ -84,7 +83,7 @@ impl ShardList {
             datasets: Option<serde::de::IgnoredAny>,
         }
         let broken = |what: String| Error::malformed(Path::new(path), what);
-        let json = |error: serde_json::Error| broken(format!("{error}; mend the list or write it again"));
+        let json = |error: serde_json::Error| broken(format!("{error}; correct the list or write it again"));
         let Ok(kind) = serde_json::from_slice::<Kind>(text) else { return Ok(None) };
         let folder = folder_of(path);
         let mut splits = BTreeMap::new();
@@ -95,7 +94,7 @@ impl ShardList {
                 let sum = shard_lengths.iter().try_fold(0_u64, |sum, &samples| sum.checked_add(samples));
                 if filenames.len() != shard_lengths.len() || sum != Some(num_samples) {
                     let what = format!(
-                        "split '{name}' has {} files, {} lengths and {num_samples} samples, which don't fit together",
+                        "split '{name}' has {} files, {} lengths and {num_samples} samples, which contradict each other; write the list again",
                         filenames.len(),
                         shard_lengths.len()
                     );
@@ -144,13 +143,12 @@ impl ShardList {
         };
         found.map(Vec::as_slice).ok_or_else(|| {
             let known: Vec<_> = self.splits.keys().map(|name| format!("{}#{name}", self.path)).collect();
-            let asked = name
-                .map_or("which split is meant isn't said".to_owned(), |name| format!("no split '{name}'"));
+            let asked = name.map_or("it has several splits".to_owned(), |name| format!("no split '{name}'"));
             Error::InvalidArgument(format!("{}: {asked}; give one of: {}", self.path, known.join(", ")))
         })
     }
 
-    /// Samples that the list says are in the shard at `location`.
+    /// The list's number of samples in the shard at `location`.
     pub(crate) fn samples(&self, location: &str) -> Option<u64> {
         let shards = self.splits.values().flatten();
         shards.into_iter().find(|shard| shard.location == location).map(|shard| shard.samples)

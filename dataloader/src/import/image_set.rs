@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::inputs::{Input, InputLocation};
+use super::inputs::{InputLocation, Listing};
 use crate::error::{Error, Result};
+use crate::left_out::LeftOut;
 use crate::random::{self, Domain};
-use crate::shard::is_image;
 
 /// The images of one split, found but not read.
 pub(super) struct ImageSet {
@@ -19,14 +19,13 @@ pub(super) struct ImageSet {
     /// Each sample's key and label, in the order of the source.
     pub(super) samples: Vec<(Box<str>, u32)>,
     pub(super) images: Box<dyn ImageReader>,
-    /// Files that aren't named as images.
-    pub(super) ignored: u64,
+    pub(super) left_out: LeftOut,
 }
 
 /// Reads encoded images by number, from many threads.
 pub(super) trait ImageReader: Send + Sync {
     /// Replaces the contents of `bytes` by image `sample`, at most
-    /// [`MOST_IMAGE_BYTES`](crate::shard::MOST_IMAGE_BYTES) + 1 bytes of it.
+    /// [`MAX_IMAGE_BYTES`](crate::shard::MAX_IMAGE_BYTES) + 1 bytes of it.
     fn read(&self, sample: usize, bytes: &mut Vec<u8>) -> Result<()>;
 
     /// The file that holds the image.
@@ -62,8 +61,9 @@ pub(super) fn list_classes(
     name: String,
     split: String,
     names: Vec<String>,
-    classes: Vec<Input>,
+    classes: Listing,
 ) -> Result<ImageSet> {
+    let Listing { inputs: classes, mut left_out } = classes;
     if classes.is_empty() {
         return Err(Error::malformed(
             source,
@@ -72,7 +72,6 @@ pub(super) fn list_classes(
     }
     let mut samples = Vec::new();
     let mut locations = Vec::new();
-    let mut ignored = 0;
     for (position, class) in classes.iter().enumerate() {
         if position > 0 && classes[position - 1].name == class.name {
             return Err(Error::malformed(
@@ -84,16 +83,14 @@ pub(super) fn list_classes(
             let what = format!("class '{}' isn't one of the {} that training has", class.name, names.len());
             Error::malformed(source, format!("{what}; add it to the training images, or move it elsewhere"))
         })?;
-        let files = class.location.list_files()?;
-        let (images, others): (Vec<_>, Vec<_>) =
-            files.into_iter().partition(|file| has_image_extension(&file.name));
-        if images.is_empty() {
-            let what = "no .jpg, .jpeg or .png in it; add its images, or move the folder elsewhere";
+        let images = class.location.list_images()?;
+        if images.inputs.is_empty() {
+            let what = "no .jpg, .jpeg or .png in it; fetch or unpack it again";
             return Err(Error::malformed(source, format!("class '{}': {what}", class.name)));
         }
-        ignored += others.len() as u64;
+        left_out.merge(&images.left_out);
         let mut keys = UniqueKeys::default();
-        for image in images {
+        for image in images.inputs {
             let key = format!("{}/{}", replace_unsafe(&class.name), keys.make(&image.name));
             samples.push((key.into(), label as u32));
             locations.push(image.location);
@@ -106,13 +103,8 @@ pub(super) fn list_classes(
         class_names: Some(names),
         samples,
         images: Box::new(locations),
-        ignored,
+        left_out,
     })
-}
-
-/// Whether a file's extension is that of an image.
-pub(super) fn has_image_extension(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, extension)| is_image(extension))
 }
 
 /// Makes the last part of a key from a file name: no extension, no dots, none twice.
@@ -147,15 +139,5 @@ mod tests {
         let made =
             ["a.jpg", "a.png", "a.JPEG", "b.v2.jpg", "b_v2.jpg", "c\td.png"].map(|name| keys.make(name));
         assert_eq!(made, ["a", "a_", "a__", "b_v2", "b_v2_", "c_d"]);
-    }
-
-    #[test]
-    fn images_are_recognized_by_extension() {
-        assert!(
-            has_image_extension("x.JPEG") && has_image_extension("a.b.png") && has_image_extension("x.Jpg")
-        );
-        assert!(
-            !has_image_extension("jpg") && !has_image_extension("x.jpg.txt") && !has_image_extension("x.gif")
-        );
     }
 }

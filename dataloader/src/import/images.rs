@@ -94,8 +94,13 @@ impl ImageImport {
         files::remove_temporaries(&folder)?;
         let order = set.images.shuffle_samples(set.samples.len(), self.seed);
         let shards = SplitShards { import: self, set, folder: &folder, order };
-        let split =
-            |(info, bad), status| Split { folder: folder.clone(), info, status, bad, ignored: set.ignored };
+        let split = |(info, bad), status| Split {
+            folder: folder.clone(),
+            info,
+            status,
+            bad,
+            left_out: set.left_out.clone(),
+        };
         if let Some(complete) = shards.find_complete()? {
             counter.add(set.samples.len() as u64, 0);
             return Ok(split(complete, SplitStatus::AlreadyComplete));

@@ -1,18 +1,19 @@
 //! The files to import: in folders, and in tar archives, which are read in place. Nothing is ever extracted. Only the
 //! last part of a member's path is used, as its name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::broken_source;
-use crate::error::{IoContext, Result};
-use crate::shard::MOST_IMAGE_BYTES;
-
-/// Limit of consecutive header bytes in a tar, long names included.
-const MAX_HEADER_BYTES: u64 = 1 << 24;
+use crate::dataset::{ClassFolders, FolderImages, list_class};
+use crate::error::{Error, IoContext, Result};
+use crate::left_out::{LeftOut, Reason, is_foreign_path};
+use crate::shard::{
+    MAX_IMAGE_BYTES, MemberKind, TarMember, WalkError, is_image, last_extension, walk_members,
+};
 
 /// A file, a folder or an archive, with its name.
 #[derive(Clone)]
@@ -36,6 +37,14 @@ pub(super) struct Archive {
     file: File,
 }
 
+/// The inputs in a folder or an archive.
+#[derive(Clone, Default)]
+pub(super) struct Listing {
+    /// Sorted by name.
+    pub(super) inputs: Vec<Input>,
+    pub(super) left_out: LeftOut,
+}
+
 impl InputLocation {
     /// Opens the archive at `path`.
     pub(super) fn open_archive(path: &Path) -> Result<InputLocation> {
@@ -53,111 +62,94 @@ impl InputLocation {
         }
     }
 
-    /// Replaces the contents of `bytes` by those of the file or member, at most [`MOST_IMAGE_BYTES`] + 1.
+    /// Replaces the contents of `bytes` by those of the file or member, at most [`MAX_IMAGE_BYTES`] + 1.
     pub(super) fn read(&self, bytes: &mut Vec<u8>) -> Result<()> {
         match self {
             InputLocation::Path(path) => {
                 bytes.clear();
                 let file = File::open(path).context("open", path)?;
-                file.take(MOST_IMAGE_BYTES + 1).read_to_end(bytes).context("read", path).map(drop)
+                file.take(MAX_IMAGE_BYTES + 1).read_to_end(bytes).context("read", path).map(drop)
             }
             InputLocation::Member { archive, offset, length } => {
-                bytes.resize(*length.min(&(MOST_IMAGE_BYTES + 1)) as usize, 0);
+                bytes.resize(*length.min(&(MAX_IMAGE_BYTES + 1)) as usize, 0);
                 archive.file.read_exact_at(bytes, *offset).context("read", &archive.path)
             }
         }
     }
 
-    /// Lists the plain files in a folder, at any depth, or in a tar archive, sorted by name. Hidden files are left out.
+    /// Lists the images in a folder, at any depth, or in a tar archive.
     ///
     /// # Errors
-    /// A folder that can't be listed, an archive that is cut short or isn't a tar.
-    pub(super) fn list_files(&self) -> Result<Vec<Input>> {
-        let mut files = Vec::new();
+    /// A folder that can't be listed or holds images of other formats, an archive that is cut short or isn't a tar.
+    pub(super) fn list_images(&self) -> Result<Listing> {
         match self {
-            InputLocation::Path(folder) => collect_files(folder, &mut files)?,
-            InputLocation::Member { archive, offset, length } => {
-                let window = Window { archive, offset: *offset, length: *length, at: 0, since_seek: 0 };
-                files = list_members(window).map_err(|what| broken_source(&archive.path, &what))?;
+            InputLocation::Path(folder) => {
+                let root = folder.parent().unwrap_or(Path::new(""));
+                let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let FolderImages { files, left_out, .. } = list_class(root, name)?;
+                let input = |(folder, name): (String, String)| {
+                    let path = root.join(folder).join(&name);
+                    Input { name, location: InputLocation::Path(path) }
+                };
+                Ok(sort(files.into_iter().map(input).collect(), left_out))
             }
-        }
-        // The folders within a class may hold files of the same name.
-        files.sort_by(|a, b| (&a.name, a.location.path()).cmp(&(&b.name, b.location.path())));
-        Ok(files)
-    }
-}
-
-/// Lists the folders in `folder`, sorted by name. Hidden ones are left out.
-pub(super) fn list_folders(folder: &Path) -> Result<Vec<Input>> {
-    let mut found = Vec::new();
-    for (name, path, is_folder) in list_entries(folder)? {
-        if is_folder {
-            found.push(Input { name, location: InputLocation::Path(path) });
+            InputLocation::Member { .. } => self.list_members(is_image),
         }
     }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
-}
 
-/// Lists `folder`: names as text, paths, and whether they are folders or links to folders.
-fn list_entries(folder: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
-    let mut found = Vec::new();
-    for entry in folder.read_dir().context("list", folder)? {
-        let entry = entry.context("list", folder)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') {
-            let path = entry.path();
-            let kind = entry.file_type().context("read", &path)?;
-            let is_folder = if kind.is_symlink() {
-                fs::metadata(&path).context("read", &path)?.is_dir()
-            } else {
-                kind.is_dir()
+    /// Lists the members of a tar archive whose extension is `wanted`.
+    ///
+    /// # Errors
+    /// An archive that is cut short or isn't a tar.
+    pub(super) fn list_members(&self, wanted: impl Fn(&str) -> bool) -> Result<Listing> {
+        let InputLocation::Member { archive, offset: start, length } = self else {
+            return Ok(Listing::default());
+        };
+        let mut inputs = Vec::new();
+        let mut left_out = LeftOut::default();
+        let window = Window { archive, offset: *start, length: *length, at: 0 };
+        let walked = walk_members(window, *length, |TarMember { name: path, kind, offset, length }| {
+            let extension = last_extension(&path);
+            let reason = match kind {
+                MemberKind::Folder => return Ok(()),
+                _ if is_foreign_path(&path) => Reason::Foreign,
+                MemberKind::SymbolicLink => Reason::SymbolicLink,
+                MemberKind::Special => Reason::Special,
+                MemberKind::File if wanted(extension) => {
+                    let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+                    let archive = archive.clone();
+                    let location = InputLocation::Member { archive, offset: start + offset, length };
+                    inputs.push(Input { name, location });
+                    return Ok(());
+                }
+                MemberKind::File => Reason::Extension(extension),
             };
-            found.push((name, path, is_folder));
+            left_out.add(reason, &path);
+            Ok(())
+        });
+        match walked {
+            Ok(()) => Ok(sort(inputs, left_out)),
+            Err(WalkError::Damaged(what)) => Err(broken_source(&archive.path, &what)),
+            Err(WalkError::Unsupported(what)) => Err(Error::malformed(&archive.path, what)),
+            Err(WalkError::Visit(error)) => Err(error),
         }
     }
-    Ok(found)
 }
 
-fn collect_files(folder: &Path, files: &mut Vec<Input>) -> Result<()> {
-    for (name, path, is_folder) in list_entries(folder)? {
-        if is_folder {
-            collect_files(&path, files)?;
-        } else {
-            files.push(Input { name, location: InputLocation::Path(path) });
-        }
-    }
-    Ok(())
+fn sort(mut inputs: Vec<Input>, left_out: LeftOut) -> Listing {
+    // The folders within a class may hold files of the same name.
+    inputs.sort_by(|a, b| (&a.name, a.location.path()).cmp(&(&b.name, b.location.path())));
+    Listing { inputs, left_out }
 }
 
-/// Lists the members of the tar archive in `window`. Only headers are read.
-fn list_members(window: Window) -> Result<Vec<Input>, String> {
-    let Window { archive, offset: start, length, .. } = window;
-    let unreadable = |error: io::Error| format!("not a readable tar archive ({error})");
-    let mut tar = tar::Archive::new(window);
-    let mut found = Vec::new();
-    let mut end = 0_u64;
-    for member in tar.entries_with_seek().map_err(unreadable)? {
-        let member = member.map_err(unreadable)?;
-        let offset = member.raw_file_position();
-        let size = member.size();
-        let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
-        end = offset.saturating_add(size);
-        if end > length {
-            return Err(format!("cut short inside '{path}'"));
-        }
-        let name = path.rsplit('/').next().unwrap_or_default();
-        if member.header().entry_type().is_file() && !name.starts_with('.') {
-            let location =
-                InputLocation::Member { archive: archive.clone(), offset: start + offset, length: size };
-            found.push(Input { name: name.to_owned(), location });
-        }
-    }
-    // Cut exactly between two members, a tar looks whole but for the zero block that should end it.
-    if end.saturating_add(511) / 512 * 512 + 512 > length {
-        return Err("cut short: the tar's end marker is missing".into());
-    }
-    Ok(found)
+/// Lists the class folders in `folder`.
+///
+/// # Errors
+/// A folder that can't be listed, folders of splits instead of classes.
+pub(super) fn list_class_folders(folder: &Path) -> Result<Listing> {
+    let ClassFolders { names, left_out } = ClassFolders::list(folder)?;
+    let input = |name: String| Input { location: InputLocation::Path(folder.join(&name)), name };
+    Ok(Listing { inputs: names.into_iter().map(input).collect(), left_out })
 }
 
 /// A part of an archive, as a file of its own.
@@ -166,9 +158,6 @@ struct Window<'a> {
     offset: u64,
     length: u64,
     at: u64,
-    /// Bytes read since the last seek. The tar crate holds a member's long name in memory, whatever its size. It seeks
-    /// over contents, so they don't count.
-    since_seek: u64,
 }
 
 impl Read for Window<'_> {
@@ -176,10 +165,6 @@ impl Read for Window<'_> {
         let left = self.length.saturating_sub(self.at).min(bytes.len() as u64) as usize;
         let read = self.archive.file.read_at(&mut bytes[..left], self.offset + self.at)?;
         self.at += read as u64;
-        self.since_seek += read as u64;
-        if self.since_seek > MAX_HEADER_BYTES {
-            return Err(io::Error::other(format!("headers of more than {MAX_HEADER_BYTES} bytes")));
-        }
         Ok(read)
     }
 }
@@ -192,7 +177,6 @@ impl Seek for Window<'_> {
             SeekFrom::Current(distance) => (self.at, distance),
         };
         self.at = base.checked_add_signed(distance).ok_or_else(|| io::Error::other("a seek out of range"))?;
-        self.since_seek = 0;
         Ok(self.at)
     }
 }
@@ -205,6 +189,7 @@ pub(super) fn find_first(folder: &Path, candidates: &[&str]) -> Option<PathBuf> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn header(kind: tar::EntryType, name: &str, size: u64) -> tar::Header {
         let mut header = tar::Header::new_gnu();
@@ -226,7 +211,7 @@ mod tests {
             .unwrap()
             .set_len(sparse_length.max(bytes.len() as u64))
             .unwrap();
-        InputLocation::open_archive(&path).unwrap().list_files()
+        InputLocation::open_archive(&path).unwrap().list_images().map(|listing| listing.inputs)
     }
 
     #[test]
@@ -256,7 +241,7 @@ mod tests {
         assert!(error.to_string().contains("cut short inside 'huge.jpg'"), "{error}");
         let name = header(tar::EntryType::GNULongName, "././@LongLink", 1 << 32);
         let error = list(name.as_bytes(), 1 << 33).err().unwrap();
-        assert!(error.to_string().contains("headers of more than 16777216 bytes"), "{error}");
+        assert!(error.to_string().contains("over 1 MiB of headers for one member"), "{error}");
 
         // A member that is as large as it says, and all holes.
         let whole = list(huge.as_bytes(), (1 << 33) + 1024).unwrap();

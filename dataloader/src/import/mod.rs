@@ -13,6 +13,7 @@ use flate2::read::MultiGzDecoder;
 
 use crate::dataset::DatasetInfo;
 use crate::error::{Error, IoContext, Result};
+use crate::left_out::LeftOut;
 
 mod entry;
 mod formats;
@@ -41,8 +42,8 @@ pub struct Split {
     pub status: SplitStatus,
     /// Images that can't be used, left out and listed in `bad_imports.txt`.
     pub bad: u64,
-    /// Files of the source that aren't named as images.
-    pub ignored: u64,
+    /// Files of the source that aren't images.
+    pub left_out: LeftOut,
 }
 
 /// Whether a split had to be written.

@@ -10,6 +10,7 @@ use crate::dataset::{Dataset, DatasetInfo};
 use crate::decode::Channels;
 use crate::encode::{Encoder, Encoding};
 use crate::error::{Error, IoContext, Result};
+use crate::left_out::LeftOut;
 use crate::shard::ShardWriter;
 
 /// The JPEG quality of encoded pixels. Fashion-MNIST's come back within 4 of 255 levels, on average within 0.4.
@@ -84,7 +85,7 @@ impl PixelImport {
                 SplitStatus::Written
             };
             progress(finished, total);
-            splits.push(Split { folder, info, status, bad: 0, ignored: 0 });
+            splits.push(Split { folder, info, status, bad: 0, left_out: LeftOut::default() });
         }
         Ok(splits)
     }

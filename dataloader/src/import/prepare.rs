@@ -8,7 +8,7 @@ use crate::decode::{Channels, Decoder, Format, Header, read_jpeg_header};
 use crate::encode::{Encoder, Encoding};
 use crate::error::{BadImage, Result};
 use crate::jpeg::libjpeg::{Colours, Frame};
-use crate::shard::MOST_IMAGE_BYTES;
+use crate::shard::MAX_IMAGE_BYTES;
 use crate::{jpeg::tile, resize};
 
 /// The quality of JPEGs that were made smaller.
@@ -48,8 +48,8 @@ impl Preparer {
         encoded: &'a [u8],
     ) -> Result<(&'static str, Cow<'a, [u8]>), BadImage> {
         let format = Format::detect(encoded)?;
-        if encoded.len() as u64 > MOST_IMAGE_BYTES {
-            return Err(BadImage(format!("over {MOST_IMAGE_BYTES} bytes; replace the image")));
+        if encoded.len() as u64 > MAX_IMAGE_BYTES {
+            return Err(BadImage(format!("over {MAX_IMAGE_BYTES} bytes; replace the image")));
         }
         let header = self.decoder.header(encoded)?;
         let mut image = Cow::Borrowed(encoded);

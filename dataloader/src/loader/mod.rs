@@ -18,9 +18,11 @@ use crate::transform::{Augmenter, Renderer, Transform, View};
 mod mix;
 mod order;
 mod pool;
+mod view_fit;
 
 pub use mix::{Mix, MixTargets};
 pub use order::{BatchPlan, EpochOrder, Lanes, Replacements, eval_samples};
+pub use view_fit::describe_view_fit;
 
 use pool::{PendingBatch, SlotWorker, WorkerPool};
 

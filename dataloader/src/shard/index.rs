@@ -1,28 +1,31 @@
-//! Where each sample lies in a shard, so that samples can be read in any order.
+//! The index of a shard: where each sample lies, so that samples can be read in any order.
 //!
-//! The index of `NAME.tar` is the text file `NAME.idx`: a line `codinet-index 2 SIZE VERSION SAMPLES` (the tar's
-//! bytes, and its modification time when it was indexed; of an object in a store its ETag), then a tab-separated
-//! line a sample: image member, offset and length of its contents in bytes, label, and the CRC-32 of the member's
-//! header. By the last, reading a sample notices an index of another shard, whatever its size and time.
+//! The index of `NAME.tar` is the text file `NAME.idx`. Its first line is `codinet-index 3 SIZE VERSION SAMPLES`: the
+//! tar's bytes, and its modification time when it was indexed, or the ETag of an object in a store. The second line
+//! counts the members that aren't read, as JSON. Then comes a tab-separated line for each sample: image member, offset
+//! and length of its contents in bytes, label, and the CRC-32 of the member's header. By this checksum, reading a sample
+//! detects an index of another shard, even if size and time are the same.
 //!
-//! It is a cache. Where it is missing, damaged, or the tar has changed since, the tar's headers are scanned again
-//! and the index is written anew; where that isn't allowed (a read-only folder), the scan is only kept in memory.
-//! Members are never extracted: a name is a label in messages, and whatever path it spells, nothing is written.
+//! The index is a cache. Where it is missing, damaged, or older than the tar, the tar's headers are scanned again and
+//! the index is rewritten. In a read-only folder, the index is only kept in memory. Members are never extracted: a name
+//! is only a label in messages, so nothing is written to the path that it spells.
 
 use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::tar_names::{is_image, is_label, key_and_extension};
-use crate::error::{Error, IoContext, Result};
+use super::tar_names::{is_image, is_label, last_extension, split_key};
+use super::tar_walk::{MemberKind, TarMember, WalkError, walk_members};
+use crate::error::{Error, Result};
 use crate::files;
+use crate::left_out::{LeftOut, Reason, is_foreign_path};
 use crate::source::{LocalFile, ScanReader, Source};
 
-const FORMAT: &str = "codinet-index 2";
+const FORMAT: &str = "codinet-index 3";
 
-/// An image of more bytes than this is taken for a broken or hostile header.
-pub(crate) const MOST_IMAGE_BYTES: u64 = 256 << 20;
+/// Limit of an image in bytes; a larger one has a broken or hostile header.
+pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
 /// Bytes of a tar's header, which end where the member's contents begin.
 pub(crate) const HEADER: usize = 512;
@@ -30,9 +33,11 @@ pub(crate) const HEADER: usize = 512;
 /// The samples of one shard: 24 bytes each, and their names in one string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardIndex {
-    /// Bytes of the tar, and what changes when it does: an index is valid for one state of it.
+    /// Bytes of the tar.
     size: u64,
+    /// The version of the tar; an index is valid for one version.
     version: String,
+    left_out: LeftOut,
     names: String,
     entries: Vec<Entry>,
 }
@@ -42,7 +47,7 @@ struct Entry {
     offset: u64,
     length: u32,
     label: u32,
-    /// Where in `names` this sample's name ends; it begins where the one before ends.
+    /// Where in `names` this sample's name ends; it begins at the end of the one before.
     name_end: u32,
     header: u32,
 }
@@ -65,64 +70,66 @@ pub struct IndexedSample<'a> {
 impl<'a> IndexedSample<'a> {
     /// The sample's key: the name up to the first dot of its file name.
     pub fn key(&self) -> &'a str {
-        key_and_extension(self.name).0
+        split_key(self.name).0
     }
 }
 
-/// Where an index came from.
+/// The origin of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexState {
     /// Read from the `.idx` file.
     Read,
-    /// The `.idx` file was missing, damaged or out of date; it has been written anew.
+    /// The `.idx` file was missing, damaged or out of date, and has been rewritten.
     Rebuilt,
-    /// As `Rebuilt`, but it couldn't be written; each opening scans the tar again.
+    /// As `Rebuilt`, but the file couldn't be written; each opening scans the tar again.
     Unsaved,
-    /// There is none: a folder of image files is listed at each opening.
+    /// A folder of image files has no index; it is listed at each opening.
     NotNeeded,
 }
 
 impl ShardIndex {
-    /// Reads the index of the shard at `tar`, or rebuilds and saves it where it doesn't fit the tar.
+    /// Reads the index of the shard at `tar`, or rebuilds and saves it where it doesn't match the tar.
     ///
     /// # Errors
-    /// As [`rebuild`](Self::rebuild). Not being able to save isn't one.
+    /// As [`rebuild`](Self::rebuild). A failure to save is no error.
     pub fn open(tar: &Path) -> Result<(ShardIndex, IndexState)> {
-        ShardIndex::of(&Source::File(LocalFile::open(tar)?), false)
+        ShardIndex::open_source(&Source::File(LocalFile::open(tar)?), false)
     }
 
-    /// The index of an opened shard: the saved one if it fits and isn't to be made anew, else a scan, saved.
-    pub(crate) fn of(source: &Source, anew: bool) -> Result<(ShardIndex, IndexState)> {
-        if let Some(index) = (!anew).then(|| ShardIndex::saved(source)).flatten() {
+    /// Reads the index of an opened shard, or rebuilds and saves it: if it doesn't match, or if `rebuild` is set.
+    pub(crate) fn open_source(source: &Source, rebuild: bool) -> Result<(ShardIndex, IndexState)> {
+        if !rebuild && let Some(index) = ShardIndex::load(source) {
             return Ok((index, IndexState::Read));
         }
         let index = ShardIndex::scan(source)?;
-        let state = if index.keep(source) { IndexState::Rebuilt } else { IndexState::Unsaved };
+        let state = if index.try_save(source) { IndexState::Rebuilt } else { IndexState::Unsaved };
         Ok((index, state))
     }
 
-    /// The saved index of a shard, if it was made of its present state.
-    fn saved(source: &Source) -> Option<ShardIndex> {
-        // A file may change and keep its time, an object not its ETag.
-        let kept = source.local_path().and_then(|tar| ShardIndex::load(&tar, source));
-        if let Some(index) = kept.filter(|index| !matches!(source, Source::File(_)) || index.fits(source)) {
+    /// The saved index of a shard, if it was made from the shard's present version.
+    fn load(source: &Source) -> Option<ShardIndex> {
+        // A file's time may stay the same while its contents change; an object's ETag doesn't.
+        let saved = source.local_path().and_then(|tar| ShardIndex::load_file(&tar, source));
+        if let Some(index) = saved.filter(|index| !matches!(source, Source::File(_)) || index.matches(source))
+        {
             return Some(index);
         }
-        let index = ShardIndex::of_copy(&source.read_sibling("idx", most_index_bytes(source))?, source)?;
-        index.keep(source); // else it is asked for again
+        let text = source.read_sibling("idx", max_index_bytes(source))?;
+        let index = ShardIndex::parse_copied(&text, source)?;
+        index.try_save(source); // saves the next request
         Some(index)
     }
 
-    /// Saves it for the next opening, and whether there is a place for it that can be written.
-    fn keep(&self, source: &Source) -> bool {
+    /// Saves it for the next opening; false where no folder can be written.
+    fn try_save(&self, source: &Source) -> bool {
         source.local_path().is_some_and(|tar| self.save(&tar).is_ok())
     }
 
-    /// Scans the headers of the shard at `tar`; of the contents only the labels are read.
+    /// Scans the headers of the shard at `tar`. It reads the labels, and no other contents.
     ///
     /// # Errors
-    /// An unreadable file, one that isn't a tar or is cut short, an image without a label or a label without
-    /// an image, a label that isn't a number.
+    /// An unreadable file, one that isn't a tar or is cut short, data behind the end marker, an image without a label or
+    /// a label without an image, a label that isn't a number.
     pub fn rebuild(tar: &Path) -> Result<ShardIndex> {
         ShardIndex::scan(&Source::File(LocalFile::open(tar)?))
     }
@@ -130,91 +137,70 @@ impl ShardIndex {
     fn scan(source: &Source) -> Result<ShardIndex> {
         let tar = source.path();
         let reader = ScanReader::new(source);
-        let mut scan = Scan { tar, index: ShardIndex::new(source.size(), source.version()), open: None };
-        let broken = |cause: std::io::Error| {
-            reader.take_error().unwrap_or_else(|| {
-                let what = format!("not a readable tar archive ({cause}); copy or write the shard again");
-                Error::malformed(tar, what)
-            })
-        };
-        let mut archive = tar::Archive::new(&reader);
-        let mut end = 0; // of the last member, padding included
-        for member in archive.entries_with_seek().map_err(broken)? {
-            let mut member = member.map_err(broken)?;
-            reader.start_member();
-            let name = String::from_utf8(member.path_bytes().into_owned())
-                .map_err(|error| broken(std::io::Error::other(error)))?;
-            let (offset, length) = (member.raw_file_position(), member.size());
-            end = offset.saturating_add(length).saturating_add(511) / 512 * 512;
-            if end > source.size() {
-                return Err(Error::malformed(
-                    tar,
-                    format!("cut short inside '{name}'; copy the shard again"),
-                ));
+        let index = ShardIndex::new(source.size(), source.version());
+        let mut scan = MemberScan { tar, reader: &reader, index, pending: None };
+        match walk_members(&reader, source.size(), |member| scan.add_member(member)) {
+            Ok(()) => {}
+            Err(WalkError::Visit(error)) => return Err(error),
+            Err(WalkError::Unsupported(what)) => return Err(Error::malformed(tar, what)),
+            Err(WalkError::Damaged(what)) => {
+                let damaged = || Error::malformed(tar, format!("{what}; copy or write the shard again"));
+                return Err(reader.take_error().unwrap_or_else(damaged));
             }
-            if is_sparse(&mut member).map_err(broken)? {
-                let what = format!("'{name}' is stored sparsely; write the shard without tar's --sparse");
-                return Err(Error::malformed(tar, what));
-            }
-            if member.header().entry_type().is_file() {
-                let mut header = [0; HEADER];
-                reader.read_exact_at(&mut header, offset.saturating_sub(HEADER as u64))?;
-                scan.member(&name, offset, length, header_crc(&header), &mut member)?;
-            }
-        }
-        // Cut exactly between two members, a tar looks whole but for the zero block that should end it.
-        if end + 512 > source.size() {
-            return Err(Error::malformed(
-                tar,
-                "cut short: the tar's end marker is missing; copy the shard again",
-            ));
         }
         scan.close_sample()?;
         Ok(scan.index)
     }
 
-    /// The index beside `tar`, a shard's file or its copy, if it was made for `source` in its present state.
-    fn load(tar: &Path, source: &Source) -> Option<ShardIndex> {
+    /// The index in the folder of `tar`, a shard's file or its copy, if it was made from `source` in its present version.
+    fn load_file(tar: &Path, source: &Source) -> Option<ShardIndex> {
         let mut text = String::new();
-        File::open(index_path(tar)).ok()?.take(most_index_bytes(source)).read_to_string(&mut text).ok()?;
+        File::open(index_path(tar)).ok()?.take(max_index_bytes(source)).read_to_string(&mut text).ok()?;
         parse_index(&text, source.size()).filter(|index| index.version == source.version())
     }
 
-    /// As [`load`](Self::load), of an index that was copied beside an object, so that it holds the time of the
-    /// file that it was made of.
-    fn of_copy(text: &[u8], source: &Source) -> Option<ShardIndex> {
+    /// As [`load_file`](Self::load_file), for an index that was copied to the store together with its shard. It has the
+    /// time of the original file, so only the headers can tell whether it matches.
+    fn parse_copied(text: &[u8], source: &Source) -> Option<ShardIndex> {
         let mut index = parse_index(std::str::from_utf8(text).ok()?, source.size())?;
         index.version = source.version().to_owned();
-        index.fits(source).then_some(index)
+        index.matches(source).then_some(index)
     }
 
-    /// Whether the last sample's header is where it says.
-    fn fits(&self, source: &Source) -> bool {
+    /// Whether the last sample's header is where the index says.
+    fn matches(&self, source: &Source) -> bool {
         let Some(last) = self.get(self.len().wrapping_sub(1)) else { return true };
         let mut header = [0; HEADER];
         source.read_uncached(&mut header, last.offset - HEADER as u64).is_ok()
             && header_crc(&header) == last.header
     }
 
-    /// Writes the index beside `tar`, in one step.
+    /// Writes the index to the folder of `tar`, in one step.
     pub fn save(&self, tar: &Path) -> Result<()> {
         files::replace_file(&index_path(tar), self.to_text().as_bytes())
     }
 
-    /// What [`save`](Self::save) writes.
+    /// The text of the index file.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{FORMAT} {} {} {}\n", self.size, self.version, self.len());
+        // Neither a map of strings to JSON nor writing to a String can fail.
+        let _ = writeln!(text, "{}", serde_json::to_string(&self.left_out).unwrap_or_default());
         for sample in self.iter() {
             let IndexedSample { name, offset, length, label, header } = sample;
-            // Writing to a String can't fail.
             let _ = writeln!(text, "{name}\t{offset}\t{length}\t{label}\t{header:08x}");
         }
         text
     }
 
-    /// An index of nothing yet.
+    /// An empty index.
     pub(crate) fn new(size: u64, version: &str) -> ShardIndex {
-        ShardIndex { size, version: version.to_owned(), names: String::new(), entries: Vec::new() }
+        ShardIndex {
+            size,
+            version: version.to_owned(),
+            left_out: LeftOut::default(),
+            names: String::new(),
+            entries: Vec::new(),
+        }
     }
 
     /// Number of samples.
@@ -225,6 +211,16 @@ impl ShardIndex {
     /// Whether the shard holds no sample.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Members that aren't read.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
+    }
+
+    /// Sets the counts of files that aren't read.
+    pub(crate) fn set_left_out(&mut self, left_out: LeftOut) {
+        self.left_out = left_out;
     }
 
     /// Bytes of the tar.
@@ -254,7 +250,7 @@ impl ShardIndex {
         Some(())
     }
 
-    /// Gives back the memory that growing has taken beyond what is held.
+    /// Frees the unused capacity.
     pub(crate) fn shrink(&mut self) {
         self.names.shrink_to_fit();
         self.entries.shrink_to_fit();
@@ -268,142 +264,159 @@ pub(crate) fn header_crc(header: &[u8; HEADER]) -> u32 {
     crc.sum()
 }
 
-/// Whether a member's contents have holes that the tar leaves out: in GNU's format, or in pax headers.
-fn is_sparse<R: Read>(member: &mut tar::Entry<'_, R>) -> std::io::Result<bool> {
-    if member.header().entry_type().is_gnu_sparse() {
-        return Ok(true);
-    }
-    let Some(extensions) = member.pax_extensions()? else { return Ok(false) };
-    for extension in extensions {
-        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// A scan over a tar's members, which puts images and labels together.
-struct Scan<'a> {
+/// A scan over a tar's members, which joins images and labels to samples.
+struct MemberScan<'a> {
     tar: &'a Path,
+    reader: &'a ScanReader<'a>,
     index: ShardIndex,
-    /// The sample whose members are being met.
-    open: Option<OpenSample>,
+    /// The sample whose members are being read.
+    pending: Option<PendingSample>,
 }
 
-struct OpenSample {
+struct PendingSample {
     key: String,
-    /// The image member: its name, then offset, length and CRC-32 of its header.
-    image: Option<(String, u64, u32, u32)>,
+    image: Option<ImageMember>,
     label: Option<u32>,
 }
 
-impl Scan<'_> {
-    fn member(
-        &mut self,
-        name: &str,
-        offset: u64,
-        length: u64,
-        header: u32,
-        contents: &mut impl Read,
-    ) -> Result<()> {
-        let (key, extension) = key_and_extension(name);
-        if !is_image(extension) && !is_label(extension) {
-            return Ok(());
-        }
+struct ImageMember {
+    name: String,
+    offset: u64,
+    length: u32,
+    /// CRC-32 of its header.
+    header: u32,
+}
+
+impl MemberScan<'_> {
+    fn add_member(&mut self, TarMember { name, kind, offset, length }: TarMember) -> Result<()> {
+        let (key, extension) = split_key(&name);
+        let last = last_extension(&name);
+        let reason = match kind {
+            MemberKind::Folder => return Ok(()),
+            _ if is_foreign_path(&name) => Reason::Foreign,
+            MemberKind::SymbolicLink => Reason::SymbolicLink,
+            MemberKind::Special => Reason::Special,
+            MemberKind::File if is_image(extension) || is_label(extension) => {
+                return self.add_file(&name, key, extension, offset, length);
+            }
+            MemberKind::File if is_image(last) || is_label(last) => Reason::SeveralDots,
+            MemberKind::File => Reason::Extension(last),
+        };
+        self.index.left_out.add(reason, &name);
+        Ok(())
+    }
+
+    fn add_file(&mut self, name: &str, key: &str, extension: &str, offset: u64, length: u64) -> Result<()> {
         if name.contains(char::is_control) {
             let what = format!("control characters in the member name {name:?}; rename it");
             return Err(Error::malformed(self.tar, what));
         }
-        if self.open.as_ref().is_some_and(|open| open.key != key) {
+        if self.pending.as_ref().is_some_and(|pending| pending.key != key) {
             self.close_sample()?;
         }
-        let tar = self.tar;
-        let open =
-            self.open.get_or_insert_with(|| OpenSample { key: key.to_owned(), image: None, label: None });
         let twice = if is_image(extension) {
-            let length =
-                u32::try_from(length).ok().filter(|_| length <= MOST_IMAGE_BYTES).ok_or_else(|| {
-                    let most = MOST_IMAGE_BYTES >> 20;
-                    Error::malformed(
-                        tar,
-                        format!("'{name}' has {length} bytes; the most are {most} MiB an image"),
-                    )
-                })?;
-            open.image.replace((name.to_owned(), offset, length, header)).is_some()
+            let member = self.read_image_header(name, offset, length)?;
+            self.pending(key).image.replace(member).is_some()
         } else {
-            open.label.replace(read_label(tar, key, contents)?).is_some()
+            let label = self.read_label(key, offset, length)?;
+            self.pending(key).label.replace(label).is_some()
         };
         if twice {
             let kind = if is_image(extension) { "image" } else { "label" };
-            return Err(Error::malformed(
-                tar,
-                format!("key '{key}' has more than one {kind}; keep one of them"),
-            ));
+            let what = format!("key '{key}' has more than one {kind}; keep one of them");
+            return Err(Error::malformed(self.tar, what));
         }
         Ok(())
     }
 
-    /// The open sample has met all its members.
-    fn close_sample(&mut self) -> Result<()> {
-        let Some(OpenSample { key, image, label }) = self.open.take() else { return Ok(()) };
-        let label_error = |reason: &str| {
-            Err(Error::Label { shard: self.tar.to_owned(), key: key.clone(), reason: reason.to_owned() })
-        };
-        match (image, label) {
-            (Some((name, offset, length, header)), Some(label)) => {
-                let sample = IndexedSample { name: &name, offset, length, label, header };
-                self.index
-                    .push(sample)
-                    .ok_or_else(|| Error::malformed(self.tar, "over 4 GiB of names; split the shard"))
-            }
-            (Some(_), None) => {
-                label_error("the image has no .cls member beside it; write one with its class number")
-            }
-            (None, _) => label_error("the .cls member has no .jpg, .jpeg or .png beside it; add the image"),
-        }
+    fn pending(&mut self, key: &str) -> &mut PendingSample {
+        let new = || PendingSample { key: key.to_owned(), image: None, label: None };
+        self.pending.get_or_insert_with(new)
     }
-}
 
-fn read_label(tar: &Path, key: &str, contents: &mut impl Read) -> Result<u32> {
-    let mut text = Vec::new();
-    contents.take(64).read_to_end(&mut text).context("read", tar)?;
-    let text = String::from_utf8_lossy(&text);
-    text.trim().parse().map_err(|_| Error::Label {
-        shard: tar.to_owned(),
-        key: key.to_owned(),
-        reason: format!("its .cls member holds {:?}; it must hold a class number, 0 or more", text.trim()),
-    })
+    fn read_image_header(&self, name: &str, offset: u64, length: u64) -> Result<ImageMember> {
+        let length = u32::try_from(length).ok().filter(|_| length <= MAX_IMAGE_BYTES).ok_or_else(|| {
+            let most = MAX_IMAGE_BYTES >> 20;
+            Error::malformed(
+                self.tar,
+                format!("'{name}' has {length} bytes; the most are {most} MiB an image"),
+            )
+        })?;
+        let mut header = [0; HEADER];
+        self.reader.read_exact_at(&mut header, offset.saturating_sub(HEADER as u64))?;
+        Ok(ImageMember { name: name.to_owned(), offset, length, header: header_crc(&header) })
+    }
+
+    fn read_label(&self, key: &str, offset: u64, length: u64) -> Result<u32> {
+        let mut text = vec![0; length.min(64) as usize];
+        self.reader.read_exact_at(&mut text, offset)?;
+        let text = String::from_utf8_lossy(&text);
+        text.trim().parse().map_err(|_| {
+            let text = text.trim();
+            self.label_error(
+                key,
+                format!("its .cls member holds {text:?}; it must hold a class number, 0 or more"),
+            )
+        })
+    }
+
+    fn label_error(&self, key: &str, reason: String) -> Error {
+        Error::Label { shard: self.tar.to_owned(), key: key.to_owned(), reason }
+    }
+
+    /// Adds the pending sample to the index.
+    fn close_sample(&mut self) -> Result<()> {
+        let Some(PendingSample { key, image, label }) = self.pending.take() else { return Ok(()) };
+        let Some(ImageMember { name, offset, length, header }) = image else {
+            let reason = "the .cls member has no .jpg, .jpeg or .png next to it; add the image";
+            return Err(self.label_error(&key, reason.to_owned()));
+        };
+        let Some(label) = label else {
+            let reason = "the image has no .cls member next to it; write one with its class number";
+            return Err(self.label_error(&key, reason.to_owned()));
+        };
+        let sample = IndexedSample { name: &name, offset, length, label, header };
+        let too_long = || Error::malformed(self.tar, "over 4 GiB of names; split the shard");
+        self.index.push(sample).ok_or_else(too_long)
+    }
 }
 
 fn index_path(tar: &Path) -> PathBuf {
     tar.with_extension("idx")
 }
 
-/// An index has fewer bytes than its tar, whose headers hold all that it says: a longer file isn't one.
-fn most_index_bytes(source: &Source) -> u64 {
-    source.size().saturating_add(FORMAT.len() as u64 + 256)
+/// Limit of an index file in bytes. An index repeats parts of the tar's headers, so a longer file isn't one.
+fn max_index_bytes(source: &Source) -> u64 {
+    source.size().saturating_add(FORMAT.len() as u64 + MAX_LEFT_OUT_BYTES)
 }
 
-/// The index in `text`, if it is whole and made for a tar of `size` bytes.
+/// Limit of the first two lines in bytes.
+const MAX_LEFT_OUT_BYTES: u64 = 1 << 14;
+
+/// Parses an index; `None` if it is damaged, or wasn't made from a tar of `size` bytes.
 pub(crate) fn parse_index(text: &str, size: u64) -> Option<ShardIndex> {
-    let (header, lines) = text.split_once('\n')?;
+    let (header, rest) = text.split_once('\n')?;
+    let (left_out, lines) = rest.split_once('\n')?;
     let mut fields = header.strip_prefix(FORMAT)?.strip_prefix(' ')?.split(' ');
     let same_size = fields.next()?.parse::<u64>().ok()? == size;
-    let (version, count) = (fields.next()?, fields.next()?.parse::<usize>().ok()?);
+    let version = fields.next()?;
+    let count = fields.next()?.parse::<usize>().ok()?;
     if !same_size || fields.next().is_some() {
         return None;
     }
     let mut index = ShardIndex::new(size, version);
+    index.left_out = serde_json::from_str(left_out).ok()?;
     index.names.reserve_exact(lines.len());
     index.entries.reserve_exact(count.min(lines.len() / 14)); // the shortest line
     for line in lines.lines() {
         let mut fields = line.split('\t');
         let name = fields.next().filter(|name| !name.contains(char::is_control))?;
-        let (offset, length): (u64, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let offset: u64 = fields.next()?.parse().ok()?;
+        let length: u32 = fields.next()?.parse().ok()?;
         let label = fields.next()?.parse().ok()?;
         let header = u32::from_str_radix(fields.next().filter(|crc| crc.len() == 8)?, 16).ok()?;
         let inside = offset >= HEADER as u64 && offset.checked_add(length.into())? <= size;
-        if !inside || u64::from(length) > MOST_IMAGE_BYTES || fields.next().is_some() {
+        if !inside || u64::from(length) > MAX_IMAGE_BYTES || fields.next().is_some() {
             return None;
         }
         index.push(IndexedSample { name, offset, length, label, header })?;

@@ -1,13 +1,17 @@
-//! How shards are written.
+//! Writes shards.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::index::ShardIndex;
-use super::tar_names::{is_image, key_and_extension};
+use super::tar_names::{is_image, split_key};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
+use crate::left_out::is_foreign_path;
+
+/// Limit of a member's name in a ustar header, without a prefix.
+const USTAR_NAME_BYTES: usize = 100;
 
 /// The file name of shard `number`.
 pub(crate) fn shard_name(name: &str, number: u32) -> String {
@@ -16,9 +20,8 @@ pub(crate) fn shard_name(name: &str, number: u32) -> String {
 
 /// Writes samples to `NAME-000000.tar`, `NAME-000001.tar`, …, each with its index.
 ///
-/// The bytes written are a function of the samples alone: owners and times in the headers are constants.
-/// A shard gets its name only when it is complete and on disk; until then it ends in `.tar.tmp`, and is removed where
-/// writing ends before that, unless the program is killed.
+/// The bytes are a function of the samples only: owners and times in the headers are constants. A shard gets its name
+/// when it is complete and on disk. Until then its name ends in `.tar.tmp`, and an error removes the file.
 pub struct ShardWriter {
     folder: PathBuf,
     name: String,
@@ -74,14 +77,17 @@ impl ShardWriter {
     pub fn write(&mut self, key: &str, extension: &str, image: &[u8], label: u32) -> Result<()> {
         let image_name = format!("{key}.{extension}");
         let control = key.contains(char::is_control);
-        if key.is_empty()
-            || key.ends_with('/')
-            || control
-            || key_and_extension(&image_name) != (key, extension)
-        {
-            return Err(Error::InvalidArgument(format!(
-                "'{key}' can't be a sample's key; give it a file name without dots and control characters"
-            )));
+        if key.is_empty() || key.ends_with('/') || control || split_key(&image_name) != (key, extension) {
+            return Err(invalid_key(key, "it needs a file name without dots and control characters"));
+        }
+        if key.starts_with('/') || key.split('/').any(|part| part == "..") {
+            return Err(invalid_key(key, "it must be a relative path without '..'"));
+        }
+        if is_foreign_path(&image_name) {
+            return Err(invalid_key(
+                key,
+                "hidden and system files are left out when a shard is read; rename it",
+            ));
         }
         if !is_image(extension) {
             return Err(Error::InvalidArgument(format!(
@@ -117,19 +123,26 @@ impl ShardWriter {
         let temporary = path.with_extension("tar.tmp");
         let file = File::create(&temporary).context("create", &temporary)?;
         self.shards += 1;
-        let (tar, temporary) = (tar::Builder::new(BufWriter::new(file)), Temporary(temporary));
-        Ok(OpenShard { tar, temporary, path, samples: 0 })
+        let tar = tar::Builder::new(BufWriter::new(file));
+        Ok(OpenShard { tar, temporary: Temporary(temporary), path, samples: 0 })
     }
 }
 
 impl OpenShard {
     fn append(&mut self, name: &str, contents: &[u8]) -> Result<()> {
         let mut header = tar::Header::new_ustar();
-        header.set_path(name).map_err(|reason| {
-            Error::InvalidArgument(format!(
-                "'{name}' can't be a tar member ({reason}); use a shorter, relative key"
-            ))
-        })?;
+        match header.set_path(name) {
+            Ok(()) => {}
+            Err(_) if name.len() > USTAR_NAME_BYTES => {
+                // The full name goes to a pax header, and its start to this one, as Python's tarfile writes it.
+                let path = [("path", name.as_bytes())];
+                self.tar.append_pax_extensions(path).context("write", &self.temporary.0)?;
+                let start = &name.as_bytes()[..name.floor_char_boundary(USTAR_NAME_BYTES)];
+                header = tar::Header::new_ustar();
+                header.as_mut_bytes()[..start.len()].copy_from_slice(start);
+            }
+            Err(reason) => return Err(invalid_key(name, &reason.to_string())),
+        }
         header.set_size(contents.len() as u64);
         header.set_mode(0o644);
         header.set_uid(0);
@@ -140,7 +153,7 @@ impl OpenShard {
         self.tar.append(&header, contents).context("write", &self.temporary.0)
     }
 
-    /// Brings the shard to disk under its name, then writes its index.
+    /// Syncs the shard to disk, renames it, and writes its index.
     fn complete(self, folder: &Path) -> Result<()> {
         let OpenShard { tar, temporary, path, .. } = self;
         tar.into_inner()
@@ -152,15 +165,19 @@ impl OpenShard {
     }
 }
 
+fn invalid_key(key: &str, reason: &str) -> Error {
+    Error::InvalidArgument(format!("'{key}' can't be a sample's key: {reason}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn keys_that_would_not_come_back_are_refused() {
+    fn keys_that_a_tar_would_change_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::new(folder.path(), "x", 10).unwrap();
-        for key in ["", "a.b", "dir/", "tab\tbed", "/absolute", "../up"] {
+        for key in ["", "a.b", "dir/", "tab\tbed", "/absolute", "../up", "lost+found/a"] {
             assert!(matches!(writer.write(key, "jpg", b"", 0), Err(Error::InvalidArgument(_))), "{key:?}");
         }
         assert!(matches!(writer.write("a", "gif", b"", 0), Err(Error::InvalidArgument(_))));
@@ -168,7 +185,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_shard_leaves_nothing() {
+    fn long_names_are_written_in_pax_headers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::new(folder.path(), "x", 10).unwrap();
+        // 134 bytes, in one part, which ustar can't split; more than a prefix holds; letters of two bytes at the limit.
+        let keys = ["n".repeat(130), format!("{}/n", "d/".repeat(200)), format!("a{}", "ü".repeat(60))];
+        for (label, key) in keys.iter().enumerate() {
+            writer.write(key, "jpg", b"image", label as u32).unwrap();
+        }
+        writer.finish().unwrap();
+        let (index, _) = ShardIndex::open(&folder.path().join("x-000000.tar")).unwrap();
+        let read: Vec<(&str, u32)> = index.iter().map(|sample| (sample.key(), sample.label)).collect();
+        assert_eq!(read, [(&*keys[0], 0), (&*keys[1], 1), (&*keys[2], 2)]);
+        assert!(index.left_out().is_empty());
+    }
+
+    #[test]
+    fn unfinished_shard_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::new(folder.path(), "x", 10).unwrap();
         writer.write("a", "png", b"image", 0).unwrap();

@@ -1,4 +1,4 @@
-//! Local copies of shards from stores, in a folder that processes share.
+//! Local copies of shards from stores and slow file systems, in a folder that processes share.
 //!
 //! A copy is `NAME-HASH.tar`. The hash covers its URL, version and size, so a changed object is another file. An
 //! incomplete copy is `NAME-HASH.part`, locked by the process that fetches it. So after a process dies, every `.tar` is
@@ -19,16 +19,23 @@ use crate::error::{IoContext, Result};
 pub(crate) struct SharedFolder {
     folder: PathBuf,
     limit: u64,
+    device: Option<u64>,
 }
 
 impl SharedFolder {
     pub(crate) fn open(cache: &Cache) -> Result<SharedFolder> {
         let Cache { folder, limit_bytes } = cache;
         fs::create_dir_all(folder).context("create folder", folder)?;
-        Ok(SharedFolder { folder: folder.clone(), limit: *limit_bytes })
+        let device = fs::metadata(folder).ok().map(|metadata| metadata.dev());
+        Ok(SharedFolder { folder: folder.clone(), limit: *limit_bytes, device })
     }
 
-    /// The path of a shard's copy.
+    /// The number of its file system.
+    pub(crate) fn device(&self) -> Option<u64> {
+        self.device
+    }
+
+    /// The path of a shard's copy; `url` is the shard's URL or absolute path.
     pub(crate) fn copy_path(&self, url: &str, version: &str, size: u64) -> PathBuf {
         let mut hash = Sha256::new();
         for part in [url, version] {

@@ -6,18 +6,21 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, IoContext, Result};
 
-#[cfg(feature = "remote")]
 mod cache;
 mod local;
+mod open_files;
 mod options;
 #[cfg(feature = "remote")]
 mod remote;
 mod scan;
 
+use cache::SharedFolder;
 pub(crate) use local::LocalFile;
+pub(crate) use open_files::reserve_open_files;
 pub use options::{Cache, Options};
 pub(crate) use scan::ScanReader;
 
@@ -69,9 +72,18 @@ impl Source {
     /// As [`read_exact_at`](Self::read_exact_at), but never fetches a whole shard into the cache.
     pub(crate) fn read_uncached(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         match self {
-            Source::File(file) => file.read_exact_at(&mut [], bytes, offset),
+            Source::File(file) => file.read_in_place(&mut [], bytes, offset),
             #[cfg(feature = "remote")]
             Source::Object(object) => object.read_from_store(&mut [], bytes, offset),
+        }
+    }
+
+    /// Fills `bytes` for a scan of headers, which reads all of an object but little of a file.
+    fn read_for_scan(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Source::File(file) => file.read_in_place(&mut [], bytes, offset),
+            #[cfg(feature = "remote")]
+            Source::Object(object) => object.read_exact_at(&mut [], bytes, offset),
         }
     }
 
@@ -112,10 +124,10 @@ pub(crate) fn is_url(location: &str) -> bool {
 /// Opens files by paths and objects by URLs. Threads and connections for stores start with the first URL.
 #[derive(Debug)]
 pub(crate) struct Storage {
-    #[cfg(feature = "remote")]
     options: Options,
+    cache: OnceLock<Option<Arc<SharedFolder>>>,
     #[cfg(feature = "remote")]
-    remote: std::sync::OnceLock<std::sync::Arc<remote::Remote>>,
+    remote: OnceLock<Arc<remote::Remote>>,
 }
 
 /// The path or URL of a shard. A listing of a store also returns the object's state, which saves a request.
@@ -137,20 +149,28 @@ impl Location {
 }
 
 impl Storage {
-    #[cfg(feature = "remote")]
     pub(crate) fn new(options: &Options) -> Storage {
-        Storage { options: options.clone(), remote: std::sync::OnceLock::new() }
+        Storage {
+            options: options.clone(),
+            cache: OnceLock::new(),
+            #[cfg(feature = "remote")]
+            remote: OnceLock::new(),
+        }
     }
 
-    #[cfg(not(feature = "remote"))]
-    pub(crate) fn new(_: &Options) -> Storage {
-        Storage {}
+    /// The folder for copies of shards, if there is one.
+    fn cache(&self) -> Result<Option<&Arc<SharedFolder>>> {
+        if let Some(cache) = self.cache.get() {
+            return Ok(cache.as_ref());
+        }
+        let cache = self.options.cache.as_ref().map(SharedFolder::open).transpose()?;
+        Ok(self.cache.get_or_init(|| cache.map(Arc::new)).as_ref())
     }
 
     /// Opens a shard.
     pub(crate) fn open(&self, location: &Location) -> Result<Source> {
         if !is_url(&location.name) {
-            return Ok(Source::File(LocalFile::open(Path::new(&location.name))?));
+            return Ok(Source::File(LocalFile::open_cached(Path::new(&location.name), self.cache()?)?));
         }
         #[cfg(feature = "remote")]
         return Ok(Source::Object(Box::new(remote::Object::open(self.remote()?, location)?)));
@@ -201,11 +221,11 @@ impl Storage {
     }
 
     #[cfg(feature = "remote")]
-    fn remote(&self) -> Result<&std::sync::Arc<remote::Remote>> {
+    fn remote(&self) -> Result<&Arc<remote::Remote>> {
         if let Some(remote) = self.remote.get() {
             return Ok(remote);
         }
-        let remote = std::sync::Arc::new(remote::Remote::start(&self.options)?);
+        let remote = Arc::new(remote::Remote::start(&self.options, self.cache()?.cloned())?);
         Ok(self.remote.get_or_init(|| remote))
     }
 }

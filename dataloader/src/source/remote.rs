@@ -25,6 +25,7 @@ use super::cache::SharedFolder;
 use super::options::Options;
 use super::{Location, is_url, local};
 use crate::error::{Error, IoContext, Result};
+use crate::left_out::is_foreign;
 
 /// Bytes of one request while scanning or fetching a shard.
 const PART: u64 = 8 << 20;
@@ -38,7 +39,7 @@ pub(crate) struct Remote {
     runtime: Runtime,
     stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     timeout: Duration,
-    cache: Option<SharedFolder>,
+    cache: Option<Arc<SharedFolder>>,
 }
 
 /// The state of an object when it was opened or listed.
@@ -102,7 +103,7 @@ impl ObjectState {
 }
 
 impl Remote {
-    pub(crate) fn start(options: &Options) -> Result<Remote> {
+    pub(crate) fn start(options: &Options, cache: Option<Arc<SharedFolder>>) -> Result<Remote> {
         // Fails where the process has chosen a provider already; that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -111,7 +112,6 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(|error| Error::Exhausted(format!("cannot start threads for stores: {error}")))?;
-        let cache = options.cache.as_ref().map(SharedFolder::open).transpose()?;
         Ok(Remote { runtime, stores: Mutex::default(), timeout: options.timeout, cache })
     }
 
@@ -164,7 +164,7 @@ impl Remote {
             .objects
             .iter()
             .filter_map(|meta| {
-                let name = meta.location.filename().filter(|name| glob.matches(name))?;
+                let name = meta.location.filename().filter(|name| glob.matches(name) && !is_foreign(name))?;
                 Some(Location { name: format!("{folder}/{name}"), state: Some(ObjectState::from_meta(meta)) })
             })
             .collect();
@@ -494,7 +494,7 @@ mod tests {
 
     #[test]
     fn passwords_in_urls_are_refused_and_not_repeated() {
-        let remote = Arc::new(Remote::start(&Options::default()).unwrap());
+        let remote = Arc::new(Remote::start(&Options::default(), None).unwrap());
         let error =
             Object::open(&remote, &Location::new("https://me:secret@host/x.tar")).unwrap_err().to_string();
         assert!(

@@ -6,9 +6,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use super::Source;
 use crate::error::{Error, Result};
 
-/// Limit of the headers of one member in bytes, long names included.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
-
 /// A cursor over a [`Source`] that reads a block ahead. So adjacent headers take one read, or one request to a store.
 /// `&ScanReader` implements `Read` and `Seek`.
 pub(crate) struct ScanReader<'a> {
@@ -20,21 +17,14 @@ struct ReadAhead {
     position: u64,
     block: Vec<u8>,
     block_start: u64,
-    /// Bytes read since [`ScanReader::start_member`].
-    read: u64,
     /// The source's own error, which has more details than the `io::Error`.
     failed: Option<Error>,
 }
 
 impl<'a> ScanReader<'a> {
     pub(crate) fn new(source: &'a Source) -> ScanReader<'a> {
-        let state = ReadAhead { position: 0, block: Vec::new(), block_start: 0, read: 0, failed: None };
+        let state = ReadAhead { position: 0, block: Vec::new(), block_start: 0, failed: None };
         ScanReader { source, state: RefCell::new(state) }
-    }
-
-    /// Resets the count of header bytes for the next member.
-    pub(crate) fn start_member(&self) {
-        self.state.borrow_mut().read = 0;
     }
 
     /// The source's error, if the source failed.
@@ -51,7 +41,7 @@ impl<'a> ScanReader<'a> {
         });
         match held {
             Some(held) => bytes.copy_from_slice(held),
-            None => self.source.read_exact_at(&mut [], bytes, offset)?,
+            None => self.source.read_for_scan(bytes, offset)?,
         }
         Ok(())
     }
@@ -65,7 +55,7 @@ impl ReadAhead {
             let left = source.size().saturating_sub(self.position);
             self.block_start = self.position;
             self.block.resize((source.scan_block() as u64).min(left) as usize, 0);
-            source.read_exact_at(&mut [], &mut self.block, self.position)?;
+            source.read_for_scan(&mut self.block, self.position)?;
         }
         Ok(&self.block[(self.position - self.block_start) as usize..])
     }
@@ -88,10 +78,6 @@ impl Read for &ScanReader<'_> {
             }
         };
         state.position += bytes as u64;
-        state.read += bytes as u64;
-        if state.read > MAX_HEADER_BYTES {
-            return Err(io::Error::other("over 1 MiB of headers for one member"));
-        }
         Ok(bytes)
     }
 }

@@ -19,11 +19,12 @@ fn write_classes(folder: &Path, each: usize) {
 }
 
 #[test]
-fn an_import_that_was_killed_goes_on_to_the_same_bytes() {
+fn killed_import_resumes_to_the_same_bytes() {
     let source = tempfile::tempdir().unwrap();
     write_classes(source.path(), 240);
     let outs = tempfile::tempdir().unwrap();
-    let (whole, killed) = (outs.path().join("a/set"), outs.path().join("b/set"));
+    let whole = outs.path().join("a/set");
+    let killed = outs.path().join("b/set");
     stdout(&import("imagefolder", source.path(), &whole, &["--shard-size", "4", "--threads", "2"]));
 
     let mut child = Command::new(env!("CARGO_BIN_EXE_codinet-data"))
@@ -54,7 +55,8 @@ fn an_import_that_was_killed_goes_on_to_the_same_bytes() {
         stdout(&import("imagefolder", source.path(), &killed, &["--shard-size", "4", "--threads", "2"]));
     assert!(text.contains("wrote") && text.contains("(samples: 1200, shards: 300)"), "{text}");
     assert_eq!([written(0), written(2)], before, "whole shards were written again");
-    let (expected, found) = (files(&whole), files(&killed));
+    let expected = files(&whole);
+    let found = files(&killed);
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     assert!(found == expected);
     let text = stdout(&import("imagefolder", source.path(), &killed, &["--shard-size", "4"]));
@@ -63,7 +65,8 @@ fn an_import_that_was_killed_goes_on_to_the_same_bytes() {
 
 #[test]
 fn other_settings_are_refused() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     write_classes(source.path(), 3);
     let out = outs.path().join("set");
     stdout(&import("imagefolder", source.path(), &out, &["--shard-size", "4"]));
@@ -93,7 +96,8 @@ fn other_settings_are_refused() {
 
 #[test]
 fn odd_images_are_kept_and_bad_ones_named() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     write_classes(source.path(), 2);
     let cat = source.path().join("cat");
     let mut encoder = Encoder::new(Encoding::Png).unwrap();
@@ -115,7 +119,10 @@ fn odd_images_are_kept_and_bad_ones_named() {
     fs::write(source.path().join("readme.txt"), "not a class").unwrap();
     let out = outs.path().join("odd");
     let text = stdout(&import("imagefolder", source.path(), &out, &["--no-tile"]));
-    assert!(text.contains("samples: 13") && text.contains("left out 1 files"), "{text}");
+    assert!(
+        text.contains("samples: 13") && text.contains("left out 2 .txt files, first readme.txt"),
+        "{text}"
+    );
     let found: BTreeMap<String, (u32, Vec<u8>)> =
         samples(&out).into_iter().map(|(key, label, image)| (key, (label, image))).collect();
     assert_eq!(found["cat/a_png_v2"], (2, png));
@@ -143,7 +150,7 @@ fn odd_images_are_kept_and_bad_ones_named() {
     assert!(stdout(&import("imagefolder", source.path(), &out, &skip)).contains("already complete"));
     let error = data_error(&import("imagefolder", source.path(), &out, &["--shard-size", "1"]));
     assert!(error.contains("--skip-bad"), "{error}");
-    // Once they are mended, they are in, and no list speaks of them any more.
+    // Repaired images are imported, and the list of bad ones is removed.
     for name in ["empty.jpg", "page.jpg"] {
         fs::write(cat.join(name), photograph(501)).unwrap();
     }
@@ -152,8 +159,9 @@ fn odd_images_are_kept_and_bad_ones_named() {
 }
 
 #[test]
-fn max_side_shrinks_and_says_so() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn max_side_shrinks_and_reports_it() {
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     write_classes(source.path(), 4);
     let out = outs.path().join("set");
     let text = stdout(&import("imagefolder", source.path(), &out, &["--max-side", "17", "--no-tile"]));
@@ -161,7 +169,8 @@ fn max_side_shrinks_and_says_so() {
     let mut shrunk = 0;
     for (key, label, image) in samples(&out) {
         let number = label as usize * 4 + key.rsplit('/').next().unwrap().parse::<usize>().unwrap();
-        let (before, after) = (photograph(number), turbojpeg::read_header(&image).unwrap());
+        let before = photograph(number);
+        let after = turbojpeg::read_header(&image).unwrap();
         let header = turbojpeg::read_header(&before).unwrap();
         assert!(after.width.max(after.height) <= 17);
         if header.width.max(header.height) > 17 {
@@ -177,7 +186,8 @@ fn max_side_shrinks_and_says_so() {
 /// Unless they are asked to stay: the same pixels, in tiles.
 #[test]
 fn jpegs_become_tiled() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     write_classes(source.path(), 4);
     for (flag, tiled) in [(None, true), (Some("--no-tile"), false)] {
         let out = outs.path().join(flag.unwrap_or("tiled"));
@@ -193,14 +203,15 @@ fn jpegs_become_tiled() {
 
 #[test]
 fn folders_that_are_not_classes_are_refused() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     let refused = || data_error(&import("imagefolder", source.path(), out.path(), &[]));
     assert!(refused().contains("no classes"));
     fs::create_dir(source.path().join("train")).unwrap();
     fs::create_dir(source.path().join("val")).unwrap();
     assert!(refused().contains("look like splits, not classes"));
     fs::create_dir(source.path().join("zebra")).unwrap();
-    assert!(refused().contains("class 'train': no .jpg, .jpeg or .png in it"));
+    assert!(refused().contains("train: holds no .jpg, .jpeg or .png"));
     let error = data_error(&import("imagefolder", &source.path().join("nowhere"), out.path(), &[]));
     assert!(error.contains("nowhere: not a folder"), "{error}");
 }

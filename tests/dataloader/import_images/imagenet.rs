@@ -100,14 +100,15 @@ fn meta() -> Vec<u8> {
 
 #[test]
 fn imagenet_from_archives_and_from_folders_is_the_same() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
     write_archives(source.path());
     let text = stdout(&import("imagenet", source.path(), out.path(), &["--shard-size", "16", "--no-tile"]));
     assert!(text.contains("train (samples: 60, shards: 4)") && text.contains("val (samples: 10, shards: 1)"));
 
     let mut found = samples(&out.path().join("train"));
     let mixed: BTreeSet<u32> = found[..16].iter().map(|sample| sample.1).collect();
-    assert!(mixed.len() >= 4, "the first shard holds the classes {mixed:?} alone");
+    assert!(mixed.len() >= 4, "the first shard holds only the classes {mixed:?}");
     let mut expected: Vec<_> = WNIDS
         .iter()
         .flat_map(|wnid| {
@@ -138,7 +139,8 @@ fn imagenet_from_archives_and_from_folders_is_the_same() {
     assert_eq!(found, expected);
 
     // From folders, with the devkit unpacked, by other threads: the same bytes.
-    let (folders, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folders = tempfile::tempdir().unwrap();
+    let again = tempfile::tempdir().unwrap();
     write_folders(folders.path());
     let data = folders.path().join("ILSVRC2012_devkit_t12/data");
     fs::create_dir_all(&data).unwrap();
@@ -148,7 +150,7 @@ fn imagenet_from_archives_and_from_folders_is_the_same() {
     stdout(&import("imagenet", folders.path(), again.path(), &settings));
     assert!(files(out.path()) == files(again.path()));
 
-    // One split alone, of validation images in folders of their classes; training numbers them all the same.
+    // Only the validation split, in class folders, with the class numbers of the training images.
     let classes = tempfile::tempdir().unwrap();
     for (name, image, number) in validation_images().into_iter().filter(|(_, _, number)| *number != 2) {
         let folder = classes.path().join("val").join(WNIDS[number - 1]);
@@ -246,7 +248,7 @@ fn broken_imagenet_archives_are_refused() {
 }
 
 #[test]
-fn a_broken_devkit_is_refused() {
+fn broken_devkit_is_refused() {
     let source = tempfile::tempdir().unwrap();
     write_archives(source.path());
     let refused = |meta: &[u8], truth: &str| {

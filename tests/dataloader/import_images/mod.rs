@@ -17,7 +17,8 @@ use crate::published::import;
 
 /// A small JPEG; each number makes another one.
 fn photograph(number: usize) -> Vec<u8> {
-    let (width, height) = (16 + number % 5, 12 + number % 7);
+    let width = 16 + number % 5;
+    let height = 12 + number % 7;
     let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * (number + 3) / 2 % 251) as u8).collect();
     let mut encoder = Encoder::new(Encoding::Jpeg { quality: 90 }).unwrap();
     encoder.encode(&pixels, width as u32, height as u32, Channels::Rgb).unwrap()

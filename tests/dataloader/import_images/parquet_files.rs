@@ -55,7 +55,8 @@ fn rows(first: usize, count: usize) -> Rows {
 
 #[test]
 fn parquet_becomes_shards() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     write(&source.path().join("train-00000-of-00002.parquet"), &[rows(0, 10), vec![], rows(10, 7)]);
     write(&source.path().join("train-00001-of-00002.parquet"), &[rows(17, 13)]);
     let out = outs.path().join("train");
@@ -85,8 +86,9 @@ fn parquet_becomes_shards() {
 
 /// Row groups of one file are read by several threads at a time.
 #[test]
-fn threads_do_not_disturb_one_another() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+fn parallel_reads_of_a_file_are_correct() {
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     // Nothing is decoded here, so that anything that begins like a JPEG will do; it can't be compressed.
     let image = |number: usize| {
         let mut state = number as u64 + 1;
@@ -111,7 +113,8 @@ fn threads_do_not_disturb_one_another() {
 
 #[test]
 fn parquet_that_cannot_be_trained_on_is_refused() {
-    let (source, outs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = tempfile::tempdir().unwrap();
+    let outs = tempfile::tempdir().unwrap();
     let out = outs.path().join("train");
     let refused = |reason: &str| {
         let error = data_error(&import("parquet", source.path(), &out, &[]));

@@ -44,6 +44,10 @@ impl Datasets {
         let data = &config.data;
         let val = Validation::open(config, device)?;
         let train = open(&data.train, config, config.augmentation())?;
+        if world.rank() == 0 {
+            note_left_out("data.train", &train);
+            note_left_out("data.val", &val.set);
+        }
         check_classes(&train, &val)?;
         train.check_labels(data.classes as usize)?;
         val.set.check_labels(data.classes as usize)?;
@@ -261,6 +265,14 @@ fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Datas
     let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
     Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
     Ok(dataset)
+}
+
+/// Rank 0: says which files and members of a data set are not read.
+fn note_left_out(key: &str, dataset: &Dataset) {
+    let left_out = dataset.left_out();
+    if !left_out.is_empty() {
+        eprintln!("note: left out of {key}: {left_out}");
+    }
 }
 
 /// The loader's settings for the config's views.

@@ -238,15 +238,15 @@ fn import_images(
 }
 
 fn print_report(splits: &[Split]) {
-    for Split { folder, info, status, bad, ignored } in splits {
+    for Split { folder, info, status, bad, left_out } in splits {
         let verb = match status {
             SplitStatus::Written => "wrote",
             SplitStatus::AlreadyComplete => "already complete:",
         };
         let folder = folder.display();
         print(&format!("{verb} {folder} (samples: {}, shards: {})\n", info.samples, info.shards));
-        if *ignored > 0 {
-            print(&format!("left out {ignored} files that aren't named .jpg, .jpeg or .png\n"));
+        if !left_out.is_empty() {
+            print(&format!("left out {left_out}\n"));
         }
         if *bad > 0 {
             print(&format!("left out {bad} bad images, listed in {folder}/bad_imports.txt\n"));

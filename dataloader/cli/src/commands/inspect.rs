@@ -10,20 +10,30 @@ use clap::Args;
 use codinet_dataloader::contact_sheet::ContactSheet;
 use codinet_dataloader::{
     Channels, Dataset, Decoder, EpochOrder, Error, IndexState, LoaderSpec, OnBadSample, Result, Transform,
+    describe_view_fit,
 };
 
-use super::{ImageLimit, Shards, count_cores, print};
+use super::{ImageLimit, count_cores, describe_left_out, print};
 
 const EXAMPLES: &str = "\
 Examples:
   codinet-data inspect data/fashion-mnist/train
-  codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png";
+  codinet-data inspect 'data/imagenet/train/train-{000000..000012}.tar' --sheet sheet.png
+  codinet-data inspect --config my.yaml --sheet sheet.png";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    #[command(flatten)]
-    shards: Shards,
+    /// A folder of shards, a glob ('x-*.tar', quoted), a range ('x-{000000..000012}.tar'), one shard, a list of
+    /// shards by another tool ('_info.json#train') or a folder of class folders; local or, but for the last, after
+    /// s3://, gs://, https:// [default with --config: its data.train].
+    #[arg(required_unless_present = "config")]
+    shards: Option<String>,
+
+    /// A training config: a path, or the name of a shipped one. Checks that its views show enough of the images; with
+    /// --sheet, draws the views that it trains.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["transform", "image_size", "views", "seed", "max_pixels"])]
+    config: Option<String>,
 
     #[command(flatten)]
     limit: ImageLimit,
@@ -40,7 +50,7 @@ pub struct Arguments {
 struct SheetArguments {
     /// Draws a contact sheet to this PNG file instead: the first samples of epoch 0, each followed by the views that
     /// training with this seed makes of it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "sheet.png")]
     sheet: Option<PathBuf>,
 
     /// Samples on the sheet.
@@ -68,16 +78,89 @@ struct SheetArguments {
 
 const IMAGENET_TRAINING: &str = r#"{"train":{"crop":{"random_resized":{"scale":[0.08,1.0],"ratio":[0.75,1.3333333333333333]}},"flip":0.5}}"#;
 
+/// The views to draw, and the data set that they are of.
+struct Views {
+    dataset: Dataset,
+    spec: LoaderSpec,
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let dataset = Dataset::open(&arguments.shards.shards)?;
-    if let Some(path) = &arguments.sheet.sheet {
-        return draw_sheet(dataset, path, &arguments.sheet, arguments.limit.max_pixels);
+    let views = match &arguments.config {
+        Some(name) => open_config(name, arguments)?,
+        None => open_shards(arguments)?,
+    };
+    if arguments.config.is_some() {
+        let LoaderSpec { transform, image_size, .. } = &views.spec;
+        if let Some(warning) = describe_view_fit(&views.dataset, transform, *image_size)? {
+            eprintln!("warning: {warning}");
+        }
     }
-    let images = decode_some(&dataset, arguments.decode, arguments.limit.max_pixels)?;
+    match &arguments.sheet.sheet {
+        Some(path) => draw_sheet(views, path, arguments.sheet.samples),
+        None => describe(&views, arguments.decode),
+    }
+}
+
+/// Opens the data of a training config, with the views that it trains.
+fn open_config(name: &str, arguments: &Arguments) -> Result<Views> {
+    let config =
+        codinet_config::load(name, &[]).map_err(|error| Error::InvalidArgument(error.to_string()))?;
+    let pattern = arguments.shards.as_deref().unwrap_or(&config.data.train);
+    let spec = LoaderSpec {
+        transform: config.augmentation(),
+        image_size: config.data.image_size,
+        channels: config.data.channels as usize,
+        views: config.data.views,
+        max_pixels: config.data.max_pixels,
+        seed: config.run.seed,
+        threads: count_cores(),
+        prefetch: 2,
+        on_bad: OnBadSample::Fail,
+    };
+    let dataset = Dataset::open_with(pattern, &config.dataset_options())?;
+    dataset.check_labels(config.data.classes as usize)?;
+    Ok(Views { dataset, spec })
+}
+
+/// Opens shards, with the views that the options describe.
+fn open_shards(arguments: &Arguments) -> Result<Views> {
+    let dataset = Dataset::open(arguments.shards.as_deref().unwrap_or_default())?;
+    let transform: Transform = serde_json::from_str(&arguments.sheet.transform)
+        .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; correct the JSON")))?;
+    let spec = LoaderSpec {
+        transform,
+        image_size: arguments.sheet.image_size,
+        channels: dataset.info().map_or(3, |info| info.channels),
+        views: arguments.sheet.views.into(),
+        max_pixels: arguments.limit.max_pixels,
+        seed: arguments.sheet.seed,
+        threads: count_cores(),
+        prefetch: 2,
+        on_bad: OnBadSample::Fail,
+    };
+    Ok(Views { dataset, spec })
+}
+
+fn draw_sheet(Views { dataset, spec }: Views, path: &Path, samples: u32) -> Result<()> {
+    let order = EpochOrder::new(spec.seed, 0, dataset.len());
+    let samples = &order.samples()[..dataset.len().min(samples as usize)];
+    let sheet = ContactSheet::draw_samples(&Arc::new(dataset), &spec, samples)?;
+    fs::write(path, sheet.png()?).map_err(|cause| Error::Io {
+        action: "write",
+        path: path.to_owned(),
+        cause,
+    })?;
+    print(&format!("drew {} samples to {}\n", samples.len(), path.display()));
+    Ok(())
+}
+
+fn describe(Views { dataset, spec }: &Views, decode: usize) -> Result<()> {
+    let images = decode_some(dataset, decode, spec.max_pixels)?;
     let mut text = String::new();
     // Writing to a String can't fail.
-    let _ = describe_shards(&mut text, &dataset);
-    let _ = describe_classes(&mut text, &dataset);
+    let _ = describe_shards(&mut text, dataset);
+    let _ = describe_left_out(&mut text, &dataset.left_out());
+    let _ = describe_classes(&mut text, dataset);
     let _ = describe_images(&mut text, &images);
     print(&text);
     if let Some(classes) = dataset.classes() {
@@ -87,32 +170,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(bad) => Err(bad),
         None => Ok(()),
     }
-}
-
-fn draw_sheet(dataset: Dataset, path: &Path, arguments: &SheetArguments, max_pixels: u64) -> Result<()> {
-    let transform: Transform = serde_json::from_str(&arguments.transform)
-        .map_err(|error| Error::InvalidArgument(format!("--transform: {error}; correct the JSON")))?;
-    let spec = LoaderSpec {
-        transform,
-        image_size: arguments.image_size,
-        channels: dataset.info().map_or(3, |info| info.channels),
-        views: arguments.views.into(),
-        max_pixels,
-        seed: arguments.seed,
-        threads: count_cores(),
-        prefetch: 2,
-        on_bad: OnBadSample::Fail,
-    };
-    let order = EpochOrder::new(arguments.seed, 0, dataset.len());
-    let samples = &order.samples()[..dataset.len().min(arguments.samples as usize)];
-    let sheet = ContactSheet::draw_samples(&Arc::new(dataset), &spec, samples)?;
-    fs::write(path, sheet.png()?).map_err(|cause| Error::Io {
-        action: "write",
-        path: path.to_owned(),
-        cause,
-    })?;
-    print(&format!("drew {} samples to {}\n", samples.len(), path.display()));
-    Ok(())
 }
 
 fn describe_shards(text: &mut String, dataset: &Dataset) -> std::fmt::Result {

@@ -1,6 +1,9 @@
 //! The subcommands.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
+
+use codinet_dataloader::{LeftOut, LeftOutKind};
 
 pub mod bench;
 pub mod import;
@@ -24,6 +27,14 @@ struct ImageLimit {
     /// Limit of an image's pixels; a larger image is bad. Decoding takes 3 to 9 bytes of memory a pixel in each thread.
     #[arg(long, value_name = "N", default_value_t = codinet_dataloader::DEFAULT_MAX_PIXELS)]
     max_pixels: u64,
+}
+
+/// Writes a line for each kind of files and members that were left out.
+fn describe_left_out(text: &mut String, left_out: &LeftOut) -> std::fmt::Result {
+    for (kind, LeftOutKind { count, first }) in left_out.kinds() {
+        writeln!(text, "left out {count} {kind}, first {first}")?;
+    }
+    Ok(())
 }
 
 /// Prints to stdout. A closed pipe (`| head`) is no error.

@@ -8,7 +8,7 @@ use codinet_dataloader::verify::{Class, Report, SampleLocation, verify};
 use codinet_dataloader::{Dataset, Error, Result};
 
 use super::progress::ProgressMeter;
-use super::{ImageLimit, Shards, count_cores, print};
+use super::{ImageLimit, Shards, count_cores, describe_left_out, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,6 +101,7 @@ fn describe(text: &mut String, report: &Report) -> std::fmt::Result {
     for [first, later] in report.duplicate_examples.iter().take(MAX_LISTED) {
         writeln!(text, "  {} is {}", describe_location(later), describe_location(first))?;
     }
+    describe_left_out(text, &report.left_out)?;
     writeln!(text, "bad         {}", report.bad.len())?;
     for bad in &report.bad {
         writeln!(text, "  {}: {}", describe_location(&bad.location), bad.reason)?;

@@ -1,9 +1,9 @@
 //! A folder of class folders, as torchvision's `ImageFolder` reads them.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::import::entry::{Entry, ImageImporter, ImageRequest, Importer};
 use crate::import::image_set::{ImageSet, list_classes};
-use crate::import::inputs::list_folders;
+use crate::import::inputs::list_class_folders;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "imagefolder",
@@ -19,13 +19,8 @@ pub(super) const ENTRY: Entry = Entry {
 
 fn find_images(request: &ImageRequest) -> Result<Vec<ImageSet>> {
     let folder = request.source_folder()?;
-    let classes = list_folders(folder)?;
-    let names: Vec<String> = classes.iter().map(|class| class.name.clone()).collect();
-    const SPLITS: [&str; 6] = ["train", "val", "valid", "validation", "test", "extra"];
-    if !names.is_empty() && names.iter().all(|name| SPLITS.contains(&name.as_str())) {
-        let what = format!("the folders {names:?} look like splits, not classes; import each by itself");
-        return Err(Error::malformed(folder, what));
-    }
+    let classes = list_class_folders(folder)?;
+    let names = classes.inputs.iter().map(|class| class.name.clone()).collect();
     let name = folder.file_name().map_or("images".into(), |name| name.to_string_lossy().into_owned());
     Ok(vec![list_classes(folder, name, request.split_name(), names, classes)?])
 }

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, IoContext, Result};
 use crate::import::entry::{Entry, ImageImporter, ImageRequest, ImportOption, Importer};
 use crate::import::formats::devkit::Devkit;
-use crate::import::image_set::{ImageSet, UniqueKeys, has_image_extension, list_classes};
-use crate::import::inputs::{Input, InputLocation, find_first, list_folders};
-use crate::shard::key_and_extension;
+use crate::import::image_set::{ImageSet, UniqueKeys, list_classes};
+use crate::import::inputs::{Input, InputLocation, Listing, find_first, list_class_folders};
+use crate::shard::split_key;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "imagenet",
@@ -90,24 +90,24 @@ fn missing_images(folder: &Path, candidates: &[&str]) -> Error {
     Error::malformed(folder, what)
 }
 
-fn class_names(classes: &[Input]) -> Vec<String> {
-    classes.iter().map(|class| class.name.clone()).collect()
+fn class_names(classes: &Listing) -> Vec<String> {
+    classes.inputs.iter().map(|class| class.name.clone()).collect()
 }
 
 /// The classes of the training images, sorted: folders, or archives in the archive, named by WordNet ids.
-fn train_classes(location: &InputLocation) -> Result<Vec<Input>> {
-    let mut classes = match location {
-        InputLocation::Path(folder) => list_folders(folder)?,
+fn train_classes(location: &InputLocation) -> Result<Listing> {
+    let classes = match location {
+        InputLocation::Path(folder) => list_class_folders(folder)?,
         InputLocation::Member { .. } => {
-            let class = |member: Input| {
-                let name = member.name.strip_suffix(".tar")?.to_owned();
-                Some(Input { name, location: member.location })
-            };
-            location.list_files()?.into_iter().filter_map(class).collect()
+            let mut archives = location.list_members(|extension| extension == "tar")?;
+            for class in &mut archives.inputs {
+                class.name.truncate(class.name.len() - ".tar".len());
+            }
+            archives.inputs.sort_by(|a, b| a.name.cmp(&b.name));
+            archives
         }
     };
-    classes.sort_by(|a, b| a.name.cmp(&b.name));
-    match classes.iter().find(|class| !is_wnid(&class.name)) {
+    match classes.inputs.iter().find(|class| !is_wnid(&class.name)) {
         None => Ok(classes),
         Some(Input { name, .. }) => {
             let what = format!("'{name}' isn't named by a WordNet id, like n01440764; is this ImageNet?");
@@ -131,14 +131,13 @@ fn find_validation(
     let name = "imagenet val".to_owned();
     let split = "val".to_owned();
     if let (InputLocation::Path(images), None) = (location, val_labels) {
-        let classes = list_folders(images)?;
-        if !classes.is_empty() {
+        let classes = list_class_folders(images)?;
+        if !classes.inputs.is_empty() {
             let names = training.unwrap_or_else(|| class_names(&classes));
             return list_classes(images, name, split, names, classes);
         }
     }
-    let (images, others): (Vec<_>, Vec<_>) =
-        location.list_files()?.into_iter().partition(|file| has_image_extension(&file.name));
+    let Listing { inputs: images, left_out } = location.list_images()?;
     if images.is_empty() {
         return Err(Error::malformed(location.path(), "no images in it; fetch or unpack the archive again"));
     }
@@ -189,7 +188,7 @@ fn find_validation(
         class_names,
         samples: samples.collect(),
         images: Box::new(images.into_iter().map(|image| image.location).collect::<Vec<_>>()),
-        ignored: others.len() as u64,
+        left_out,
     })
 }
 
@@ -229,7 +228,7 @@ fn read_list(path: &Path, images: &[Input]) -> Result<Labels> {
         };
         match name {
             None => in_order.push(label),
-            Some(name) if by_name.insert(key_and_extension(name).0.to_owned(), label).is_some() => {
+            Some(name) if by_name.insert(split_key(name).0.to_owned(), label).is_some() => {
                 return Err(bad(number, &format!("'{name}' occurs twice; keep one line")));
             }
             Some(_) => {}
@@ -243,7 +242,7 @@ fn read_list(path: &Path, images: &[Input]) -> Result<Labels> {
             ));
         }
         let label = |image: &Input| {
-            let label = by_name.remove(key_and_extension(&image.name).0);
+            let label = by_name.remove(split_key(&image.name).0);
             label.ok_or_else(|| Error::malformed(path, format!("no label for '{}'; add a line", image.name)))
         };
         in_order = images.iter().map(label).collect::<Result<_>>()?;

@@ -66,7 +66,7 @@ impl Source {
         let mut kinds = Vec::new();
         for path in paths {
             let is_dataset =
-                Dataset::names_shards(&path.to_string_lossy())? || has_class_folders(path, network);
+                Dataset::names_shards(&path.to_string_lossy())? || has_class_folders(path, network)?;
             kinds.push((is_dataset, path.clone()));
         }
         for group in kinds.chunk_by(|a, b| !a.0 && !b.0) {
@@ -77,6 +77,12 @@ impl Source {
                     Labelled { dataset: Arc::new(Dataset::from_images(&images)?), labelled: false }
                 }
             });
+        }
+        for Labelled { dataset, .. } in &datasets {
+            let left_out = dataset.left_out();
+            if !left_out.is_empty() {
+                eprintln!("note: left out {left_out}");
+            }
         }
         let spec = data::loader_spec(config, config.evaluation(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
@@ -143,12 +149,7 @@ impl Source {
     }
 }
 
-/// Whether the subfolders of `path`, sorted by name, have the names of the network's classes.
-fn has_class_folders(path: &Path, network: &TrainedNet) -> bool {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let folders = entries.filter(|path| path.is_dir());
-    let mut names: Vec<String> =
-        folders.filter_map(|folder| Some(folder.file_name()?.to_str()?.to_owned())).collect();
-    names.sort();
-    network.class_names.as_ref() == Some(&names)
+/// Whether the class folders in `path` are the classes of `network`.
+fn has_class_folders(path: &Path, network: &TrainedNet) -> Result<bool> {
+    Ok(path.is_dir() && network.class_names.as_ref() == Some(&Dataset::class_folders(path)?))
 }

@@ -19,13 +19,14 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 
-use crate::dataset::globbed;
+use crate::dataset::expand_glob;
 use crate::error::{Error, IoContext, Result};
 use crate::import::broken_source;
 use crate::import::entry::ImageRequest;
 use crate::import::image_set::{ImageReader, ImageSet, UniqueKeys};
+use crate::left_out::LeftOut;
 use crate::random::{self, Domain};
-use crate::shard::MOST_IMAGE_BYTES;
+use crate::shard::MAX_IMAGE_BYTES;
 
 /// Samples are shuffled within so many bytes of row groups.
 const BLOCK_BYTES: i64 = 1 << 30;
@@ -109,7 +110,7 @@ pub(super) fn find_images(request: &ImageRequest) -> Result<Vec<ImageSet>> {
         class_names,
         samples,
         images: Box::new(table),
-        ignored: 0,
+        left_out: LeftOut::default(),
     }])
 }
 
@@ -125,7 +126,7 @@ fn list_files(sources: &[String]) -> Result<Vec<PathBuf>> {
         } else {
             source.clone()
         };
-        let matches = globbed(&pattern)?;
+        let matches = expand_glob(&pattern)?;
         if matches.is_empty() {
             return Err(Error::malformed(
                 folder,
@@ -291,7 +292,7 @@ impl ImageReader for Table {
         let image = state.images.as_ref().and_then(|images| images.get(row)?.as_ref());
         let image = image.map_or(&[][..], ByteArray::data); // a missing image is as bad as an empty one
         bytes.clear();
-        bytes.extend_from_slice(&image[..image.len().min(MOST_IMAGE_BYTES as usize + 1)]);
+        bytes.extend_from_slice(&image[..image.len().min(MAX_IMAGE_BYTES as usize + 1)]);
         state.unread = state.unread.saturating_sub(1);
         if state.unread == 0 {
             state.images = None;
