@@ -42,7 +42,7 @@ pub(crate) fn reserve_open_files(count: usize) {
     if limit.current.is_some_and(|current| current < wanted) {
         let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
         let higher = Rlimit { current: Some(raised), maximum: limit.maximum };
-        if setrlimit(Resource::Nofile, higher.clone()).is_ok() {
+        if setrlimit(Resource::Nofile, higher).is_ok() {
             limit = higher;
         }
     }
