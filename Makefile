@@ -53,6 +53,7 @@ bench: build data
 lint: setup
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	@python3 tests/style.py
 
 install:
 	@test -x $(BIN)/codinet-train || { echo "run make build first, as the user who builds, not as root" >&2; exit 1; }
