@@ -118,7 +118,7 @@ mod tests {
 
     fn seed_tar() -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
-        let long = format!("{}.png", "folder/".repeat(20));
+        let long = format!("{}long.png", "folder/".repeat(20)); // by GNU's extension
         let extensions = [("path", b"pax/name.jpg".as_slice()), ("uid", b"99999999")];
         for (name, contents) in
             [("a.jpg", &b"image"[..]), ("a.cls", b"7"), ("b.txt", b"?"), (&long, &[1; 700])]

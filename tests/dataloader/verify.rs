@@ -291,12 +291,12 @@ fn contact_sheet_by_config_shows_training_views() {
     assert!(corners().contains(&true), "a crop of a padded image shows its border");
 
     // Views that are far smaller than the images are named; those that fit are not.
-    fs::write(&config, text("none").replace("image_size: 40", "image_size: 4")).unwrap();
+    fs::write(&config, text("none").replace("image_size: 40", "image_size: 8")).unwrap();
     let output = draw(&[]);
     let warning = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(stdout(&output).contains("samples  1"));
     let part =
-        "warning: views of 4x4 pixels show 1.0 % of a typical image (40x40); set data.crop to random_resized";
+        "warning: views of 8x8 pixels show 4.0 % of a typical image (40x40); set data.crop to random_resized";
     assert!(warning.starts_with(part) && warning.trim_end().lines().count() == 1, "{warning}");
     fs::write(&config, text("none")).unwrap();
     assert!(draw(&[]).stderr.is_empty());
