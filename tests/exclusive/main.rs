@@ -4,6 +4,7 @@
 mod faults;
 mod gpu_check;
 mod network;
+mod profile;
 mod slurm;
 
 #[path = "../common/mod.rs"]

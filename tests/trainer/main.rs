@@ -4,7 +4,6 @@ mod bad_input;
 mod golden;
 mod launched;
 mod paper;
-mod profile;
 mod program;
 mod ranks;
 mod recipes;

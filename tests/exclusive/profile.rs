@@ -1,6 +1,7 @@
 //! `--profile`, `--find-batch`, and running out of memory.
 
 use crate::common::{Sandbox, assert_rejected, finish, read_json, succeed, text};
+use crate::reserve_machine;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -10,6 +11,7 @@ const PARTS: [&str; 6] = ["loader wait", "forward", "backward", "collectives exp
 
 #[test]
 fn profile_parts_add_up_and_the_trace_has_their_spans() {
+    let _machine = reserve_machine();
     for ranks in [1, 2] {
         let sandbox = Sandbox::new();
         // 20 steps, with those before and after, are more than the 12 of an epoch.
@@ -57,6 +59,7 @@ fn profile_parts_add_up_and_the_trace_has_their_spans() {
 
 #[test]
 fn found_batch_fits_the_memory_limit() {
+    let _machine = reserve_machine();
     let sandbox = Sandbox::new();
     let ranks = 2;
     // The highest memory use of a rank, in a run of its own.
@@ -86,6 +89,7 @@ fn found_batch_fits_the_memory_limit() {
 
 #[test]
 fn batch_search_without_a_fit_is_rejected() {
+    let _machine = reserve_machine();
     let sandbox = Sandbox::new();
     for ranks in [1, 2] {
         let smallest = format!("a batch of {ranks} takes");
@@ -101,6 +105,7 @@ const WIDE: [&str; 2] = ["--set", "data.views=8"];
 
 #[test]
 fn out_of_memory_is_one_error_line() {
+    let _machine = reserve_machine();
     let sandbox = Sandbox::new();
     let train = sandbox.train(1, &["--set", "optim.batch_size=96", "--set", "data.views=64"]);
     // Enough address space to start, far too little for 6144 images.
