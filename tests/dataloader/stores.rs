@@ -315,7 +315,7 @@ fn another_process() {
 
 fn start_another(pattern: &str, cache: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "another_process"])
+        .args(["--ignored", "--exact", "stores::another_process"])
         .env(PATTERN, pattern)
         .env(CACHE, cache)
         .stdout(std::process::Stdio::null())
