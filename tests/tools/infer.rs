@@ -1,7 +1,8 @@
 //! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user runs it.
 
-use crate::common::{Sandbox, assert_rejected, finish, succeed};
-use codinet_dataloader::Dataset;
+use crate::common::{SIDE, Sandbox, assert_rejected, finish, succeed, text};
+use codinet_dataloader::encode::{Encoder, Encoding};
+use codinet_dataloader::{Channels, Dataset};
 use codinet_tools::infer::{Engine, Paths};
 use codinet_tools::trained::TrainedNet;
 use codinet_trainer::config::{Arch, Gates, Model, Router, RouterKind, SkipBranch, StrideIn};
@@ -326,6 +327,20 @@ fn bad_images_get_a_line_with_the_error() {
     let nothing_to_find_on =
         infer(&["--checkpoint", "run", "odd/words.png", "--budget-gmacs", "0.01"]).output().unwrap();
     assert_eq!(nothing_to_find_on.status.code(), Some(3));
+}
+
+#[test]
+fn views_that_show_little_of_their_images_are_reported() {
+    let mut encoder = Encoder::new(Encoding::Png).unwrap();
+    let side = 4 * SIDE;
+    let png = encoder.encode(&vec![128; (side * side) as usize], side, side, Channels::Grey).unwrap();
+    let photo = RUN.path("large.png");
+    fs::write(&photo, png).unwrap();
+    let stderr = |path: &str| text(&finish(&mut infer(&["--checkpoint", "run", path])).stderr);
+    let reported = stderr("large.png");
+    let warning = "warning: the images: views of 16x16 pixels show 6.2 % of a typical image (64x64); set data.eval_resize";
+    assert!(reported.starts_with(warning), "{reported}");
+    assert!(!stderr("val").contains("typical image"));
 }
 
 /// The names are the run's; a folder with a subfolder for each has labels.

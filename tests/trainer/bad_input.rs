@@ -43,6 +43,20 @@ fn invalid_mix_settings_are_rejected() {
 }
 
 #[test]
+fn views_that_show_little_of_their_images_are_reported() {
+    let sandbox = Sandbox::new();
+    let stderr = |args: &[&str]| text(&finish(&mut sandbox.train(2, args)).stderr);
+    let small_views = ["--set", "data.image_size=4", "--dry-run"];
+    let warning = "views of 4x4 pixels show 6.2 % of a typical image (16x16)";
+    let reported = stderr(&small_views);
+    for key in ["data.train", "data.val"] {
+        let count = reported.matches(&format!("warning: {key}: {warning}")).count();
+        assert_eq!(count, 1, "rank 0 reports {key}: {reported}");
+    }
+    assert!(!stderr(&["--dry-run"]).contains("typical image"), "views of all of an image");
+}
+
+#[test]
 fn missing_shard_is_rejected() {
     let sandbox = Sandbox::new();
     fs::remove_file(sandbox.path("train/bars-000001.tar")).unwrap();

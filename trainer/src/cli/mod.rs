@@ -5,7 +5,7 @@ mod probe;
 pub mod program;
 
 use crate::config::{self, Config, TrainArgs};
-use crate::data::{Datasets, Validation};
+use crate::data::{Datasets, Validation, print_data_notes};
 use crate::dist::device::{choose_device, set_thread_count};
 use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas};
 use crate::model::{Decisions, Net};
@@ -107,6 +107,9 @@ fn evaluate_weights(
     replicas::broadcast_all(world, &[net.params.flat(), net.params.flat_buffers()])?;
     let val = Validation::open(config, device).and_then(|val| {
         val.set.check_labels(config.data.classes as usize)?;
+        if world.rank() == 0 {
+            print_data_notes("data.val", &val.set, &config.evaluation(), config)?;
+        }
         Ok(val)
     });
     let val = agree(world, val)?;

@@ -15,7 +15,7 @@ use crate::dist::World;
 use crate::sys::error::{Error, Exit, Result};
 use codinet_dataloader::{
     BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Replacements,
-    Transform,
+    Transform, describe_view_fit,
 };
 use std::cell::RefCell;
 use std::path::Path;
@@ -45,8 +45,8 @@ impl Datasets {
         let val = Validation::open(config, device)?;
         let train = open(&data.train, config, config.augmentation())?;
         if world.rank() == 0 {
-            note_left_out("data.train", &train);
-            note_left_out("data.val", &val.set);
+            print_data_notes("data.train", &train, &config.augmentation(), config)?;
+            print_data_notes("data.val", &val.set, &config.evaluation(), config)?;
         }
         check_classes(&train, &val)?;
         train.check_labels(data.classes as usize)?;
@@ -267,12 +267,16 @@ fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Datas
     Ok(dataset)
 }
 
-/// Rank 0: says which files and members of a data set are not read.
-fn note_left_out(key: &str, dataset: &Dataset) {
+/// One rank: prints what is not read of the data set `name`, and whether `transform` shows only a small part of its images.
+pub fn print_data_notes(name: &str, dataset: &Dataset, transform: &Transform, config: &Config) -> Result<()> {
     let left_out = dataset.left_out();
     if !left_out.is_empty() {
-        eprintln!("note: left out of {key}: {left_out}");
+        eprintln!("note: left out of {name}: {left_out}");
     }
+    if let Some(warning) = describe_view_fit(dataset, transform, config.data.image_size)? {
+        eprintln!("warning: {name}: {warning}");
+    }
+    Ok(())
 }
 
 /// The loader's settings for the config's views.

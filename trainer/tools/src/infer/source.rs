@@ -79,10 +79,7 @@ impl Source {
             });
         }
         for Labelled { dataset, .. } in &datasets {
-            let left_out = dataset.left_out();
-            if !left_out.is_empty() {
-                eprintln!("note: left out {left_out}");
-            }
+            data::print_data_notes("the images", dataset, &config.evaluation(), config)?;
         }
         let spec = data::loader_spec(config, config.evaluation(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
