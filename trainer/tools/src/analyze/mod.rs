@@ -16,6 +16,7 @@ mod files;
 mod html;
 mod measures;
 mod report;
+mod results;
 mod similarity;
 mod study;
 mod tables;

@@ -3,8 +3,8 @@
 use super::augment::Augmentation;
 use super::files::OutputFolder;
 use super::measures::{self, Consistency};
+use super::results::Results;
 use super::similarity::{BINS, Correlation};
-use super::write::Results;
 use codinet_trainer::metrics::routing::text;
 use codinet_trainer::sys::error::Result;
 

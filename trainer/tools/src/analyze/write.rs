@@ -3,11 +3,11 @@
 use super::cli::Args;
 use super::collect::{Observations, Subject};
 use super::files::OutputFolder;
-use super::measures;
+use super::results::Results;
 use super::study::Study;
 use super::{report, tables};
 use crate::trained::TrainedNet;
-use codinet_trainer::metrics::routing::{Histogram, text};
+use codinet_trainer::metrics::routing::text;
 use codinet_trainer::run::{print_line, projector, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::Result;
@@ -15,28 +15,6 @@ use std::path::Path;
 
 /// The most images in TensorBoard's embedding projector.
 const PROJECTED: usize = 10_000;
-
-/// Everything that the files are made from.
-pub struct Results<'a> {
-    pub args: &'a Args,
-    pub subject: &'a Subject<'a>,
-    pub observations: &'a Observations,
-    pub study: &'a Study,
-    /// The classes' names.
-    pub classes: Vec<String>,
-}
-
-impl Results<'_> {
-    pub fn histogram(&self) -> Histogram {
-        let Observations { paths, gates, labels, .. } = self.observations;
-        Histogram::new(paths, *gates, labels.len())
-    }
-
-    pub fn rates_by_class(&self) -> Vec<Vec<f64>> {
-        let Observations { paths, gates, labels, .. } = self.observations;
-        measures::rates_by_class(paths, *gates, labels, self.classes.len())
-    }
-}
 
 /// Writes the parts that `args` includes into the folder `out`.
 pub fn write(

@@ -1,7 +1,7 @@
 //! `codinet-infer curve`: one checkpoint's accuracy and cost at several biases on its gates.
 
-use super::cli::{InputArgs, create_output, output_error};
-use super::source::{ImageBatch, Source};
+use super::output::{create_output, output_error};
+use super::source::{ImageBatch, InputArgs, Source};
 use super::{Engine, Paths};
 use crate::plot::{self, Chart, Point};
 use codinet_trainer::optim::calibration::check_reachable;

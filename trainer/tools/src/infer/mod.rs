@@ -7,6 +7,7 @@ mod block;
 pub mod cli;
 mod curve;
 mod layer;
+mod output;
 mod predict;
 mod router;
 mod rows;

@@ -1,7 +1,7 @@
 //! `codinet-infer --checkpoint … IMAGES`: one line of JSON for each image.
 
-use super::cli::{InputArgs, create_output, output_error};
-use super::source::{ImageBatch, Source};
+use super::output::{create_output, output_error};
+use super::source::{ImageBatch, InputArgs, Source};
 use super::{Engine, InferenceOutput, Paths};
 use crate::trained::TrainedNet;
 use codinet_trainer::optim::calibration::check_reachable;

@@ -1,6 +1,7 @@
 //! The images on a command line: files, folders of them, data sets.
 
-use crate::trained::TrainedNet;
+use crate::hardware::Hardware;
+use crate::trained::{NetworkArgs, TrainedNet};
 use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use codinet_trainer::config::Precision;
 use codinet_trainer::data::{self, Normalise};
@@ -8,6 +9,20 @@ use codinet_trainer::sys::error::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Tensor};
+
+/// A network, and the images that it classifies.
+#[derive(Debug, clap::Args)]
+pub struct InputArgs {
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    #[command(flatten)]
+    pub hardware: Hardware,
+
+    /// JPEG and PNG files, folders of them, shards as in `data.val`, or a folder with a subfolder for each of the run's classes.
+    #[arg(value_name = "IMAGES")]
+    pub images: Vec<PathBuf>,
+}
 
 /// Images in the order of the command line, transformed as in evaluation.
 pub struct Source {
