@@ -1,4 +1,4 @@
-// Turns a C++ exception into a zero or null result; `codinet_error` returns its message on the thread that called.
+// Turns a C++ exception into a zero or null result; `codinet_last_error` returns its message on the thread that called.
 #pragma once
 
 #include <exception>

@@ -59,7 +59,7 @@ static c10::DeviceAllocator *gpu_allocator() {
 }
 
 // Writes four numbers of bytes: the peak of tensors, the peak that the allocator held, what it holds, what the device has left.
-bool codinet_device_memory(int device, int64_t *bytes) noexcept {
+bool codinet_memory_stats(int device, int64_t *bytes) noexcept {
     return guarded([&] {
         const auto index = static_cast<c10::DeviceIndex>(device);
         auto *allocator = gpu_allocator();
@@ -73,7 +73,7 @@ bool codinet_device_memory(int device, int64_t *bytes) noexcept {
 }
 
 // Restarts peaks; `release` also returns cached memory to the device.
-bool codinet_device_memory_reset(int device, bool release) noexcept {
+bool codinet_memory_reset(int device, bool release) noexcept {
     return guarded([&] {
         auto *allocator = gpu_allocator();
         if (release) allocator->emptyCache();

@@ -1,5 +1,5 @@
 // The parts of libtorch that tch does not offer, as C functions for `trainer/src/sys/torch/`, which documents each. A function
-// that can fail returns 0 or null, and `codinet_error` then returns the message.
+// that can fail returns 0 or null, and `codinet_last_error` then returns the message.
 
 #include <ATen/ATen.h>
 #include <ATen/TensorIterator.h>
@@ -44,15 +44,15 @@ struct Function : torch::autograd::Node {
     std::unique_ptr<Context> context;
     torch::autograd::variable_list apply(torch::autograd::variable_list &&gradients) override {
         at::NoGradGuard no_grad;
-        TORCH_CHECK(context, "a graph is gone through backward once");
-        std::vector<const at::Tensor *> given;
-        for (const auto &gradient : gradients) given.push_back(gradient.defined() ? &gradient : nullptr);
-        std::vector<at::Tensor *> found(num_outputs(), nullptr);
-        backward(context->data, given.data(), found.data());
+        TORCH_CHECK(context, "backward runs only once through a graph");
+        std::vector<const at::Tensor *> output_gradients;
+        for (const auto &gradient : gradients) output_gradients.push_back(gradient.defined() ? &gradient : nullptr);
+        std::vector<at::Tensor *> input_gradients(num_outputs(), nullptr);
+        backward(context->data, output_gradients.data(), input_gradients.data());
         torch::autograd::variable_list result;
-        for (auto *one : found) {
-            result.push_back(one ? *one : at::Tensor());
-            delete one;
+        for (auto *gradient : input_gradients) {
+            result.push_back(gradient ? *gradient : at::Tensor());
+            delete gradient;
         }
         return result;
     }
@@ -68,14 +68,16 @@ struct RecordedEvent {
     int device;
 };
 
-// The operations that torch.compile uses for convolutions on a CPU; they have no C++ function and are found by name.
-using Texts = std::optional<std::string_view>;
-using Scalars = c10::List<std::optional<at::Scalar>>;
-using ConvolveOp = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, at::IntArrayRef,
-                              at::IntArrayRef, at::IntArrayRef, int64_t, std::string_view, Scalars, Texts);
-using ConvolveOntoOp = at::Tensor &(at::Tensor &, const at::Tensor &, const at::Tensor &,
-                                    const std::optional<at::Tensor> &, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
-                                    int64_t, std::string_view, std::optional<at::Scalar>, Texts, Scalars, Texts);
+// The operations that torch.compile uses for convolutions on a CPU; they have no C++ function and are looked up by name.
+using OptionalString = std::optional<std::string_view>;
+using ScalarList = c10::List<std::optional<at::Scalar>>;
+using ConvForwardOp = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &,
+                                 at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t, std::string_view, ScalarList,
+                                 OptionalString);
+using ConvForwardAddOp = at::Tensor &(at::Tensor &, const at::Tensor &, const at::Tensor &,
+                                      const std::optional<at::Tensor> &, at::IntArrayRef, at::IntArrayRef,
+                                      at::IntArrayRef, int64_t, std::string_view, std::optional<at::Scalar>,
+                                      OptionalString, ScalarList, OptionalString);
 
 }  // namespace
 
@@ -83,7 +85,7 @@ extern "C" {
 
 // --- sys/torch/mod.rs ---------------------------------------------------------------------------------------------------------
 
-const char *codinet_error() noexcept { return last_error.c_str(); }
+const char *codinet_last_error() noexcept { return last_error.c_str(); }
 
 // --- sys/torch/autograd.rs ----------------------------------------------------------------------------------------------------
 
@@ -97,17 +99,17 @@ bool codinet_hook_gradient(at::Tensor *parameter, at::Tensor *gradient, void (*r
     });
 }
 
-bool codinet_function(const at::Tensor *const *inputs, size_t n_inputs, const at::Tensor *const *outputs,
+bool codinet_attach_backward(const at::Tensor *const *inputs, size_t n_inputs, const at::Tensor *const *outputs,
                       size_t n_outputs, Function::Backward backward, void *data, void (*release)(void *)) noexcept {
     return guarded([&] {
         auto context = std::make_unique<Context>(data, release);
-        torch::autograd::variable_list from;
-        for (size_t i = 0; i < n_inputs; i++) from.push_back(*inputs[i]);
-        if (!torch::autograd::compute_requires_grad(from)) return true;
+        torch::autograd::variable_list variables;
+        for (size_t i = 0; i < n_inputs; i++) variables.push_back(*inputs[i]);
+        if (!torch::autograd::compute_requires_grad(variables)) return true;
         auto node = std::shared_ptr<Function>(new Function(), torch::autograd::deleteNode);
         node->backward = backward;
         node->context = std::move(context);
-        node->set_next_edges(torch::autograd::collect_next_edges(from));
+        node->set_next_edges(torch::autograd::collect_next_edges(variables));
         for (size_t i = 0; i < n_outputs; i++) torch::autograd::set_history(*outputs[i], node);
         return true;
     });
@@ -117,14 +119,14 @@ bool codinet_function(const at::Tensor *const *inputs, size_t n_inputs, const at
 
 // Iterates over a tensor of `tasks` bytes inside libtorch: at::parallel_for is a template, which would be compiled here and use
 // another OpenMP than libtorch's.
-bool codinet_parallel(size_t tasks, void (*task)(void *, size_t), void *data) noexcept {
+bool codinet_parallel_for(size_t tasks, void (*task)(void *, size_t), void *data) noexcept {
     return guarded([&] {
         at::Tensor marks = at::empty({static_cast<int64_t>(tasks)}, at::kByte);
         char *first = static_cast<char *>(marks.data_ptr());
-        auto each = [&](char **at, const int64_t *strides, int64_t n) {
-            for (int64_t i = 0; i < n; i++) task(data, at[0] + i * strides[0] - first);
+        auto run_tasks = [&](char **marked, const int64_t *strides, int64_t n) {
+            for (int64_t i = 0; i < n; i++) task(data, marked[0] + i * strides[0] - first);
         };
-        at::TensorIterator::nullary_op(marks).for_each(each, 1);
+        at::TensorIterator::nullary_op(marks).for_each(run_tasks, 1);
         return true;
     });
 }
@@ -157,33 +159,33 @@ at::Tensor *codinet_pack_weight(const at::Tensor *weight, int64_t stride, int64_
     return guarded([&]() -> at::Tensor * {
         static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_reorder_convolution_weight", ""});
         if (!op || !at::globalContext().userEnabledMkldnn()) return nullptr;
-        auto both = [](int64_t n) { return std::vector<int64_t>{n, n}; };
-        std::vector<c10::IValue> stack{*weight, both(padding), both(stride), both(1), int64_t(1),
+        auto pair = [](int64_t n) { return std::vector<int64_t>{n, n}; };
+        std::vector<c10::IValue> stack{*weight, pair(padding), pair(stride), pair(1), int64_t(1),
                                        std::vector<int64_t>(input, input + 4)};
         op->callBoxed(stack);
         return new at::Tensor(stack[0].toTensor());
     });
 }
 
-at::Tensor *codinet_convolve(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
+at::Tensor *codinet_conv_forward(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
                              int64_t padding, bool relu) noexcept {
     return guarded([&]() -> at::Tensor * {
         static const auto op =
-            c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_convolution_pointwise", "").typed<ConvolveOp>();
+            c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_convolution_pointwise", "").typed<ConvForwardOp>();
         const int64_t strides[]{stride, stride}, paddings[]{padding, padding}, dilations[]{1, 1};
         return new at::Tensor(
-            op.call(*x, *weight, *bias, paddings, strides, dilations, 1, relu ? "relu" : "none", Scalars(), ""));
+            op.call(*x, *weight, *bias, paddings, strides, dilations, 1, relu ? "relu" : "none", ScalarList(), ""));
     });
 }
 
-bool codinet_convolve_onto(at::Tensor *onto, const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias,
+bool codinet_conv_forward_add(at::Tensor *sum, const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias,
                            int64_t stride, int64_t padding) noexcept {
     return guarded([&] {
         static const auto op = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("mkldnn::_convolution_pointwise_", "binary")
-                                   .typed<ConvolveOntoOp>();
+                                   .typed<ConvForwardAddOp>();
         const int64_t strides[]{stride, stride}, paddings[]{padding, padding}, dilations[]{1, 1};
-        op.call(*onto, *x, *weight, *bias, paddings, strides, dilations, 1, "add", std::nullopt, "relu", Scalars(), "");
+        op.call(*sum, *x, *weight, *bias, paddings, strides, dilations, 1, "add", std::nullopt, "relu", ScalarList(), "");
         return true;
     });
 }
@@ -226,7 +228,7 @@ bool codinet_event_synchronize(void *event) noexcept {
 }
 
 // Both events are timed; waits for both.
-bool codinet_event_between(void *earlier, void *later, double *milliseconds) noexcept {
+bool codinet_event_elapsed(void *earlier, void *later, double *milliseconds) noexcept {
     return guarded([&] {
         auto &first = static_cast<RecordedEvent *>(earlier)->event, &last = static_cast<RecordedEvent *>(later)->event;
         first.synchronize();
@@ -238,14 +240,14 @@ bool codinet_event_between(void *earlier, void *later, double *milliseconds) noe
 
 void codinet_event_free(void *event) noexcept { delete static_cast<RecordedEvent *>(event); }
 
-bool codinet_use_device(int device) noexcept {
+bool codinet_set_device(int device) noexcept {
     return guarded([&] {
         cuda().setDevice(gpu(device));
         return true;
     });
 }
 
-bool codinet_side_stream(int device) noexcept {
+bool codinet_set_side_stream(int device) noexcept {
     return guarded([&] {
         cuda().setDevice(gpu(device));
         cuda().exchangeStream(cuda().getStreamFromGlobalPool(gpu(device), true));
@@ -253,7 +255,7 @@ bool codinet_side_stream(int device) noexcept {
     });
 }
 
-void *codinet_stream_new(int device) noexcept {
+void *codinet_stream_from_pool(int device) noexcept {
     return guarded([&]() -> void * { return new c10::Stream(cuda().getStreamFromGlobalPool(gpu(device))); });
 }
 
@@ -270,11 +272,11 @@ void codinet_stream_free(void *stream) noexcept { delete static_cast<c10::Stream
 
 // --- sys/torch/tensor.rs ------------------------------------------------------------------------------------------------------
 
-at::Tensor *codinet_pinned(const at::Tensor *tensor) noexcept {
+at::Tensor *codinet_pin_memory(const at::Tensor *tensor) noexcept {
     return guarded([&] { return new at::Tensor(tensor->pin_memory()); });
 }
 
-bool codinet_used_here(at::Tensor *tensor) noexcept {
+bool codinet_record_stream(at::Tensor *tensor) noexcept {
     return guarded([&] {
         tensor->record_stream(cuda().getStream(tensor->device()));
         return true;
@@ -293,7 +295,7 @@ bool codinet_allow_tf32() noexcept {
 }
 
 // Null for the default stream.
-bool codinet_stream_handle(int device, void **handle) noexcept {
+bool codinet_current_stream_handle(int device, void **handle) noexcept {
     return guarded([&] {
         *handle = cuda().getStream(gpu(device)).native_handle();
         return true;

@@ -9,8 +9,8 @@ use std::path::Path;
 use tch::Device;
 
 unsafe extern "C" {
-    fn codinet_device_memory(device: c_int, bytes: *mut i64) -> bool;
-    fn codinet_device_memory_reset(device: c_int, release: bool) -> bool;
+    fn codinet_memory_stats(device: c_int, bytes: *mut i64) -> bool;
+    fn codinet_memory_reset(device: c_int, release: bool) -> bool;
     fn codinet_host_memory_release();
 }
 
@@ -91,7 +91,7 @@ fn gpu_memory(device: Device) -> Option<GpuMemory> {
     let Device::Cuda(index) = device else { return None };
     let mut bytes = [0i64; 4];
     // SAFETY: room for the four numbers that are written; the result is checked.
-    let read = unsafe { codinet_device_memory(index as c_int, bytes.as_mut_ptr()) };
+    let read = unsafe { codinet_memory_stats(index as c_int, bytes.as_mut_ptr()) };
     panic_on_error(read, "reading the GPU's memory");
     let [peak_tensors, peak_held, held, free] = bytes.map(|bytes| bytes.max(0) as u64);
     Some(GpuMemory { peak_tensors, peak_held, held, free })
@@ -100,7 +100,7 @@ fn gpu_memory(device: Device) -> Option<GpuMemory> {
 fn reset_gpu(device: Device, release: bool) {
     if let Device::Cuda(index) = device {
         // SAFETY: a number and a flag; the result is checked.
-        let reset = unsafe { codinet_device_memory_reset(index as c_int, release) };
+        let reset = unsafe { codinet_memory_reset(index as c_int, release) };
         panic_on_error(reset, "resetting the GPU's memory peaks");
     }
 }

@@ -24,15 +24,15 @@ fn find_other_layouts<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
         cpp_library::compile("testing/layouts.cpp", &["-DNDEBUG", concat!("-I", env!("LIBTORCH_INCLUDE"))])
     });
     // SAFETY: the signature of testing/layouts.cpp.
-    let start = unsafe { OBSERVER.get::<unsafe extern "C" fn() -> u64>(b"layouts_watch") }.unwrap();
+    let start = unsafe { OBSERVER.get::<unsafe extern "C" fn() -> u64>(b"layouts_start") }.unwrap();
     // SAFETY: as above.
     let stop =
-        unsafe { OBSERVER.get::<unsafe extern "C" fn(u64) -> *const c_char>(b"layouts_found") }.unwrap();
-    // SAFETY: no arguments; no other watch is in progress.
-    let watch = unsafe { start() };
+        unsafe { OBSERVER.get::<unsafe extern "C" fn(u64) -> *const c_char>(b"layouts_stop") }.unwrap();
+    // SAFETY: no arguments; no other observation is in progress.
+    let handle = unsafe { start() };
     let result = work();
-    // SAFETY: ends that watch; a NUL-terminated string, copied at once.
-    let found = unsafe { CStr::from_ptr(stop(watch)) };
+    // SAFETY: ends that observation; a NUL-terminated string, copied at once.
+    let found = unsafe { CStr::from_ptr(stop(handle)) };
     (result, found.to_str().expect("text").lines().map(Into::into).collect())
 }
 

@@ -1,13 +1,10 @@
 //! [`Model`]: what a step changes and a checkpoint saves.
 
-use super::step::StepOutput;
-use crate::config::{Config, Routers};
+use crate::config::Config;
 use crate::dist::{Reducer, World};
-use crate::model::RankMean;
-use crate::model::{BnMode, Net};
+use crate::model::{BnMode, Net, RankMean};
 use crate::optim::{Ema, Sgd};
-use crate::sys::{Phase, range};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// A network in training, on one rank: its weights, their gradient, the optimiser and the moving average.
 pub(crate) struct Model {
@@ -38,21 +35,6 @@ impl Model {
     /// Batch norm's statistics in training.
     pub fn batch_statistics(&self) -> BnMode<'_> {
         BnMode::Batch { update_running: true, sync: self.sync_batch_norm.as_ref() }
-    }
-
-    /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
-    /// batch norm's running statistics (`buffers_before`) included.
-    pub fn update(&mut self, output: &StepOutput, buffers_before: &Tensor, lr: f64, routers: Routers) {
-        let _update = range(Phase::Optimizer);
-        let StepOutput { grad_norm, finite, .. } = output;
-        let params = &self.net.params;
-        self.sgd.step(params, self.reducer.flat(), grad_norm, finite, lr, routers);
-        let buffers = params.flat_buffers();
-        let valid = buffers.where_self(&finite.to_kind(Kind::Bool), buffers_before);
-        buffers.shallow_clone().copy_(&valid);
-        if let Some(ema) = &mut self.ema {
-            ema.update(params, finite);
-        }
     }
 
     /// The tensors that must be bit-identical on all ranks.

@@ -2,6 +2,7 @@
 //! which gradients are all-reduced, the update, and what the ranks learned of each other.
 
 use super::Trainer;
+use super::model::Model;
 use crate::config::{self, Routers, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, replicas};
@@ -31,7 +32,7 @@ impl Trainer<'_> {
             // Each rank sums its own norm, perhaps in another order; the clipped gradient must be bit-identical.
             self.world.broadcast(&output.grad_norm, 0)?;
         }
-        self.model.update(&output, &buffers_before, lr, stage.routers);
+        self.update(&output, &buffers_before, lr, stage.routers);
         self.metrics.push(step, output.metrics);
         self.hard_paths = Some(output.hard_paths);
         self.compare_replicas(step)?;
@@ -82,6 +83,21 @@ impl Trainer<'_> {
             statistics: self.model.batch_statistics(),
         };
         step.forward_backward(&micro_batches, self.stop_requested())
+    }
+
+    /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
+    /// batch norm's running statistics (`buffers_before`) included.
+    fn update(&mut self, output: &StepOutput, buffers_before: &Tensor, lr: f64, routers: Routers) {
+        let _update = range(Phase::Optimizer);
+        let StepOutput { grad_norm, finite, .. } = output;
+        let Model { net, reducer, sgd, ema, .. } = &mut self.model;
+        sgd.step(&net.params, reducer.flat(), grad_norm, finite, lr, routers);
+        let buffers = net.params.flat_buffers();
+        let valid = buffers.where_self(&finite.to_kind(Kind::Bool), buffers_before);
+        buffers.shallow_clone().copy_(&valid);
+        if let Some(ema) = ema {
+            ema.update(&net.params, finite);
+        }
     }
 
     /// All ranks, every `collective.compare_every` steps: compares checksums of what must be bit-identical on all ranks.

@@ -49,15 +49,15 @@ struct Block {
     const Task *task;
     ucontext_t scheduler;
     std::vector<ucontext_t> threads = std::vector<ucontext_t>(THREADS);
-    std::vector<bool> over;
+    std::vector<bool> ended;
     std::unique_ptr<char[]> stacks{new char[THREADS * STACK]};
 };
 
 thread_local Block *running = nullptr;
 
-void body() {
+void run_thread() {
     running->kernel(*running->task);
-    running->over[threadIdx.x] = true;
+    running->ended[threadIdx.x] = true;
 }  // returns to the scheduler, by uc_link
 
 }  // namespace
@@ -74,33 +74,33 @@ size_t task_bytes() { return sizeof(Task); }
 // Returns 0, or 1 if some threads of a block ended while others waited at a barrier.
 int emulate(void (*kernel)(Task), unsigned blocks, const Task *task, unsigned seed) {
     std::mt19937 random(seed);
-    std::vector<unsigned> order(THREADS), places(blocks);
-    std::iota(order.begin(), order.end(), 0u);
-    std::iota(places.begin(), places.end(), 0u);
-    std::shuffle(places.begin(), places.end(), random);
+    std::vector<unsigned> thread_order(THREADS), block_order(blocks);
+    std::iota(thread_order.begin(), thread_order.end(), 0u);
+    std::iota(block_order.begin(), block_order.end(), 0u);
+    std::shuffle(block_order.begin(), block_order.end(), random);
     Block block;
     block.kernel = kernel;
     block.task = task;
     running = &block;
-    for (unsigned place : places) {
-        blockIdx.x = place;
-        block.over.assign(THREADS, false);
+    for (unsigned index : block_order) {
+        blockIdx.x = index;
+        block.ended.assign(THREADS, false);
         for (unsigned i = 0; i < THREADS; i++) {
             ucontext_t &thread = block.threads[i];
             getcontext(&thread);
             thread.uc_stack.ss_sp = block.stacks.get() + i * STACK;
             thread.uc_stack.ss_size = STACK;
             thread.uc_link = &block.scheduler;
-            makecontext(&thread, body, 0);
+            makecontext(&thread, run_thread, 0);
         }
-        for (size_t ended = 0; ended == 0;) {
-            std::shuffle(order.begin(), order.end(), random);
-            for (unsigned i : order) {
+        for (size_t count = 0; count == 0;) {
+            std::shuffle(thread_order.begin(), thread_order.end(), random);
+            for (unsigned i : thread_order) {
                 threadIdx.x = i;
                 swapcontext(&block.scheduler, &block.threads[i]);
             }
-            for (bool over : block.over) ended += over;
-            if (ended != 0 && ended != THREADS) return 1;
+            for (bool ended : block.ended) count += ended;
+            if (count != 0 && count != THREADS) return 1;
         }
     }
     running = nullptr;

@@ -66,7 +66,7 @@ pub trait Launch: Send + Sync {
 pub fn kernel_names() -> Vec<String> {
     let mut names = vec!["statistics".to_owned(), "fold".to_owned(), "gradients".to_owned()];
     for element in ["f32", "bf16"] {
-        names.extend(["moments", "pixels"].map(|kernel| format!("{kernel}_{element}")));
+        names.extend(["moments", "normalise"].map(|kernel| format!("{kernel}_{element}")));
         for kernel in ["forward", "reduce", "backward"] {
             let epilogues = EpilogueKind::ALL.map(epilogue_name);
             names.extend(epilogues.map(|epilogue| format!("{kernel}_{element}_{epilogue}")));
@@ -81,7 +81,7 @@ fn epilogue_name(epilogue: EpilogueKind) -> &'static str {
         EpilogueKind::Relu => "relu",
         EpilogueKind::AddRelu => "add_relu",
         EpilogueKind::Blend => "blend",
-        EpilogueKind::BlendWithSkip => "blend_apart",
+        EpilogueKind::BlendWithSkip => "blend_with_skip",
     }
 }
 
@@ -304,7 +304,7 @@ pub fn normalise_pixels(
     let blocks = div_ceil(n * height * width * c, THREADS * lanes(kind));
     // SAFETY: contiguous tensors of as many bytes as elements, and of C numbers twice. They live until the call returns, and
     // libtorch reuses their memory only after the kernel on this stream.
-    unsafe { kernels.launch(&format!("pixels_{}", element(kind)), blocks, &task) };
+    unsafe { kernels.launch(&format!("normalise_{}", element(kind)), blocks, &task) };
     out.permute([0, 3, 1, 2])
 }
 

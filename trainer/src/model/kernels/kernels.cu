@@ -8,7 +8,7 @@
 //
 // The pixels of each sample are divided into `slabs` of `slab` pixels (the last may be shorter), the channels into `tiles` of
 // `columns` threads. Block (n·slabs + s)·tiles + tile processes one tile of one slab. Its threads form rows of `columns`; a row
-// processes every (THREADS / columns)-th pixel. `APART` says that a block's skip is another tensor than its shortcut.
+// processes every (THREADS / columns)-th pixel. `HAS_SKIP` says that a block's skip is another tensor than its shortcut.
 
 typedef long long i64;
 typedef float f32;
@@ -38,8 +38,8 @@ struct Task {
     float *sums;                 // the output of `fold`
     float *affine;               // [4, C]: mean, 1/σ, scale = γ/σ, β
     float *slopes;               // [4, C]: offset and slope of h's gradient; the gradients of γ and β
-    const float *weight;         // γ [C]; `pixels`: the mean to subtract
-    const float *bias;           // β [C]; `pixels`: the deviation to divide by
+    const float *weight;         // γ [C]; `normalise`: the mean to subtract
+    const float *bias;           // β [C]; `normalise`: the deviation to divide by
     float *running_mean;         // [C] or null
     float *running_var;          // [C] or null
     double momentum;
@@ -57,19 +57,19 @@ struct Task {
 
 template <typename T> struct alignas(16) Chunk {
     static constexpr int LANES = 16 / sizeof(T);
-    T of[LANES];
+    T values[LANES];
 };
 
-__device__ float widened(float x) { return x; }
-__device__ float widened(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ float to_f32(float x) { return x; }
+__device__ float to_f32(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 
-__device__ void narrow(float lower, float upper, float *to) {
+__device__ void from_f32(float lower, float upper, float *to) {
     to[0] = lower;
     to[1] = upper;
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-__device__ void narrow(float lower, float upper, bf16 *to) {
+__device__ void from_f32(float lower, float upper, bf16 *to) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     unsigned both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(upper), "f"(lower));
@@ -89,13 +89,13 @@ __device__ void narrow(float lower, float upper, bf16 *to) {
 template <typename T> __device__ void load(float *to, const void *from, i64 at) {
     const Chunk<T> chunk = *reinterpret_cast<const Chunk<T> *>(static_cast<const T *>(from) + at);
 #pragma unroll
-    for (int i = 0; i < Chunk<T>::LANES; i++) to[i] = widened(chunk.of[i]);
+    for (int i = 0; i < Chunk<T>::LANES; i++) to[i] = to_f32(chunk.values[i]);
 }
 
 template <typename T> __device__ void store(void *to, i64 at, const float *values) {
     Chunk<T> chunk;
 #pragma unroll
-    for (int i = 0; i < Chunk<T>::LANES; i += 2) narrow(values[i], values[i + 1], chunk.of + i);
+    for (int i = 0; i < Chunk<T>::LANES; i += 2) from_f32(values[i], values[i + 1], chunk.values + i);
     *reinterpret_cast<Chunk<T> *>(static_cast<T *>(to) + at) = chunk;
 }
 
@@ -110,9 +110,9 @@ template <int N> __device__ void store_floats(float *to, i64 at, const float *va
     for (int i = 0; i < N; i += 4) store<float>(to, at + i, values + i);
 }
 
-// --- A thread's part of the work, and sums over a block -------------------------------------------------------------------------
+// --- The slice of a thread, and sums over a block -----------------------------------------------------------------------------
 
-struct Place {
+struct ThreadSlice {
     i64 block;    // the slab's number, n·slabs + s
     i64 tile;
     i64 sample;
@@ -125,23 +125,23 @@ struct Place {
     bool writes;  // whether the thread writes its column's sums
 };
 
-template <typename T> __device__ Place place(const Task &task) {
+template <typename T> __device__ ThreadSlice thread_slice(const Task &task) {
     const int columns = static_cast<int>(task.columns), column = static_cast<int>(threadIdx.x) % columns;
-    Place at;
-    at.tile = blockIdx.x % task.tiles;
-    at.block = blockIdx.x / task.tiles;
-    at.sample = at.block / task.slabs;
-    at.channel = (at.tile * columns + column) * Chunk<T>::LANES;
-    const i64 start = at.block % task.slabs * task.slab;
+    ThreadSlice slice;
+    slice.tile = blockIdx.x % task.tiles;
+    slice.block = blockIdx.x / task.tiles;
+    slice.sample = slice.block / task.slabs;
+    slice.channel = (slice.tile * columns + column) * Chunk<T>::LANES;
+    const i64 start = slice.block % task.slabs * task.slab;
     const i64 end = start + task.slab < task.pixels ? start + task.slab : task.pixels;
-    at.first = at.sample * task.pixels + start;
-    at.end = at.sample * task.pixels + end;
-    at.row = static_cast<int>(threadIdx.x) / columns;
-    at.rows = THREADS / columns;
-    const bool within = at.channel < task.channels;
-    at.from = within ? at.first + at.row : at.end;
-    at.writes = within && at.row == 0;
-    return at;
+    slice.first = slice.sample * task.pixels + start;
+    slice.end = slice.sample * task.pixels + end;
+    slice.row = static_cast<int>(threadIdx.x) / columns;
+    slice.rows = THREADS / columns;
+    const bool within = slice.channel < task.channels;
+    slice.from = within ? slice.first + slice.row : slice.end;
+    slice.writes = within && slice.row == 0;
+    return slice;
 }
 
 // Adds `values` over the rows of `columns` threads; row 0 gets the sums. All threads call it; the number of rows is a power of two.
@@ -168,13 +168,13 @@ template <int N, typename Number> __device__ void sum_rows(Number *values, int c
 // precision if the mean is large. All pixels are those of one sample here.
 template <typename T> __device__ void moments(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
-    const Place at = place<T>(task);
+    const ThreadSlice slice = thread_slice<T>(task);
     float origin[LANES] = {}, sum[LANES] = {}, square[LANES] = {};
-    if (at.from < at.end) load<T>(origin, task.h, at.first * task.channels + at.channel);
+    if (slice.from < slice.end) load<T>(origin, task.h, slice.first * task.channels + slice.channel);
 #pragma unroll 4
-    for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
+    for (i64 pixel = slice.from; pixel < slice.end; pixel += slice.rows) {
         float h[LANES];
-        load<T>(h, task.h, pixel * task.channels + at.channel);
+        load<T>(h, task.h, pixel * task.channels + slice.channel);
 #pragma unroll
         for (int i = 0; i < LANES; i++) {
             const float off = h[i] - origin[i];
@@ -184,14 +184,14 @@ template <typename T> __device__ void moments(const Task &task) {
     }
     sum_rows<LANES>(sum, static_cast<int>(task.columns));
     sum_rows<LANES>(square, static_cast<int>(task.columns));
-    if (at.writes) {
-        const float count = static_cast<float>(at.end - at.first);
+    if (slice.writes) {
+        const float count = static_cast<float>(slice.end - slice.first);
         for (int i = 0; i < LANES; i++) {
             square[i] -= sum[i] * sum[i] / count;
             sum[i] = origin[i] + sum[i] / count;
         }
-        store_floats<LANES>(task.partials, 2 * at.block * task.channels + at.channel, sum);
-        store_floats<LANES>(task.partials, (2 * at.block + 1) * task.channels + at.channel, square);
+        store_floats<LANES>(task.partials, 2 * slice.block * task.channels + slice.channel, sum);
+        store_floats<LANES>(task.partials, (2 * slice.block + 1) * task.channels + slice.channel, square);
     }
 }
 
@@ -242,33 +242,33 @@ template <int LANES> struct Affine {
 __device__ float relu(float z) { return z <= 0.0f ? 0.0f : z; }
 
 // The output, and for each slab the sum over its pixels divided by the number of the sample's pixels, [N·slabs, C].
-template <typename T, bool ADD, bool BLEND, bool APART> __device__ void forward(const Task &task) {
+template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void forward(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
-    const Place at = place<T>(task);
+    const ThreadSlice slice = thread_slice<T>(task);
     float pooled[LANES] = {};
-    if (at.from < at.end) {
-        const Affine<LANES> affine(task, at.channel);
-        const float v = BLEND ? task.v[at.sample] : 1.0f;
-        for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
-            const i64 chunk = pixel * task.channels + at.channel;
+    if (slice.from < slice.end) {
+        const Affine<LANES> affine(task, slice.channel);
+        const float v = BLEND ? task.v[slice.sample] : 1.0f;
+        for (i64 pixel = slice.from; pixel < slice.end; pixel += slice.rows) {
+            const i64 chunk = pixel * task.channels + slice.channel;
             float h[LANES], shortcut[LANES] = {}, skip[LANES] = {};
             load<T>(h, task.h, chunk);
             if (ADD) load<T>(shortcut, task.shortcut, chunk);
-            if (APART) load<T>(skip, task.skip, chunk);
+            if (HAS_SKIP) load<T>(skip, task.skip, chunk);
 #pragma unroll
             for (int i = 0; i < LANES; i++) {
-                const float run = relu(affine.z(i, h[i] - affine.mean[i], shortcut[i]));
-                const float around = APART ? skip[i] : shortcut[i];
-                h[i] = BLEND ? around + v * (run - around) : run;
+                const float computed = relu(affine.z(i, h[i] - affine.mean[i], shortcut[i]));
+                const float skipped = HAS_SKIP ? skip[i] : shortcut[i];
+                h[i] = BLEND ? skipped + v * (computed - skipped) : computed;
                 pooled[i] += h[i];
             }
             store<T>(task.out, chunk, h);
         }
     }
     sum_rows<LANES>(pooled, static_cast<int>(task.columns));
-    if (at.writes) {
+    if (slice.writes) {
         for (int i = 0; i < LANES; i++) pooled[i] /= static_cast<float>(task.pixels);
-        store_floats<LANES>(task.partials, at.block * task.channels + at.channel, pooled);
+        store_floats<LANES>(task.partials, slice.block * task.channels + slice.channel, pooled);
     }
 }
 
@@ -285,43 +285,43 @@ extern "C" __global__ void fold(const Task task) {
 // --- Backward -----------------------------------------------------------------------------------------------------------------
 
 // Loads the gradient of the output, plus the part that comes from the output's mean.
-template <typename T> __device__ void load_gradient(float *to, const Task &task, i64 chunk, const float *of_mean) {
+template <typename T> __device__ void load_gradient(float *to, const Task &task, i64 chunk, const float *mean_gradient) {
     constexpr int LANES = Chunk<T>::LANES;
     if (task.out_gradient) load<T>(to, task.out_gradient, chunk);
 #pragma unroll
-    for (int i = 0; i < LANES; i++) to[i] = task.out_gradient ? to[i] + of_mean[i] : of_mean[i];
+    for (int i = 0; i < LANES; i++) to[i] = task.out_gradient ? to[i] + mean_gradient[i] : mean_gradient[i];
 }
 
 // Loads what the gradient of the output's mean adds to the gradient of each pixel.
-template <int LANES> __device__ void load_of_mean(float *to, const Task &task, const Place &at) {
+template <int LANES> __device__ void load_mean_gradient(float *to, const Task &task, const ThreadSlice &slice) {
     if (task.mean_gradient) {
-        load_floats<LANES>(to, task.mean_gradient, at.sample * task.channels + at.channel);
+        load_floats<LANES>(to, task.mean_gradient, slice.sample * task.channels + slice.channel);
         for (int i = 0; i < LANES; i++) to[i] /= static_cast<float>(task.pixels);
     }
 }
 
 // With dz, the gradient of z: Σ dz and Σ dz·(h − mean) of each slab and channel, [N·slabs, 2, C], followed by the terms of v's
 // gradient, [N·slabs, tiles].
-template <typename T, bool ADD, bool BLEND, bool APART> __device__ void reduce(const Task &task) {
+template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void reduce(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
-    const Place at = place<T>(task);
+    const ThreadSlice slice = thread_slice<T>(task);
     float bias[LANES] = {}, scaled[LANES] = {}, blend[1] = {0.0f};
-    if (at.from < at.end) {
-        const Affine<LANES> affine(task, at.channel);
-        const float v = BLEND ? task.v[at.sample] : 1.0f;
-        float of_mean[LANES] = {};
-        load_of_mean<LANES>(of_mean, task, at);
-        for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
-            const i64 chunk = pixel * task.channels + at.channel;
+    if (slice.from < slice.end) {
+        const Affine<LANES> affine(task, slice.channel);
+        const float v = BLEND ? task.v[slice.sample] : 1.0f;
+        float mean_gradient[LANES] = {};
+        load_mean_gradient<LANES>(mean_gradient, task, slice);
+        for (i64 pixel = slice.from; pixel < slice.end; pixel += slice.rows) {
+            const i64 chunk = pixel * task.channels + slice.channel;
             float h[LANES], shortcut[LANES] = {}, skip[LANES] = {}, gradient[LANES];
             load<T>(h, task.h, chunk);
             if (ADD) load<T>(shortcut, task.shortcut, chunk);
-            if (APART) load<T>(skip, task.skip, chunk);
-            load_gradient<T>(gradient, task, chunk, of_mean);
+            if (HAS_SKIP) load<T>(skip, task.skip, chunk);
+            load_gradient<T>(gradient, task, chunk, mean_gradient);
 #pragma unroll
             for (int i = 0; i < LANES; i++) {
                 const float off = h[i] - affine.mean[i], z = affine.z(i, off, shortcut[i]);
-                if (BLEND) blend[0] += gradient[i] * (relu(z) - (APART ? skip[i] : shortcut[i]));
+                if (BLEND) blend[0] += gradient[i] * (relu(z) - (HAS_SKIP ? skip[i] : shortcut[i]));
                 const float dz = z <= 0.0f ? 0.0f : (BLEND ? v * gradient[i] : gradient[i]);
                 bias[i] += dz;
                 scaled[i] += dz * off;
@@ -330,14 +330,14 @@ template <typename T, bool ADD, bool BLEND, bool APART> __device__ void reduce(c
     }
     sum_rows<LANES>(bias, static_cast<int>(task.columns));
     sum_rows<LANES>(scaled, static_cast<int>(task.columns));
-    if (at.writes) {
-        store_floats<LANES>(task.partials, 2 * at.block * task.channels + at.channel, bias);
-        store_floats<LANES>(task.partials, (2 * at.block + 1) * task.channels + at.channel, scaled);
+    if (slice.writes) {
+        store_floats<LANES>(task.partials, 2 * slice.block * task.channels + slice.channel, bias);
+        store_floats<LANES>(task.partials, (2 * slice.block + 1) * task.channels + slice.channel, scaled);
     }
     if (BLEND) {
         sum_rows<1>(blend, 1);
         const i64 sums = 2 * task.samples * task.slabs * task.channels;
-        if (threadIdx.x == 0) task.partials[sums + at.block * task.tiles + at.tile] = blend[0];
+        if (threadIdx.x == 0) task.partials[sums + slice.block * task.tiles + slice.tile] = blend[0];
     }
 }
 
@@ -360,33 +360,33 @@ extern "C" __global__ void gradients(const Task task) {
 }
 
 // The gradients of h, scale·(dz − offset − slope·(h − mean)), of the shortcut and of the skip.
-template <typename T, bool ADD, bool BLEND, bool APART> __device__ void backward(const Task &task) {
+template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void backward(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
-    const Place at = place<T>(task);
-    if (at.from >= at.end) return;
-    const Affine<LANES> affine(task, at.channel);
-    const float v = BLEND ? task.v[at.sample] : 1.0f;
-    float of_mean[LANES] = {}, offset[LANES], slope[LANES];
-    load_of_mean<LANES>(of_mean, task, at);
-    load_floats<LANES>(offset, task.slopes, at.channel);
-    load_floats<LANES>(slope, task.slopes, task.channels + at.channel);
-    for (i64 pixel = at.from; pixel < at.end; pixel += at.rows) {
-        const i64 chunk = pixel * task.channels + at.channel;
+    const ThreadSlice slice = thread_slice<T>(task);
+    if (slice.from >= slice.end) return;
+    const Affine<LANES> affine(task, slice.channel);
+    const float v = BLEND ? task.v[slice.sample] : 1.0f;
+    float mean_gradient[LANES] = {}, offset[LANES], slope[LANES];
+    load_mean_gradient<LANES>(mean_gradient, task, slice);
+    load_floats<LANES>(offset, task.slopes, slice.channel);
+    load_floats<LANES>(slope, task.slopes, task.channels + slice.channel);
+    for (i64 pixel = slice.from; pixel < slice.end; pixel += slice.rows) {
+        const i64 chunk = pixel * task.channels + slice.channel;
         float h[LANES], shortcut[LANES] = {}, gradient[LANES];
         load<T>(h, task.h, chunk);
         if (ADD) load<T>(shortcut, task.shortcut, chunk);
-        load_gradient<T>(gradient, task, chunk, of_mean);
+        load_gradient<T>(gradient, task, chunk, mean_gradient);
 #pragma unroll
         for (int i = 0; i < LANES; i++) {
             const float off = h[i] - affine.mean[i], z = affine.z(i, off, shortcut[i]);
             const float dz = z <= 0.0f ? 0.0f : (BLEND ? v * gradient[i] : gradient[i]);
             h[i] = affine.scale[i] * (dz - offset[i] - slope[i] * off);
             if (BLEND) gradient[i] *= 1.0f - v;
-            shortcut[i] = BLEND && !APART ? dz + gradient[i] : dz;
+            shortcut[i] = BLEND && !HAS_SKIP ? dz + gradient[i] : dz;
         }
         store<T>(task.h_gradient, chunk, h);
         if (ADD) store<T>(task.shortcut_gradient, chunk, shortcut);
-        if (APART) store<T>(task.skip_gradient, chunk, gradient);
+        if (HAS_SKIP) store<T>(task.skip_gradient, chunk, gradient);
     }
 }
 
@@ -394,7 +394,7 @@ template <typename T, bool ADD, bool BLEND, bool APART> __device__ void backward
 
 // (byte / 255 − mean) / deviation, for any number of channels. A thread has LANES neighbouring elements; the last thread may
 // have fewer.
-template <typename T> __device__ void pixels(const Task &task) {
+template <typename T> __device__ void normalise(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const i64 count = task.samples * task.pixels * task.channels;
     const i64 first = (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) * LANES;
@@ -411,7 +411,7 @@ template <typename T> __device__ void pixels(const Task &task) {
     } else {
         for (int i = 0; i < LANES; i += 2) {
             T pair[2];
-            narrow(values[i], values[i + 1], pair);
+            from_f32(values[i], values[i + 1], pair);
             if (first + i < count) static_cast<T *>(task.out)[first + i] = pair[0];
             if (first + i + 1 < count) static_cast<T *>(task.out)[first + i + 1] = pair[1];
         }
@@ -422,17 +422,17 @@ template <typename T> __device__ void pixels(const Task &task) {
 
 #define KERNEL(name, ...) \
     extern "C" __global__ void __launch_bounds__(THREADS) name(const Task task) { __VA_ARGS__(task); }
-#define TAILS(name, T)                                           \
+#define EPILOGUES(name, T)                                           \
     KERNEL(name##_##T##_relu, name<T, false, false, false>)      \
     KERNEL(name##_##T##_add_relu, name<T, true, false, false>)   \
     KERNEL(name##_##T##_blend, name<T, true, true, false>)       \
-    KERNEL(name##_##T##_blend_apart, name<T, true, true, true>)
+    KERNEL(name##_##T##_blend_with_skip, name<T, true, true, true>)
 #define ELEMENT(T)                    \
     KERNEL(moments_##T, moments<T>)   \
-    KERNEL(pixels_##T, pixels<T>)     \
-    TAILS(forward, T)                 \
-    TAILS(reduce, T)                  \
-    TAILS(backward, T)
+    KERNEL(normalise_##T, normalise<T>)   \
+    EPILOGUES(forward, T)                 \
+    EPILOGUES(reduce, T)                  \
+    EPILOGUES(backward, T)
 
 ELEMENT(f32)
 ELEMENT(bf16)

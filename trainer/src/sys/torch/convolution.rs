@@ -12,7 +12,7 @@ unsafe extern "C" {
         padding: i64,
         input: *const i64,
     ) -> *mut C_tensor;
-    fn codinet_convolve(
+    fn codinet_conv_forward(
         x: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
@@ -20,7 +20,7 @@ unsafe extern "C" {
         padding: i64,
         relu: bool,
     ) -> *mut C_tensor;
-    fn codinet_convolve_onto(
+    fn codinet_conv_forward_add(
         onto: *mut C_tensor,
         x: *const C_tensor,
         weight: *const C_tensor,
@@ -59,7 +59,7 @@ impl PackedConv {
     pub fn forward(&self, x: &Tensor, relu: bool) -> Tensor {
         let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
         // SAFETY: living tensors; the caller owns the new one.
-        let y = unsafe { codinet_convolve(x, weight, bias, self.stride, self.padding, relu) };
+        let y = unsafe { codinet_conv_forward(x, weight, bias, self.stride, self.padding, relu) };
         panic_on_error(!y.is_null(), "a convolution");
         // SAFETY: not null, and owned by nobody else.
         unsafe { Tensor::from_ptr(y) }
@@ -70,7 +70,7 @@ impl PackedConv {
         let [x, weight, bias] = [x, &self.weight, &self.bias].map(Tensor::as_ptr);
         let sum = sum.as_ptr().cast_mut();
         // SAFETY: living tensors; `sum` shares no memory with `x`.
-        let done = unsafe { codinet_convolve_onto(sum, x, weight, bias, self.stride, self.padding) };
+        let done = unsafe { codinet_conv_forward_add(sum, x, weight, bias, self.stride, self.padding) };
         panic_on_error(done, "a convolution with addition");
     }
 }

@@ -20,7 +20,7 @@ pub use threads::parallel_for;
 use std::ffi::{CStr, c_char};
 
 unsafe extern "C" {
-    fn codinet_error() -> *const c_char;
+    fn codinet_last_error() -> *const c_char;
     fn codinet_allow_tf32() -> bool;
 }
 
@@ -31,10 +31,10 @@ pub(crate) fn panic_on_error(succeeded: bool, call: &str) {
     }
 }
 
-/// The message of this thread's last failed call; empty where [`codinet_error`] was cleared since.
+/// The message of this thread's last failed call; empty where [`codinet_last_error`] was cleared since.
 fn last_error() -> String {
     // SAFETY: a NUL-terminated string, copied before this thread's next call can overwrite it.
-    unsafe { CStr::from_ptr(codinet_error()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(codinet_last_error()) }.to_string_lossy().into_owned()
 }
 
 /// Allows fp32 convolutions and matrix products to round their inputs to TF32 on GPUs that have it.

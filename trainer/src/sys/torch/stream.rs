@@ -10,14 +10,14 @@ unsafe extern "C" {
     fn codinet_event_block(event: *mut c_void) -> bool;
     fn codinet_event_query(event: *mut c_void) -> c_int;
     fn codinet_event_synchronize(event: *mut c_void) -> bool;
-    fn codinet_event_between(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
+    fn codinet_event_elapsed(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
     fn codinet_event_free(event: *mut c_void);
-    fn codinet_use_device(device: c_int) -> bool;
-    fn codinet_side_stream(device: c_int) -> bool;
-    fn codinet_stream_new(device: c_int) -> *mut c_void;
+    fn codinet_set_device(device: c_int) -> bool;
+    fn codinet_set_side_stream(device: c_int) -> bool;
+    fn codinet_stream_from_pool(device: c_int) -> *mut c_void;
     fn codinet_stream_exchange(stream: *mut c_void) -> bool;
     fn codinet_stream_free(stream: *mut c_void);
-    fn codinet_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
+    fn codinet_current_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
 }
 
 /// An event recorded on a CUDA stream.
@@ -72,7 +72,7 @@ impl Event {
     pub fn milliseconds_since(&self, earlier: &Self) -> f64 {
         let mut milliseconds = 0.0;
         // SAFETY: both events are alive, and the number outlives the call.
-        let done = unsafe { codinet_event_between(earlier.0, self.0, &raw mut milliseconds) };
+        let done = unsafe { codinet_event_elapsed(earlier.0, self.0, &raw mut milliseconds) };
         panic_on_error(done, "the time between two events");
         milliseconds
     }
@@ -89,7 +89,7 @@ impl Drop for Event {
 pub fn set_device(device: Device) {
     if let Device::Cuda(index) = device {
         // SAFETY: a number; the result is checked.
-        let set = unsafe { codinet_use_device(index as c_int) };
+        let set = unsafe { codinet_set_device(index as c_int) };
         panic_on_error(set, "setting a thread's device");
     }
 }
@@ -98,7 +98,7 @@ pub fn set_device(device: Device) {
 pub fn set_side_stream(device: Device) {
     if let Device::Cuda(index) = device {
         // SAFETY: a number; the result is checked.
-        let set = unsafe { codinet_side_stream(index as c_int) };
+        let set = unsafe { codinet_set_side_stream(index as c_int) };
         panic_on_error(set, "setting a thread's stream");
     }
 }
@@ -112,7 +112,7 @@ impl Stream {
     pub fn from_pool(device: Device) -> Option<Self> {
         let Device::Cuda(index) = device else { return None };
         // SAFETY: a number; the result is checked.
-        let stream = unsafe { codinet_stream_new(index as c_int) };
+        let stream = unsafe { codinet_stream_from_pool(index as c_int) };
         panic_on_error(!stream.is_null(), "a stream");
         Some(Self(stream))
     }
@@ -135,7 +135,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: made by codinet_stream_new, freed once.
+        // SAFETY: made by codinet_stream_from_pool, freed once.
         unsafe { codinet_stream_free(self.0) };
     }
 }
@@ -144,7 +144,7 @@ impl Drop for Stream {
 pub fn current_stream_handle(device: usize) -> *mut c_void {
     let mut handle = std::ptr::null_mut();
     // SAFETY: a number, and room for the handle that is written.
-    let found = unsafe { codinet_stream_handle(device as c_int, &mut handle) };
+    let found = unsafe { codinet_current_stream_handle(device as c_int, &mut handle) };
     panic_on_error(found, "the current stream");
     handle
 }

@@ -7,8 +7,8 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
-    fn codinet_pinned(tensor: *const C_tensor) -> *mut C_tensor;
-    fn codinet_used_here(tensor: *mut C_tensor) -> bool;
+    fn codinet_pin_memory(tensor: *const C_tensor) -> *mut C_tensor;
+    fn codinet_record_stream(tensor: *mut C_tensor) -> bool;
 }
 
 /// `x` `[N, C, H, W]` with channels innermost in memory: `x` itself if it is so already, otherwise a copy.
@@ -27,7 +27,7 @@ pub fn pin_slice<T: Element>(values: &[T]) -> Tensor {
 /// after all copies started from it are complete. Needs a GPU.
 pub fn pin_memory(tensor: &Tensor) -> Tensor {
     // SAFETY: a living tensor; the caller owns the new one.
-    let copy = unsafe { codinet_pinned(tensor.as_ptr() as _) };
+    let copy = unsafe { codinet_pin_memory(tensor.as_ptr() as _) };
     panic_on_error(!copy.is_null(), "pinned memory");
     // SAFETY: not null, and owned by nobody else.
     unsafe { Tensor::from_ptr(copy) }
@@ -37,6 +37,6 @@ pub fn pin_memory(tensor: &Tensor) -> Tensor {
 /// `tensor` is freed, its memory is reused only once this stream's work up to that point is complete.
 pub fn record_stream(tensor: &Tensor) {
     // SAFETY: a living tensor of a GPU.
-    let recorded = unsafe { codinet_used_here(tensor.as_ptr() as _) };
+    let recorded = unsafe { codinet_record_stream(tensor.as_ptr() as _) };
     panic_on_error(recorded, "a tensor's use on another stream");
 }

@@ -5,7 +5,7 @@ use super::panic_on_error;
 use std::ffi::c_void;
 
 unsafe extern "C" {
-    fn codinet_parallel(
+    fn codinet_parallel_for(
         tasks: usize,
         task: unsafe extern "C" fn(*mut c_void, usize),
         data: *mut c_void,
@@ -19,6 +19,6 @@ pub fn parallel_for<F: Fn(usize) + Sync>(tasks: usize, task: F) {
         unsafe { (*data.cast::<F>())(index) }
     }
     // SAFETY: as above; the loop is over when the call returns.
-    let done = unsafe { codinet_parallel(tasks, call::<F>, (&raw const task).cast_mut().cast()) };
+    let done = unsafe { codinet_parallel_for(tasks, call::<F>, (&raw const task).cast_mut().cast()) };
     panic_on_error(done, "a parallel loop");
 }
