@@ -29,7 +29,7 @@ pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
 pub use load::{is_table, load, load_table, shipped};
 pub use model::{Arch, Gates, Hidden, Model, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
-pub use objective::{Consistency, Cost, CostUnit, Diversity, RunRate, Scope, TargetRate};
+pub use objective::{Consistency, Cost, CostUnit, Diversity, Scope, TargetRate, TermWeight};
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Stage};
@@ -62,8 +62,8 @@ pub struct Config {
     pub cost: Cost,
     /// Conv-AIG's loss for shorter paths, for comparison.
     pub target_rate: TargetRate,
-    /// SkipNet's loss for shorter paths, for comparison.
-    pub run_rate: RunRate,
+    /// SkipNet's loss for shorter paths, for comparison: the mean of v over inputs and blocks.
+    pub run_rate: TermWeight,
     /// The optimiser and the batch.
     pub optim: Optim,
     /// Communication between ranks.

@@ -1,4 +1,4 @@
-//! The sections of the loss terms: consistency, diversity, and the cost of paths.
+//! The sections of the loss terms. A term whose only setting is its weight has [`TermWeight`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -87,11 +87,11 @@ pub struct TargetRate {
     pub rate: f64,
 }
 
-/// SkipNet's penalty (Wang et al., ECCV 2018): the mean of v over inputs and blocks.
+/// A loss term whose only setting is its weight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct RunRate {
-    /// Its weight; 0: not minimised.
+pub struct TermWeight {
+    /// Its weight; 0: not minimised, but still reported.
     #[schemars(range(min = 0.0))]
     pub weight: f64,
 }

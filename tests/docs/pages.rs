@@ -2,7 +2,7 @@
 //! named files exist.
 
 use crate::common::{program, text};
-use codinet_config::{is_table, load, load_table, shipped};
+use codinet_config::{SCHEMA, is_table, load, load_table, shipped};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,19 +14,6 @@ const PROGRAMS: [&str; 6] =
     ["codinet-train", "codinet-infer", "codinet-analyze", "codinet-export", "codinet-data", "codinet-launch"];
 /// Used for a placeholder (`my.yaml`, `CONFIG`). It has two stages.
 const PLACEHOLDER_CONFIG: &str = "imagenet_r50.yaml";
-const SECTIONS: [&str; 11] = [
-    "run",
-    "data",
-    "model",
-    "consistency",
-    "diversity",
-    "cost",
-    "target_rate",
-    "run_rate",
-    "optim",
-    "collective",
-    "stages",
-];
 /// Folders of the repository whose files pages may name.
 const FOLDERS: [&str; 9] =
     ["trainer/", "dataloader/", "launcher/", "tests/", "configs/", "cluster/", "docs/", "examples/", ".ci/"];
@@ -171,7 +158,8 @@ fn check_arguments(name: &str, args: &[String]) -> Result<(), String> {
         return Ok(());
     }
     let stderr = text(&output.stderr);
-    Err(stderr.lines().find(|line| !line.is_empty()).unwrap_or("it failed without a message").to_owned())
+    let message = stderr.lines().find(|line| !line.is_empty());
+    Err(message.map_or_else(|| format!("{} without a message", output.status), str::to_owned))
 }
 
 /// Whether a word stands for the name of a config.
@@ -324,9 +312,9 @@ fn config_keys_exist() {
                 .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.')))
                 .unwrap_or(span.len());
             let (key, value) = span.split_at(end);
-            let is_key = key
-                .split_once('.')
-                .is_some_and(|(section, rest)| SECTIONS.contains(&section) && !rest.is_empty());
+            let is_key = key.split_once('.').is_some_and(|(section, rest)| {
+                SCHEMA["properties"].get(section).is_some() && !rest.is_empty()
+            });
             let is_file = ["yaml", "rs", "md", "safetensors", "json", "sh", "py"]
                 .iter()
                 .any(|kind| key.ends_with(&format!(".{kind}")));
