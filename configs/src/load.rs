@@ -119,6 +119,10 @@ fn read(name: &str, from: Option<&str>) -> Result<Source> {
 /// A file that is not there, or no table.
 pub fn load_table(name: &str) -> Result<Table<Config>> {
     let (file, text) = find(name, None).ok_or_else(|| not_found(name, None))??;
+    let tree = parse::<Value>(&text).map_err(|error| explain(&file, &text, &error))?;
+    if tree.get("rows").is_none() {
+        return Err(wrong(format!("{file}: not a table of configs: it has no rows")));
+    }
     parse(&text).map_err(|error| explain(&file, &text, &error))
 }
 
@@ -218,16 +222,17 @@ fn find(name: &str, from: Option<&str>) -> Option<Result<(String, String)>> {
 /// The error for a config that does not exist, with the nearest one that does.
 fn not_found(name: &str, from: Option<&str>) -> Error {
     let shipped: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-    let hint = if let Some((table, row)) = table::moved(name, |text| parse(text).ok()) {
-        format!("it is now a row of {table:?}: {row}")
-    } else if let Some(near) = nearest(name, &shipped) {
+    let by = from.map(|from| format!(", which {from} extends")).unwrap_or_default();
+    if let Some((table, row)) = table::moved(name, |text| parse(text).ok()) {
+        return wrong(format!("{name}{by}: this config is now a row of {table:?}: {row}"));
+    }
+    let hint = if let Some(near) = nearest(name, &shipped) {
         format!("did you mean {near}?")
     } else {
         let families: BTreeSet<&str> = shipped.iter().filter_map(|name| name.split('_').next()).collect();
         let families: Vec<String> = families.iter().map(|family| format!("{family}_*.yaml")).collect();
         format!("those are {}, see docs/recipes.md", families.join(", "))
     };
-    let by = from.map(|from| format!(", which {from} extends")).unwrap_or_default();
     wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}"))
 }
 
@@ -493,7 +498,7 @@ mod tests {
                 continue;
             }
             let message = load(name, &[]).unwrap_err().message;
-            assert!(message.contains("it is now a row of "), "{message}");
+            assert!(message.contains("this config is now a row of "), "{message}");
             let row = message.rsplit(' ').next().unwrap();
             load(row, &[]).unwrap_or_else(|error| panic!("{name}: {row}: {error}"));
             rows += 1;
