@@ -59,7 +59,7 @@ install:
 	@test -x $(BIN)/codinet-train || { echo "run make build first, as the user who builds, not as root" >&2; exit 1; }
 	install -d $(PREFIX)/bin $(PREFIX)/lib/codinet
 	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(PREFIX)/bin
-	for file in configs/*/*.yaml; do install -D -m 644 $$file $(PREFIX)/share/codinet/$$file; done
+	@set -e; for file in configs/*/*.yaml; do install -D -m 644 $$file $(PREFIX)/share/codinet/$$file; done
 	rm -rf $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia
 	@if [ -z "$$LIBTORCH" ]; then set -ex; \
 	    mkdir -p $(PREFIX)/lib/codinet/torch $(PREFIX)/lib/codinet/nvidia; \
