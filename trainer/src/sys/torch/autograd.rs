@@ -90,6 +90,7 @@ pub fn attach_backward<const I: usize, const O: usize>(
     let outputs = outputs.map(|x| x.as_ptr() as _);
     // SAFETY: arrays of living tensors, of the lengths given. The node owns `data` from here on and releases it once, also
     // where no input needs a gradient or this call fails.
-    let attached = unsafe { codinet_attach_backward(inputs.as_ptr(), I, outputs.as_ptr(), O, call, data, release) };
+    let attached =
+        unsafe { codinet_attach_backward(inputs.as_ptr(), I, outputs.as_ptr(), O, call, data, release) };
     panic_on_error(attached, "an operation's backward pass");
 }
