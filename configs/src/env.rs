@@ -30,12 +30,19 @@ variables! {
     GLIBC_TUNABLES {
         "codinet-train" "settings of the allocator; if it has none of glibc.malloc, codinet-train sets them and restarts itself"
     }
+    GOMP_CPU_AFFINITY { "codinet-train" "as OMP_PROC_BIND" }
+    LD_LIBRARY_PATH { "codinet-launch" "named where codinet-train cannot be loaded: it may lead to another libtorch" }
     MPI_LOCALRANKID { "codinet-train" "as OMPI_COMM_WORLD_LOCAL_RANK, under MPICH and Intel MPI" }
     OMPI_COMM_WORLD_LOCAL_RANK { "codinet-train" "compared with the local rank that MPI reports" }
     OMPI_COMM_WORLD_RANK { "codinet-train" "compared with the rank that MPI reports; decides who prints before MPI is initialised" }
     OMPI_COMM_WORLD_SIZE {
         "codinet-train" "shows that mpirun started this rank; compared with the size that MPI reports",
         "codinet-launch" "shows that mpirun started the launcher, which is refused"
+    }
+    OMP_PLACES { "codinet-train" "as OMP_PROC_BIND" }
+    OMP_PROC_BIND {
+        "codinet-train" "removed: OpenMP would bind all of a rank's threads, decoders too, to one core",
+        "codinet-launch" "doctor says that it has no effect"
     }
     PBS_JOBID { "codinet-launch" "shows that this is a PBS job" }
     PBS_NODEFILE { "codinet-launch" "hosts of the PBS job, one line a rank" }

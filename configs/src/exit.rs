@@ -58,7 +58,7 @@ exit_codes! {
     Memory = 10, No, "out of memory";
     Interrupted = 75, NotFailed, "stopped on request, with a checkpoint to resume from";
     Panic = 101, Yes, "a bug (panic), such as an error of the GPU's driver";
-    NotStarted = 127, AfterCrash, "mpirun, or a host it should use, could not be started";
+    NotStarted = 127, AfterCrash, "mpirun, a host or codinet-train could not be started";
 }
 
 /// The exit codes of `codinet-train`.
@@ -95,10 +95,13 @@ impl Exit {
     }
 
     /// What mpirun's exit code means. A code of codinet-train is passed on. A signal (128 and more), and what mpirun ends with
-    /// when a host has gone, is a lost rank. Without any output from a rank, mpirun has started none.
-    pub fn of_mpirun(code: Option<i32>, any_output: bool) -> Self {
+    /// when a host has gone, is a lost rank; but 127 is a program that could not be loaded, and 137 a rank that the
+    /// system killed if it killed one for its memory meanwhile. Without any output from a rank, mpirun has started none.
+    pub fn of_mpirun(code: Option<i32>, any_output: bool, out_of_memory: bool) -> Self {
         match code {
+            Some(137) if out_of_memory => Self::Memory,
             Some(129..=192) | None => Self::Lost,
+            Some(127) => Self::NotStarted,
             Some(code) => match Self::from_code(code) {
                 Some(exit) if OF_TRAINING.contains(&exit) => exit,
                 _ if any_output => Self::Lost,
@@ -170,14 +173,17 @@ mod tests {
     #[test]
     fn mpirun_passes_the_trainers_codes_on() {
         for exit in OF_TRAINING {
-            assert_eq!(Exit::of_mpirun(Some(*exit as i32), true), *exit);
+            assert_eq!(Exit::of_mpirun(Some(*exit as i32), true, false), *exit);
         }
         for code in [Some(137), Some(1), Some(213), Some(9), None] {
-            assert_eq!(Exit::of_mpirun(code, true), Exit::Lost);
+            assert_eq!(Exit::of_mpirun(code, true, false), Exit::Lost);
         }
-        assert_eq!(Exit::of_mpirun(Some(1), false), Exit::NotStarted);
-        assert_eq!(Exit::of_mpirun(Some(137), false), Exit::Lost);
-        assert_eq!(Exit::of_mpirun(Some(255), false), Exit::NotStarted);
+        assert_eq!(Exit::of_mpirun(Some(1), false, false), Exit::NotStarted);
+        assert_eq!(Exit::of_mpirun(Some(127), true, false), Exit::NotStarted);
+        assert_eq!(Exit::of_mpirun(Some(137), false, false), Exit::Lost);
+        assert_eq!(Exit::of_mpirun(Some(137), true, true), Exit::Memory);
+        assert_eq!(Exit::of_mpirun(Some(139), true, true), Exit::Lost);
+        assert_eq!(Exit::of_mpirun(Some(255), false, false), Exit::NotStarted);
     }
 
     #[test]

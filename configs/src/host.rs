@@ -29,3 +29,18 @@ pub fn cpu_count() -> usize {
 pub fn installed_gpus() -> usize {
     fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count())
 }
+
+/// Whether this process ignores signal `number`. Before a handler is installed: whether its parent made it so, as nohup does.
+pub fn ignores_signal(number: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+}
+
+/// How many processes this machine has killed since it started because memory ran out.
+pub fn out_of_memory_kills() -> u64 {
+    let counters = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+    count.unwrap_or(0)
+}

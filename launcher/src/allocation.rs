@@ -2,7 +2,12 @@
 
 use crate::machine::Machine;
 use codinet_config::env::{self, Variable};
+use std::io::ErrorKind;
 use std::path::Path;
+use std::process::Command;
+
+/// The source of an allocation inside a SLURM job.
+const SLURM: &str = "SLURM";
 
 /// A host with its number of ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +103,7 @@ impl Allocation {
             let nodes = number(env::SLURM_NNODES).unwrap_or(1);
             let on_node = number(env::SLURM_GPUS_ON_NODE).unwrap_or_else(|| machine.ranks());
             let tasks = number(env::SLURM_NTASKS).unwrap_or(nodes * on_node);
-            return Ok(Self { source: "SLURM", hosts: Vec::new(), nodes, ranks: wanted.unwrap_or(tasks) });
+            return Ok(Self { source: SLURM, hosts: Vec::new(), nodes, ranks: wanted.unwrap_or(tasks) });
         } else {
             let ranks = wanted.unwrap_or_else(|| machine.ranks());
             return Ok(Self { source: "this machine", hosts: Vec::new(), nodes: 1, ranks });
@@ -111,6 +116,21 @@ impl Allocation {
         Ok(Self { source, nodes, ranks: wanted.unwrap_or(slots), hosts })
     }
 
+    /// Checks that mpirun can start ranks: in a SLURM job it does so with srun, which a container may lack.
+    pub fn check_srun(&self) -> Result<(), String> {
+        let is_missing = || {
+            let version = Command::new("srun").arg("--version").output();
+            version.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        if self.source == SLURM && is_missing() {
+            return Err("this allocation is SLURM's (SLURM_JOB_ID is set), but srun, with which mpirun starts ranks, is not \
+                        on PATH; start codinet-launch outside the container, or codinet-train with srun --mpi=pmix, or, for \
+                        ranks on this node only, put env -u SLURM_JOB_ID -u SLURM_JOBID before codinet-launch"
+                .into());
+        }
+        Ok(())
+    }
+
     /// The largest number of ranks on a host.
     pub fn max_ranks_per_host(&self) -> usize {
         let most = self.hosts.iter().map(|host| host.slots).max();
@@ -120,7 +140,7 @@ impl Allocation {
     /// Whether a host gets more ranks than it has slots or, on this machine, cores.
     pub fn oversubscribed(&self, machine: &Machine) -> bool {
         if self.hosts.is_empty() {
-            self.source != "SLURM" && self.ranks > machine.cores
+            self.source != SLURM && self.ranks > machine.cores
         } else {
             self.ranks > self.hosts.iter().map(|host| host.slots).sum()
         }

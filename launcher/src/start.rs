@@ -8,6 +8,7 @@ use crate::supervise::{self, Signals};
 use crate::{print, trainer};
 use codinet_config::env;
 use codinet_config::exit::Exit;
+use codinet_config::host;
 use codinet_config::text::shell_quote;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -97,6 +98,7 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
     let (flavour, _) = Flavour::detect()?;
     let machine = Machine::detect();
     let allocation = Allocation::resolve(&args.ranks, &machine)?;
+    allocation.check_srun()?;
     let job = plan_job(flavour, &machine, allocation, args.bind, !args.raw)?;
     let mpirun_args = |arguments: &[String]| {
         let mut words = job.mpirun_args();
@@ -126,8 +128,11 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
     for restart in 1.. {
         print_command(&command);
         let grace = Duration::from_secs(args.grace);
+        let kills_before = host::out_of_memory_kills();
         let job_exit = supervise::run(&command, args.raw, grace, &mut signals).await?;
-        let exit = Exit::of_mpirun(job_exit.code, args.raw || job_exit.output.any());
+        let out_of_memory = host::out_of_memory_kills() > kills_before;
+        let any_output = args.raw || job_exit.output.any();
+        let exit = Exit::of_mpirun(job_exit.code, any_output, out_of_memory);
         if matches!(exit, Exit::Done | Exit::Interrupted) {
             return Ok(exit);
         }
@@ -135,7 +140,9 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
             eprintln!("{lines}");
         }
         let how = job_exit.code.map_or("by a signal".into(), |code| format!("with {code}"));
-        let give_up = if args.max_restarts == 0 && exit.restartable(false) {
+        let give_up = if exit == Exit::NotStarted && (args.max_restarts == 0 || any_output) {
+            format!("no rank has trained; {}", load_advice().unwrap_or("see the lines above"))
+        } else if args.max_restarts == 0 && exit.restartable(false) {
             "--resume auto resumes from its last checkpoint".to_owned()
         } else if args.max_restarts == 0 {
             "once that is fixed, --resume auto resumes from its last checkpoint, if it has one".to_owned()
@@ -165,4 +172,12 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
         return Ok(exit);
     }
     unreachable!("the loop has no end")
+}
+
+/// What may keep codinet-train from loading.
+pub fn load_advice() -> Option<&'static str> {
+    let set = env::is_set(env::LD_LIBRARY_PATH);
+    set.then_some(
+        "LD_LIBRARY_PATH is set: if one of its folders holds another libtorch than 2.11, take it out",
+    )
 }

@@ -4,7 +4,9 @@
 
 use crate::mpi::mpirun;
 use crate::output::{JobOutput, Stream};
+use codinet_config::host;
 use rustix::process::{Pid, Signal as Sent, kill_process, set_parent_process_death_signal};
+use std::future::pending;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -22,18 +24,23 @@ const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 /// The time for the last lines after mpirun has ended; a process that outlives it may write for ever.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The signals that request a stop.
+/// The signals that request a stop. One that was ignored when the program started, such as SIGHUP under nohup, stays ignored.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    checkpoint: Signal,
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+    hangup: Option<Signal>,
+    checkpoint: Option<Signal>,
 }
 
 impl Signals {
     /// Watches the signals; from now on none of them ends this program.
     pub fn watch() -> Result<Self, String> {
-        let watch = |kind| signal(kind).map_err(|error| format!("cannot watch signals: {error}"));
+        let watch = |kind: SignalKind| {
+            if host::ignores_signal(kind.as_raw_value()) {
+                return Ok(None);
+            }
+            signal(kind).map(Some).map_err(|error| format!("cannot watch signals: {error}"))
+        };
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
@@ -45,11 +52,19 @@ impl Signals {
     /// Waits for any of them.
     pub async fn next(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-            _ = self.checkpoint.recv() => {}
+            () = receive(&mut self.interrupt) => {}
+            () = receive(&mut self.terminate) => {}
+            () = receive(&mut self.hangup) => {}
+            () = receive(&mut self.checkpoint) => {}
         }
+    }
+}
+
+/// Waits for a signal; for ever if it is ignored.
+async fn receive(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
     }
 }
 

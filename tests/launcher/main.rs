@@ -26,6 +26,7 @@ static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
         "#!/bin/sh\ntrap 'echo stopping; exit 75' USR2\n\
          case \"$1\" in fail*|*/fail*) echo 'error: it fails' >&2; exit 3;; esac\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
          echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\n\
+         [ \"$1\" = unloadable ] && exit 127\n\
          [ \"$1\" = deaf ] && {{ trap '' USR2; sleep 60; }}\n\
          if [ \"$1\" = die ]; then\n\
          [ \"$(cat \"${{3#run.dir=}}/deaths\")\" = xx ] || {{ printf x >>\"${{3#run.dir=}}/deaths\"; kill -9 $$; }}\nfi\nexit 0\n"
@@ -107,6 +108,66 @@ fn ranks_that_never_started_are_not_restarted() {
     ]);
     let output = launcher.output().unwrap();
     assert_eq!(output.status.code(), Some(127), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn program_that_cannot_be_loaded_is_not_restarted() {
+    let mut launcher = launcher();
+    launcher.args(["-n", "1", "--max-restarts", "3", "unloadable", "--set", "run.dir=x"]);
+    let output = launcher.env("LD_LIBRARY_PATH", "/opt/torch/lib").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(127), "{stderr}");
+    assert!(
+        stderr.contains("no rank has trained; LD_LIBRARY_PATH is set") && !stderr.contains("restart 1"),
+        "{stderr}"
+    );
+}
+
+/// As nohup does.
+#[test]
+fn ignored_hangup_stays_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let start = |ignored: &str| {
+        let mut shell = Command::new("sh");
+        let program = INSTALLED.path().join("codinet-launch");
+        let line = format!("trap '' {ignored}; exec {} -n 1 wait", program.display());
+        let mut child =
+            shell.args(["-c", &line]).stdout(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        let since = Instant::now();
+        while !std::fs::read_to_string(&log).unwrap().contains("started") {
+            assert!(since.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let launcher = child.id();
+        let send = |signal: &str| {
+            let kill = format!("kill -{signal} {launcher}");
+            assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        };
+        send("HUP");
+        std::thread::sleep(Duration::from_millis(1500));
+        if ignored == "HUP" {
+            assert!(child.try_wait().unwrap().is_none(), "SIGHUP has ended the job");
+            send("TERM");
+        }
+        child.wait().unwrap().code()
+    };
+    assert_eq!(start("HUP"), Some(75), "the first request is SIGTERM");
+    assert_eq!(start("QUIT"), Some(75), "SIGHUP is a request");
+}
+
+#[test]
+fn slurm_job_without_srun_is_rejected() {
+    let mpirun = Command::new("sh").args(["-c", "command -v mpirun"]).output().unwrap().stdout;
+    let mut launcher = launcher();
+    launcher.env("CODINET_MPIRUN", String::from_utf8(mpirun).unwrap().trim()).env("PATH", INSTALLED.path());
+    let output = launcher.args(["my.yaml"]).env("SLURM_JOB_ID", "7").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("srun") && stderr.contains("not on PATH") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Bad input ends the job on every rank with one error line and an exit code: no hang, no backtrace, no partial file.
 
 use crate::common::{
-    Sandbox, assert_rejected, finish, latest_checkpoint, mpirun, program, read_json, run_dir, succeed, text,
-    write_shards,
+    SIDE, Sandbox, assert_rejected, finish, latest_checkpoint, mpirun, program, read_json, run_dir, succeed,
+    text, write_shards,
 };
+use codinet_dataloader::Channels;
+use codinet_dataloader::encode::{Encoder, Encoding};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -45,13 +47,20 @@ fn invalid_mix_settings_are_rejected() {
 #[test]
 fn views_that_show_little_of_their_images_are_reported() {
     let sandbox = Sandbox::new();
+    let mut encoder = Encoder::new(Encoding::Png).unwrap();
+    let side = 4 * SIDE;
+    let png = encoder.encode(&vec![128; (side * side) as usize], side, side, Channels::Grey).unwrap();
+    for image in 0..8 {
+        let class = sandbox.path(&format!("photos/kind{}", image % 4));
+        fs::create_dir_all(&class).unwrap();
+        fs::write(class.join(format!("{image}.png")), &png).unwrap();
+    }
     let stderr = |args: &[&str]| text(&finish(&mut sandbox.train(2, args)).stderr);
-    let small_views = ["--set", "data.image_size=4", "--dry-run"];
-    let warning = "views of 4x4 pixels show 6.2 % of a typical image (16x16)";
-    let reported = stderr(&small_views);
+    let photos = ["--set", "data.train=photos", "--set", "data.val=photos", "--dry-run"];
+    let reported = stderr(&photos);
     for key in ["data.train", "data.val"] {
-        let count = reported.matches(&format!("warning: {key}: {warning}")).count();
-        assert_eq!(count, 1, "rank 0 reports {key}: {reported}");
+        let warning = format!("warning: {key}: views of 16x16 pixels show 6.2 % of a typical image (64x64)");
+        assert_eq!(reported.matches(&warning).count(), 1, "only rank 0 reports {key}: {reported}");
     }
     assert!(!stderr(&["--dry-run"]).contains("typical image"), "views of all of an image");
 }

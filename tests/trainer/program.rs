@@ -1,10 +1,11 @@
 //! `codinet-train` as a user runs it: on one rank and under mpirun, stopped and resumed.
 
 use crate::common::{
-    Sandbox, finish, latest_checkpoint, metrics, read_json, send_signal, succeed, text, wait_until,
+    Sandbox, finish, latest_checkpoint, metrics, program, read_json, send_signal, succeed, text, wait_until,
 };
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -214,6 +215,46 @@ fn stop_file_stops_and_the_printed_command_resumes() {
     assert!(resume.contains("--set stages.0.epochs=2 --resume "), "{resume}");
     succeed(Command::new("sh").args(["-c", resume]).current_dir(sandbox.folder.path()));
     assert_eq!(read_json(&run.join("summary.json"))["stages"][0]["epochs"], 2);
+}
+
+#[test]
+fn changed_schedule_is_reported_on_resume() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("stop"), "").unwrap();
+    assert_eq!(finish(&mut sandbox.train_into(&run, 1, &[])).status.code(), Some(75));
+    let resume = |settings: &[&str]| {
+        fs::write(run.join("stop"), "").unwrap();
+        let output = finish(&mut sandbox.train_into(&run, 1, &[&["--resume", "auto"], settings].concat()));
+        assert_eq!(output.status.code(), Some(75));
+        text(&output.stdout)
+    };
+    assert!(!resume(&[]).contains("learning rate"));
+    // After 2 of 12 steps of a cosine: 0.05·(1 + cos(π/6))/2 = 0.0467, and over two epochs 0.05·(1 + cos(π/12))/2 = 0.0491.
+    let note = "changes the schedule of stages.0: the learning rate is 0.0491 from here, instead of 0.0467";
+    let changed = resume(&["--set", "stages.0.epochs=2"]);
+    assert!(changed.contains(note), "{changed}");
+}
+
+/// A batch system may set it for every job. OpenMP then binds the first thread, and all that it starts, to one core.
+#[test]
+fn rank_uses_all_its_cores_whatever_binds_openmp() {
+    let cores = |variable: Option<(&str, &str)>| {
+        let mut command = Command::new(program("codinet-train"));
+        command.arg("--probe").envs(variable).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let probe: Value = serde_json::from_str(&line).unwrap();
+        probe["probe"]["ranks"][0]["cpu_list"].as_str().unwrap().to_owned()
+    };
+    let all = cores(None);
+    for variable in [("OMP_PROC_BIND", "true"), ("OMP_PLACES", "cores"), ("GOMP_CPU_AFFINITY", "0-255")] {
+        assert_eq!(cores(Some(variable)), all, "{variable:?}");
+    }
 }
 
 #[test]

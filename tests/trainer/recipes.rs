@@ -2,7 +2,8 @@
 //! photographs. And what a run may start from and keep.
 
 use crate::common::{
-    Sandbox, finish, latest_checkpoint, metrics, mpirun, program, read_json, run_dir, succeed, text,
+    Sandbox, assert_rejected, finish, latest_checkpoint, metrics, mpirun, program, read_json, run_dir,
+    succeed, text,
 };
 use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, DatasetInfo, ShardWriter};
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use tch::Tensor;
 
 #[test]
 fn every_shipped_config_is_valid() {
@@ -164,9 +166,19 @@ fn init_from_reports_missing_unexpected_and_mismatched_tensors() {
     let mismatched =
         "2 of a different shape, initialised randomly: fc.weight ([4, 64] in the file, [5, 64] here)";
     assert!(stdout.contains(mismatched), "{stdout}");
-    // A file that holds no weights.
-    let rejected = finish(&mut sandbox.train(1, &["--set", &init_from(&sandbox.config)]));
-    assert_eq!(rejected.status.code(), Some(4));
+    // Files that hold no weights, or hold them under other names.
+    let assert_init_rejected = |path: &Path, parts: &[&str]| {
+        assert_rejected(&mut sandbox.train(1, &["--set", &init_from(path)]), 4, parts);
+    };
+    assert_init_rejected(&sandbox.config, &["not a .safetensors file"]);
+    let wrapped = sandbox.path("wrapped.safetensors");
+    let tensors = Tensor::read_safetensors(&weights).unwrap();
+    let renamed: Vec<_> = tensors.iter().map(|(name, tensor)| (format!("module.{name}"), tensor)).collect();
+    Tensor::write_safetensors(&renamed, &wrapped).unwrap();
+    assert_init_rejected(&wrapped, &["'module.' before their names", "k.removeprefix('module.')"]);
+    let pickled = sandbox.path("resnet.pth");
+    fs::write(&pickled, b"PK\x03\x04 an archive").unwrap();
+    assert_init_rejected(&pickled, &["PyTorch file", "torch.load('", "resnet.safetensors"]);
 }
 
 #[test]

@@ -259,6 +259,17 @@ pub fn check_grace(measured: Option<Duration>) -> Option<Check> {
     Some(if seconds < 5.0 { Check::yellow("grace", found, fix) } else { Check::green("grace", found) })
 }
 
+/// Variables that bind OpenMP's threads.
+pub fn check_binding_variables() -> Option<Check> {
+    let variables = [env::OMP_PROC_BIND, env::OMP_PLACES, env::GOMP_CPU_AFFINITY];
+    let set = variables.into_iter().find(|&variable| env::is_set(variable))?;
+    let found = format!(
+        "{} is set; codinet-train removes it, because it would bind all threads to one core",
+        set.name
+    );
+    Some(Check::green("threads", found))
+}
+
 /// SLURM, inside a SLURM job.
 pub fn check_scheduler() -> Vec<Check> {
     if !env::is_set(env::SLURM_JOB_ID) {
@@ -272,15 +283,18 @@ pub fn check_scheduler() -> Vec<Check> {
             String::from_utf8_lossy(&output.stderr)
         ))
     };
-    let kinds = output("srun", &["--mpi=list"]).unwrap_or_default();
-    let mut checks = vec![if kinds.contains("pmix") {
-        Check::green("srun", "srun has --mpi=pmix")
-    } else {
-        Check::yellow(
+    let mut checks = vec![match output("srun", &["--mpi=list"]) {
+        None => Check::red(
+            "srun",
+            "this allocation is SLURM's, but srun is not on PATH",
+            "run outside the container, or start codinet-train with srun --mpi=pmix",
+        ),
+        Some(kinds) if kinds.contains("pmix") => Check::green("srun", "srun has --mpi=pmix"),
+        Some(_) => Check::yellow(
             "srun",
             "srun has no --mpi=pmix",
             "use cluster/slurm/train-mpirun.sbatch, or have SLURM built with PMIx",
-        )
+        ),
     }];
     let config = output("scontrol", &["show", "config"]).unwrap_or_default();
     let wait = config

@@ -127,7 +127,7 @@ async fn checks(args: &Args) -> Vec<Check> {
         Ok(version) => checks.push(Check::green("program", version)),
         Err(what) => {
             let fix = "run make build, or put codinet-train and its libtorch next to codinet-launch";
-            checks.push(Check::red("program", what, fix));
+            checks.push(Check::red("program", what, start::load_advice().unwrap_or(fix)));
             return checks;
         }
     }
@@ -154,6 +154,7 @@ async fn checks(args: &Args) -> Vec<Check> {
     } else {
         Check::green("ranks", ranks)
     });
+    checks.extend(judge::check_binding_variables());
     checks.extend(judge::check_scheduler());
     checks.extend(judge::check_gpu_links(machine.gpus));
     checks.extend(judge::check_grace(probe::measure_grace(flavour, machine.root).await));

@@ -8,6 +8,7 @@ use crate::config::{self, Config, TrainArgs};
 use crate::data::{Datasets, Validation, print_data_notes};
 use crate::dist::device::{choose_device, set_thread_count};
 use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas};
+use crate::host;
 use crate::model::{Decisions, Net};
 use crate::profile;
 use crate::run::{Console, checkpoint, resolve_run_dir, resolve_weights};
@@ -127,12 +128,13 @@ fn evaluate_weights(
     Ok(())
 }
 
-/// Starts a thread that handles SIGUSR2, SIGTERM and SIGINT. The first one sets the returned flag, which asks for a checkpoint
+/// Starts a thread that handles SIGUSR2, SIGTERM and SIGINT, unless they were ignored when the program started. The first one sets the returned flag, which asks for a checkpoint
 /// and the end of the run; another one, a second or more after the last, ends the process. Sooner ones are the same request:
 /// `timeout` and schedulers signal a process and then its group.
 pub fn watch_signals() -> Result<Arc<AtomicBool>> {
     let config_error = |error: io::Error| Error::new(Exit::Config, format!("cannot watch signals: {error}"));
-    let mut signals = Signals::new([SIGUSR2, SIGTERM, SIGINT]).map_err(config_error)?;
+    let watched = [SIGUSR2, SIGTERM, SIGINT].into_iter().filter(|&signal| !host::ignores_signal(signal));
+    let mut signals = Signals::new(watched).map_err(config_error)?;
     let stop = Arc::new(AtomicBool::new(false));
     let requested = stop.clone();
     let watch = move || {

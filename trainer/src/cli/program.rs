@@ -3,7 +3,7 @@
 
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::{is_out_of_memory, tune_allocator};
+use crate::sys::{is_out_of_memory, restart_with_settings};
 use clap::Parser;
 use clap_complete::Shell;
 
@@ -21,7 +21,7 @@ pub struct Program<A> {
 impl<A: Parser> Program<A> {
     /// Runs `work` in one process.
     pub fn run_single(self, work: impl FnOnce(&A) -> Result<()>) {
-        tune_allocator();
+        restart_with_settings();
         let Some(args) = self.parse(0) else { return };
         self.install_panic_hook(String::new());
         work(&args).unwrap_or_else(|error| exit_with(&error, 0));
@@ -33,7 +33,7 @@ impl<A: Parser> Program<A> {
         prepare: impl FnOnce() -> Result<P>,
         work: impl FnOnce(&A, &mut World, P) -> Result<()>,
     ) {
-        tune_allocator();
+        restart_with_settings();
         let launched_rank = dist::launched_rank();
         let Some(args) = self.parse(launched_rank) else { return };
         self.install_panic_hook(format!(" on rank {launched_rank}"));

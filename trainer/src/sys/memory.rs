@@ -36,7 +36,7 @@ pub fn peak_memory(device: Device) -> PeakMemory {
     }
 }
 
-/// Restarts a GPU's peaks. A CPU's peak cannot fall, because freed memory stays with the process ([`super::tune_allocator`]).
+/// Restarts a GPU's peaks. A CPU's peak cannot fall, because freed memory stays with the process ([`super::restart_with_settings`]).
 pub fn reset_peak_memory(device: Device) {
     reset_gpu(device, false);
 }

@@ -1,15 +1,14 @@
 //! The parts of libtorch, CUDA and the operating system that tch and std do not offer.
 
-mod allocator;
 mod cuda;
 mod driver;
 pub mod error;
 mod memory;
 mod out_of_memory;
 mod span;
+mod startup;
 mod torch;
 
-pub use allocator::tune_allocator;
 pub(crate) use cuda::configure_cuda;
 pub use cuda::{load_cuda, no_gpu_reason};
 pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
@@ -17,6 +16,7 @@ pub(crate) use memory::{PeakMemory, available_memory, format_gib, peak_memory, r
 pub use out_of_memory::OOM_ADVICE;
 pub(crate) use out_of_memory::is_out_of_memory;
 pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};
+pub use startup::restart_with_settings;
 pub(crate) use torch::{
     Event, SgdUpdate, Stream, allow_tf32, attach_backward, current_stream_handle, fused_sgd, hook_gradient,
     pin_memory, pin_slice, record_stream, set_device, set_side_stream,

@@ -74,8 +74,8 @@ impl<'a> Trainer<'a> {
         let mut model = Model::new(world, config, net, device);
         let order =
             Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() };
-        let (state, note) = resume::load_state(world, config, &location, order, &mut model)?;
-        notes.extend(note);
+        let (state, resume_notes) = resume::load_state(world, config, &location, order, &mut model)?;
+        notes.extend(resume_notes);
         replicas::refuse_differences(
             world,
             &[

@@ -1,12 +1,14 @@
 //! Where a run starts: the weights of `model.init_from`, or a checkpoint's tensors and state.
 
 use super::model::Model;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dist::{World, on_rank_zero, replicas};
 use crate::model::Params;
 use crate::optim::GammaController;
+use crate::optim::schedule::{format_lr, learning_rate};
 use crate::run::RunLocation;
 use crate::run::checkpoint::{self, Order, TrainState};
+use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
 
@@ -18,18 +20,21 @@ pub(super) fn initialise_from(world: &World, path: &Path, params: &Params) -> Re
 }
 
 /// All ranks: the state of a new run or, if `location` has a checkpoint, of that one, whose tensors are copied into `model`;
-/// and a note for the log.
+/// and notes for the log.
 pub(super) fn load_state(
     world: &World,
     config: &Config,
     location: &RunLocation,
     order: Order,
     model: &mut Model,
-) -> Result<(TrainState, Option<String>)> {
+) -> Result<(TrainState, Vec<String>)> {
     let initial = GammaController::new(config.cost.gamma);
     let micro_batches = world.ranks() * config.optim.accumulate;
     let Some(folder) = &location.checkpoint else {
-        return Ok((TrainState { order, gamma: initial, micro_batches, ..TrainState::default() }, None));
+        return Ok((
+            TrainState { order, gamma: initial, micro_batches, ..TrainState::default() },
+            Vec::new(),
+        ));
     };
     // Rank 0 reads the files, so that a shared file system serves one reader.
     let mut state = on_rank_zero(world, || {
@@ -41,11 +46,30 @@ pub(super) fn load_state(
         Ok(state)
     })?;
     replicas::broadcast_all(world, &model.saved())?;
-    let note = redistribute(&mut state, world.ranks(), config);
+    let notes = [redistribute(&mut state, world.ranks(), config), compare_schedules(&state, folder, config)];
     if config.budget().is_none() {
         state.gamma = initial;
     }
-    Ok((state, note))
+    Ok((state, notes.into_iter().flatten().collect()))
+}
+
+/// A line for the log if the config changes the learning rate with which the run of checkpoint `folder` was to continue.
+fn compare_schedules(state: &TrainState, folder: &Path, config: &Config) -> Option<String> {
+    let path = run_dir::run_of(folder)?.join(run_dir::CONFIG);
+    let before = config::load(&path.to_string_lossy(), &[]).ok()?;
+    let epoch = state.epoch as f64 + state.epoch_samples as f64 / state.order.samples as f64;
+    let lr = |config: &Config| Some(learning_rate(config, config.stages.get(state.stage)?, epoch));
+    let planned = lr(&before)?;
+    let now = lr(config)?;
+    let differs = (planned - now).abs() > 1e-6 * planned.max(now);
+    differs.then(|| {
+        format!(
+            "note: this config changes the schedule of stages.{}: the learning rate is {} from here, instead of {}",
+            state.stage,
+            format_lr(now),
+            format_lr(planned)
+        )
+    })
 }
 
 /// Distributes a step's micro-batches over the present ranks. A changed number of ranks keeps the number of micro-batches if

@@ -7,7 +7,7 @@ use crate::optim::Ema;
 use crate::run_dir::{BEST, CHECKPOINTS, LATEST, step_of};
 use crate::sys::error::{Error, Exit, Result};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -121,9 +121,23 @@ fn check_weights(file: &Path) -> Result<PathBuf> {
         }
     }
     safetensors::SafeTensors::deserialize(&bytes).map_err(|error| {
+        if bytes.starts_with(b"PK") {
+            return error_at(file, &format!("is a PyTorch file, not .safetensors; {}", convert_advice(file)));
+        }
         error_at(file, &format!("is not a .safetensors file, or is cut short ({error:?})"))
     })?;
     Ok(file.to_path_buf())
+}
+
+/// The line that converts a file of `torch.save`, which is a zip archive, to .safetensors.
+fn convert_advice(file: &Path) -> String {
+    format!(
+        "convert it: python3 -c \"import torch; from safetensors.torch import save_file; s = torch.load('{}', \
+         map_location='cpu', weights_only=True); s = s.get('state_dict', s); save_file({{k: v.contiguous() for k, v in \
+         s.items()}}, '{}')\"",
+        file.display(),
+        file.with_extension("safetensors").display()
+    )
 }
 
 /// Copies the tensors of the checkpoint of `state`, written by any number of ranks, into the parameters and buffers, the
@@ -164,6 +178,7 @@ pub(crate) fn initialise_from(path: &Path, params: &Params) -> Result<String> {
     let file = find_weights(path).map_err(in_setting)?;
     let mut tensors = read_tensors(&file).map_err(in_setting)?;
     tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));
+    let prefix = common_prefix(tensors.keys(), params);
     let mut copied = 0;
     let mut missing = Vec::new();
     let mut reshaped = Vec::new();
@@ -182,8 +197,17 @@ pub(crate) fn initialise_from(path: &Path, params: &Params) -> Result<String> {
         }
     }
     if copied == 0 {
-        let what = "has none of this network's tensors; their names are torchvision's, such as conv1.weight";
-        return Err(in_setting(error_at(path, what)));
+        let what = match prefix {
+            Some(prefix) => format!(
+                "has this network's tensors, but with '{prefix}' before their names; write a file without it: python3 -c \
+                 \"from safetensors.torch import *; save_file({{k.removeprefix('{prefix}'): v for k, v in \
+                 load_file('{}').items()}}, 'renamed.safetensors')\"",
+                file.display()
+            ),
+            None => "has none of this network's tensors; their names are torchvision's, such as conv1.weight"
+                .into(),
+        };
+        return Err(in_setting(error_at(path, &what)));
     }
     let mut summary = format!("{copied} tensors initialised from {}", file.display());
     let unexpected: Vec<String> = tensors.into_keys().collect();
@@ -197,6 +221,18 @@ pub(crate) fn initialise_from(path: &Path, params: &Params) -> Result<String> {
         }
     }
     Ok(summary)
+}
+
+/// What stands before the network's names in a file that has none of them as they are: `module.` by DDP, `model.` and others
+/// by frameworks.
+fn common_prefix<'a>(names: impl Iterator<Item = &'a String>, params: &Params) -> Option<String> {
+    let ours: BTreeSet<String> = params.state_dict().into_iter().map(|(name, _)| name).collect();
+    let prefixes = names.filter_map(|name| {
+        let mut starts = name.match_indices('.').map(|(at, _)| at + 1);
+        starts.find(|&start| ours.contains(&name[start..])).map(|start| name[..start].to_owned())
+    });
+    let prefixes: BTreeSet<String> = prefixes.collect();
+    prefixes.into_iter().next()
 }
 
 /// A file's tensors by their names.
