@@ -2,6 +2,7 @@
 
 use crate::common::{
     Sandbox, finish, latest_checkpoint, metrics, program, read_json, send_signal, succeed, text, wait_until,
+    weights,
 };
 use serde_json::Value;
 use std::fs;
@@ -235,6 +236,18 @@ fn changed_schedule_is_reported_on_resume() {
     let note = "changes the schedule of stages.0: the learning rate is 0.0491 from here, instead of 0.0467";
     let changed = resume(&["--set", "stages.0.epochs=2"]);
     assert!(changed.contains(note), "{changed}");
+}
+
+#[test]
+fn replayed_steps_change_no_result() {
+    let sandbox = Sandbox::new();
+    let [plain, replayed] = [0, 2].map(|every| {
+        let run = sandbox.path(&format!("run{every}"));
+        let every = format!("run.replay_every={every}");
+        succeed(&mut sandbox.train_into(&run, 2, &["--set", &every, "--set", "optim.accumulate=2"]));
+        weights(&run)
+    });
+    assert!(plain == replayed);
 }
 
 /// A batch system may set it for every job. OpenMP then binds the first thread, and all that it starts, to one core.

@@ -50,6 +50,10 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     set_thread_count(world, config.run.threads)?;
     let device = choose_device(world, config.run.device, "run.device");
     let device = agree(world, device)?;
+    if config.run.replay_every > 0 && device.is_cuda() {
+        let what = "run.replay_every compares results bit by bit, but a GPU's algorithms are not deterministic; set it to 0";
+        return Err(Error::on_all_ranks(Exit::Config, what));
+    }
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
     enable_kernels(&config, world, device)?;

@@ -95,10 +95,10 @@ impl Reducer {
         let _ = self.flat.shallow_clone().zero_();
     }
 
-    /// All ranks, before the last micro-batch's backward pass: buckets are launched during it. Those of frozen routers are
-    /// left out.
-    pub fn prepare_backward(&self, routers: Routers) {
-        lock(&self.buckets).prepare(routers, self.overlap);
+    /// All ranks, before the last micro-batch's backward pass: with `overlap`, and if the config wants it, buckets are launched
+    /// during that pass. Those of frozen routers are left out.
+    pub fn prepare_backward(&self, routers: Routers, overlap: bool) {
+        lock(&self.buckets).prepare(routers, overlap && self.overlap);
     }
 
     /// All ranks, after that pass: launches the other buckets and waits for all. Afterwards the flat gradient is the sum
@@ -223,7 +223,7 @@ mod tests {
             let launched = || lock(&reducer.buckets).in_flight.len();
             (&a * &b).sum(Kind::Float).backward();
             assert_eq!(launched(), 0);
-            reducer.prepare_backward(Routers::Train);
+            reducer.prepare_backward(Routers::Train, true);
             (&a * &b).sum(Kind::Float).backward();
             assert_eq!(launched(), if overlap { 2 } else { 0 });
             reducer.finish().unwrap();

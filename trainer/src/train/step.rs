@@ -5,12 +5,13 @@ use super::Trainer;
 use super::model::Model;
 use crate::config::{self, Routers, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
-use crate::dist::{Reducer, World, replicas};
+use crate::dist::{Reducer, World, agree, replicas};
+use crate::host;
 use crate::loss::{self, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
 use crate::model::{BnMode, Decisions, Net, hard_decisions};
 use crate::run::Event;
-use crate::sys::error::Result;
+use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Phase, range};
 use tch::{Kind, Tensor};
 
@@ -25,7 +26,7 @@ impl Trainer<'_> {
 
         // Forward and backward: the gradient of the objective over the global batch.
         let buffers_before = self.model.net.params.flat_buffers().copy();
-        let output = self.forward_backward(&batch, stage)?;
+        let output = self.forward_backward(&batch, stage, step)?;
 
         // The update; the host does not wait for the device to know whether the gradient is finite.
         if self.config.optim.clip_norm.is_some() {
@@ -49,7 +50,7 @@ impl Trainer<'_> {
     }
 
     /// All ranks: the gradient on a batch, in one or more micro-batches.
-    fn forward_backward(&self, batch: &DeviceBatch, stage: &Stage) -> Result<StepOutput> {
+    fn forward_backward(&self, batch: &DeviceBatch, stage: &Stage, step_number: u64) -> Result<StepOutput> {
         let images = self.data.normalise(&batch.pixels); // [A·L·M, C, H, W]
         // Micro-batch a of rank r has the samples, views and noise of rank r·A + a in a world A times as large.
         let count = (self.state.micro_batches / self.world.ranks()) as i64;
@@ -82,7 +83,13 @@ impl Trainer<'_> {
             },
             statistics: self.model.batch_statistics(),
         };
-        step.forward_backward(&micro_batches, self.stop_requested())
+        let stop = self.stop_requested();
+        let every = self.config.run.replay_every;
+        if every > 0 && step_number.is_multiple_of(every) {
+            let at_step = |error: Error| Error { message: format!("step {step_number}: {error}"), ..error };
+            return step.forward_backward_replayed(&micro_batches, stop).map_err(at_step);
+        }
+        step.forward_backward(&micro_batches, stop)
     }
 
     /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
@@ -196,40 +203,94 @@ impl StepSync {
     }
 }
 
+/// Which computation of a rank's part of a step.
+enum Pass<'a> {
+    /// The step's own; with `overlap`, gradients are summed over ranks during the backward pass.
+    First { stop: bool, overlap: bool },
+    /// A repetition, compared with the first.
+    Replay(&'a LocalPass),
+}
+
+/// A rank's part of a step, apart from the gradient.
+#[derive(Default)]
+struct LocalPass {
+    /// For each micro-batch: the path centres that L_div compares, `[G, n]`, and the row of the first of its own.
+    peers: Vec<(Tensor, i64)>,
+    sync: Vec<HostCopy>,
+    metrics: Vec<Tensor>,
+    hard_paths: Vec<Tensor>,
+}
+
+/// Whether two tensors of one shape and kind are bit-identical. The host waits for the device.
+fn bits_equal(a: &Tensor, b: &Tensor) -> bool {
+    a.view_dtype(Kind::Uint8).equal(&b.view_dtype(Kind::Uint8))
+}
+
 impl TrainStep<'_> {
     /// All ranks: leaves the mean gradient of the objective over the global batch in [`TrainStep::reducer`].
     ///
     /// `micro_batches` are this rank's share of the batch, all of one size; `stop` tells that this rank was asked to stop.
     pub fn forward_backward(&self, micro_batches: &[MicroBatch], stop: bool) -> Result<StepOutput> {
+        let pass = self.local_pass(micro_batches, Pass::First { stop, overlap: true })?;
+        self.reduce(pass)
+    }
+
+    /// All ranks: the same, computed twice. The second time batch norm's running statistics stay as they are, and peers'
+    /// path centres are those of the first time, so that only this rank's own computation is repeated.
+    ///
+    /// # Errors
+    /// A rank whose losses or gradient differ in any bit. On a CPU all algorithms are deterministic.
+    pub fn forward_backward_replayed(&self, micro_batches: &[MicroBatch], stop: bool) -> Result<StepOutput> {
+        let pass = self.local_pass(micro_batches, Pass::First { stop, overlap: false })?;
+        let gradient = self.reducer.flat().copy();
+        let replay = self.local_pass(micro_batches, Pass::Replay(&pass))?;
+        let equal = bits_equal(&gradient, self.reducer.flat())
+            && bits_equal(&Tensor::cat(&pass.metrics, 0), &Tensor::cat(&replay.metrics, 0));
+        let compared = if equal {
+            Ok(())
+        } else {
+            let what = format!(
+                "rank {} of {} computed another loss or gradient when it repeated the step; suspect its memory, processor or GPU",
+                self.world.rank(),
+                host::name()
+            );
+            Err(Error::new(Exit::Communication, what))
+        };
+        agree(self.world, compared)?;
+        self.reduce(pass)
+    }
+
+    /// All ranks: this rank's gradient, accumulated over its micro-batches. With overlap, buckets that are complete are
+    /// already being summed over ranks.
+    fn local_pass(&self, micro_batches: &[MicroBatch], pass: Pass) -> Result<LocalPass> {
         self.reducer.zero();
         let count = micro_batches.len();
         let last = count - 1;
-        let mut sync = Vec::new();
-        let mut metrics = Vec::new();
-        let mut hard_paths = Vec::new();
-        let global_peers = if self.scope == Scope::GlobalBatch && count > 1 {
-            let (peers, copy) = self.gather_all_centres(micro_batches, stop)?;
-            sync.push(copy);
-            Some(peers)
-        } else {
-            None
-        };
+        let rank = self.world.rank();
+        let samples = micro_batches[0].images.size()[0] / self.views; // L
+        let mut local = LocalPass::default();
+        if let (Pass::First { stop, .. }, Scope::GlobalBatch, true) = (&pass, self.scope, count > 1) {
+            let (centres, copy) = self.gather_all_centres(micro_batches, *stop)?;
+            local.sync.push(copy);
+            let first = (rank * count) as i64 * samples;
+            local.peers.extend((0..count as i64).map(|a| (centres.shallow_clone(), first + a * samples)));
+        }
         for (a, micro_batch) in micro_batches.iter().enumerate() {
             // Forward: logits and paths, relaxed (Eqs. 6 and 7) or hard.
             let forward = range(Phase::Forward);
-            let output = self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(a));
+            let output =
+                self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(a, &pass));
 
             // The objective (Eqs. 8 to 12), whose L_div compares this rank's path centres with those of all ranks.
             let centres = loss::path_centres(&output.path, self.views); // [L, n]
-            let samples = centres.size()[0];
-            let rank = self.world.rank();
-            let (peers, offset) = match &global_peers {
-                Some(peers) => (peers.shallow_clone(), (rank * count + a) as i64 * samples),
-                None => {
-                    let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, stop)?;
-                    sync.push(copy);
-                    (peers, rank as i64 * samples)
-                }
+            if let (Pass::First { stop, .. }, true) = (&pass, local.peers.len() == a) {
+                let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, *stop)?;
+                local.sync.push(copy);
+                local.peers.push((peers, rank as i64 * samples));
+            }
+            let (peers, offset) = match &pass {
+                Pass::First { .. } => &local.peers[a],
+                Pass::Replay(first) => &first.peers[a],
             };
             let values = self.objective.evaluate(&LossInputs {
                 logits: &output.logits,
@@ -237,42 +298,52 @@ impl TrainStep<'_> {
                 views: self.views,
                 paths: &output.path,
                 centres: &centres,
-                peers: &peers,
-                offset,
+                peers,
+                offset: *offset,
                 costs: self.costs,
             });
             drop(forward);
 
             // Backward: gradients accumulate over micro-batches; during the last one buckets are all-reduced.
             if a == last {
-                self.reducer.prepare_backward(self.routers);
+                self.reducer
+                    .prepare_backward(self.routers, matches!(pass, Pass::First { overlap: true, .. }));
             }
             let backward = range(Phase::Backward);
             (&values.total / (count * self.world.ranks()) as f64).backward();
             drop(backward);
             let hard_path = hard_decisions(&output.gate_logits).detach();
             let labels = &micro_batch.labels.own;
-            metrics.push(StepMetrics::pack_micro_batch(&values, &output, labels, self.views, &hard_path));
-            hard_paths.push(hard_path);
+            local
+                .metrics
+                .push(StepMetrics::pack_micro_batch(&values, &output, labels, self.views, &hard_path));
+            local.hard_paths.push(hard_path);
         }
+        Ok(local)
+    }
+
+    /// All ranks: sums the gradient over ranks.
+    fn reduce(&self, pass: LocalPass) -> Result<StepOutput> {
         self.reducer.finish()?;
         let grad_norm = self.reducer.flat().norm();
         let finite = grad_norm.isfinite().to_kind(Kind::Float);
-        let metrics = StepMetrics::pack(&finite, &grad_norm, &metrics);
+        let metrics = StepMetrics::pack(&finite, &grad_norm, &pass.metrics);
         Ok(StepOutput {
             grad_norm,
             finite,
             metrics,
-            hard_paths: Tensor::cat(&hard_paths, 0),
-            sync: StepSync(sync),
+            hard_paths: Tensor::cat(&pass.hard_paths, 0),
+            sync: StepSync(pass.sync),
         })
     }
 
     /// Batch norm's statistics in micro-batch `a`. Only the first updates the running ones: the model's are rank 0's, which
-    /// has just that micro-batch in a world A times as large.
-    fn statistics(&self, a: usize) -> BnMode<'_> {
+    /// has just that micro-batch in a world A times as large. A repetition updates none.
+    fn statistics(&self, a: usize, pass: &Pass) -> BnMode<'_> {
         match self.statistics {
-            BnMode::Batch { sync, .. } if a > 0 => BnMode::Batch { update_running: false, sync },
+            BnMode::Batch { sync, .. } if a > 0 || matches!(pass, Pass::Replay(_)) => {
+                BnMode::Batch { update_running: false, sync }
+            }
             statistics => statistics,
         }
     }
@@ -304,11 +375,74 @@ impl TrainStep<'_> {
         let mut gate_logits = Vec::new();
         for micro_batch in micro_batches {
             let output = tch::no_grad(|| {
-                self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(1))
+                let statistics = self.statistics(1, &Pass::First { stop, overlap: false });
+                self.net.forward(&micro_batch.images, micro_batch.decisions, statistics)
             });
             centres.push(loss::path_centres(&output.path, self.views));
             gate_logits.push(output.gate_logits);
         }
         self.gather_centres(&Tensor::cat(&centres, 0), &Tensor::cat(&gate_logits, 0), stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Model, Relaxation};
+    use crate::dist;
+    use crate::sys::hook_gradient;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tch::Device;
+
+    #[test]
+    fn replay_finds_a_flipped_bit() {
+        let world = dist::join().unwrap();
+        let config = Config::default();
+        let net = Net::new(&Model::default(), 1, 16, 4, 5, Device::Cpu);
+        let reducer = Reducer::new(&net.params, &world, &config.collective);
+        let costs = Tensor::from_slice(&net.costs.gate_costs(config.cost.unit));
+        let noise = Tensor::randn([4, costs.size()[0]], (Kind::Float, Device::Cpu));
+        let relaxed =
+            Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation: Relaxation::Gumbel };
+        let batch = || MicroBatch {
+            images: Tensor::arange(4 * 256, (Kind::Float, Device::Cpu)).view([4, 1, 16, 16]).sin(),
+            labels: Tensor::from_slice(&[0i64, 1]).into(),
+            decisions: relaxed,
+        };
+        let step = TrainStep {
+            world: &world,
+            net: &net,
+            reducer: &reducer,
+            costs: &costs,
+            objective: Objective::new(&config, &Stage::default(), 0.1),
+            routers: Routers::Train,
+            views: 2,
+            scope: Scope::GlobalBatch,
+            statistics: BnMode::BATCH,
+        };
+        step.forward_backward(&[batch()], false).unwrap();
+        let gradient = reducer.flat().copy();
+        let statistics = net.params.flat_buffers().copy();
+        step.forward_backward(&[batch()], false).unwrap();
+        let updated_once = net.params.flat_buffers() - &statistics;
+        step.forward_backward_replayed(&[batch()], false).unwrap();
+        assert!(bits_equal(reducer.flat(), &gradient), "the gradient is that of a step without replay");
+        let updated_twice = net.params.flat_buffers() - &statistics;
+        // Momentum 0.1: the second update towards the same statistics is 0.9 of the first.
+        assert!(updated_twice.allclose(&(updated_once * 1.9), 1e-3, 1e-5, false), "one update a step");
+
+        // The last bit of one number, the second time that this gradient is computed.
+        let (_, view) = net.params.named_views(reducer.flat()).swap_remove(0);
+        let bits = Mutex::new(view.view(-1).view_dtype(Kind::Int).narrow(0, 0, 1));
+        let calls = AtomicUsize::new(0);
+        hook_gradient(&net.params.parameters[0].tensor, &view, move || {
+            if calls.fetch_add(1, Ordering::Relaxed) == 1 {
+                let _ = bits.lock().unwrap().bitwise_xor_(1);
+            }
+        });
+        let error = step.forward_backward_replayed(&[batch()], false).err().unwrap();
+        assert_eq!(error.exit, Exit::Communication);
+        assert!(error.message.starts_with("rank 0 of "), "{}", error.message);
     }
 }
