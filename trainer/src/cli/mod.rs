@@ -22,8 +22,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -70,6 +70,10 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     let data = agree(world, Datasets::open(&config, world, device))?;
     let location = on_rank_zero(world, || resolve_run_dir(&stem, &config, &args.resume))?;
     let command = restart_command(args, world.ranks());
+    if world.rank() == 0 {
+        let _ =
+            RESUME.set(format!("{command} --resume {}", shell_quote(&location.dir.display().to_string())));
+    }
     Trainer::new(world, &config, location, data, device, stop, command)?.run()?;
     Ok(())
 }
@@ -132,6 +136,9 @@ fn evaluate_weights(
     Ok(())
 }
 
+/// Rank 0, once it has a run directory: the command that resumes the run.
+static RESUME: OnceLock<String> = OnceLock::new();
+
 /// Starts a thread that handles SIGUSR2, SIGTERM and SIGINT, unless they were ignored when the program started. The first one sets the returned flag, which asks for a checkpoint
 /// and the end of the run; another one, a second or more after the last, ends the process. Sooner ones are the same request:
 /// `timeout` and schedulers signal a process and then its group.
@@ -146,8 +153,13 @@ pub fn watch_signals() -> Result<Arc<AtomicBool>> {
         for signal in signals.forever() {
             let previous = last.replace(Instant::now());
             let is_new = previous.is_some_and(|previous| previous.elapsed() >= Duration::from_secs(1));
-            if requested.swap(true, Ordering::Relaxed) && is_new {
+            let repeated = requested.swap(true, Ordering::Relaxed);
+            if repeated && is_new {
                 signal_hook::low_level::exit(128 + signal);
+            }
+            // At once: mpirun kills ranks a second after Ctrl-C, perhaps before they have a checkpoint.
+            if let Some(command) = RESUME.get().filter(|_| !repeated) {
+                eprintln!("stopping with a checkpoint after this step; to resume: {command}");
             }
         }
     };

@@ -7,6 +7,7 @@ use crate::host;
 use crate::sys::Event;
 use crate::sys::error::{Exit, Result};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -113,6 +114,8 @@ pub(super) struct Watchdog {
     /// Rank 0's address.
     address: Option<SocketAddr>,
     socket: Option<UdpSocket>,
+    /// A random number of this run: packets without it are not heartbeats of its ranks.
+    run: u64,
     progress: Arc<Progress>,
     /// The longest time for a collective until the first step has been taken.
     first_timeout: Duration,
@@ -126,12 +129,14 @@ impl Watchdog {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
         let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
         let host = host::name();
-        let (name, port) = on_rank_zero(world, || Ok((host.clone(), port)))?;
+        let (name, port, run) =
+            on_rank_zero(world, || Ok((host.clone(), port, RandomState::new().hash_one(port))))?;
         Ok(Self {
             rank: world.rank(),
             ranks: world.ranks(),
             address: heartbeat_address(&name, port, &host),
             socket,
+            run,
             progress,
             first_timeout: Duration::from_secs(options.first_timeout_s),
             timeout: Duration::from_secs(options.timeout_s),
@@ -176,9 +181,8 @@ impl Watchdog {
     /// Sends rank 0 how many collectives this rank has entered; a lost message is followed by another.
     fn send_heartbeat(&self, entered: u64) {
         if let (Some(socket), Some(address)) = (&self.socket, self.address) {
-            let mut message = (self.rank as u64).to_le_bytes().to_vec();
-            message.extend(entered.to_le_bytes());
-            let _ = socket.send_to(&message, address);
+            let numbers = [self.run, self.rank as u64, entered];
+            let _ = socket.send_to(&numbers.map(u64::to_le_bytes).concat(), address);
         }
     }
 
@@ -188,11 +192,11 @@ impl Watchdog {
         let Some(socket) = &self.socket else { return std::thread::sleep(HEARTBEAT_INTERVAL) };
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let _ = socket.set_read_timeout(Some(left));
-            let mut message = [0; 16];
-            let Ok((16, _)) = socket.recv_from(&mut message) else { continue };
+            let mut message = [0; 24];
+            let Ok((24, _)) = socket.recv_from(&mut message) else { continue };
             let number = |at: usize| u64::from_le_bytes(message[at..at + 8].try_into().expect("eight bytes"));
-            if let Some(peer) = peers.get_mut(number(0) as usize) {
-                *peer = PeerStatus { entered: number(8), last_heartbeat: Some(Instant::now()) };
+            if let Some(peer) = peers.get_mut(number(8) as usize).filter(|_| number(0) == self.run) {
+                *peer = PeerStatus { entered: number(16), last_heartbeat: Some(Instant::now()) };
             }
         }
     }
@@ -235,6 +239,32 @@ mod tests {
              rank 4 has sent no heartbeat"
         );
         assert!(missing(&peers[..2]).starts_with("all ranks entered the collective"));
+    }
+
+    #[test]
+    fn packets_of_other_runs_are_no_heartbeats() {
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        let address = socket.local_addr().ok();
+        let watchdog = |rank, run, socket| Watchdog {
+            rank,
+            ranks: 3,
+            address,
+            socket: Some(socket),
+            run,
+            progress: Arc::default(),
+            first_timeout: Duration::ZERO,
+            timeout: Duration::ZERO,
+        };
+        let sender = || UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        watchdog(1, 7, sender()).send_heartbeat(5);
+        watchdog(2, 8, sender()).send_heartbeat(5);
+        sender().send_to(&[0; 16], address.unwrap()).unwrap();
+        let mut peers = [PeerStatus { entered: 0, last_heartbeat: None }; 3];
+        watchdog(0, 7, socket).receive_heartbeats(&mut peers);
+        assert_eq!(
+            peers.map(|peer| (peer.entered, peer.last_heartbeat.is_some())),
+            [(0, false), (5, true), (0, false)]
+        );
     }
 
     #[test]
