@@ -89,8 +89,6 @@ impl Cluster {
                 Some(("SET", _)) => "SET=fashion-mnist".to_owned(),
                 Some(("SRC", _)) => format!("SRC={FASHION_MNIST}"),
                 Some(("OUTPUT", _)) => "OUTPUT=data".to_owned(),
-                Some(("RUN", "runs/codinet-1234")) => "RUN=whole".to_owned(),
-                Some(("BUDGETS", _)) => "BUDGETS=(0.025 0.02)".to_owned(),
                 _ => line.to_owned(),
             })
             .collect();
@@ -194,8 +192,11 @@ fn slurm_jobs_checkpoint_requeue_and_finish() {
     let whole = cluster.path("whole");
     succeed(mpirun(2).arg(program("codinet-train")).arg(&config).args(["--set", &run_dir(&whole)]));
 
-    // The signal that SLURM sends before the time limit: the job checkpoints, is requeued and finishes.
+    // The signal that SLURM sends before the time limit: the job checkpoints, is requeued and finishes. An evaluation waits for
+    // its end.
     let job = cluster.submit("train.sbatch", &config, &[]);
+    let run = format!("--export=ALL,CODINET_RUN=runs/codinet-{job}");
+    let evaluation = cluster.submit("eval.sbatch", &config, &[&format!("--dependency=afterok:{job}"), &run]);
     cluster.wait_for_steps(&job, 3);
     cluster.query("scancel", &["--signal=USR2", &job]);
     cluster.wait_for_state(&job, "COMPLETED");
@@ -211,6 +212,10 @@ fn slurm_jobs_checkpoint_requeue_and_finish() {
         "weights or momenta differ from those of the uninterrupted run"
     );
 
+    cluster.wait_for_state(&evaluation, "COMPLETED");
+    let top1 = format!("top-1 {:.2} %", 100.0 * summary(&whole)["top1"].as_f64().unwrap());
+    assert!(cluster.log(&evaluation).contains(&top1), "{top1}: {}", cluster.log(&evaluation));
+
     // The same by mpirun, for a SLURM that has no PMIx.
     let job = cluster.submit("train-mpirun.sbatch", &config, &[]);
     cluster.wait_for_steps(&job, 3);
@@ -219,14 +224,11 @@ fn slurm_jobs_checkpoint_requeue_and_finish() {
     assert!(cluster.log(&job).contains("stopped on request after step "), "{}", cluster.log(&job));
     assert!(weights(&whole) == weights(&cluster.run(&job)));
 
-    // Two budgets, and an evaluation of the first run.
-    let sweep = cluster.submit("sweep.sbatch", &config, &["--array=0-1"]);
-    let evaluation = cluster.submit("eval.sbatch", &config, &[]);
-    cluster.wait_for_state(&evaluation, "COMPLETED");
-    let top1 = format!("top-1 {:.2} %", 100.0 * summary(&whole)["top1"].as_f64().unwrap());
-    assert!(cluster.log(&evaluation).contains(&top1), "{top1}: {}", cluster.log(&evaluation));
-    let runs =
-        ["0.025", "0.02"].map(|budget| cluster.path(&format!("runs/codinet-sweep-{sweep}/budget-{budget}")));
+    // A sweep over two budgets.
+    fs::write(cluster.path("sweep.txt"), "--set cost.budget_gmacs=0.025\n--set cost.budget_gmacs=0.02\n")
+        .unwrap();
+    let sweep = cluster.submit("train.sbatch", &config, &["--array=1-2", "--export=ALL,SWEEP=sweep.txt"]);
+    let runs = [1, 2].map(|task| cluster.run(&format!("{sweep}-{task}")));
     cluster.wait(&sweep, "summaries", || runs.iter().all(|run| run.join("summary.json").exists()));
     for (run, budget) in runs.iter().zip([0.025, 0.02]) {
         assert_eq!(summary(run)["stages"][0]["budget_gmacs"], budget);
