@@ -28,7 +28,7 @@ pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
 pub use load::{is_table, load, load_table, shipped};
-pub use model::{Arch, Gates, Hidden, Model, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
+pub use model::{Arch, Gates, Hidden, Model, Noise, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
 pub use objective::{Consistency, Cost, CostUnit, Diversity, Scope, TargetRate, TermWeight};
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};

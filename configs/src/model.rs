@@ -95,6 +95,19 @@ pub struct Router {
     /// T of the Gumbel-Softmax (Eq. 6).
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
+    /// Which views share Gumbel noise. Views of one sample that share it differ only by their pixels, which is what L_con
+    /// measures.
+    pub noise: Noise,
+}
+
+/// Which views share Gumbel noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Noise {
+    /// None: each view has its own draw, as in the paper.
+    PerView,
+    /// Those of a sample.
+    PerSample,
 }
 
 /// The layers of a router.
@@ -152,6 +165,7 @@ impl Default for Router {
             open_bias: 2.0,
             relaxation: Relaxation::Gumbel,
             temperature: 1.0,
+            noise: Noise::PerView,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The paper's equations against values computed by hand, and their gradients against finite differences.
 
-use codinet_trainer::config::{self, Config, Relaxation};
+use codinet_trainer::config::{self, Config, Noise, Relaxation};
 use codinet_trainer::loss::{self, Labels, LossInputs, Objective};
 use codinet_trainer::model::{Decisions, gumbel_noise};
 use tch::{Kind, Tensor};
@@ -36,17 +36,26 @@ fn eq13_hard_gate_opens_from_logit_zero() {
 
 #[test]
 fn gumbel_noise_is_logistic_and_depends_on_sample_step_and_view() {
-    let noise = gumbel_noise(7, 3, &(0..500).collect::<Vec<u32>>(), 2, 20).to_kind(Kind::Double);
+    let noise =
+        gumbel_noise(7, 3, &(0..500).collect::<Vec<u32>>(), 2, 20, Noise::PerView).to_kind(Kind::Double);
     // The difference of two Gumbel variables is logistic: mean 0, variance π²/3.
     assert_close(value(&noise.mean(None)), 0.0, 0.05);
     assert_close(value(&noise.var(true)), std::f64::consts::PI.powi(2) / 3.0, 0.1);
-    let single = gumbel_noise(7, 3, &[41], 2, 20);
+    let single = gumbel_noise(7, 3, &[41], 2, 20, Noise::PerView);
     assert!(
         single.to_kind(Kind::Double).equal(&noise.narrow(0, 82, 2)),
         "noise depends on the sample, not on its position"
     );
-    assert!(!single.equal(&gumbel_noise(7, 4, &[41], 2, 20)), "each step has its own noise");
+    assert!(!single.equal(&gumbel_noise(7, 4, &[41], 2, 20, Noise::PerView)), "each step has its own noise");
     assert!(!single.get(0).equal(&single.get(1)), "each view has its own noise");
+}
+
+#[test]
+fn views_of_a_sample_may_share_gumbel_noise() {
+    let shared = gumbel_noise(7, 3, &[40, 41], 3, 20, Noise::PerSample).view([2, 3, 20]);
+    let first = gumbel_noise(7, 3, &[40, 41], 1, 20, Noise::PerView).view([2, 1, 20]);
+    assert!(shared.equal(&first.expand([2, 3, 20], false)), "the first view's draw");
+    assert!(!shared.get(0).equal(&shared.get(1)), "each sample has its own noise");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
-    self, Config, CostUnit, Model, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
+    self, Config, CostUnit, Model, Noise, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
 };
 use codinet_trainer::dist::replicas;
 use codinet_trainer::dist::{self, World};
@@ -171,7 +171,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         .iter()
         .map(|&first| {
             let indices: Vec<u32> = (first..first + share).map(|sample| sample as u32).collect();
-            gumbel_noise(3, 11, &indices, views as usize, 9)
+            gumbel_noise(3, 11, &indices, views as usize, 9, Noise::PerView)
         })
         .collect();
     let batch: Vec<MicroBatch> = shares
@@ -383,7 +383,7 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
             let all = all.view([-1, 1, side, side]);
             let labels = (Tensor::arange(samples, (Kind::Int64, Device::Cpu)) + step).remainder(4);
             let indices: Vec<u32> = (rank * share..(rank + 1) * share).map(|sample| sample as u32).collect();
-            let noise = gumbel_noise(3, step as u64, &indices, views as usize, 9);
+            let noise = gumbel_noise(3, step as u64, &indices, views as usize, 9, Noise::PerView);
             let batch = MicroBatch {
                 images: all.narrow(0, rank * share * views, share * views),
                 labels: labels.narrow(0, rank * share, share).into(),

@@ -117,7 +117,8 @@ impl<'a> Prefetcher<'a> {
                 Ok(targets) => targets,
                 Err(error) => return Some(Err(error.into())),
             };
-        let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates);
+        let sharing = config.model.router.noise;
+        let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates, sharing);
         let shape = [-1, size.into(), size.into(), config.data.channels.into()];
         let copy = || {
             let partner = || (copy_to_device(&partners, device), lambda);

@@ -1,6 +1,6 @@
 //! Gates' decisions: the Gumbel-Softmax relaxation of training (Eq. 6) and the hard decision of inference (Eq. 13).
 
-use crate::config::Relaxation;
+use crate::config::{Noise, Relaxation};
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng as _;
 use tch::{Kind, Tensor};
@@ -48,12 +48,23 @@ pub fn hard_decisions(logits: &Tensor) -> Tensor {
 }
 
 /// g₁ − g₀ of every view of `samples` and every gate, `[L·M, n]`. A pure function of (seed, step, sample, view, gate), so the
-/// number of ranks does not change it.
-pub fn gumbel_noise(seed: u64, step: u64, samples: &[u32], views: usize, gates: usize) -> Tensor {
+/// number of ranks does not change it. Views that share noise have that of the first.
+pub fn gumbel_noise(
+    seed: u64,
+    step: u64,
+    samples: &[u32],
+    views: usize,
+    gates: usize,
+    sharing: Noise,
+) -> Tensor {
     let mut noise = Vec::with_capacity(samples.len() * views * gates);
     for &sample in samples {
         for view in 0..views as u64 {
-            let mut rng = random::stream(Domain::Gumbel, seed, step, sample.into(), view);
+            let draw = match sharing {
+                Noise::PerView => view,
+                Noise::PerSample => 0,
+            };
+            let mut rng = random::stream(Domain::Gumbel, seed, step, sample.into(), draw);
             let mut gumbel = || {
                 // 2⁵² evenly spaced values in (0, 1), half a step away from either end.
                 let uniform = ((rng.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
