@@ -1,10 +1,12 @@
 //! docs/architecture.md against the code: module dependencies, and the files that the page names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const CRATES: [&str; 5] =
+    ["dataloader/src", "trainer/src", "trainer/tools/src", "launcher/src", "configs/src"];
 
 fn page() -> String {
     fs::read_to_string(Path::new(ROOT).join("docs/architecture.md")).unwrap()
@@ -30,24 +32,79 @@ fn sources(folder: &Path) -> impl Iterator<Item = PathBuf> {
     files(folder).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
 }
 
-/// The modules of its own crate that `code` imports, outside tests and comments.
-fn imported_modules(code: &str) -> BTreeSet<String> {
+/// The paths from `crate::` or `super::` in `code`, outside tests and comments, such as `super::gate::Decisions`.
+fn paths(code: &str) -> Vec<String> {
     let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let names = |path: &str| match path.strip_prefix('{').and_then(|list| list.split_once("};")) {
-        None => vec![name(path)],
-        Some((list, _)) => {
-            let mut depth = 0;
-            let outermost = list.chars().filter(|c| {
-                depth += i32::from(*c == '{') - i32::from(*c == '}');
-                depth == 0 && !c.is_whitespace()
-            });
-            let names = outermost.collect::<String>();
-            names.split(',').map(name).filter(|name| !name.is_empty()).collect()
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            if !code[..at].ends_with("::") {
+                expand("", &code[at..], &mut found);
+            }
         }
+    }
+    found
+}
+
+/// Adds the paths that `text` begins with, each after `prefix`; a list in braces has several. Returns the text after them.
+fn expand<'a>(prefix: &str, text: &'a str, found: &mut Vec<String>) -> &'a str {
+    let is_path = |c: char| c.is_alphanumeric() || matches!(c, '_' | ':');
+    let end = text.find(|c| !is_path(c)).unwrap_or(text.len());
+    let path = format!("{prefix}{}", &text[..end]);
+    let Some(mut list) = text[end..].strip_prefix('{') else {
+        found.push(path);
+        return &text[end..];
     };
-    code.split("crate::").skip(1).flat_map(names).collect()
+    while !list.is_empty() && !list.starts_with('}') {
+        list = expand(&path, list.trim_start(), found);
+        let next = list.find([',', '}']).unwrap_or(list.len()); // past `as name`
+        list = list[next..].trim_start_matches([',', ' ']);
+    }
+    list.strip_prefix('}').unwrap_or(list)
+}
+
+/// The modules of a crate, outside tests: path and file of each. The crate's root has an empty path.
+fn modules(root: &Path) -> BTreeMap<Vec<String>, PathBuf> {
+    let tests = test_modules(root);
+    let module = |file: PathBuf| {
+        let path = file.strip_prefix(root).unwrap().with_extension("");
+        let mut path: Vec<String> = path.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        path.pop_if(|last| ["lib", "main", "mod"].contains(&last.as_str()));
+        (path, file)
+    };
+    let is_own = |path: &[String]| path.first().is_none_or(|first| first != "bin");
+    let modules = sources(root).map(module);
+    modules.filter(|(path, _)| is_own(path) && !path.iter().any(|part| tests.contains(part))).collect()
+}
+
+/// The modules that `module` imports; the module itself is not one of them.
+fn imports(
+    module: &[String],
+    file: &Path,
+    modules: &BTreeMap<Vec<String>, PathBuf>,
+) -> BTreeSet<Vec<String>> {
+    let mut imported = BTreeSet::new();
+    for path in paths(&fs::read_to_string(file).unwrap()) {
+        let mut base = Vec::new();
+        let mut names = path.split("::").skip_while(|name| *name == "crate").peekable();
+        if names.peek() == Some(&"super") {
+            base = module.to_vec();
+        }
+        while names.next_if_eq(&"super").is_some() {
+            base.pop();
+        }
+        for name in names {
+            base.push(name.to_owned());
+            if !modules.contains_key(&base) {
+                base.pop();
+                break;
+            }
+        }
+        imported.insert(base);
+    }
+    imported.remove(module);
+    imported
 }
 
 /// Modules that are compiled only for tests.
@@ -59,33 +116,30 @@ fn test_modules(root: &Path) -> BTreeSet<String> {
 
 #[test]
 fn modules_import_only_modules_of_lower_layers() {
-    for folder in ["dataloader/src", "trainer/src", "trainer/tools/src", "launcher/src", "configs/src"] {
-        let root = Path::new(ROOT).join(folder);
+    for folder in CRATES {
         let layers = layers(folder);
         let layer = |module: &str| layers.iter().position(|layer| layer.iter().any(|name| name == module));
-        let mut modules = BTreeSet::new();
-        let tests = test_modules(&root);
-        for path in sources(&root) {
-            if path.with_extension("").iter().any(|part| tests.contains(part.to_str().unwrap())) {
-                continue;
+        let all = modules(&Path::new(ROOT).join(folder));
+        let mut found = BTreeSet::new();
+        for (path, file) in &all {
+            let Some(module) = path.first() else { continue };
+            let own = layer(module).unwrap_or_else(|| panic!("{folder}: {module} is not in the page's list"));
+            for other in imports(path, file, &all).iter().filter_map(|path| path.first()) {
+                let lower = layer(other).is_some_and(|other| other < own);
+                assert!(lower || other == module, "{}: {module} may not import {other}", file.display());
             }
-            let first = path.strip_prefix(&root).unwrap().components().next().unwrap();
-            let module = Path::new(&first).file_stem().unwrap().to_string_lossy().into_owned();
-            if ["lib", "main", "bin"].contains(&module.as_str()) {
-                continue;
-            }
-            let own =
-                layer(&module).unwrap_or_else(|| panic!("{folder}: {module} is not in the page's list"));
-            let imported = imported_modules(&fs::read_to_string(&path).unwrap());
-            for other in imported.iter().filter(|other| **other != module) {
-                let Some(theirs) = layer(other) else { continue }; // a function of the crate's root
-                assert!(theirs < own, "{}: {module} may not import {other}", path.display());
-            }
-            modules.insert(module);
+            found.insert(module.clone());
         }
         let listed: BTreeSet<String> = layers.into_iter().flatten().collect();
-        assert_eq!(modules, listed, "{folder}");
+        assert_eq!(found, listed, "{folder}");
     }
+}
+
+#[test]
+fn imports_are_found_in_lists_and_by_parents() {
+    let code =
+        "use crate::{a::{self, B}, c};\nuse super::super::d as e;\n// crate::f\nfn g(_: &super::H) {}\n";
+    assert_eq!(paths(code), ["crate::a::self", "crate::a::B", "crate::c", "super::super::d", "super::H"]);
 }
 
 #[test]
