@@ -9,6 +9,17 @@ use codinet_dataloader::{Channels, Dataset, Decoder};
 
 use crate::program::{codinet_data, data_error, stdout};
 
+#[test]
+fn import_help_describes_each_data_set() {
+    let help = stdout(&codinet_data(&["import", "--help"]));
+    let lines: Vec<String> =
+        help.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for start in ["fashion-mnist Fashion-MNIST: ", "cifar10 CIFAR-10: ", "imagenet ImageNet (ILSVRC 2012): "]
+    {
+        assert!(lines.iter().any(|line| line.starts_with(start)), "{start}{help}");
+    }
+}
+
 fn import(source: &Path, out: &Path, more: &[&str]) -> Output {
     let paths = ["--src", source.to_str().unwrap(), "--output", out.to_str().unwrap()];
     codinet_data(&[&["import", "fashion-mnist"], &paths[..], more].concat())

@@ -140,8 +140,8 @@ impl FromArgMatches for Arguments {
 
 fn define_subcommand(entry: &'static Entry) -> Command {
     let source = Arg::new(SRC).long(SRC).required(true).help(entry.source);
-    let command = Command::new(entry.name).about(entry.about);
-    match &entry.importer {
+    let command = Command::new(entry.name);
+    let command = match &entry.importer {
         Importer::Pixels(importer) => {
             let default = match importer.encoding {
                 Encoding::Jpeg { .. } => "jpeg",
@@ -159,7 +159,8 @@ fn define_subcommand(entry: &'static Entry) -> Command {
             let command = command.arg(source).args(importer.options.iter().map(define_option));
             ImageArguments::augment_args(command)
         }
-    }
+    };
+    command.about(entry.about) // in place of the description of the arguments' type
 }
 
 fn define_option(option: &'static ImportOption) -> Arg {
