@@ -135,6 +135,35 @@ fn modules_import_only_modules_of_lower_layers() {
     }
 }
 
+/// Files and folders next to each other. A name that a `mod.rs` re-exports counts as its folder's.
+#[test]
+fn neighbours_do_not_import_each_other_in_circles() {
+    for folder in CRATES {
+        let all = modules(&Path::new(ROOT).join(folder));
+        let mut imported: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+        for (path, file) in &all {
+            for other in imports(path, file, &all) {
+                let shared = path.iter().zip(&other).take_while(|(one, other)| one == other).count();
+                if shared < path.len().min(other.len()) {
+                    imported.entry(path[..=shared].to_vec()).or_default().insert(other[..=shared].to_vec());
+                }
+            }
+        }
+        assert!(!imported.is_empty(), "{folder}");
+        // A module that imports only modules outside of all circles is itself outside.
+        let outside = |imported: &BTreeMap<_, BTreeSet<Vec<String>>>| {
+            let mut modules = imported.iter();
+            modules
+                .find(|(_, others)| !others.iter().any(|other| imported.contains_key(other)))
+                .map(|m| m.0.clone())
+        };
+        while let Some(module) = outside(&imported) {
+            imported.remove(&module);
+        }
+        assert!(imported.is_empty(), "{folder}: circles, or imports of modules in one: {imported:?}");
+    }
+}
+
 #[test]
 fn imports_are_found_in_lists_and_by_parents() {
     let code =

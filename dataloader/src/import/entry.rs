@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::image_set::ImageSet;
-use super::pixels::PixelSource;
+use super::pixel_source::PixelSource;
 use crate::encode::Encoding;
 use crate::error::{Error, Result};
 

@@ -93,7 +93,9 @@ impl ImageImport {
         self.record(set).save_or_check(&folder)?;
         files::remove_temporaries(&folder)?;
         let order = set.images.shuffle_samples(set.samples.len(), self.seed);
-        let shards = SplitShards { import: self, set, folder: &folder, order };
+        let shards =
+            SplitShards { set, folder: &folder, order, shard_size: self.shard_size, skip_bad: self.skip_bad };
+        let preparer = || Preparer::new(self.tile, self.max_side, self.max_pixels);
         let split = |(info, bad), status| Split {
             folder: folder.clone(),
             info,
@@ -112,13 +114,10 @@ impl ImageImport {
             set.images.skip(sample as usize);
         }
         counter.add(complete.iter().map(|&number| shards.samples(number).len() as u64).sum(), 0);
-        parallel::for_each(
-            missing.len(),
-            self.threads,
-            || Preparer::new(self.tile, self.max_side, self.max_pixels),
-            |preparer, at| shards.write_shard(missing[at], preparer, counter),
-        )?;
-        Ok(split(shards.finish()?, SplitStatus::Written))
+        parallel::for_each(missing.len(), self.threads, preparer, |preparer, at| {
+            shards.write_shard(missing[at], preparer, |bytes| counter.add(1, bytes))
+        })?;
+        Ok(split(shards.finish(preparer()?)?, SplitStatus::Written))
     }
 
     fn record(&self, set: &ImageSet) -> ImportRecord {
@@ -145,7 +144,7 @@ impl ImageImport {
 const MAX_CLASSES: usize = 1 << 20;
 
 /// Counts the progress of all threads, and reports it to the caller.
-pub(super) struct ProgressCounter<'a> {
+struct ProgressCounter<'a> {
     done: AtomicU64,
     bytes: AtomicU64,
     total: u64,
@@ -153,7 +152,7 @@ pub(super) struct ProgressCounter<'a> {
 }
 
 impl ProgressCounter<'_> {
-    pub(super) fn add(&self, samples: u64, bytes: u64) {
+    fn add(&self, samples: u64, bytes: u64) {
         let done = self.done.fetch_add(samples, Ordering::Relaxed) + samples;
         let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         (self.progress)(Progress { done, total: self.total, bytes });

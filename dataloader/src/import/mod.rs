@@ -20,6 +20,7 @@ mod formats;
 mod image_set;
 mod images;
 mod inputs;
+mod pixel_source;
 mod pixels;
 pub(crate) mod prepare;
 mod record;

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::image_set::ImageSet;
-use super::images::{ImageImport, ProgressCounter};
 use super::prepare::Preparer;
 use crate::dataset::DatasetInfo;
 use crate::error::{BadImage, Error, Result};
@@ -15,22 +14,25 @@ const BAD_FILE: &str = "bad_imports.txt";
 
 /// The shards of one split, complete or missing.
 pub(super) struct SplitShards<'a> {
-    pub(super) import: &'a ImageImport,
     pub(super) set: &'a ImageSet,
     pub(super) folder: &'a Path,
     /// The samples in the order of the shards.
     pub(super) order: Vec<u32>,
+    /// Samples in a shard.
+    pub(super) shard_size: u32,
+    /// Whether images that can't be used are left out.
+    pub(super) skip_bad: bool,
 }
 
 impl SplitShards<'_> {
     pub(super) fn count(&self) -> u32 {
-        self.order.len().div_ceil(self.import.shard_size as usize) as u32 // no more than samples
+        self.order.len().div_ceil(self.shard_size as usize) as u32 // no more than samples
     }
 
     /// The samples planned for shard `number`.
     pub(super) fn samples(&self, number: u32) -> &[u32] {
-        let start = number as usize * self.import.shard_size as usize;
-        &self.order[start..self.order.len().min(start + self.import.shard_size as usize)]
+        let start = number as usize * self.shard_size as usize;
+        &self.order[start..self.order.len().min(start + self.shard_size as usize)]
     }
 
     /// The bad samples that were left out of shard `number`; `None` where the shard is missing, or isn't as planned.
@@ -49,14 +51,15 @@ impl SplitShards<'_> {
     }
 
     pub(super) fn is_complete(&self, number: u32) -> bool {
-        self.find_bad(number).is_some_and(|bad| self.import.skip_bad || bad.is_empty())
+        self.find_bad(number).is_some_and(|bad| self.skip_bad || bad.is_empty())
     }
 
+    /// `progress` is called after each sample, with its bytes.
     pub(super) fn write_shard(
         &self,
         number: u32,
         preparer: &mut Preparer,
-        counter: &ProgressCounter,
+        progress: impl Fn(u64),
     ) -> Result<()> {
         let mut writer = ShardWriter::new_single(self.folder, &self.set.split, number)?;
         let mut bytes = Vec::new();
@@ -65,13 +68,13 @@ impl SplitShards<'_> {
             self.set.images.read(sample as usize, &mut bytes)?;
             match preparer.prepare(&bytes) {
                 Ok((extension, image)) => writer.write(key, extension, &image, *label)?,
-                Err(_) if self.import.skip_bad => {}
+                Err(_) if self.skip_bad => {}
                 Err(BadImage(reason)) => {
                     let bad = BadImage(format!("{reason}, or leave such images out with --skip-bad"));
                     return Err(bad.in_sample(self.set.images.path(sample as usize), key));
                 }
             }
-            counter.add(1, bytes.len() as u64);
+            progress(bytes.len() as u64);
         }
         writer.finish().map(drop)
     }
@@ -103,12 +106,12 @@ impl SplitShards<'_> {
     pub(super) fn find_complete(&self) -> Result<Option<(DatasetInfo, u64)>> {
         let Some(saved) = DatasetInfo::load(self.folder)? else { return Ok(None) };
         let (info, bad) = self.summarize();
-        let same = saved == info && (self.import.skip_bad || bad.is_empty());
+        let same = saved == info && (self.skip_bad || bad.is_empty());
         Ok(same.then_some((info, bad.len() as u64)))
     }
 
-    /// Completes the split: lists its bad images, and writes `dataset.json`.
-    pub(super) fn finish(&self) -> Result<(DatasetInfo, u64)> {
+    /// Completes the split: lists its bad images, and writes `dataset.json`. `preparer` is set as for the shards.
+    pub(super) fn finish(&self, mut preparer: Preparer) -> Result<(DatasetInfo, u64)> {
         let (info, mut bad) = self.summarize();
         if info.samples == 0 {
             let what = "none of the images can be used; import without --skip-bad to see what is wrong with the first";
@@ -116,7 +119,6 @@ impl SplitShards<'_> {
         }
         bad.sort_unstable();
         let mut lines = String::new();
-        let mut preparer = Preparer::new(self.import.tile, self.import.max_side, self.import.max_pixels)?;
         let mut bytes = Vec::new();
         for &sample in &bad {
             let sample = sample as usize;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::idx;
 use crate::decode::Channels;
 use crate::error::{Error, Result};
-use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, check_label};
+use crate::import::pixel_source::{PixelSource, PixelSplit, SampleSink, check_label};
 
 const SIZE: usize = 28;
 

@@ -11,7 +11,7 @@ use crate::decode::Channels;
 use crate::encode::Encoding;
 use crate::error::{Error, IoContext, Result};
 use crate::import::entry::{Entry, Importer, PixelImporter};
-use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, check_label, interleave_planes};
+use crate::import::pixel_source::{PixelSource, PixelSplit, SampleSink, check_label, interleave_planes};
 use crate::import::{broken_source, describe_unreadable, read_gzipped_member};
 
 pub(super) const CIFAR10: Entry = Entry {

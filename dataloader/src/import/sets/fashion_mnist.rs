@@ -6,7 +6,8 @@ use crate::encode::Encoding;
 use crate::error::Result;
 use crate::import::entry::{Entry, Importer, PixelImporter};
 use crate::import::formats::mnist;
-use crate::import::pixels::{PIXEL_JPEG_QUALITY, PixelSource};
+use crate::import::pixel_source::PixelSource;
+use crate::import::pixels::PIXEL_JPEG_QUALITY;
 
 pub(super) const ENTRY: Entry = Entry {
     name: "fashion-mnist",

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::import::broken_source;
 use crate::import::entry::{Entry, Importer, PixelImporter};
 use crate::import::formats::mat::Array;
-use crate::import::pixels::{PixelSource, PixelSplit, SampleSink, interleave_planes};
+use crate::import::pixel_source::{PixelSource, PixelSplit, SampleSink, interleave_planes};
 
 pub(super) const ENTRY: Entry = Entry {
     name: "svhn",
