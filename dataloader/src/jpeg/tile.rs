@@ -8,7 +8,7 @@
 
 use memchr::memchr_iter;
 
-use super::bits::Reader;
+use super::bits::{Block, Reader};
 use super::libjpeg::{self, Fault, Frame, Pixel};
 use super::segment;
 use crate::region::Region;
@@ -42,6 +42,8 @@ pub(crate) struct Tiles {
     /// Position of each tile's bytes, after its marker, and of the end of the last tile's marker.
     starts: Vec<usize>,
     reader: Reader,
+    /// Coefficients of the tile after the one being read; the two are read together.
+    ahead: Vec<Block>,
     /// The header of the picture that some tiles form.
     header: Vec<u8>,
 }
@@ -141,23 +143,24 @@ impl Tiles {
         self.reader.read_tables(&encoded[..scan])?;
         self.starts.clear();
         self.starts.push(scan);
-        for at in memchr_iter(0xFF, encoded.get(scan..)?).map(|at| scan + at) {
-            match *encoded.get(at + 1)? {
-                0x00 => {} // a byte of data
+        let mut at = scan;
+        loop {
+            at = find_marker(encoded, at)?; // none: the end is missing
+            match encoded[at + 1] {
                 marker @ 0xD0..=0xD7 => {
                     if usize::from(marker - 0xD0) != (self.starts.len() - 1) % 8 {
                         return None;
                     }
-                    self.starts.push(at + 2);
                 }
-                0xD9 => {
-                    self.starts.push(at + 2);
-                    return (self.starts.len() - 1 == self.columns as usize * rows as usize).then_some(());
-                }
+                0xD9 => {}
                 _ => return None,
             }
+            at += 2;
+            self.starts.push(at);
+            if encoded[at - 1] == 0xD9 {
+                return (self.starts.len() - 1 == self.columns as usize * rows as usize).then_some(());
+            }
         }
-        None // the end is missing
     }
 
     /// The tiles that `region` touches, with the margin that it depends on.
@@ -197,28 +200,69 @@ impl Tiles {
         }
         self.header.extend_from_slice(&[0xFF, 0xD9]);
 
-        let Tiles { columns: in_row, mcus, ref starts, ref mut reader, .. } = *self;
+        let Tiles { columns: in_row, mcus, ref starts, ref mut reader, ref mut ahead, .. } = *self;
+        let data = |tile: usize| &encoded[starts[tile]..starts[tile + 1] - 2];
         let mut tiles = (rows.0..rows.1)
             .flat_map(|row| (columns.0..columns.1).map(move |column| (row * in_row + column) as usize));
+        // Bytes left before a restart marker are those of lost MCUs; bytes left before the end are harmless.
         let last = starts.len() - 2;
+        let ends_well =
+            |tile: usize, unread: Option<usize>| unread.is_some_and(|unread| unread < 8 || tile == last);
+        // The tile being read, the one that is read at the same time, and MCUs left of each.
         let mut tile = 0;
+        let mut next_tile = None;
         let mut mcus_left = 0;
-        let read_mcu = |blocks: &mut [_]| {
+        let mut mcus_ahead = 0;
+        let read_mcu = |blocks: &mut [Block]| {
+            if mcus_ahead > 0 {
+                let from = (mcus - mcus_ahead) as usize * blocks.len();
+                blocks.copy_from_slice(&ahead[from..from + blocks.len()]);
+                mcus_ahead -= 1;
+                return true;
+            }
             if mcus_left == 0 {
                 let Some(next) = tiles.next() else { return false };
                 tile = next;
-                reader.start_tile(&encoded[starts[tile]..starts[tile + 1] - 2]);
+                next_tile = tiles.next();
+                reader.start_tiles(data(tile), next_tile.map(data));
                 mcus_left = mcus;
+                ahead.clear();
+                ahead.resize(if next_tile.is_some() { mcus as usize * blocks.len() } else { 0 }, [0; 64]);
             }
+            let from = (mcus - mcus_left) as usize * blocks.len();
+            let blocks_ahead = next_tile.map(|_| &mut ahead[from..from + blocks.len()]);
             mcus_left -= 1;
-            // Bytes left before a restart marker are those of lost MCUs; bytes left before the end are harmless.
-            let ends_well = |unread: usize| unread < 8 || tile == last;
-            reader.read_mcu(blocks).is_some()
-                && (mcus_left > 0 || reader.unread_bits().is_some_and(ends_well))
+            if reader.read_mcus(blocks, blocks_ahead).is_none() {
+                return false;
+            }
+            if mcus_left > 0 {
+                return true;
+            }
+            mcus_ahead = if next_tile.is_some() { mcus } else { 0 };
+            ends_well(tile, reader.unread_bits(0))
+                && next_tile.is_none_or(|tile| ends_well(tile, reader.unread_bits(1)))
         };
         libjpeg::decode_blocks(&self.header, (width, height), pixel, read_mcu, pixels)?;
         Ok(Region { left, top, width, height })
     }
+}
+
+/// Finds the next marker from `from` on: the position of a byte 0xFF that no zero follows.
+fn find_marker(encoded: &[u8], from: usize) -> Option<usize> {
+    /// Bytes looked at together, by instructions for many.
+    const CHUNK: usize = 64;
+    let is_marker = |first: u8, second: u8| (first == 0xFF) & (second != 0);
+    let mut at = from;
+    while let Some(chunk) = encoded.get(at..).and_then(<[u8]>::first_chunk::<{ CHUNK + 1 }>) {
+        let pairs = chunk[..CHUNK].iter().zip(&chunk[1..]);
+        if pairs.fold(false, |any, (&first, &second)| any | is_marker(first, second)) {
+            break;
+        }
+        at += CHUNK;
+    }
+    memchr_iter(0xFF, encoded.get(at..)?)
+        .map(|found| at + found)
+        .find(|&at| encoded.get(at + 1).is_some_and(|&second| second != 0))
 }
 
 /// Chooses the number of MCUs in a tile: the divisor of the MCUs in a row that comes nearest to [`PREFERRED_WIDTH`] pixels,
