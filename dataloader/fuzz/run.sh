@@ -39,9 +39,31 @@ export RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-saniti
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Ccodegen-units=1 --cfg fuzzing"
 cargo build --release --target "$host"
 
+# A tar of every kind of member that shards have: short and long names, hard and symbolic links.
+make_tar() {
+    folder=$(mktemp -d)
+    long=$(printf 'folder/%.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20)
+    mkdir -p "$folder/$long"
+    for name in a "${long}b"; do
+        echo image >"$folder/$name.jpg"
+        echo 7 >"$folder/$name.cls"
+    done
+    ln "$folder/a.jpg" "$folder/c.jpg"
+    ln "$folder/a.cls" "$folder/c.cls"
+    ln -s a.jpg "$folder/d.jpg"
+    for format in pax gnu ustar; do
+        tar --format=$format -C "$folder" -cf "corpus/shard/$format.tar" a.jpg a.cls c.jpg c.cls d.jpg "${long}b.jpg" "${long}b.cls"
+    done
+    rm -r "$folder"
+}
+
 for target in $targets; do
     mkdir -p "corpus/$target" "artifacts/$target"
-    [ "$target" != image ] || cp ../../tests/golden/jpeg/*.jpg corpus/image/
+    case $target in
+        image) cp ../../tests/golden/jpeg/*.jpg corpus/image/ ;;
+        published) cp ../../tests/golden/svhn_scipy.mat corpus/published/ ;;
+        shard) make_tar ;;
+    esac
     echo "== $target, $seconds s"
     "target/$host/release/$target" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=4096 \
         -artifact_prefix="artifacts/$target/" "corpus/$target"

@@ -23,6 +23,15 @@ pub fn read_shard(folder: &Path, tar: &[u8]) {
     }
 }
 
+/// Corrects the checksums of all blocks of a tar that could be headers, so that more than the checksum is tested.
+pub fn fix_checksums(tar: &mut [u8]) {
+    for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
 /// Parses `text` as the index of a tar of 1 MB, and writes and parses an accepted one again.
 pub fn read_index(text: &[u8]) {
     let parse = |text: &str| parse_index(text, 1_000_000);
@@ -104,15 +113,6 @@ mod tests {
                     bytes.splice(at..(at + number.len()).min(bytes.len()), number.bytes()).for_each(drop);
                 }
             }
-        }
-    }
-
-    /// Corrects the checksums of all blocks that could be headers, so that more than the checksum is tested.
-    fn fix_checksums(tar: &mut [u8]) {
-        for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
-            block[148..156].fill(b' ');
-            let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
     }
 
