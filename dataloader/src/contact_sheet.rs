@@ -89,7 +89,7 @@ impl ContactSheet {
         let width = (longest * column).max(text) + 2 * GAP;
         let mut sheet = ContactSheet::new_white(width, rows.len() * row + GAP)?;
         let plan: Vec<_> = rows.iter().map(|(_, samples)| BatchPlan::new(0, samples.clone())).collect();
-        let spec = LoaderSpec { views: 1, ..spec.clone() };
+        let spec = LoaderSpec { views: 1, normalization: None, ..spec.clone() };
         for (number, batch) in Loader::new(dataset.clone(), spec, plan.into_iter())?.enumerate() {
             let batch = batch?;
             let top = GAP + number * row;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! *.tar shards ─► Dataset (reads one sample's bytes) ─► Decoder (JPEG, PNG to u8 pixels)
-//!     ─► Transform (draws M views; crops, resizes, flips, augments) ─► Loader: batches u8 [L, M, H, W, C]
+//!     ─► Transform (draws M views; crops, resizes, flips, augments) ─► Loader: batches u8 or f32 [L, M, H, W, C]
 //! ```
 //!
 //! Two properties hold throughout. *Order*: the samples of a batch and their crops are a pure function of
@@ -47,4 +47,4 @@ pub use loader::{
 pub use region::Region;
 pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};
 pub use source::{Cache, Options};
-pub use transform::{Augment, Crop, Transform};
+pub use transform::{Augment, Crop, Normalization, Transform};

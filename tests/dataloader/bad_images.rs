@@ -21,6 +21,7 @@ fn spec(on_bad: OnBadSample) -> LoaderSpec {
         image_size: SIZE,
         channels: 3,
         views: 2,
+        normalization: None,
         max_pixels: DEFAULT_MAX_PIXELS,
         seed: 1,
         threads: 3,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use codinet_dataloader::transform::{ColorJitter, Erase, Policy};
 use codinet_dataloader::{
     Augment, Batch, BatchPlan, Crop, DEFAULT_MAX_PIXELS, Dataset, EpochOrder, Error, Loader, LoaderSpec,
-    OnBadSample, ShardWriter, Transform, eval_samples,
+    Normalization, OnBadSample, ShardWriter, Transform, eval_samples,
 };
 
 use crate::data::{SIZE, flat, open, png, write_flat, write_images};
@@ -20,6 +20,7 @@ fn spec(transform: Transform, views: usize, threads: usize) -> LoaderSpec {
         image_size: SIZE,
         channels: 1,
         views,
+        normalization: None,
         max_pixels: DEFAULT_MAX_PIXELS,
         seed: 5,
         threads,
@@ -68,6 +69,29 @@ fn batches_follow_the_plan() {
             plan.samples.iter().flat_map(|&n| vec![n as u8; 2 * (SIZE * SIZE) as usize]).collect();
         assert_eq!(batch.images, pixels);
         assert_eq!(batch.labels, plan.samples.iter().map(|n| i64::from(n % 10)).collect::<Vec<_>>());
+    }
+}
+
+/// Floats equal the bytes of the same views, normalised: with flips that take no pass of their own, and with operations.
+#[test]
+fn float_batch_is_the_normalised_batch_of_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = textured(folder.path());
+    let normalization = Normalization { mean: [0.25, 0.5, 0.5], std: [0.125, 1.0, 1.0] };
+    let jitter = ColorJitter { brightness: 0.4, ..ColorJitter::default() };
+    for augment in [Augment::NONE, Augment { color_jitter: Some(jitter), ..Augment::NONE }] {
+        let crop = Crop::RandomResized { scale: (0.2, 1.0), ratio: (0.75, 1.3) };
+        let spec = spec(Transform::Train { crop, flip: 0.5, augment }, 20, 1);
+        let batch = |spec| {
+            let plan = plan(&[&[0]]);
+            Loader::new(dataset.clone(), spec, plan).unwrap().next().unwrap().unwrap().images
+        };
+        let bytes = batch(spec.clone());
+        let floats = batch(LoaderSpec { normalization: Some(normalization), ..spec });
+        let expected = bytes.iter().map(|&value| f32::from(value) / 31.875 - 2.0);
+        assert_eq!((bytes.len(), floats.len()), (20 * (SIZE * SIZE) as usize, 80 * (SIZE * SIZE) as usize));
+        let floats = floats.as_chunks().0.iter().map(|&value| f32::from_ne_bytes(value));
+        assert!(floats.zip(expected).all(|(float, expected)| (float - expected).abs() < 1e-6));
     }
 }
 

@@ -13,7 +13,7 @@ use crate::decode::{Channels, Decoder};
 use crate::error::{BadImage, Error, Result};
 use crate::random::{self, Domain};
 use crate::region::Region;
-use crate::transform::{Augmenter, Renderer, Transform, View};
+use crate::transform::{Augmenter, Normalization, Normalizer, Renderer, Transform, View};
 
 mod mix;
 mod order;
@@ -37,6 +37,8 @@ pub struct LoaderSpec {
     pub channels: usize,
     /// M, the views of each sample.
     pub views: usize,
+    /// Makes batches of f32, (value/255 − mean)/std, instead of u8.
+    pub normalization: Option<Normalization>,
     /// Limit of an image's pixels; a larger image is bad. See [`DEFAULT_MAX_PIXELS`](crate::DEFAULT_MAX_PIXELS).
     pub max_pixels: u64,
     /// Seed of the crops and flips.
@@ -88,7 +90,7 @@ pub struct Batch {
     pub bad: Vec<BadSample>,
     /// M.
     pub views: usize,
-    /// Pixels, contiguous u8 `[L, M, H, W, C]`.
+    /// Pixels, contiguous u8 `[L, M, H, W, C]`; with a [`Normalization`], the bytes of f32 in the processor's order.
     pub images: BytesMut,
 }
 
@@ -125,7 +127,8 @@ impl Loader {
                 return Err(Error::InvalidArgument(format!("{name} must be at least 1, not 0")));
             }
         }
-        let view_bytes = spec.image_size as usize * spec.image_size as usize * channels.count();
+        let value_bytes = if spec.normalization.is_some() { size_of::<f32>() } else { 1 };
+        let view_bytes = spec.image_size as usize * spec.image_size as usize * channels.count() * value_bytes;
         let worker = |_| Worker::new(dataset.clone(), spec.clone(), channels, view_bytes);
         let workers = (0..spec.threads).map(worker).collect();
         let mut loader = Loader {
@@ -160,9 +163,10 @@ impl Loader {
         while self.in_flight.len() < self.prefetch {
             let Some(plan) = self.plan.next() else { return };
             let bytes = plan.samples.len() * self.sample_bytes;
-            // A free buffer of another size is dropped; all batches but an evaluation's last have one size.
-            let free = self.free_buffers.pop().filter(|buffer| buffer.len() == bytes);
-            let buffer = free.unwrap_or_else(|| BytesMut::zeroed(bytes));
+            // An epoch's or an evaluation's last batch may be smaller.
+            let free = self.free_buffers.pop().filter(|buffer| buffer.capacity() >= bytes);
+            let mut buffer = free.unwrap_or_else(|| BytesMut::zeroed(bytes));
+            buffer.resize(bytes, 0);
             self.in_flight.push_back(pool.submit_batch(plan, buffer));
         }
     }
@@ -227,6 +231,9 @@ struct Worker {
     decoder: Decoder,
     renderer: Renderer,
     augmenter: Augmenter,
+    normalizer: Option<Normalizer>,
+    /// A view before it becomes floats.
+    view: Vec<u8>,
     encoded: Vec<u8>,
     pixels: Vec<u8>,
     views: Vec<View>,
@@ -239,6 +246,8 @@ struct Worker {
 impl Worker {
     fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Worker {
         let max_pixels = spec.max_pixels;
+        let normalizer = spec.normalization.as_ref().map(|factors| Normalizer::new(factors, channels));
+        let view = vec![0; if normalizer.is_some() { view_bytes / size_of::<f32>() } else { 0 }];
         Worker {
             dataset,
             spec,
@@ -247,6 +256,8 @@ impl Worker {
             decoder: Decoder::with_max_pixels(max_pixels),
             renderer: Renderer::new(),
             augmenter: Augmenter::new(),
+            normalizer,
+            view,
             encoded: Vec::new(),
             pixels: Vec::new(),
             views: Vec::new(),
@@ -289,8 +300,25 @@ impl Worker {
             for ((view, out), _) in
                 self.views.iter().zip(view_bufs).zip(&self.group_of).filter(|(_, of)| **of == group)
             {
-                self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
-                self.augmenter.apply(&view.ops, out, *image_size, self.channels);
+                let Some(normalizer) = &self.normalizer else {
+                    self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
+                    self.augmenter.apply(&view.ops, out, *image_size, self.channels);
+                    continue;
+                };
+                // Without operations, which see the mirrored view, the flip takes no pass of its own.
+                let flips_last = view.flip && view.ops.is_empty();
+                let View { region, scaled, corner, flip, .. } = *view;
+                let drawn = View { region, scaled, corner, flip: flip && !flips_last, ops: Vec::new() };
+                self.renderer.render(
+                    &self.pixels,
+                    shown,
+                    self.channels,
+                    &drawn,
+                    *image_size,
+                    &mut self.view,
+                )?;
+                self.augmenter.apply(&view.ops, &mut self.view, *image_size, self.channels);
+                normalizer.normalize(&self.view, *image_size as usize, flips_last, out);
             }
         }
         Ok(())

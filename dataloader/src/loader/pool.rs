@@ -4,6 +4,7 @@
 //! joined again, all without copying. Slots of several batches may be in progress at once; they are begun in the order
 //! of submission.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -72,7 +73,10 @@ impl<T: Send + 'static> WorkerPool<T> {
         let slots = Slots { finished: (0..count).map(|_| None).collect(), missing: count };
         let batch = Arc::new(PendingBatch { plan, slots: Mutex::new(slots), complete: Condvar::new() });
         for slot in 0..count {
-            let job = Job { batch: batch.clone(), slot, slot_buf: buffer.split_to(slot_bytes) };
+            // The last slot keeps the spare capacity of a buffer that held a larger batch.
+            let is_last = slot + 1 == count;
+            let slot_buf = if is_last { mem::take(&mut buffer) } else { buffer.split_to(slot_bytes) };
+            let job = Job { batch: batch.clone(), slot, slot_buf };
             if let Some(jobs) = &self.jobs {
                 let _ = jobs.send(job); // fails only without receivers, and each thread keeps its own
             }
@@ -177,6 +181,10 @@ mod tests {
             assert_eq!(labels, samples.iter().map(|&n| i64::from(n)).collect::<Vec<_>>());
             buffer = joined; // the next round recycles it
         }
+        let capacity = buffer.capacity();
+        buffer.truncate(4000);
+        let (joined, _) = pool.submit_batch(plan(vec![1, 2, 3, 4]), buffer).wait().unwrap();
+        assert_eq!((joined.len(), joined.capacity()), (4000, capacity), "a smaller batch");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A view is made in two steps. [`Transform::draw_view`] needs only the image's size. It runs before the decode, so
 //! that only the cropped part is decoded. [`Renderer::render`] then crops, resizes and mirrors the decoded pixels, and
-//! [`Augmenter::apply`] applies the drawn operations: colours, policies, erasing.
+//! [`Augmenter::apply`] applies the drawn operations: colours, policies, erasing. A [`Normalization`] makes floats of it.
 //!
 //! Distributions and rounding are torchvision's (`RandomCrop`, `RandomResizedCrop`, `Resize`, `CenterCrop`, antialiased
 //! bilinear); the random *stream* is not.
@@ -18,12 +18,15 @@ use crate::region::Region;
 mod augment;
 mod colour;
 mod geometry;
+mod normalize;
 mod op;
 mod render;
 #[cfg(test)]
 mod tests;
 
 pub use augment::{Augment, ColorJitter, Erase, Policy};
+pub use normalize::Normalization;
+pub(crate) use normalize::Normalizer;
 pub use op::{Augmenter, Op};
 pub use render::Renderer;
 

@@ -286,6 +286,7 @@ pub fn loader_spec(config: &Config, transform: Transform, views: usize) -> Loade
         image_size: config.data.image_size,
         channels: config.data.channels as usize,
         views,
+        normalization: None,
         max_pixels: config.data.max_pixels,
         seed: config.run.seed,
         threads: config.data.decode_threads.unwrap_or_else(|| tch::get_num_threads() as usize),

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use codinet_dataloader::random::{self, Domain};
 use codinet_dataloader::transform::{Renderer, View};
 use codinet_dataloader::{
     Augment, BadImage, BatchPlan, Channels, Crop, Dataset, Decoder, EpochOrder, Error, Loader, LoaderSpec,
-    OnBadSample, Region, Result, Transform, jpeg,
+    Normalization, OnBadSample, Region, Result, Transform, jpeg,
 };
 
 use super::progress::ProgressMeter;
@@ -49,13 +49,17 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..1000))]
     epochs: u64,
 
-    /// Also converts each batch to normalised floats, on the consumer's thread.
+    /// The loader makes normalised floats instead of bytes.
     #[arg(long)]
     floats: bool,
 
     /// Times only the loader, and prints only its samples per second.
     #[arg(long)]
     brief: bool,
+
+    /// Times only the loader, and prints a line for each batch: the time in seconds since 1970, and its samples.
+    #[arg(long, conflicts_with = "brief")]
+    timeline: bool,
 }
 
 /// ImageNet's augmentation: RandomResizedCrop(0.08 to 1) and a flip.
@@ -67,9 +71,14 @@ fn transform() -> Transform {
 pub fn run(arguments: &Arguments) -> Result<()> {
     transform().check(arguments.image_size)?;
     let dataset = Arc::new(Dataset::open(&arguments.shards.shards)?);
-    if arguments.brief {
+    if arguments.brief || arguments.timeline {
         let speed = time_loader(&dataset, arguments)?;
-        print(&format!("{:.1}\n", speed.samples_per_second));
+        if arguments.timeline {
+            let line = |(time, samples): &(Duration, usize)| format!("{:.6} {samples}\n", time.as_secs_f64());
+            print(&speed.batches.iter().map(line).collect::<String>());
+        } else {
+            print(&format!("{:.1}\n", speed.samples_per_second));
+        }
         report_bad(speed.bad, &dataset);
         return Ok(());
     }
@@ -123,6 +132,8 @@ fn all_bad(dataset: &Dataset, path: &str, reason: &str) -> Error {
 /// The speed of the loader.
 struct LoaderSpeed {
     samples_per_second: f64,
+    /// Each batch's time since 1970, and its samples.
+    batches: Vec<(Duration, usize)>,
     /// Samples that can't be used.
     bad: usize,
 }
@@ -135,6 +146,7 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
         image_size,
         channels: 3,
         views,
+        normalization: arguments.floats.then_some(Normalization::IMAGENET),
         max_pixels: arguments.limit.max_pixels,
         seed: 0,
         threads,
@@ -155,11 +167,12 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
     let mut start = Instant::now();
     let mut served = 0;
     let mut bad = BTreeMap::new();
-    let mut floats = Vec::new();
+    let mut batches = Vec::new();
     let meter = ProgressMeter::new()?;
     let total = (epochs + 1) * len as u64;
     while let Some(batch) = loader.next() {
         let mut batch = batch?;
+        batches.push((SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), batch.samples.len()));
         if batch.epoch == 0 {
             start = Instant::now();
         } else {
@@ -168,28 +181,14 @@ fn time_loader(dataset: &Arc<Dataset>, arguments: &Arguments) -> Result<LoaderSp
         // A crop may not touch the damage of an image that another crop touches.
         bad.extend(batch.bad.drain(..).map(|bad| (bad.sample, bad.reason)));
         meter.update(len as u64 + served as u64, total, None);
-        if arguments.floats {
-            normalise(&batch.images, &mut floats);
-            std::hint::black_box(&floats);
-        }
         loader.recycle(batch);
     }
     meter.finish();
     if let Some((_, reason)) = bad.first_key_value().filter(|_| served == 0) {
         return Err(all_bad(dataset, &arguments.shards.shards, reason));
     }
-    Ok(LoaderSpeed { samples_per_second: served as f64 / start.elapsed().as_secs_f64(), bad: bad.len() })
-}
-
-/// u8 `[…, 3]` → (x/255 − mean)/std, with ImageNet's.
-fn normalise(images: &[u8], floats: &mut Vec<f32>) {
-    const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-    const STD: [f32; 3] = [0.229, 0.224, 0.225];
-    let scale = STD.map(|std| 1.0 / (255.0 * std));
-    let shift = [0, 1, 2].map(|c| -MEAN[c] / STD[c]);
-    floats.clear();
-    let pixels = images.as_chunks::<3>().0.iter();
-    floats.extend(pixels.flat_map(|pixel| [0, 1, 2].map(|c| f32::from(pixel[c]) * scale[c] + shift[c])));
+    let samples_per_second = served as f64 / start.elapsed().as_secs_f64();
+    Ok(LoaderSpeed { samples_per_second, batches, bad: bad.len() })
 }
 
 /// Times of the stages of one sample, or of several in sum.
