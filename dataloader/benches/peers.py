@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Compares codinet-data's loader with PyTorch's, DALI's and FFCV's, in images per second, on the same photographs and cores.
+"""Compares codinet-data's loader with PyTorch's, WebDataset and DALI on the same photographs and cores.
 
-    photographs.py photos                                            # once
-    codinet-data import imagefolder --src photos --output tiled         # once
-    codinet-data import imagefolder --src photos --output plain --no-tile
-    peers.py --photos photos --tiled tiled --plain plain --rounds 3
+    peers.py --photos photos --work bench --rounds 3
 
-Needs: pip install torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset; FFCV if installed. Missing programs are
-skipped with a message. Each program runs once per round, pinned to the same cores by taskset; each round starts with another
-program. A program reads the photographs once to warm up, then is timed over two epochs, with warm page caches. All do
-RandomResizedCrop(224) and a flip, and return shuffled batches of 64. PyTorch, DALI and FFCV return normalised floats, as
-their users do. Ours returns u8, which codinet-train normalises on the model's device (`ours, f32` adds that on the same
-core). With --views 2 or 4, PyTorch decodes a sample once per view, as the code of the paper's authors does. PyTorch, DALI and
-FFCV run with tuned settings of glibc's allocator, their best case (MALLOC_MMAP_MAX_=0 and so on).
+photos is a folder of class folders of JPEGs: your own, a published set (docs/benchmarks.md names one), or what photographs.py
+makes. The shards and a copy with one damaged file are written to the folder bench, once.
+
+Needs: pip install torch==2.11.0 torchvision==0.26.0 nvidia-dali-cuda130 webdataset. Missing programs are skipped with a message.
+Each program runs once per round, pinned to the same cores by taskset; each round starts with another program. A program reads the
+photographs once to warm up, then is timed over four epochs, with warm page caches. All do RandomResizedCrop(224) and a flip, and
+return shuffled batches of 64 as normalised floats, as their users do; codinet-train takes `ours, tiled, u8`, and normalises on
+the model's device. The consumer takes one batch after another without a pause. The time of the first batch counts from the start
+of the process. With --views 2 or 4, PyTorch decodes a sample once per view, as the code of the paper's authors does. PyTorch and
+DALI run with tuned settings of glibc's allocator, their best case (MALLOC_MMAP_MAX_=0 and so on).
 """
 
 import argparse
@@ -23,6 +23,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -30,15 +31,13 @@ TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLO
 MEAN = [0.485, 0.456, 0.406]
 STD = [0.229, 0.224, 0.225]
 BATCH = 64
-EPOCHS = 2
-
-
-def measure_rate(epoch):
-    """Samples per second of `epoch()`, which returns its number of samples, after one epoch of warm-up."""
-    epoch()
-    start = time.perf_counter()
-    samples = sum(epoch() for _ in range(EPOCHS))
-    return samples / (time.perf_counter() - start)
+EPOCHS = 4
+DAMAGED = 200  # photographs in the set with a damaged one
+OURS = {
+    "ours, tiled": ["tiled", "--floats"],
+    "ours, tiled, u8": ["tiled"],
+    "ours, JPEGs not tiled": ["plain", "--floats"],
+}
 
 
 class Views:
@@ -58,25 +57,25 @@ class Views:
         return torch.stack([image for image, _ in views]), views[0][1]
 
 
-def torch_loader(dataset, threads):
+def torch_loader(dataset, options):
     import torch
 
     torch.set_num_threads(1)
-    workers = threads if threads > 1 else 0
+    dataset = Views(dataset, options.views) if options.views > 1 else dataset
+    workers = options.threads if options.threads > 1 else 0
     return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
-def torchvision(options, threads):
+def torchvision(options):
     """torchvision's DataLoader over PIL, as in its reference recipes."""
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    dataset = datasets.ImageFolder(options.photos, transforms.Compose(steps))
-    loader = torch_loader(Views(dataset, options.views) if options.views > 1 else dataset, threads)
-    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
+    loader = torch_loader(datasets.ImageFolder(options.photos, transforms.Compose(steps)), options)
+    return lambda: (len(labels) for _, labels in loader)
 
 
-def torchvision_v2(options, threads):
+def torchvision_v2(options):
     """torchvision.io.decode_jpeg and transforms v2 on tensors."""
     import torch
     from torchvision import datasets, io
@@ -84,29 +83,27 @@ def torchvision_v2(options, threads):
 
     steps = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     read = lambda path: io.decode_jpeg(io.read_file(path), io.ImageReadMode.RGB)
-    dataset = datasets.ImageFolder(options.photos, v2.Compose(steps), loader=read)
-    loader = torch_loader(Views(dataset, options.views) if options.views > 1 else dataset, threads)
-    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
+    loader = torch_loader(datasets.ImageFolder(options.photos, v2.Compose(steps), loader=read), options)
+    return lambda: (len(labels) for _, labels in loader)
 
 
-def webdataset(options, threads):
+def webdataset(options):
     import webdataset
     from torchvision import transforms
 
-    assert options.views == 1
     steps = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    shards = sorted(str(path) for path in options.plain.glob("*.tar"))
-    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(500).decode("pil").to_tuple("jpg;jpeg;JPEG", "cls").map_tuple(steps, int)
-    loader = webdataset.WebLoader(dataset, batch_size=BATCH, num_workers=threads if threads > 1 else 0)
-    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
+    shards = sorted(str(path) for path in options.shards.glob("*.tar"))
+    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(500).decode("pil").to_tuple("jpg;jpeg;JPEG;png", "cls").map_tuple(steps, int)
+    loader = webdataset.WebLoader(dataset, batch_size=BATCH, num_workers=options.threads if options.threads > 1 else 0)
+    return lambda: (len(labels) for _, labels in loader)
 
 
-def dali(options, threads):
+def dali(options):
     """DALI on the CPU, decoding only the crop."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
-    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None, seed=1)
+    @pipeline_def(batch_size=BATCH, num_threads=options.threads, device_id=None, seed=1)
     def photographs():
         encoded, labels = fn.readers.file(file_root=str(options.photos), random_shuffle=True, name="reader")
         outs = []
@@ -120,88 +117,144 @@ def dali(options, threads):
     pipe.build()
     names = [f"view{i}" for i in range(options.views)] + ["label"]
     loader = DALIGenericIterator(pipe, names, reader_name="reader", auto_reset=True, last_batch_policy=LastBatchPolicy.PARTIAL)
-    return measure_rate(lambda: sum(len(batch[0]["label"]) for batch in loader))
+    return lambda: (len(batch[0]["label"]) for batch in loader)
 
 
-def ffcv(options, threads):
-    """FFCV on JPEGs. Its writer decodes and encodes them; quality 96 keeps their mean size."""
-    import numpy
-    import torch
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
-    from ffcv.writer import DatasetWriter
-    from torchvision import datasets
-
-    assert options.views == 1
-    path = options.photos.with_suffix(".beton")
-    if not path.exists():
-        fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=96), "label": IntField()}
-        DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(datasets.ImageFolder(options.photos))
-    normalise = NormalizeImage(255 * numpy.array(MEAN), 255 * numpy.array(STD), numpy.float32)
-    image = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip(), normalise, ToTensor(), ToTorchImage()]
-    loader = Loader(str(path), batch_size=BATCH, num_workers=threads, order=OrderOption.RANDOM, pipelines={"image": image, "label": [IntDecoder(), ToTensor()]})
-    return measure_rate(lambda: sum(len(labels) for _, labels in loader))
+PEERS = {"DALI": dali, "torchvision, PIL": torchvision, "torchvision v2": torchvision_v2, "WebDataset": webdataset}
 
 
-PEERS = {"torchvision": torchvision, "torchvision v2": torchvision_v2, "webdataset": webdataset, "DALI": dali, "FFCV": ffcv}
+def serve(options):
+    """Runs one of the other programs: prints a line for each batch, as `codinet-data bench --timeline` does."""
+    epoch = PEERS[options.one](options)
+    for _ in range(options.epochs + 1):
+        for samples in epoch():
+            print(f"{time.time():.6f} {samples}", flush=True)
 
 
-def run_program(name, options, threads):
-    """Samples per second of one program in its own process, pinned to cores; None if it cannot run."""
-    pin = ["taskset", "-c", ",".join(map(str, range(threads)))]
+Run = collections.namedtuple("Run", "failed batches seconds_to_first last_words")
+
+
+def run_program(name, options, photos, shards, epochs):
+    """Runs one program in its own process, pinned to cores."""
+    command = ["taskset", "-c", ",".join(map(str, range(options.threads)))]
     if name in PEERS:
-        command = [sys.executable, __file__, "--one", name, "--threads", str(threads), "--views", str(options.views), "--photos", options.photos]
-        command += ["--plain", options.plain, "--tiled", options.tiled]
+        command += [sys.executable, __file__, "--one", name, "--photos", photos, "--shards", shards]
         env = {**os.environ, **TUNED}
     else:
-        shards = options.plain if "plain" in name else options.tiled
-        command = [options.codinet_data, "bench", shards, "--brief", "--threads", str(threads), "--views", str(options.views), "--batch", str(BATCH), "--epochs", str(EPOCHS)]
-        command += ["--floats"] if "f32" in name else []
+        command += [options.codinet_data, "bench", shards, "--timeline", "--batch", BATCH]
+        command += ["--floats"] if "--floats" in OURS[name] else []
         env = os.environ
-    done = subprocess.run([*pin, *map(str, command)], env=env, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no error output"]
-        print(f"{name}: skipped ({last[0]})", file=sys.stderr)
-        return None
-    return float(done.stdout.split()[-1])
+    command += ["--threads", options.threads, "--views", options.views, "--epochs", epochs]
+    start = time.time()
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True)
+    printed = [line.split() for line in done.stdout.splitlines()]
+    batches = [(float(line[0]), int(line[1])) for line in printed if len(line) == 2 and line[0][:1].isdigit()]
+    lines = done.stderr.strip().splitlines() or ["none"]
+    last_words = next((line for line in reversed(lines) if "Error" in line or "Failed" in line), lines[-1]).strip()
+    return Run(done.returncode != 0, batches, batches[0][0] - start if batches else None, last_words)
+
+
+def measure(run, epochs):
+    """Samples per second after the first epoch, and the seconds between its full batches."""
+    each = sum(samples for _, samples in run.batches) / (epochs + 1)
+    seen = 0
+    timed = []
+    for at, samples in run.batches:
+        seen += samples
+        if seen >= each - 0.5:
+            timed.append((at, samples))
+    (first, _), (last, _) = timed[0], timed[-1]
+    rate = sum(samples for _, samples in timed[1:]) / (last - first)
+    between = [at - before for (before, _), (at, samples) in zip(timed, timed[1:]) if samples == BATCH]
+    return rate, between
+
+
+def prepare(options):
+    """Makes the shards, and a set with one file cut to its half."""
+    for kind, arguments in {"tiled": [], "plain": ["--no-tile"]}.items():
+        command = [options.codinet_data, "import", "imagefolder", "--src", options.photos, "--output", options.work / kind, *arguments]
+        subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    damaged = options.work / "damaged"
+    if damaged.exists():
+        return
+    made = options.work / "damaged.part"
+    shutil.rmtree(made, ignore_errors=True)
+    photos = sorted(path for path in options.photos.glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    photos = photos[:: max(1, len(photos) // DAMAGED)][:DAMAGED]
+    (made / "shards").mkdir(parents=True)
+    with tarfile.open(made / "shards/damaged-000000.tar", "w") as tar:
+        for number, path in enumerate(photos):
+            copy = made / "photos" / path.parent.name / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            data = path.read_bytes()
+            copy.write_bytes(data[: len(data) // 2] if number == len(photos) // 2 else data)
+            label = made / "label"
+            label.write_text("0")
+            tar.add(copy, f"{number:06}.jpg")
+            tar.add(label, f"{number:06}.cls")
+    made.rename(damaged)
+
+
+def report_damage(names, options):
+    """What one damaged file costs: a table of its own."""
+    photos, shards = options.work / "damaged/photos", options.work / "damaged/shards"
+    total = len(list(photos.glob("*/*")))
+    print(f"\n| loader, one of {total} files damaged | images of two epochs | last words |\n|---|---|---|")
+    for name in (name for name in names if name in PEERS or name == "ours, JPEGs not tiled"):
+        run = run_program(name, options, photos, shards, 1)
+        served = sum(samples for _, samples in run.batches)
+        print(f"| {name} | {served} of {2 * total} | {run.last_words if run.failed or served < 2 * total else 'none'} |")
+    command = [options.codinet_data, "import", "imagefolder", "--src", photos, "--output", options.work / "refused"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    print(f"| codinet-data import | none | {done.stderr.strip().splitlines()[-1].replace(str(options.work), '')} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=pathlib.Path, required=True)
-    parser.add_argument("--tiled", type=pathlib.Path, required=True)
-    parser.add_argument("--plain", type=pathlib.Path, required=True)
+    parser.add_argument("--photos", type=pathlib.Path, required=True, help="a folder of class folders of JPEGs")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/bench/loader"), help="where shards are written")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--codinet-data", default=shutil.which("codinet-data") or HERE.parents[1] / "target/release/codinet-data")
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(PEERS[options.one](options, options.threads))
-        return
-    names = ["ours, tiled", "ours, tiled, f32", "ours, plain", *PEERS]
-    if options.views > 1:
-        names = [name for name in names if name not in ("webdataset", "FFCV")]
-    rates_of = collections.defaultdict(list)
+        return serve(options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    prepare(options)
+    names = [name for name in [*OURS, *PEERS] if options.views == 1 or name != "WebDataset"]
+    rates = collections.defaultdict(list)
+    firsts = collections.defaultdict(list)
+    between = collections.defaultdict(list)
     skipped = set()
     for turn in range(options.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rate = None if name in skipped else run_program(name, options, options.threads)
-            if rate is None:
+            if name in skipped:
+                continue
+            shards = options.work / OURS.get(name, ["plain"])[0]
+            run = run_program(name, options, options.photos, shards, EPOCHS)
+            if run.failed or not run.batches:
+                print(f"{name}: skipped ({run.last_words})", file=sys.stderr)
                 skipped.add(name)
-            else:
-                rates_of[name].append(rate)
-                print(f"round {turn + 1}: {name}: {rate:.1f} samples/s", file=sys.stderr, flush=True)
-    ours = statistics.median(rates_of["ours, tiled"])
-    print(f"{options.views} view(s), {options.threads} core(s), {options.rounds} rounds\n")
-    print("| loader | samples/s (min to max) | images/s | ours, tiled, against it |\n|---|---|---|---|")
-    for name in (name for name in names if name in rates_of):
-        rates = rates_of[name]
-        rate = statistics.median(rates)
-        print(f"| {name} | {rate:.0f} ({min(rates):.0f} to {max(rates):.0f}) | {rate * options.views:.0f} | {ours / rate:.2f} |")
+                continue
+            rate, seconds = measure(run, EPOCHS)
+            rates[name].append(rate)
+            firsts[name].append(run.seconds_to_first)
+            between[name] += seconds
+            print(f"round {turn + 1}: {name}: {rate:.1f} samples/s, first batch after {run.seconds_to_first:.2f} s", file=sys.stderr, flush=True)
+    print(f"{options.views} view(s), {options.threads} core(s), {options.rounds} rounds, medians\n")
+    print("| loader | samples/s (min to max) | ours, tiled, against it | first batch, s | between batches, ms: median | p99 | p99/median |\n|---|---|---|---|---|---|---|")
+    for name in (name for name in names if rates[name]):
+        rate = statistics.median(rates[name])
+        waits = sorted(between[name])
+        middle, late = 1e3 * statistics.median(waits), 1e3 * waits[-(-99 * len(waits) // 100) - 1]
+        ratio = statistics.median(rates["ours, tiled"]) / rate if rates["ours, tiled"] else float("nan")
+        print(f"| {name} | {rate:.0f} ({min(rates[name]):.0f} to {max(rates[name]):.0f}) | {ratio:.2f} | {statistics.median(firsts[name]):.2f} | {middle:.1f} | {late:.1f} | {late / middle:.2f} |")
+    if options.views == 1:
+        report_damage([name for name in names if rates[name]], options)
 
 
 if __name__ == "__main__":
