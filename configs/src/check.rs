@@ -97,7 +97,7 @@ impl Config {
         let broken = self.rules().into_iter().filter(|rule| !rule.holds);
         found.extend(broken.map(|rule| (rule.key, rule.takes.to_owned())));
         let own = found.into_iter().map(|(key, takes)| (key, format!("is out of range; it takes {takes}")));
-        own.chain(self.refused_by_loader()).collect()
+        own.chain(self.refused_by_loader()).chain(self.refused_paths()).collect()
     }
 
     /// What the loader refuses of its own settings.

@@ -54,9 +54,11 @@ pub struct Data {
     /// Evaluation resizes the shorter side to this many pixels before the centre crop; null: no resize.
     pub eval_resize: Option<u32>,
     /// Further changes to training views, as torchvision has them.
+    #[serde(deserialize_with = "crate::or_default")]
     pub augment: Augment,
     /// Batches of mixtures of two samples. α is that of Beta(α, α), from which a sample's share in its mixture is drawn; with
     /// both kinds, a coin decides for each batch.
+    #[serde(deserialize_with = "crate::or_default")]
     pub mix: Mix,
     /// Use only this many samples, the first ones of the training set; null: all. In a folder of class folders these are the
     /// first classes.

@@ -15,31 +15,35 @@ mod load;
 mod model;
 mod objective;
 mod optim;
+mod paths;
 pub mod probe;
 mod run;
 pub mod run_dir;
+mod set;
 mod stage;
 mod table;
 pub mod text;
 mod train_args;
+mod types;
+mod yaml;
 
 pub use built_in::{BUILT_IN, built_in};
 pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
-pub use load::{is_table, load, load_table, shipped};
+pub use load::{is_table, load, load_table, place_of, shipped};
 pub use model::{Arch, Gates, Hidden, Model, Noise, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
 pub use objective::{Consistency, Cost, CostUnit, Diversity, Scope, TargetRate, TermWeight};
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Stage};
 pub use table::{Figures, Row, Table};
-pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs};
+pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs, key_as_option};
 
 use codinet_dataloader::Options;
 use codinet_dataloader::transform::Transform;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,28 +53,48 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extends: Option<String>,
     /// The run directory, device, logging and checkpoints.
+    #[serde(deserialize_with = "or_default")]
     pub run: Run,
     /// The images and how they are read.
+    #[serde(deserialize_with = "or_default")]
     pub data: Data,
     /// The network.
+    #[serde(deserialize_with = "or_default")]
     pub model: Model,
     /// L_con: views of one sample take similar paths.
+    #[serde(deserialize_with = "or_default")]
     pub consistency: Consistency,
     /// L_div: different samples take different paths.
+    #[serde(deserialize_with = "or_default")]
     pub diversity: Diversity,
     /// L_cost: paths are short.
+    #[serde(deserialize_with = "or_default")]
     pub cost: Cost,
     /// Conv-AIG's loss for shorter paths, for comparison.
+    #[serde(deserialize_with = "or_default")]
     pub target_rate: TargetRate,
     /// SkipNet's loss for shorter paths, for comparison: the mean of v over inputs and blocks.
+    #[serde(deserialize_with = "or_default")]
     pub run_rate: TermWeight,
     /// The optimiser and the batch.
+    #[serde(deserialize_with = "or_default")]
     pub optim: Optim,
     /// Communication between ranks.
+    #[serde(deserialize_with = "or_default")]
     pub collective: Collective,
     /// The stages of training, in order: the paper's Section 3.4 has two.
     #[schemars(length(min = 1), extend("x-takes" = "a list of at least one stage"))]
+    #[serde(deserialize_with = "or_default")]
     pub stages: Vec<Stage>,
+}
+
+/// A section; one that is empty, because all of its keys are commented out, has its defaults.
+pub(crate) fn or_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Config {

@@ -1,43 +1,72 @@
-//! Reading a config: the file (or a shipped one), `--set`, and the one line that says what is wrong.
+//! Reading a config: the file (or a shipped one), `--set`, and a line for each thing that is wrong.
 
 use crate::exit::{Error, Exit, Result};
+use crate::set::{apply, merge, step_into};
 use crate::table::{self, Table};
+use crate::text::nearest;
+use crate::types::{Extent, Mismatch, mismatch, suggest};
+use crate::yaml::{self, parse};
 use crate::{BUILT_IN, Config, built_in};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Reads `name` (a path, or the bare name of a shipped config) over what it extends, applies `--set` overrides in
-/// order, and checks every value.
+/// order, and checks every value. An error has a line for each value that is refused.
 pub fn load(name: &str, overrides: &[String]) -> Result<Config> {
     let mut tree = with_bases(name, None, &mut Vec::new())?;
-    // The override that set a key, or the section it is in.
-    let set_by = |key: &str| {
-        let sets = |setting: &&String| {
-            let rest = setting.split_once('=').and_then(|(path, _)| key.strip_prefix(path));
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        overrides.iter().rfind(sets)
-    };
     for setting in overrides {
         apply(&mut tree, setting)?;
-        let complaint =
-            |error: serde_json::Error| wrong(format!("--set {setting}: {}", plainly(&error.to_string())));
-        tree = as_tree(&serde_json::from_value::<Config>(tree).map_err(complaint)?);
-    }
-    let config: Config = serde_json::from_value(tree).expect("a config's own tree");
-    match config.refused().into_iter().next() {
-        None => Ok(config),
-        Some((key, what)) => {
-            let place = set_by(&key).map_or_else(|| name.to_owned(), |setting| format!("--set {setting}"));
-            Err(wrong(format!("{place}: {key} {what}")))
+        if let Some(found) = mismatch("", &tree, Extent::Whole) {
+            return Err(wrong(format!("--set {setting}: {} {}", found.key, found.what)));
         }
+        tree = as_tree(&from_tree(tree));
     }
+    let mut config = from_tree(tree);
+    refuse(config.refused(), |key| place_of(name, overrides, key).unwrap_or_else(|| name.to_owned()))?;
+    config.expand_home();
+    Ok(config)
+}
+
+/// Where the config `name` sets `key`: `--set …`, or the file and line; none if the key has its default.
+pub fn place_of(name: &str, overrides: &[String], key: &str) -> Option<String> {
+    // The override that set the key, or the section it is in.
+    let sets_key = |setting: &&String| {
+        let rest = setting.split_once('=').and_then(|(path, _)| key.strip_prefix(path));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if let Some(setting) = overrides.iter().rfind(sets_key) {
+        return Some(format!("--set {setting}"));
+    }
+    let mut next = Some((name.to_owned(), None::<String>));
+    for _ in 0..MAX_BASES {
+        let (name, from) = next?;
+        let source = read(&name, from.as_deref()).ok()?;
+        if source.sets(key) {
+            return Some(source.place(key));
+        }
+        next = source.extends.map(|base| (base, Some(source.file)));
+    }
+    None
+}
+
+/// The error for refused values, each a key and why, with a line for each; `place` is where a key is set.
+fn refuse(refused: Vec<(String, String)>, place: impl Fn(&str) -> String) -> Result<()> {
+    let lines: Vec<String> =
+        refused.into_iter().map(|(key, what)| format!("{}: {key} {what}", place(&key))).collect();
+    if lines.is_empty() { Ok(()) } else { Err(wrong(lines.join("\n"))) }
 }
 
 fn as_tree(config: &Config) -> Value {
     serde_json::to_value(config).expect("a config is a JSON tree")
 }
+
+fn from_tree(tree: Value) -> Config {
+    serde_json::from_value(tree).expect("a tree of the schema is a config")
+}
+
+/// The most configs that extend each other.
+const MAX_BASES: usize = 16;
 
 /// A file, or a row of a table.
 struct Source {
@@ -55,31 +84,45 @@ struct Source {
     prefix: String,
 }
 
+impl Source {
+    fn sets(&self, key: &str) -> bool {
+        key.split('.').try_fold(&self.own, |place, part| step_into(place, part)).is_some()
+    }
+
+    /// The file and the line of `key`.
+    fn place(&self, key: &str) -> String {
+        place_in(&self.file, &self.text, &format!("{}{key}", self.prefix))
+    }
+}
+
+fn place_in(file: &str, text: &str, key: &str) -> String {
+    format!("{file}:{}", line_of(text, key))
+}
+
 /// The values of `name` over those that it extends, over the defaults: every key of a config. `from` is the file that extends
 /// it, `chain` the names that led here.
 fn with_bases(name: &str, from: Option<&str>, chain: &mut Vec<String>) -> Result<Value> {
-    let Source { file, name, text, own, extends, prefix } = read(name, from)?;
-    if chain.contains(&name) || chain.len() > 16 {
+    let source = read(name, from)?;
+    let name = &source.name;
+    if chain.contains(name) || chain.len() > MAX_BASES {
         return Err(wrong(format!("{name}: extends goes in a circle: {} → {name}", chain.join(" → "))));
     }
     chain.push(name.clone());
-    let mut tree = match extends {
+    let mut tree = match &source.extends {
         None => as_tree(&Config::default()),
-        Some(base) => with_bases(&base, Some(&file), chain)?,
+        Some(base) => with_bases(base, Some(&source.file), chain)?,
     };
-    merge(&mut tree, own.clone());
+    merge(&mut tree, source.own.clone());
     if let Value::Object(map) = &mut tree {
         map.remove("extends");
     }
-    let merged: Config = serde_json::from_value(tree)
-        .map_err(|error| wrong(format!("{name}: {}", plainly(&error.to_string()))))?;
-    let sets = |key: &str| key.split('.').try_fold(&own, |place, part| step_into(place, part)).is_some();
-    match merged.refused().into_iter().find(|(key, _)| sets(key)) {
-        Some((key, what)) => {
-            Err(wrong(format!("{file}:{}: {key} {what}", line_of(&text, &format!("{prefix}{key}")))))
-        }
-        None => Ok(as_tree(&merged)),
+    if let Some(found) = mismatch("", &tree, Extent::Whole) {
+        return Err(wrong(explain(&source.place(&found.key), &found)));
     }
+    let merged = from_tree(tree);
+    let own = merged.refused().into_iter().filter(|(key, _)| source.sets(key)).collect();
+    refuse(own, |key| source.place(key))?;
+    Ok(as_tree(&merged))
 }
 
 /// Reads a file, or a row of a table; `from` is the file that extends it.
@@ -89,28 +132,82 @@ fn read(name: &str, from: Option<&str>) -> Result<Source> {
         None => table::split(name),
     };
     let (file, text) = find(file, from).ok_or_else(|| not_found(file, from))??;
-    let tree = parse::<Option<Value>>(&text).map_err(|error| explain(&file, &text, &error))?;
-    let tree = tree.unwrap_or_else(|| Value::Object(Default::default()));
+    let tree = parse::<Option<Value>>(&text).map_err(|error| not_yaml(&file, &text, &error))?;
+    let tree = tree.unwrap_or_else(|| Value::Object(Map::new()));
     if tree.get("rows").is_none() {
-        return match row {
-            Some(row) => Err(wrong(format!("{file}:{row}: the file has no rows"))),
-            None => {
-                let own = checked(tree, parse::<Config>(&text), |config| as_tree(&config))
-                    .map_err(|error| explain(&file, &text, &error))?;
-                let extends = own.get("extends").and_then(Value::as_str).map(str::to_owned);
-                Ok(Source { name: file.clone(), file, text, own, extends, prefix: String::new() })
-            }
-        };
+        if let Some(row) = row {
+            return Err(wrong(format!("{file}:{row}: the file has no rows")));
+        }
+        let parsed = parse::<Config>(&text).ok().map(|config| as_tree(&config));
+        let own = own_keys(&file, &text, "", tree, parsed)?;
+        let extends = own.get("extends").and_then(Value::as_str).map(str::to_owned);
+        return Ok(Source { name: file.clone(), file, text, own, extends, prefix: String::new() });
     }
-    let table: Table<Value> = parse(&text).map_err(|error| explain(&file, &text, &error))?;
+    let table = parse_table::<Value>(&file, &text)?;
+    let typed = parse::<Table<Config>>(&text).ok();
+    let mut sets = Vec::new();
+    for (index, row) in table.rows.iter().enumerate() {
+        let set = row.set.clone().unwrap_or_else(|| Value::Object(Map::new()));
+        let parsed = typed.as_ref().map(|table| as_tree(&table.rows[index].set.clone().unwrap_or_default()));
+        sets.push(own_keys(&file, &text, &row_prefix(index), set, parsed)?);
+    }
     let (index, row) = table.row(&file, row)?;
-    let own = row.set.clone().unwrap_or_else(|| Value::Object(Default::default()));
-    let set = |table: Table<Config>| as_tree(&table.rows[index].set.clone().unwrap_or_default());
-    let own =
-        checked(own, parse::<Table<Config>>(&text), set).map_err(|error| explain(&file, &text, &error))?;
+    let own = sets.swap_remove(index);
     let name = format!("{file}:{}", row.name);
     let extends = Some(row.extends.as_ref().unwrap_or(&table.extends).clone());
-    Ok(Source { file, name, own, extends, prefix: format!("rows.{index}.set."), text })
+    Ok(Source { file, name, own, extends, prefix: row_prefix(index), text })
+}
+
+fn row_prefix(index: usize) -> String {
+    format!("rows.{index}.set.")
+}
+
+/// The keys that a file or a row sets, with values of the types that a config has, as in `parsed`; none of those is there if a
+/// value is of another type, or if the rest of a section comes from what the file extends.
+fn own_keys(file: &str, text: &str, prefix: &str, mut own: Value, parsed: Option<Value>) -> Result<Value> {
+    drop_empty_sections(&mut own, &as_tree(&Config::default()));
+    if let Some(parsed) = parsed {
+        return Ok(typed(own, &parsed));
+    }
+    match mismatch("", &own, Extent::Part) {
+        Some(found) => Err(wrong(explain(&place_in(file, text, &format!("{prefix}{}", found.key)), &found))),
+        None => Ok(own),
+    }
+}
+
+/// Removes the sections of `own` whose keys are all commented out: they set nothing.
+fn drop_empty_sections(own: &mut Value, defaults: &Value) {
+    let (Value::Object(own), Value::Object(defaults)) = (own, defaults) else { return };
+    own.retain(|key, value| {
+        let is_section = defaults.get(key).is_some_and(|default| default.is_object() || default.is_array());
+        !(value.is_null() && is_section)
+    });
+    for (key, value) in own {
+        drop_empty_sections(value, defaults.get(key).unwrap_or(&Value::Null));
+    }
+}
+
+/// A mismatch in a file as one line.
+fn explain(place: &str, found: &Mismatch) -> String {
+    let Mismatch { key, what, unknown } = found;
+    if *unknown {
+        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let example = as_tree(&Config { stages: vec![Default::default()], ..Config::default() });
+        return format!("{place}: unknown key {key}; {}", suggest(&example, section, name));
+    }
+    if key.is_empty() {
+        format!("{place}: the file {what}, such as data:")
+    } else {
+        format!("{place}: {key} {what}")
+    }
+}
+
+fn parse_table<C: serde::de::DeserializeOwned>(file: &str, text: &str) -> Result<Table<C>> {
+    parse(text).map_err(|error| {
+        let what = "is no table of configs; it has the keys table, extends and rows, and each row a name, \
+                    extends, set and paper (top1, gmaccs, paths)";
+        wrong(format!("{file}:{}: {what}", yaml::line(text, &error)))
+    })
 }
 
 /// A table, from a file or a shipped one.
@@ -119,11 +216,11 @@ fn read(name: &str, from: Option<&str>) -> Result<Source> {
 /// A file that is not there, or no table.
 pub fn load_table(name: &str) -> Result<Table<Config>> {
     let (file, text) = find(name, None).ok_or_else(|| not_found(name, None))??;
-    let tree = parse::<Value>(&text).map_err(|error| explain(&file, &text, &error))?;
+    let tree = parse::<Value>(&text).map_err(|error| not_yaml(&file, &text, &error))?;
     if tree.get("rows").is_none() {
         return Err(wrong(format!("{file}: not a table of configs: it has no rows")));
     }
-    parse(&text).map_err(|error| explain(&file, &text, &error))
+    parse_table(&file, &text)
 }
 
 /// Whether `name` is a table's.
@@ -141,20 +238,6 @@ pub fn shipped() -> Vec<String> {
     BUILT_IN.iter().flat_map(names).collect()
 }
 
-/// `own`, the keys that a file sets, with values of the types that a config has, as in `parsed`.
-fn checked<T>(
-    own: Value,
-    parsed: std::result::Result<T, serde_saphyr::Error>,
-    tree: impl Fn(T) -> Value,
-) -> std::result::Result<Value, serde_saphyr::Error> {
-    match parsed {
-        Ok(parsed) => Ok(typed(own, &tree(parsed))),
-        // The rest of a section may come from what the file extends.
-        Err(error) if error.to_string().contains("missing field") => Ok(own),
-        Err(error) => Err(error),
-    }
-}
-
 /// `own` with the values that the same places have in `said`.
 fn typed(own: Value, said: &Value) -> Value {
     match (own, said) {
@@ -167,39 +250,6 @@ fn typed(own: Value, said: &Value) -> Value {
         }
         (_, said) => said.clone(),
     }
-}
-
-fn step_into<'a>(place: &'a Value, part: &str) -> Option<&'a Value> {
-    match place {
-        Value::Array(items) => items.get(part.parse::<usize>().ok()?),
-        place => place.get(part),
-    }
-}
-
-/// Puts `over` into `tree`, key by key wherever `tree` has all of the keys; what is of another form, as another
-/// kind of crop or a list, is replaced.
-fn merge(tree: &mut Value, over: Value) {
-    match (tree, over) {
-        (Value::Object(tree), Value::Object(over))
-            if over.keys().all(|key| tree.contains_key(key) || key == "extends") =>
-        {
-            for (key, value) in over {
-                merge(tree.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (tree, over) => *tree = over,
-    }
-}
-
-fn parse<T: serde::de::DeserializeOwned>(text: &str) -> std::result::Result<T, serde_saphyr::Error> {
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options)
-}
-
-/// The name among `known` that `typed` comes nearest to, where one comes near.
-fn nearest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
-    let scored = known.iter().map(|name| (strsim::normalized_damerau_levenshtein(typed, name), *name));
-    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.5).map(|(_, name)| name)
 }
 
 fn wrong(message: String) -> Error {
@@ -236,73 +286,13 @@ fn not_found(name: &str, from: Option<&str>) -> Error {
     wrong(format!("{name}{by}: no such file, nor a shipped config; {hint}"))
 }
 
-/// A parser's complaint as one line: file, line, key, what, the nearest valid name.
-fn explain(file: &str, text: &str, error: &serde_saphyr::Error) -> Error {
-    let error = error.without_snippet();
-    let line = error.location().map_or(1, |location| location.line() as usize);
+/// A file that is not YAML, as one line: file, line, key, what.
+fn not_yaml(file: &str, text: &str, error: &serde_saphyr::Error) -> Error {
+    let line = yaml::line(text, error);
     let key = text.lines().nth(line.saturating_sub(1)).and_then(|line| line.split_once(':'));
     let key = key.map_or("", |(key, _)| key.trim().trim_start_matches("- "));
-    let what = plainly(&error.to_string());
-    let what = if what.starts_with("unknown") || key.is_empty() { what } else { format!("{key}: {what}") };
-    wrong(format!("{file}:{line}: {what}"))
-}
-
-/// serde's words on one line, with the nearest name instead of a list, and without a place that is told already.
-fn plainly(message: &str) -> String {
-    let message = message.replace('\n', " ");
-    let message = message.split(" at line ").next().unwrap_or_default();
-    let (Some((unknown, expected)), Some(typed)) =
-        (message.split_once(", expected "), message.split('`').nth(1))
-    else {
-        return message.to_owned();
-    };
-    if !unknown.starts_with("unknown") {
-        return message.to_owned();
-    }
-    let names = expected.trim_start_matches("one of ").replace('`', "");
-    let known: Vec<&str> = names.split([',', ' ']).filter(|name| !name.is_empty() && *name != "or").collect();
-    match nearest(typed, &known) {
-        Some(near) => format!("{unknown}; did you mean `{near}`?"),
-        None => format!("{unknown}; known: {}", known.join(", ")),
-    }
-}
-
-/// Sets one `a.b=value`; the value is read as YAML.
-fn apply(tree: &mut Value, setting: &str) -> Result<()> {
-    let Some((path, text)) = setting.split_once('=') else {
-        return Err(wrong(format!("--set {setting}: expected key=value, such as --set optim.batch_size=64")));
-    };
-    let mut place = tree;
-    for key in path.split('.') {
-        let index = key.parse::<usize>();
-        let next = match (&mut *place, index) {
-            (Value::Object(map), _) => {
-                let known: Vec<String> = map.keys().cloned().collect();
-                map.get_mut(key).ok_or(known)
-            }
-            (Value::Array(items), Ok(index)) => {
-                let known = (0..items.len()).map(|i| i.to_string()).collect();
-                items.get_mut(index).ok_or(known)
-            }
-            _ => Err(Vec::new()),
-        };
-        place = next.map_err(|known| {
-            let names: Vec<&str> = known.iter().map(String::as_str).collect();
-            let hint = match nearest(key, &names) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None => format!("known here: {}", names.join(", ")),
-            };
-            wrong(format!("--set {setting}: unknown key {key:?}; {hint}"))
-        })?;
-    }
-    let value = match place {
-        Value::String(_) if text.is_empty() => Value::String(String::new()),
-        _ => {
-            parse(text).map_err(|error| wrong(format!("--set {setting}: {}", plainly(&error.to_string()))))?
-        }
-    };
-    merge(place, value);
-    Ok(())
+    let key = if key.is_empty() || key.contains(' ') { String::new() } else { format!("{key}: ") };
+    wrong(format!("{file}:{line}: {key}{}", yaml::describe(error)))
 }
 
 /// The line (from 1) on which the file says `key` (such as `stages.0.lr`), or the nearest section above it.
@@ -310,8 +300,14 @@ fn line_of(text: &str, key: &str) -> usize {
     let mut found = 1;
     let mut from = 0;
     let lines: Vec<&str> = text.lines().collect();
-    for part in key.split('.') {
-        let items = part.parse::<usize>().ok();
+    // A key with a dot, which is no section and its key.
+    if let Some(line) =
+        lines.iter().position(|line| key.contains('.') && line.starts_with(&format!("{key}:")))
+    {
+        return line + 1;
+    }
+    for (depth, part) in key.split('.').enumerate() {
+        let items = part.parse::<usize>().ok().filter(|_| depth > 0);
         let mut seen = 0;
         let mut indent = None;
         let hit = lines.iter().enumerate().skip(from).find(|(_, line)| {
@@ -371,23 +367,26 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_its_line_and_its_neighbour() {
         let text = FINE.replace("gamma", "gama");
-        assert_eq!(complaint(&text, &[]), "FILE:5: unknown field `gama`; did you mean `gamma`?");
+        assert_eq!(complaint(&text, &[]), "FILE:5: unknown key cost.gama; did you mean cost.gamma?");
         let nested = FINE.replace("    lr: 0.1", "    lr: 0.1\n    schedul: cosine");
-        assert_eq!(complaint(&nested, &[]), "FILE:9: unknown field `schedul`; did you mean `schedule`?");
-        assert!(complaint(FINE, &["consistency.weigth=1"]).contains("did you mean \"weight\"?"));
+        assert_eq!(
+            complaint(&nested, &[]),
+            "FILE:9: unknown key stages.0.schedul; did you mean stages.0.schedule?"
+        );
+        assert!(complaint(FINE, &["consistency.weigth=1"]).contains("did you mean consistency.weight?"));
         assert!(complaint(FINE, &["cost"]).contains("expected key=value"));
     }
 
     #[test]
     fn a_wrong_type_is_named_with_its_line() {
         let said = complaint(&FINE.replace("0.02", "much"), &[]);
-        assert!(said.starts_with("FILE:5: gamma: "), "{said}");
+        assert!(said == "FILE:5: cost.gamma is \"much\"; it takes a number", "{said}");
         let said = complaint(FINE, &["cost.gamma=much"]);
-        assert!(said.starts_with("--set cost.gamma=much: "), "{said}");
+        assert!(said == "--set cost.gamma=much: is \"much\"; it takes a number", "{said}");
         let said = complaint(FINE, &["cost.gamma=1", "cost={gama: 2}"]);
-        assert_eq!(said, "--set cost={gama: 2}: unknown field `gama`; did you mean `gamma`?");
+        assert_eq!(said, "--set cost={gama: 2}: unknown key cost.gama; did you mean cost.gamma?");
         let said = complaint(FINE, &["stages.0.schedule=cosin"]);
-        assert_eq!(said, "--set stages.0.schedule=cosin: unknown variant `cosin`; did you mean `cosine`?");
+        assert_eq!(said, "--set stages.0.schedule=cosin: is \"cosin\"; did you mean cosine?");
     }
 
     #[test]
@@ -395,7 +394,10 @@ mod tests {
         assert!(
             complaint(&FINE.replace("0.02", "-1"), &[]).starts_with("FILE:5: cost.gamma is out of range")
         );
-        assert!(complaint(&FINE.replace("0.02", ".nan"), &[]).starts_with("FILE:5: gamma: non-finite"));
+        assert!(
+            complaint(&FINE.replace("0.02", ".nan"), &[])
+                .starts_with("FILE:5: gamma: the number is not finite")
+        );
         assert!(
             complaint(&FINE.replace("lr: 0.1", "lr: 0"), &[]).starts_with("FILE:8: stages.0.lr is out of")
         );
@@ -403,8 +405,248 @@ mod tests {
         let wanted = "data.augment is refused: color_jitter.hue must be 0 to 0.5, not 2";
         assert_eq!(said, format!("--set data.augment={{color_jitter: {{hue: 2}}}}: {wanted}"));
         let said = complaint(FINE, &["model.arch=resnet21"]);
-        assert_eq!(said, "--set model.arch=resnet21: unknown variant `resnet21`; did you mean `resnet20`?");
+        assert_eq!(said, "--set model.arch=resnet21: is \"resnet21\"; did you mean resnet20?");
         assert!(complaint("data: {train: a, val: b}\n", &[]).contains("stages is out of range"));
+    }
+
+    #[test]
+    fn a_key_without_its_section_names_the_whole_key() {
+        let two = format!("{FINE}  - epochs: 1\n    lr: 0.3\n");
+        for (set, meant) in [
+            ("lr=0.1", "stages.0.lr or stages.1.lr"),
+            ("optim.lr=0.1", "stages.0.lr or stages.1.lr"),
+            ("stages.lr=0.1", "stages.0.lr or stages.1.lr"),
+            ("batch_size=64", "optim.batch_size"),
+            ("data.batch_size=64", "optim.batch_size"),
+            ("batchsize=64", "optim.batch_size"),
+        ] {
+            let said = complaint(&two, &[set]);
+            let key = set.split('=').next().unwrap();
+            assert_eq!(said, format!("--set {set}: unknown key {key}; did you mean {meant}?"));
+        }
+        let said = complaint(&FINE.replace("  gamma", "  batch_size"), &[]);
+        assert_eq!(said, "FILE:5: unknown key cost.batch_size; did you mean optim.batch_size?");
+        let said = complaint(&two, &["stages.2.lr=1"]);
+        assert_eq!(said, "--set stages.2.lr=1: stages has 2 entries, from 0 on");
+        let said = complaint(&two, &["data.cache.folder=x"]);
+        assert!(
+            said.ends_with("data.cache is null; set all of it: --set 'data.cache={folder: …}'"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_type_of_a_key_decides_how_set_reads_its_text() {
+        let (_file, name) = file(FINE);
+        let value = |set: &str| {
+            let key = set.split('=').next().unwrap().replace('.', "/");
+            as_tree(&load(&name, &[set.to_owned()]).unwrap()).pointer(&format!("/{key}")).unwrap().clone()
+        };
+        for (set, text) in [
+            ("run.dir=1234567", "1234567"),
+            ("run.dir=runs/a #1", "runs/a #1"),
+            ("run.dir=true", "true"),
+            ("run.dir=\"a b\"", "a b"),
+            ("data.train=*.tar", "*.tar"),
+            ("data.train={000000..000003}.tar", "{000000..000003}.tar"),
+            ("data.val=a: b", "a: b"),
+            ("stages.0.name=1", "1"),
+            ("model.arch=resnet32", "resnet32"),
+        ] {
+            assert_eq!(value(set), Value::String(text.into()), "{set}");
+        }
+        assert_eq!(
+            [value("run.dir=null"), value("run.dir="), value("model.init_from=~")],
+            [(); 3].map(|()| Value::Null)
+        );
+        assert_eq!([value("run.seed=7"), value("optim.nesterov=true")], [Value::from(7), Value::from(true)]);
+    }
+
+    #[test]
+    fn every_refused_value_has_a_line_of_its_own() {
+        let (_file, name) = file(&FINE.replace("0.02", "-1").replace("epochs: 2", "epochs: 0"));
+        let error = load(&name, &[]).unwrap_err();
+        let lines: Vec<String> = error.message.lines().map(|line| line.replace(&name, "FILE")).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("FILE:5: cost.gamma is out of range"), "{lines:?}");
+        assert!(lines[1].starts_with("FILE:7: stages.0.epochs is out of range"), "{lines:?}");
+    }
+
+    #[test]
+    fn the_place_of_a_key_is_the_setting_or_the_line_that_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let base = write("base.yaml", FINE);
+        let top = write("top.yaml", "extends: base.yaml\ncost:\n  gamma: 3\n");
+        let table = write(
+            "table.yaml",
+            "table: t\nextends: base.yaml\nrows:\n  - name: a\n    set:\n      run:\n        seed: 3\n",
+        );
+        let sets = ["cost={gamma: 2}".to_owned()];
+        assert_eq!(place_of(&top, &sets, "cost.gamma").as_deref(), Some("--set cost={gamma: 2}"));
+        assert_eq!(place_of(&top, &[], "cost.gamma"), Some(format!("{top}:3")));
+        assert_eq!(place_of(&top, &[], "data.val"), Some(format!("{base}:3")));
+        assert_eq!(place_of(&top, &[], "run.dir"), None);
+        assert_eq!(place_of(&format!("{table}:a"), &[], "run.seed"), Some(format!("{table}:7")));
+        let shipped = place_of("fashion_quick.yaml", &[], "data.train").unwrap();
+        assert!(shipped.starts_with("fashion_r20.yaml:"), "{shipped}");
+    }
+
+    #[test]
+    fn a_section_whose_keys_are_commented_out_is_empty() {
+        let text = format!(
+            "{FINE}optim:\n#  batch_size: 64\nmodel:\n  router:\n    # kind: rnn\nrun: {{dir: 007}}\n"
+        );
+        let (_file, name) = file(&text);
+        let config = load(&name, &[]).unwrap();
+        assert_eq!((config.optim, config.model), Default::default());
+        assert_eq!(config.run.dir.as_deref(), Some("007"));
+        // It does not reset what the base has set.
+        let (top, top_name) = file("optim:\n");
+        std::fs::write(top.path(), format!("extends: {name}\ncost:\ndata:\n  # train: x\n")).unwrap();
+        let config = load(&top_name, &[]).unwrap();
+        assert_eq!((config.cost.gamma, config.data.train.as_str()), (0.02, "a"));
+        let (_file, name) = file("stages:\n");
+        assert!(load(&name, &[]).unwrap_err().message.contains("a list of at least one stage"));
+    }
+
+    /// Words of Rust, of its libraries and of a parser, which mean nothing to who writes a config.
+    const FOREIGN: [&str; 40] = [
+        "usize",
+        "u32",
+        "u64",
+        "i32",
+        "i64",
+        "f32",
+        "f64",
+        "isize",
+        "struct",
+        "enum",
+        "variant",
+        "Option",
+        "Vec",
+        "Some(",
+        "None",
+        "serde",
+        "saphyr",
+        "Deserialize",
+        "deserialize",
+        "DuplicateKeyPolicy",
+        "Options",
+        "from_str",
+        "visitor",
+        "sequence",
+        "mapping",
+        "scalar",
+        "invalid type",
+        "invalid value",
+        "expected a",
+        "expected one of",
+        "missing field",
+        "unknown field",
+        "document start",
+        "anchor",
+        "alias",
+        "flow ",
+        "tuple",
+        "unit ",
+        "char ",
+        "str ",
+    ];
+
+    #[test]
+    fn no_message_has_a_word_of_rust_or_of_a_library() {
+        let mut said = Vec::new();
+        for (wrong, line) in [
+            ("run: {device: cpu}\nrun: {threads: 1}\n", 10),
+            ("---\nrun: {threads: 1}\n", 9),
+            ("optim: {batch_size: 32.0}\n", 9),
+            ("optim:\n  batch_size: many\n", 10),
+            ("optim:\n  batch_size: -3\n", 10),
+            ("optim:\n  batch_size: 99999999999999999999999\n", 10),
+            ("optim:\n  nesterov: yes\n", 10),
+            ("optim: 3\n", 9),
+            ("optim: [3]\n", 9),
+            ("run: {dir: [a]}\n", 9),
+            ("data.x: 3\n", 9),
+            ("3: 4\n", 9),
+            ("model: {arch: 7}\n", 9),
+            ("model: {router: {hidden: 3}}\n", 9),
+            ("model: {router: {hidden: {ratio: 1, units: 2}}}\n", 9),
+            ("optim: {clip_norm: {a: 1}}\n", 9),
+            ("optim: {batch_size: 3\n", 9),
+            ("optim:\n\tbatch_size: 3\n", 10),
+            ("optim: *x\n", 9),
+            ("optim: \"x\n", 9),
+            ("extends: [a]\n", 9),
+            ("  - epochs: many\n", 9),
+            ("  - [epochs]\n", 9),
+            ("  - epochs: 1\n    schedule: {multi_step: {milestones: 3, factor: 1}}\n", 10),
+            ("  - epochs: 1\n    schedule: {multi_step: {factor: 1}}\n", 10),
+            ("  - epochs: 1\n    schedule: {cosine: {}}\n", 10),
+            ("  - epochs: 1\n    alpha: .nan\n", 10),
+        ] {
+            let message = complaint(&format!("{FINE}{wrong}"), &[]);
+            let place = message.strip_prefix("FILE:").unwrap_or_else(|| panic!("{wrong:?}: {message}"));
+            let named: usize = place.split(':').next().unwrap().parse().unwrap();
+            // A bracket or quote that stays open is noticed where the file ends.
+            assert!(named == line || named > line && message.contains("closed"), "{wrong:?}: {message}");
+            said.push(message);
+        }
+        for text in [
+            "3\n",
+            "[a]\n",
+            "text\n",
+            "a: b: c\n",
+            "table: a\nrows: 3\n",
+            "table: a\nextends: b\nrows: [{nam: 3}]\n",
+        ] {
+            said.push(complaint(text, &[]));
+        }
+        for set in [
+            "optim.batch_size=many",
+            "optim.batch_size=1e3",
+            "optim.batch_size=32.0",
+            "optim.batch_size=",
+            "optim.batch_size=-1",
+            "optim.nesterov=yes",
+            "optim.clip_norm=big",
+            "optim=3",
+            "optim=[1]",
+            "optim={batch_size: x}",
+            "data.mean=[a]",
+            "data.mean=[0.5",
+            "data.mean={a: 1}",
+            "data.crop={pad: {pixel: 3}}",
+            "data.crop={pad: 3}",
+            "data.crop={random_resized: {scale: [1], ratio: [1, 1]}}",
+            "data.crop=pad",
+            "data.lanes={count: 3}",
+            "data.cache=x",
+            "model.router.hidden={ratio: a}",
+            "stages=3",
+            "stages=[3]",
+            "stages.0=3",
+            "stages.x.lr=3",
+            "stages.0.schedule={multi_step: {milestones: 3, factor: 1}}",
+            "stages.0.schedule={multi_step: {milestones: [1]}}",
+            "stages.0.schedule.factor=1",
+            "cost",
+            "=3",
+            ".=3",
+            "run.dir.x=3",
+        ] {
+            said.push(complaint(FINE, &[set]));
+        }
+        for message in said {
+            for word in FOREIGN {
+                assert!(!message.contains(word), "{word:?} in {message}");
+            }
+        }
     }
 
     #[test]
@@ -436,7 +678,7 @@ mod tests {
         write("budget.yaml", &format!("{FINE}optim: {{batch_size: 96, accumulate: 4}}\n"));
         let text = "extends: budget.yaml\noptim: {accumulate: 3}\ndata: {crop: {random_resized: {scale: [0.2, 1.0]}}}\n";
         let said = load(&write("part.yaml", text), &[]).unwrap_err().message;
-        assert!(said.contains("missing field `ratio`"), "{said}");
+        assert!(said.contains("part.yaml:3: data.crop.random_resized lacks the key ratio"), "{said}");
         let text = "extends: budget.yaml\noptim: {accumulate: 3}\nstages: [{name: 1}]\n";
         let config = load(&write("three.yaml", text), &[]).unwrap();
         assert_eq!((config.optim.accumulate, config.stages[0].name.as_str()), (3, "1"));
@@ -485,7 +727,10 @@ mod tests {
         assert!(message(&format!("{table}:high")).starts_with("TABLE:9: cost.gamma is out of range"));
         assert!(load(&format!("{table}:low"), &[]).is_ok());
         write("table.yaml", &format!("{head}{rows}{high}        gama: 1\n"));
-        assert_eq!(message(&format!("{table}:low")), "TABLE:9: unknown field `gama`; did you mean `gamma`?");
+        assert_eq!(
+            message(&format!("{table}:low")),
+            "TABLE:9: unknown key cost.gama; did you mean cost.gamma?"
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub struct Model {
     /// Whether batch norm computes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
     pub sync_batch_norm: bool,
     /// The routers, and how their decisions are trained.
+    #[serde(deserialize_with = "crate::or_default")]
     pub router: Router,
     /// Initial weights: a .safetensors file with torchvision's names, a run directory or a step folder; null: random.
     pub init_from: Option<String>,

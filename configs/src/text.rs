@@ -14,3 +14,14 @@ pub fn shell_quote(word: &str) -> String {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
+
+/// The name among `known` that `typed` comes nearest to, if one is near.
+pub(crate) fn nearest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|name| (strsim::normalized_damerau_levenshtein(typed, name), *name));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.5).map(|(_, name)| name)
+}
+
+/// A message of several errors, a line each, as a program prints it.
+pub fn error_lines(message: &str) -> String {
+    message.lines().map(|line| format!("error: {line}")).collect::<Vec<_>>().join("\n")
+}

@@ -1,6 +1,9 @@
 //! The command line of `codinet-train`.
 
+use crate::Config;
 use crate::exit::{Exit, OF_TRAINING};
+use crate::types::keys_named;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, ValueEnum};
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -9,7 +12,7 @@ use std::str::FromStr;
 const EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 codinet-train my.yaml             one process per GPU, one rank per process
-  codinet-train fashion_quick.yaml --dry-run    the resolved config and the network
+  codinet-train my.yaml --dry-run --ranks 8     would it start on 8 ranks? the resolved config and the network
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
   codinet-train my.yaml --resume auto           resume the last run of this config
   codinet-train my.yaml --profile 20            where a step's time goes
@@ -38,10 +41,18 @@ pub struct TrainArgs {
     #[arg(long, value_name = "auto|never|PATH", default_value = "never", overrides_with = "resume")]
     pub resume: Resume,
 
-    /// Prints the resolved config, the network's table and the steps per epoch, and stops; `--dry-run=json` prints
-    /// them for programs.
+    /// Prints the resolved config, the network's table and the steps per epoch, says everything that would keep the run from
+    /// starting, and stops with the run's exit code; `--dry-run=json` prints for programs.
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub dry_run: Option<DryRunFormat>,
+
+    /// With --dry-run: leaves out what needs the data, on a machine that has none.
+    #[arg(long, requires = "dry_run")]
+    pub no_data: bool,
+
+    /// With --dry-run: checks the config for N ranks [default: those that are started].
+    #[arg(long, value_name = "N", requires = "dry_run", value_parser = parse_ranks)]
+    pub ranks: Option<usize>,
 
     /// Evaluates the checkpoint that --resume names, and stops; nothing is written.
     #[arg(long, conflicts_with = "dry_run")]
@@ -71,6 +82,36 @@ pub struct TrainArgs {
     /// Prints a completion script for a shell, and stops.
     #[arg(long, value_name = "SHELL")]
     pub completions: Option<clap_complete::Shell>,
+}
+
+fn parse_ranks(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|ranks| (1..=1_000_000).contains(ranks))
+        .ok_or("a number of ranks from 1 on".into())
+}
+
+/// The error for an option that is a key of the config, such as `--epochs 10`; none for other errors of the command line.
+pub fn key_as_option(error: &clap::Error, words: &[String]) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let name = option.split('=').next()?.strip_prefix("--")?.replace('-', "_");
+    let name = name.rsplit('.').next()?;
+    let example = Config { stages: vec![Default::default()], ..Config::default() };
+    let keys = keys_named(&serde_json::to_value(example).ok()?, name);
+    let place = words.iter().position(|word| word.split('=').next() == option.split('=').next())?;
+    let value = match words[place].split_once('=') {
+        Some((_, value)) => value,
+        None => {
+            words.get(place + 1).map_or("VALUE", |next| if next.starts_with("--") { "VALUE" } else { next })
+        }
+    };
+    let settings: Vec<String> = keys.iter().map(|key| format!("--set {key}={value}")).collect();
+    let option = option.split('=').next()?;
+    (!keys.is_empty())
+        .then(|| format!("{option} is a key of the config, not an option: {}", settings.join(" or ")))
 }
 
 /// `--resume`.
@@ -131,7 +172,28 @@ impl FromStr for MemorySize {
 
 #[cfg(test)]
 mod tests {
-    use super::MemorySize;
+    use super::*;
+
+    #[test]
+    fn option_that_is_a_key_names_its_setting() {
+        let advice = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            key_as_option(&TrainArgs::try_parse_from(&words).unwrap_err(), &words)
+        };
+        let expected = "--epochs is a key of the config, not an option: --set stages.0.epochs=10";
+        assert_eq!(advice("codinet-train my.yaml --epochs 10").as_deref(), Some(expected));
+        assert_eq!(advice("codinet-train my.yaml --epochs=10").as_deref(), Some(expected));
+        for (line, part) in [
+            ("codinet-train --batch-size 64 my.yaml", "--set optim.batch_size=64"),
+            ("codinet-train my.yaml --lr", "--set stages.0.lr=VALUE"),
+            ("codinet-train my.yaml --optim.momentum 0.8", "--set optim.momentum=0.8"),
+            ("codinet-train my.yaml --gamma 1", "--set cost.gamma=1 or --set stages.0.gamma=1"),
+        ] {
+            assert!(advice(line).is_some_and(|advice| advice.contains(part)), "{line}: {:?}", advice(line));
+        }
+        assert_eq!(advice("codinet-train my.yaml --nonsense 1"), None);
+        assert_eq!(advice("codinet-train my.yaml --eval-only --dry-run"), None);
+    }
 
     #[test]
     fn memory_sizes_are_parsed() {

@@ -2,6 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use codinet_config::exit::Exit;
+use codinet_config::text::error_lines;
 use codinet_launcher::{doctor, plan, start, table};
 use std::process::ExitCode;
 
@@ -69,7 +70,7 @@ async fn main() -> ExitCode {
         None => start::start(&args.start, &args.arguments).await.map(|exit| exit as u8),
     };
     ExitCode::from(done.unwrap_or_else(|message| {
-        eprintln!("error: {message}");
+        eprintln!("{}", error_lines(&message));
         Exit::Config as u8
     }))
 }

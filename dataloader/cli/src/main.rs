@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use codinet_config::text::error_lines;
 use codinet_dataloader::Error;
 
 mod commands;
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("{}", error_lines(&error.to_string()));
             ExitCode::from(if matches!(error, Error::InvalidArgument(_)) { USAGE_ERROR } else { DATA_ERROR })
         }
     }
