@@ -36,7 +36,12 @@ pub struct Allocation {
 pub struct RankArgs {
     /// Ranks to start; auto: one per GPU, or one per NUMA node (socket) without a GPU, on every host.
     #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = parse_ranks)]
+    #[arg(visible_aliases = ["np", "gpus"])]
     pub n: Ranks,
+
+    /// The same for each host.
+    #[arg(long, value_name = "N", alias = "nproc_per_node", conflicts_with = "n", value_parser = parse_number)]
+    pub nproc_per_node: Option<usize>,
 
     /// Hosts to start them on, such as a,b or a:8,b:8.
     #[arg(long, value_name = "HOST[:N],…", conflicts_with = "hostfile")]
@@ -68,6 +73,10 @@ fn parse_ranks(text: &str) -> Result<Ranks, String> {
     }
 }
 
+fn parse_number(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=MAX_RANKS).contains(n)).ok_or("expected a number of at least 1".into())
+}
+
 impl Allocation {
     /// Resolves the options, the scheduler's variables and this machine to hosts and ranks.
     pub fn resolve(args: &RankArgs, machine: &Machine) -> Result<Self, String> {
@@ -84,6 +93,7 @@ impl Allocation {
             Ranks::Auto => None,
             Ranks::Number(n) => Some(n),
         };
+        let per_host = args.nproc_per_node;
         if number(env::SLURM_STEP_NUM_TASKS).is_some_and(|tasks| tasks > 1)
             || get(env::OMPI_COMM_WORLD_SIZE).is_some()
         {
@@ -103,15 +113,17 @@ impl Allocation {
             let nodes = number(env::SLURM_NNODES).unwrap_or(1);
             let on_node = number(env::SLURM_GPUS_ON_NODE).unwrap_or_else(|| machine.ranks());
             let tasks = number(env::SLURM_NTASKS).unwrap_or(nodes * on_node);
-            return Ok(Self { source: SLURM, hosts: Vec::new(), nodes, ranks: wanted.unwrap_or(tasks) });
+            let ranks = wanted.or(per_host.map(|ranks| ranks * nodes)).unwrap_or(tasks);
+            return Ok(Self { source: SLURM, hosts: Vec::new(), nodes, ranks });
         } else {
-            let ranks = wanted.unwrap_or_else(|| machine.ranks());
+            let ranks = wanted.or(per_host).unwrap_or_else(|| machine.ranks());
             return Ok(Self { source: "this machine", hosts: Vec::new(), nodes: 1, ranks });
         };
         let nodes = listed.len();
         let share = wanted.map_or_else(|| machine.ranks(), |n| n.div_ceil(nodes));
+        let slots = |slots: Option<usize>| per_host.or(slots).unwrap_or(share);
         let hosts: Vec<Host> =
-            listed.into_iter().map(|(name, slots)| Host { name, slots: slots.unwrap_or(share) }).collect();
+            listed.into_iter().map(|(name, own)| Host { name, slots: slots(own) }).collect();
         let slots = hosts.iter().map(|host| host.slots).sum();
         Ok(Self { source, nodes, ranks: wanted.unwrap_or(slots), hosts })
     }
@@ -209,6 +221,9 @@ mod tests {
         assert_eq!((slurm.source, slurm.ranks, slurm.max_ranks_per_host()), ("SLURM", 6, 3));
         let slurm = resolve(&auto, &[job, (env::SLURM_NNODES, "2"), (env::SLURM_GPUS_ON_NODE, "8")]).unwrap();
         assert_eq!(slurm.ranks, 16);
+        let each = RankArgs { nproc_per_node: Some(3), ..RankArgs::default() };
+        assert_eq!(resolve(&each, &[job, (env::SLURM_NNODES, "2")]).unwrap().ranks, 6);
+        assert_eq!(resolve(&each, &[]).unwrap().ranks, 3);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "a\na\nb\nb\n").unwrap();
         let path = file.path().to_str().unwrap();
@@ -223,9 +238,11 @@ mod tests {
         let hosts = |text: &str| resolve(&RankArgs { hosts: Some(text.into()), ..RankArgs::default() }, &[]);
         assert_eq!(hosts("a,b").unwrap().ranks, 8, "as many per host as on this machine");
         assert_eq!(hosts("a:2,b:3").unwrap().ranks, 5);
-        let args = RankArgs { n: Ranks::Number(6), hosts: Some("a,b".into()), hostfile: None };
+        let args = RankArgs { n: Ranks::Number(6), hosts: Some("a,b".into()), ..RankArgs::default() };
         let six = resolve(&args, &[]).unwrap();
         assert_eq!((six.hosts[1].slots, six.oversubscribed(&MACHINE)), (3, false));
+        let args = RankArgs { nproc_per_node: Some(3), hosts: Some("a,b:8".into()), ..RankArgs::default() };
+        assert_eq!(resolve(&args, &[]).unwrap().ranks, 6, "on each host");
         let lines = "# hosts\na slots=2 max_slots=4\nb:2\nc 1\n\n";
         let read = parse_hosts(lines.lines(), "hosts").unwrap();
         assert_eq!(read.iter().map(|(_, slots)| slots.unwrap()).collect::<Vec<_>>(), [2, 2, 1]);

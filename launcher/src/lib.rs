@@ -2,6 +2,7 @@
 //! predicts the throughput on more GPUs.
 
 mod allocation;
+pub mod command_line;
 pub mod doctor;
 mod machine;
 mod mpi;

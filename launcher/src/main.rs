@@ -1,8 +1,10 @@
 //! `codinet-launch`: starts `codinet-train`, one process per rank, under this machine's MPI.
 
 use clap::{CommandFactory, Parser, Subcommand};
+use codinet_config::TrainArgs;
 use codinet_config::exit::Exit;
 use codinet_config::text::error_lines;
+use codinet_launcher::command_line::sort_words;
 use codinet_launcher::{doctor, plan, start, table};
 use std::process::ExitCode;
 
@@ -22,11 +24,7 @@ Ctrl-C, SIGTERM, SIGHUP and SIGUSR2 make the ranks save a checkpoint and stop (e
 /// Start codinet-train under mpirun with the flags that this machine's MPI needs.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-launch", version, after_help = format!("{EXAMPLES}\n{}", Exit::table()))]
-#[command(
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
-    disable_help_subcommand = true
-)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
     #[command(subcommand)]
     tool: Option<Tool>,
@@ -38,7 +36,7 @@ struct Args {
     #[arg(long, value_name = "SHELL")]
     completions: Option<clap_complete::Shell>,
 
-    /// The config and other arguments of codinet-train.
+    /// The config and other arguments of codinet-train; options of both may stand before and after it.
     #[arg(
         required_unless_present = "completions",
         trailing_var_arg = true,
@@ -58,7 +56,8 @@ enum Tool {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let words = sort_words(std::env::args().collect(), Args::command(), TrainArgs::command());
+    let args = Args::parse_from(words);
     if let Some(shell) = args.completions {
         clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut std::io::stdout());
         return ExitCode::SUCCESS;

@@ -1,6 +1,5 @@
 //! Restarts after a crash: in which run directory, with which command, and after how long a wait.
 
-use clap::Parser;
 use codinet_config::{Resume, TrainArgs, load, run_dir};
 use std::path::Path;
 use std::time::Duration;
@@ -23,11 +22,9 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// A run that may be restarted needs a directory that is known beforehand: if neither the command line nor the config
+    /// For `arguments`, which `args` are. A run that may be restarted needs a directory that is known beforehand: if neither the command line nor the config
     /// sets one, it is created here.
-    pub fn new(arguments: &[String]) -> Result<Self, String> {
-        let words = std::iter::once("codinet-train").chain(arguments.iter().map(String::as_str));
-        let args = TrainArgs::try_parse_from(words).unwrap_or_else(|error| error.exit());
+    pub fn new(arguments: &[String], args: TrainArgs) -> Result<Self, String> {
         let mut first = arguments.to_vec();
         let mut restart = first.clone();
         let set_dir = |dir: &Path| ["--set".to_owned(), format!("run.dir={}", dir.display())];
@@ -55,6 +52,7 @@ impl Commands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     fn words(line: &str) -> Vec<String> {
         line.split_whitespace().map(Into::into).collect()
@@ -80,7 +78,8 @@ mod tests {
             ("my.yaml --resume runs/a/checkpoints/step-1", "--set run.dir=runs/a --resume auto"),
             ("my.yaml --resume runs/b --set run.dir=x", "--resume auto"),
         ] {
-            let commands = Commands::new(&words(first)).unwrap();
+            let args = TrainArgs::try_parse_from(words(&format!("codinet-train {first}"))).unwrap();
+            let commands = Commands::new(&words(first), args).unwrap();
             assert_eq!(commands.first, words(first));
             assert_eq!(commands.restart, words(&format!("{first} {added}")));
         }

@@ -6,10 +6,12 @@ use crate::mpi::{Flavour, Job, mpirun};
 use crate::restart::{Commands, back_off};
 use crate::supervise::{self, Signals};
 use crate::{print, trainer};
+use clap::Parser;
 use codinet_config::env;
 use codinet_config::exit::Exit;
 use codinet_config::host;
 use codinet_config::text::shell_quote;
+use codinet_config::{TrainArgs, key_as_option};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -93,6 +95,18 @@ pub fn plan_job(
     })
 }
 
+/// codinet-train's command line. What clap says of a wrong one, or the help, is printed, and the program ends.
+fn parse_train_args(arguments: &[String]) -> Result<TrainArgs, String> {
+    let words: Vec<String> = std::iter::once("codinet-train")
+        .chain(arguments.iter().map(String::as_str))
+        .map(Into::into)
+        .collect();
+    TrainArgs::try_parse_from(&words).map_err(|error| match key_as_option(&error, &words) {
+        Some(what) => what,
+        None => error.exit(),
+    })
+}
+
 /// Starts codinet-train with `arguments`; returns the exit code.
 pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
     let (flavour, _) = Flavour::detect()?;
@@ -114,13 +128,15 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
         print_command(&mpirun_args(arguments));
         return Ok(Exit::Done);
     }
+    // What codinet-train would refuse is refused before mpirun starts it.
+    let train_args = parse_train_args(arguments)?;
     if let Some(count) = env::get(env::SLURM_RESTART_COUNT) {
         print(&format!("codinet-launch: SLURM has requeued this job {count} times\n"));
     }
     let commands = if args.max_restarts == 0 {
         Commands { first: arguments.to_vec(), restart: Vec::new() }
     } else {
-        Commands::new(arguments)?
+        Commands::new(arguments, train_args)?
     };
     // Before mpirun starts: no signal may end this program and leave mpirun behind.
     let mut signals = Signals::watch()?;

@@ -300,6 +300,38 @@ fn invalid_plan_options_are_rejected_in_one_line() {
     }
 }
 
+/// Options of the launcher as users of mpirun and torchrun write them, before or after the config.
+#[test]
+fn launcher_options_work_before_and_after_the_config() {
+    for line in [
+        "--print -n 2 my.yaml --set a=1",
+        "my.yaml --set a=1 -n 2 --print",
+        "my.yaml --print --set a=1 -np 2",
+        "my.yaml --set a=1 --print --gpus 2",
+        "--nproc-per-node 2 my.yaml --set a=1 --print",
+    ] {
+        let output = launcher().args(line.split(' ')).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.starts_with("mpirun -n 2 ") && said.ends_with(" my.yaml --set a=1\n"), "{line}: {said}");
+    }
+}
+
+#[test]
+fn help_is_help_and_wrong_arguments_start_no_ranks() {
+    for line in ["help", "--help", "my.yaml --help"] {
+        let output = launcher().args(line.split(' ')).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("Usage: codinet-launch"), "{line}: {said}");
+        assert!(said.contains("--nproc-per-node") && !said.contains("started"), "{line}: {said}");
+    }
+    let output = launcher().args(["-n", "2", "my.yaml", "--epochs", "10"]).output().unwrap();
+    let [said, error] =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert_eq!((output.status.code(), said.as_str()), (Some(2), ""));
+    let expected = "error: --epochs is a key of the config, not an option: --set stages.0.epochs=10\n";
+    assert_eq!(error, expected);
+}
+
 #[test]
 fn arguments_after_the_config_go_to_the_trainer() {
     let output = launcher().args(["--print", "-n", "2", "my.yaml", "plan"]).output().unwrap();
