@@ -276,7 +276,9 @@ fn not_found(name: &str, from: Option<&str>) -> Error {
     if let Some((table, row)) = table::moved(name, |text| parse(text).ok()) {
         return wrong(format!("{name}{by}: this config is now a row of {table:?}: {row}"));
     }
-    let hint = if let Some(near) = nearest(name, &shipped) {
+    let hint = if name == "help" {
+        "--help is the help".to_owned()
+    } else if let Some(near) = nearest(name, &shipped) {
         format!("did you mean {near}?")
     } else {
         let families: BTreeSet<&str> = shipped.iter().filter_map(|name| name.split('_').next()).collect();

@@ -38,10 +38,39 @@ pub struct Probe {
 pub struct ConfigNeeds {
     /// `run.device`.
     pub device: DeviceChoice,
+    /// The space that its checkpoints take.
+    pub space: CheckpointSpace,
+}
+
+/// The space that a run's checkpoints take.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct CheckpointSpace {
     /// Bytes of a checkpoint.
-    pub checkpoint_bytes: u64,
+    pub bytes: u64,
     /// Checkpoints that are on the disk at once.
     pub checkpoints: u64,
+}
+
+/// Whether a disk has space for a run's checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// For all that are kept.
+    Enough,
+    /// For two, but not for all that are kept.
+    Tight,
+    /// Not for two: the last one, and the next while it is written.
+    TooLittle,
+}
+
+impl CheckpointSpace {
+    /// Whether `free` bytes are enough.
+    pub fn judge(&self, free: u64) -> Space {
+        match free {
+            _ if free < 2 * self.bytes => Space::TooLittle,
+            _ if free < self.bytes * self.checkpoints => Space::Tight,
+            _ => Space::Enough,
+        }
+    }
 }
 
 /// Speed of an all-reduce of fp32 numbers on the host.
@@ -84,19 +113,21 @@ pub struct RankProbe {
     pub driver: Option<String>,
     /// NCCL's version, or why it cannot be used.
     pub nccl: Result<String, String>,
-    /// The data sets, by their keys in the config.
-    pub data: Option<BTreeMap<String, DataSetProbe>>,
+    /// Samples of the data sets, by their keys in the config; of those that can be read.
+    pub samples: BTreeMap<String, u64>,
+    /// What keeps a run of the config from starting, as far as this rank sees.
+    pub problems: Vec<StartProblem>,
     /// The run directory's disk, on ranks that write to it.
     pub disk: Option<DiskProbe>,
 }
 
-/// A data set.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct DataSetProbe {
-    /// Number of samples.
-    pub samples: Option<u64>,
-    /// Why it cannot be read.
-    pub error: Option<String>,
+/// A reason why a run cannot start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartProblem {
+    /// The key of the config that causes it.
+    pub key: String,
+    /// What is wrong, where, and how to fix it.
+    pub message: String,
 }
 
 /// A disk.

@@ -212,7 +212,7 @@ def check(options):
     import ddp
 
     for name, case in ddp.CASES.items():
-        output = subprocess.run([options.codinet_train, f"{name}.yaml", "--dry-run"], capture_output=True, text=True).stdout
+        output = subprocess.run([options.codinet_train, f"{name}.yaml", "--dry-run", "--no-data"], capture_output=True, text=True).stdout
         parameters, gmacs = re.search(r"(\d+) parameters · ([\d.]+) GMACs static", output).groups()
         net = case.net()
         static = [macs for layer, macs in count_macs(net, case).items() if not re.search(r"\.(router|skip)\.", layer)]

@@ -149,13 +149,20 @@ pub fn succeed(command: &mut Command) -> String {
 
 /// Runs the command, which must fail with `code` and name each of `parts` in its only error line.
 pub fn assert_rejected(command: &mut Command, code: i32, parts: &[&str]) {
+    assert_problems(command, code, &[parts]);
+}
+
+/// Runs the command, which must fail with `code` and an error line for each problem, in this order, which names its parts.
+pub fn assert_problems(command: &mut Command, code: i32, problems: &[&[&str]]) {
     let output = finish(command);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
     let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "not one error line: {stderr}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} is not in {:?}", errors[0]);
+    assert_eq!(errors.len(), problems.len(), "not an error line for each problem: {stderr}");
+    for (error, parts) in errors.iter().zip(problems) {
+        for part in *parts {
+            assert!(error.contains(part), "{part:?} is not in {error:?}");
+        }
     }
     assert!(!stderr.contains("panicked") && !stderr.contains("stack backtrace"), "{stderr}");
 }

@@ -1,8 +1,8 @@
 //! Bad input ends the job on every rank with one error line and an exit code: no hang, no backtrace, no partial file.
 
 use crate::common::{
-    SIDE, Sandbox, assert_rejected, finish, latest_checkpoint, mpirun, program, read_json, run_dir, succeed,
-    text, write_shards,
+    SIDE, Sandbox, assert_problems, assert_rejected, finish, latest_checkpoint, mpirun, program, read_json,
+    run_dir, succeed, text, write_shards,
 };
 use codinet_dataloader::Channels;
 use codinet_dataloader::encode::{Encoder, Encoding};
@@ -30,6 +30,87 @@ fn missing_or_empty_shard_folder_is_rejected() {
     fs::create_dir(sandbox.path("train")).unwrap();
     assert_rejected(&mut sandbox.train(2, &[]), 3, &["train", ".tar"]);
     assert!(!sandbox.path("runs").exists(), "no run directory is left");
+}
+
+/// A config in which everything is wrong that a start checks: each problem with its key, its line and a fix.
+#[test]
+fn everything_that_keeps_a_run_from_starting_is_reported_at_once() {
+    let sandbox = Sandbox::new();
+    let root = sandbox.folder.path().display().to_string();
+    let config = fs::read_to_string(&sandbox.config).unwrap();
+    let config = config.replace("/train", "/data/imagenet/train").replace("/val", "/data/imagenet/val");
+    let config = config.replace("  batch_size: 8", "  batch_size: 7");
+    let config = config.replace("arch: resnet20", "arch: resnet20\n  init_from: lost.safetensors");
+    fs::write(&sandbox.config, config + "cost: {budget_gmacs: 9}\n").unwrap();
+    fs::create_dir(sandbox.path("old")).unwrap();
+    fs::write(sandbox.path("old/config.yaml"), "").unwrap();
+    let made_by = format!("codinet-data import imagenet --src FOLDER --output {root}/data/imagenet");
+    let missing = |set: &str| format!("no shards at {root}/data/imagenet/{set} (there is no {root}/data)");
+    let train = missing("train");
+    let val = missing("val");
+    let problems: [&[&str]; 6] = [
+        &["bars.yaml:12: optim.batch_size is 7", "2 ranks", "a multiple of 2, or start 1 rank"],
+        &["bars.yaml:27: cost.budget_gmacs is 9", "this network takes 0.00"],
+        &["bars.yaml:3: data.val: ", &val, &made_by],
+        &["bars.yaml:2: data.train: ", &train, &made_by],
+        &["--set run.dir=old: ", "holds a run"],
+        &["bars.yaml:10: model.init_from lost.safetensors: no such"],
+    ];
+    let settings = ["--set", "run.dir=old"];
+    // A run and its dry run end alike, on ranks that are started and on those that are only asked about.
+    assert_problems(&mut sandbox.train(2, &settings), 2, &problems);
+    assert_problems(&mut sandbox.train(2, &[&settings[..], &["--dry-run"]].concat()), 2, &problems);
+    let asked = [&settings[..], &["--dry-run", "--ranks", "2"]].concat();
+    let mut dry_run = sandbox.train(1, &asked);
+    assert_problems(&mut dry_run, 2, &problems);
+    let stdout = text(&finish(&mut dry_run).stdout);
+    assert!(stdout.contains("284966 parameters"), "the network is described all the same: {stdout}");
+    let without_data = [&asked[..], &["--no-data"]].concat();
+    let rest: Vec<&[&str]> = problems.iter().copied().filter(|parts| !parts[0].contains("data.")).collect();
+    assert_problems(&mut sandbox.train(1, &without_data), 2, &rest);
+    assert!(!sandbox.path("runs").exists(), "no run directory is left");
+}
+
+#[test]
+fn dry_run_ends_with_the_exit_code_of_the_run() {
+    let sandbox = Sandbox::new();
+    for (setting, code) in [
+        ("data.classes=4", 0),
+        ("data.classes=3", 3),
+        ("optim.batch_size=100", 3),
+        ("cost.budget_gmacs=9", 2),
+        ("model.init_from=lost.safetensors", 4),
+        ("run.dir=/proc/codinet", 6),
+    ] {
+        let output = finish(&mut sandbox.train(1, &["--dry-run", "--set", setting]));
+        assert_eq!(output.status.code(), Some(code), "{setting}: {}", text(&output.stderr));
+    }
+    let ranks = |ranks: &str| finish(&mut sandbox.train(1, &["--dry-run", "--ranks", ranks])).status.code();
+    assert_eq!([ranks("8"), ranks("3"), ranks("16")], [Some(0), Some(2), Some(2)]);
+    // Without the data, a network is described on a machine that has none.
+    fs::remove_dir_all(sandbox.path("train")).unwrap();
+    assert_rejected(&mut sandbox.train(1, &["--dry-run"]), 3, &["data.train: no shards at "]);
+    let stdout = succeed(&mut sandbox.train(1, &["--dry-run", "--no-data"]));
+    assert!(stdout.contains("284966 parameters") && stdout.contains("--no-data"), "{stdout}");
+}
+
+#[test]
+fn paths_that_only_a_shell_or_a_store_understands_are_rejected() {
+    let sandbox = Sandbox::new();
+    assert_setting_rejected(
+        &sandbox,
+        "run.dir=$SCRATCH/x",
+        2,
+        &["run.dir is $SCRATCH/x", "$SCRATCH's value"],
+    );
+    assert_setting_rejected(&sandbox, "run.dir=s3://b/x", 2, &["run.dir is s3://b/x", "of this machine"]);
+    let output =
+        finish(sandbox.train(1, &["--dry-run", "--set", "run.dir=~/x"]).env("HOME", sandbox.folder.path()));
+    let home = format!("dir: {}/x", sandbox.folder.path().display());
+    assert!(text(&output.stdout).contains(&home), "{}", text(&output.stdout));
+    for name in ["$SCRATCH", "s3:", "~"] {
+        assert!(!sandbox.path(name).exists(), "{name}");
+    }
 }
 
 #[test]
@@ -97,7 +178,10 @@ fn undecodable_image_is_named() {
 
 #[test]
 fn label_out_of_range_is_named() {
-    assert_setting_rejected(&Sandbox::new(), "data.classes=3", 3, &["bars-000000.tar", "000003", "3"]);
+    let sandbox = Sandbox::new();
+    let problem = |key| ["--set data.classes=3: data.classes: ", key, "bars-000000.tar", "000003", "3"];
+    let problems: [&[&str]; 2] = [&problem("data.train"), &problem("data.val")];
+    assert_problems(&mut sandbox.train(2, &["--set", "data.classes=3"]), 3, &problems);
 }
 
 #[test]
@@ -158,7 +242,7 @@ fn invalid_settings_are_rejected() {
     let sandbox = Sandbox::new();
     let config = fs::read_to_string(&sandbox.config).unwrap();
     fs::write(&sandbox.config, config.replace("batch_size: 8\n  eval", "batchsize: 8\n  eval")).unwrap();
-    assert_rejected(&mut sandbox.train(2, &[]), 2, &["bars.yaml:11", "`batchsize`", "`batch_size`"]);
+    assert_rejected(&mut sandbox.train(2, &[]), 2, &["bars.yaml:11", "optim.batchsize", "optim.batch_size?"]);
     assert_rejected(mpirun(2).arg(program("codinet-train")).arg("none.yaml"), 2, &["none.yaml"]);
     fs::write(&sandbox.config, &config).unwrap();
     for (setting, code, parts) in [
@@ -241,7 +325,7 @@ fn run_directory_in_use_or_of_another_run_is_rejected() {
 #[test]
 fn settings_that_contradict_the_images_are_rejected() {
     let sandbox = Sandbox::new();
-    assert_setting_rejected(&sandbox, "data.image_size=18", 3, &["16x16", "18x18"]);
+    assert_setting_rejected(&sandbox, "data.image_size=18", 3, &["data.val: ", "16x16", "18x18"]);
     assert_setting_rejected(&sandbox, "data.eval_resize=8", 2, &["data.eval_resize", "16"]);
     assert_setting_rejected(&sandbox, "data.crop={pad: {pixels: 99999}}", 2, &["data.crop", "pixels"]);
     assert!(!sandbox.path("runs").exists());

@@ -310,10 +310,26 @@ fn dry_run_prints_the_plan_and_writes_nothing() {
         "284966 parameters",
         "12 steps per epoch of 8 samples",
         "37 validation images",
+        "8 samples a step = 2 ranks × 4 samples; batch norm sees 8 images at once: few for its statistics",
     ] {
         assert_eq!(stdout.matches(part).count(), 1, "{part} in {stdout}");
     }
+    let stdout = succeed(&mut sandbox.train(1, &["--dry-run", "--set", "optim.lr_batch_size=256"]));
+    for part in ["relaxed: lr 0.05 × 8/256 = 0.0016", "hard: lr 0.01 × 8/256 = 3.1e-4"] {
+        assert_eq!(stdout.matches(part).count(), 1, "{part} in {stdout}");
+    }
     assert!(!sandbox.path("runs").exists());
+}
+
+/// A rate that the batch size scales is not the one that the config says: the run's start says which it is.
+#[test]
+fn start_says_the_rate_and_the_samples_of_a_rank() {
+    let sandbox = Sandbox::new();
+    let stdout =
+        succeed(&mut sandbox.train(2, &["--set", "optim.lr_batch_size=256", "--set", "stages=[{lr: 0.01}]"]));
+    for part in ["train: lr 0.01 × 8/256 = 3.1e-4", "8 samples a step = 2 ranks × 4 samples"] {
+        assert_eq!(stdout.matches(part).count(), 1, "{part} in {stdout}");
+    }
 }
 
 /// Whether `whole` has every field of `part` with its value.

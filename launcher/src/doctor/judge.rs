@@ -1,11 +1,12 @@
 //! The checks: what is good enough, and how to fix what is not.
 
-use super::Check;
 use super::probe::ProbeResult;
+use super::{Check, State};
 use codinet_config::DeviceChoice;
 use codinet_config::env;
-use codinet_config::probe::{DiskProbe, Probe, RankProbe};
+use codinet_config::probe::{CheckpointSpace, DiskProbe, Probe, RankProbe, Space};
 use codinet_config::text::counted;
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -43,15 +44,18 @@ pub fn check_ranks(result: ProbeResult, started: usize) -> Vec<Check> {
     }
     checks.push(check_cores(&probe));
     checks.extend(check_gpus(&probe));
-    checks.extend(check_data(&probe));
-    checks.extend(probe.ranks.iter().filter_map(|rank| Some(check_disk(&probe, rank, rank.disk.as_ref()?))));
+    let disks: Vec<Check> =
+        probe.ranks.iter().filter_map(|rank| Some(check_disk(&probe, rank, rank.disk.as_ref()?))).collect();
+    let worst_disk = disks.iter().map(|check| check.state).max().unwrap_or(State::Green);
+    checks.extend(check_start(&probe, worst_disk));
+    checks.extend(disks);
     checks.push(check_signals(result.signalled));
     checks
 }
 
 fn check_connection(probe: &Probe) -> Check {
     let pmix = probe.pmix.as_ref().map_or("no PMIx".into(), |version| format!("PMIx {version}"));
-    let hosts: std::collections::BTreeSet<&str> = probe.ranks.iter().map(|rank| rank.host.as_str()).collect();
+    let hosts: BTreeSet<&str> = probe.ranks.iter().map(|rank| rank.host.as_str()).collect();
     Check::green(
         "meeting",
         format!(
@@ -188,29 +192,43 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
     checks
 }
 
-fn check_data(probe: &Probe) -> Vec<Check> {
-    let Some(first) = probe.ranks.first().and_then(|rank| rank.data.as_ref()) else { return Vec::new() };
-    let broken = probe.ranks.iter().find_map(|rank| {
-        let sets = rank.data.as_ref()?;
-        sets.iter().find_map(|(key, set)| Some((rank, key, set.error.as_ref()?)))
-    });
-    match broken {
-        Some((rank, key, error)) => vec![Check::red(
-            "data",
-            format!("{key}: {error} (rank {} on {})", rank.rank, rank.host),
-            "every host needs all shards: codinet-data inspect lists them; import or copy the missing ones",
-        )],
-        None => {
-            let counts = first.iter().map(|(key, set)| format!("{key} {} samples", set.samples.unwrap_or(0)));
-            vec![Check::green("data", counts.collect::<Vec<_>>().join(", "))]
+/// What keeps a run from starting, each problem once, and the data sets' samples. `disk` is red: its own check says why.
+fn check_start(probe: &Probe, disk: State) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut seen = BTreeSet::new();
+    for rank in &probe.ranks {
+        for problem in &rank.problems {
+            let name = match problem.key.as_str() {
+                "run.dir" => "disk",
+                key if key.starts_with("data.") => "data",
+                _ => "config",
+            };
+            if name == "disk" && disk == State::Red || !seen.insert(&problem.message) {
+                continue;
+            }
+            let fix = match name {
+                "data" => {
+                    "every host needs all shards: codinet-data inspect lists them; import or copy the missing ones"
+                }
+                _ => "codinet-train CONFIG --dry-run shows the same errors",
+            };
+            let found = format!("{} (rank {} on {})", problem.message, rank.rank, rank.host);
+            checks.push(Check::red(name, found, fix));
         }
     }
+    let samples = probe.ranks.first().map(|rank| &rank.samples).filter(|samples| !samples.is_empty());
+    if let Some(samples) = samples.filter(|_| checks.iter().all(|check| check.name != "data")) {
+        let counts = samples.iter().map(|(key, samples)| format!("{key} {samples} samples"));
+        checks.push(Check::green("data", counts.collect::<Vec<_>>().join(", ")));
+    }
+    checks
 }
 
 fn check_disk(probe: &Probe, rank: &RankProbe, disk: &DiskProbe) -> Check {
-    let config = probe.config.as_ref();
-    let one = config.map_or(0, |config| config.checkpoint_bytes);
-    let all = config.map_or(0, |config| config.checkpoint_bytes * config.checkpoints);
+    let needed =
+        probe.config.as_ref().map_or(CheckpointSpace { bytes: 0, checkpoints: 0 }, |config| config.space);
+    let one = needed.bytes;
+    let all = one * needed.checkpoints;
     let free = disk.free.unwrap_or(u64::MAX);
     let fix = "free some space, or set run.dir to another disk";
     let place = format!("{} on {}", disk.dir, rank.host);
@@ -226,13 +244,13 @@ fn check_disk(probe: &Probe, rank: &RankProbe, disk: &DiskProbe) -> Check {
         one as f64 / speed,
         all as f64 / MB
     );
-    match () {
-        () if free < 2 * one => Check::red("disk", found, fix),
-        () if free < all => Check::yellow("disk", found, fix),
-        () if speed < 20.0 * MB => {
+    match needed.judge(free) {
+        Space::TooLittle => Check::red("disk", found, fix),
+        Space::Tight => Check::yellow("disk", found, fix),
+        Space::Enough if speed < 20.0 * MB => {
             Check::yellow("disk", found, "set run.dir to a faster disk, or raise run.checkpoint_every")
         }
-        () => Check::green("disk", found),
+        Space::Enough => Check::green("disk", found),
     }
 }
 
@@ -327,7 +345,7 @@ pub fn check_gpu_links(gpus: usize) -> Option<Check> {
     };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let rows = text.lines().filter(|line| line.starts_with("GPU"));
-    let kinds: std::collections::BTreeSet<&str> = rows
+    let kinds: BTreeSet<&str> = rows
         .flat_map(|row| row.split_whitespace().skip(1).take(gpus))
         .filter(|word| *word != "X" && !word.starts_with("GPU"))
         .collect();
@@ -343,7 +361,6 @@ pub fn check_gpu_links(gpus: usize) -> Option<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
     use serde_json::json;
 
@@ -352,13 +369,13 @@ mod tests {
             json!({
                 "rank": rank, "local": rank, "local_ranks": 2, "host": "a", "cpus": 16, "cpu_list": "0-15",
                 "host_cpus": 16, "threads": 8, "decode_threads": 8, "gpus": 2, "gpus_installed": 2, "without_gpu": "make setup CUDA=1",
-                "driver": "580", "nccl": {"Ok": "2.27.3"}, "data": {"data.train": {"samples": 9}},
+                "driver": "580", "nccl": {"Ok": "2.27.3"}, "samples": {"data.train": 9}, "problems": [],
                 "disk": {"dir": "/d", "free": 10_000_000_000u64, "bytes_per_second": 1e9, "error": null},
             })
         };
         let mut output = json!({
             "backend": "MPI", "library": "Open MPI", "pmix": "4.2", "world": 2,
-            "config": {"device": "cuda", "checkpoint_bytes": 300_000_000u64, "checkpoints": 5},
+            "config": {"device": "cuda", "space": {"bytes": 300_000_000u64, "checkpoints": 5}},
             "all_reduce": {"microseconds": 9.0, "bytes": 16_777_216, "bytes_per_second": 1e9},
             "ranks": [rank(0), rank(1)],
         });
@@ -419,6 +436,20 @@ mod tests {
             }
         };
         assert_eq!(problems(bound), red("cores"));
+        // What keeps a run from starting: once for all ranks, and a full disk by its own check.
+        let unshared = |probe: &mut serde_json::Value| {
+            for rank in 0..2 {
+                probe["ranks"][rank]["problems"] = json!([{"key": "optim.batch_size", "message": "a.yaml:8: optim.batch_size is 7, which 2 ranks"}]);
+            }
+        };
+        assert_eq!(problems(unshared), red("config"));
+        let lost = json!([{"key": "data.val", "message": "data.val: no shards"}]);
+        assert_eq!(problems(|probe| probe["ranks"][1]["problems"] = lost.clone()), red("data"));
+        let full = |probe: &mut serde_json::Value| {
+            probe["ranks"][0]["problems"] = json!([{"key": "run.dir", "message": "run.dir: too little"}]);
+            probe["ranks"][0]["disk"]["free"] = 500_000_000.into();
+        };
+        assert_eq!(problems(full), red("disk"));
     }
 
     #[test]

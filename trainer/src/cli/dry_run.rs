@@ -1,31 +1,37 @@
-//! `--dry-run`: the resolved config, the network's size and cost, and the number of steps, without a run.
+//! `--dry-run`: the resolved config, the network's size and cost, the number of steps, and what keeps the run from starting.
 
-use crate::config::{Config, DryRunFormat};
-use crate::data::Datasets;
-use crate::dist::World;
+use crate::config::DryRunFormat;
+use crate::dist::{World, agree};
 use crate::model::Net;
-use crate::optim::calibration::check_budget;
+use crate::optim::schedule::describe_lr_scale;
+use crate::run::Console;
 use crate::sys::error::Result;
 use crate::text::counted;
+use crate::train::{Checked, Start, describe_shares};
 use serde_json::json;
 use std::fmt::Write;
 use tch::Device;
 
-/// Describes a run of `config`. An error, such as a budget that the network cannot meet, is this rank's.
-pub fn describe(config: &Config, world: &World, format: DryRunFormat) -> Result<String> {
-    let net = Net::from_config(config, Device::Cpu);
-    check_budget(config, &net.costs)?;
-    let data = Datasets::open(config, world, Device::Cpu);
-    Ok(match format {
-        DryRunFormat::Text => text(config, &net, data),
-        DryRunFormat::Json => json(config, &net, data),
-    })
+/// All ranks: describes the run that `start` would start. The error is the one that the run would end with.
+pub fn run(start: &Start, world: &World, format: DryRunFormat) -> Result<()> {
+    let net = Net::from_config(start.config, Device::Cpu);
+    let checked = start.check(&net);
+    let description = match format {
+        DryRunFormat::Text => text(start, &net, &checked),
+        DryRunFormat::Json => json(start, &net, &checked),
+    };
+    Console::new(world.rank()).say(&description);
+    agree(world, checked.problems.into_result(start.place))
 }
 
-/// One line with a JSON object. `samples` is the number per epoch; it is null if the shards cannot be read, and
-/// `samples_error` has the reason.
-fn json(config: &Config, net: &Net, data: Result<Datasets>) -> String {
+/// One line with a JSON object. `samples` is the number per epoch; it is null if the data have problems, and `samples_error` has
+/// them. `errors` has all problems.
+fn json(start: &Start, net: &Net, checked: &Checked) -> String {
+    let config = start.config;
     let router_groups = net.params.groups().into_iter().filter(|group| group.role.router);
+    let errors = checked.problems.lines(start.place);
+    let of_data = errors.iter().filter(|(key, _)| key.starts_with("data."));
+    let of_data: Vec<&str> = of_data.map(|(_, line)| line.as_str()).collect();
     let facts = json!({
         "config": config,
         "parameters": net.params.count(),
@@ -33,18 +39,20 @@ fn json(config: &Config, net: &Net, data: Result<Datasets>) -> String {
         "gates": net.costs.gated().count(),
         "static_macs": net.costs.static_macs(),
         "epochs": config.stages.iter().map(|stage| stage.epochs).sum::<u64>(),
-        "samples": data.as_ref().ok().map(|data| data.samples),
-        "samples_error": data.err().map(|error| error.message),
+        "samples": checked.data.as_ref().map(|data| data.samples),
+        "samples_error": (!of_data.is_empty()).then(|| of_data.join("\n")),
+        "errors": errors.iter().map(|(_, line)| line).collect::<Vec<_>>(),
     });
     facts.to_string()
 }
 
-fn text(config: &Config, net: &Net, data: Result<Datasets>) -> String {
+fn text(start: &Start, net: &Net, checked: &Checked) -> String {
+    let config = start.config;
     let mut text = serde_saphyr::to_string(config).expect("a config is YAML");
     text += &table(net);
     let batch = config.optim.batch_size;
-    let _ = match data {
-        Ok(data) => write!(
+    let _ = match &checked.data {
+        Some(data) => write!(
             text,
             "\n{} training samples × {} views in {} per epoch of {batch} samples; {} validation images",
             data.samples,
@@ -52,8 +60,12 @@ fn text(config: &Config, net: &Net, data: Result<Datasets>) -> String {
             counted(data.steps_per_epoch(config) as usize, "step"),
             data.val.set.len()
         ),
-        Err(error) => write!(text, "\nsteps per epoch: unknown, {error}"),
+        None if start.has_data => write!(text, "\nsteps per epoch: unknown, because of the errors"),
+        None => write!(text, "\nsteps per epoch: unknown without the data (--no-data)"),
     };
+    for line in describe_lr_scale(config).into_iter().chain(describe_shares(config, start.ranks)) {
+        let _ = write!(text, "\n{line}");
+    }
     text
 }
 

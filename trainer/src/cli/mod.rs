@@ -5,19 +5,19 @@ mod probe;
 pub mod program;
 
 use crate::config::{self, Config, TrainArgs};
-use crate::data::{Datasets, Validation, print_data_notes};
+use crate::data::{Validation, print_data_notes};
 use crate::dist::device::{choose_device, set_thread_count};
 use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas};
 use crate::host;
 use crate::model::{Decisions, Net};
 use crate::profile;
-use crate::run::{Console, checkpoint, resolve_run_dir, resolve_weights};
+use crate::run::{Console, checkpoint, resolve_weights};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::load_cuda;
 use crate::text::shell_quote;
-use crate::train::Trainer;
 use crate::train::evaluate::evaluate;
+use crate::train::{Directory, Start, Trainer};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io;
@@ -42,10 +42,21 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     ];
     replicas::refuse_differences(world, &facts)?;
     world.start_watchdog(&config.collective)?;
+    let stem = run_dir::stem(name);
+    let place = |key: &str| config::place_of(name, &args.set, key);
+    let mut start = Start {
+        config: &config,
+        rank: world.rank(),
+        ranks: world.ranks(),
+        device: Device::Cpu,
+        has_data: true,
+        directory: Some(Directory { stem: &stem, resume: &args.resume }),
+        place: &place,
+    };
     if let Some(format) = args.dry_run {
-        let description = agree(world, dry_run::describe(&config, world, format))?;
-        Console::new(world.rank()).say(&description);
-        return Ok(());
+        start.ranks = args.ranks.unwrap_or(start.ranks);
+        start.has_data = !args.no_data;
+        return dry_run::run(&start, world, format);
     }
     set_thread_count(world, config.run.threads)?;
     let device = choose_device(world, config.run.device, "run.device");
@@ -57,7 +68,6 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     world.use_device(device, config.collective.backend)?;
     let world: &World = world;
     enable_kernels(&config, world, device)?;
-    let stem = run_dir::stem(name);
     if args.find_batch {
         return profile::find_batch::run(world, &config, device, &stop, args.memory);
     }
@@ -67,14 +77,15 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     if args.eval_only {
         return evaluate_weights(world, &config, device, || resolve_weights(&stem, &config, &args.resume));
     }
-    let data = agree(world, Datasets::open(&config, world, device))?;
-    let location = on_rank_zero(world, || resolve_run_dir(&stem, &config, &args.resume))?;
+    let net = Net::from_config(&config, device);
+    start.device = device;
+    let started = start.start(world, &net)?;
     let command = restart_command(args, world.ranks());
     if world.rank() == 0 {
-        let _ =
-            RESUME.set(format!("{command} --resume {}", shell_quote(&location.dir.display().to_string())));
+        let dir = started.location.dir.display().to_string();
+        let _ = RESUME.set(format!("{command} --resume {}", shell_quote(&dir)));
     }
-    Trainer::new(world, &config, location, data, device, stop, command)?.run()?;
+    Trainer::new(world, &config, net, started, device, stop, command)?.run()?;
     Ok(())
 }
 

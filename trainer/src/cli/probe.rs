@@ -2,19 +2,20 @@
 //! started. The launcher judges.
 
 use crate::config::probe::{
-    AllReduceSpeed, ConfigNeeds, DataSetProbe, DiskProbe, Probe, ProbeLine, RankProbe,
+    AllReduceSpeed, CheckpointSpace, ConfigNeeds, DiskProbe, Probe, ProbeLine, RankProbe, StartProblem,
 };
-use crate::config::{self, Config};
+use crate::config::{self, Config, Resume};
+use crate::data::{TRAIN, VAL};
 use crate::dist::device::set_thread_count;
 use crate::dist::{Nccl, World, agree, all_gather_objects};
 use crate::env;
 use crate::host;
 use crate::model::Net;
-use crate::run::Console;
-use crate::run_dir::RUNS;
+use crate::run::{Console, checkpoint_space, existing_folder, free_bytes};
+use crate::run_dir::{self, RUNS};
 use crate::sys::error::{Error, Result};
 use crate::sys::no_gpu_reason;
-use codinet_dataloader::Dataset;
+use crate::train::{Directory, Start};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -34,15 +35,19 @@ const LARGE_ALL_REDUCE: i64 = 4 << 20;
 pub fn run(name: Option<&str>, settings: &[String], world: &World, stop: &AtomicBool) -> Result<()> {
     let load = |name| agree(world, config::load(name, settings).map_err(Error::from));
     let config = name.map(load).transpose()?;
-    let own = probe_rank(config.as_ref(), world)?;
+    set_thread_count(world, config.as_ref().and_then(|config| config.run.threads))?;
+    let start = config.as_ref().map(|config| probe_start(config, name.unwrap_or_default(), settings, world));
     let probe = Probe {
         backend: world.backend().into(),
         library: world.library_version().into(),
         pmix: env::get(env::PMIX_VERSION),
         world: world.ranks(),
-        config: config.as_ref().map(config_needs),
+        config: config
+            .as_ref()
+            .zip(start.as_ref())
+            .map(|(config, start)| ConfigNeeds { device: config.run.device, space: start.space }),
         all_reduce: measure_all_reduce(world)?,
-        ranks: all_gather_objects(world, &own)?,
+        ranks: all_gather_objects(world, &probe_rank(config.as_ref(), start, world))?,
     };
     let mut console = Console::new(world.rank());
     let mut print = |line| console.say(&serde_json::to_string(&line).expect("a probe is JSON"));
@@ -55,24 +60,44 @@ pub fn run(name: Option<&str>, settings: &[String], world: &World, stop: &Atomic
     Ok(())
 }
 
-/// The disk space that a run of `config` needs.
-fn config_needs(config: &Config) -> ConfigNeeds {
+/// What this rank finds about the start of a run.
+struct StartProbe {
+    problems: Vec<StartProblem>,
+    /// Samples of the data sets.
+    samples: BTreeMap<String, u64>,
+    space: CheckpointSpace,
+}
+
+/// This rank: checks whether a run of `config`, read from `name` and `settings`, would start or resume.
+fn probe_start(config: &Config, name: &str, settings: &[String], world: &World) -> StartProbe {
     let net = Net::from_config(config, Device::Cpu);
-    let copies = 2 + i64::from(config.optim.ema_decay.is_some()); // weights, momenta, moving average
-    ConfigNeeds {
-        device: config.run.device,
-        checkpoint_bytes: (4 * net.params.count() * copies) as u64,
-        checkpoints: (config.run.keep_last + usize::from(config.run.keep_best) + 1) as u64,
+    let start = Start {
+        config,
+        rank: world.rank(),
+        ranks: world.ranks(),
+        device: Device::Cpu,
+        has_data: true,
+        directory: Some(Directory { stem: &run_dir::stem(name), resume: &Resume::Auto }),
+        place: &|key| config::place_of(name, settings, key),
+    };
+    let checked = start.check(&net);
+    let lines = checked.problems.lines(start.place).into_iter();
+    let sets = checked.data.map(|data| [(TRAIN, data.train.len()), (VAL, data.val.set.len())]);
+    let samples = sets.into_iter().flatten().map(|(key, samples)| (key.to_owned(), samples as u64));
+    StartProbe {
+        problems: lines.map(|(key, message)| StartProblem { key: key.into(), message }).collect(),
+        samples: samples.collect(),
+        space: checkpoint_space(config, &net.params),
     }
 }
 
-/// All ranks: what this rank finds. It sets its compute threads as training would.
-fn probe_rank(config: Option<&Config>, world: &World) -> Result<RankProbe> {
+/// What this rank finds, with the compute threads of training.
+fn probe_rank(config: Option<&Config>, start: Option<StartProbe>, world: &World) -> RankProbe {
     let driver = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    set_thread_count(world, config.and_then(|config| config.run.threads))?;
+    let (problems, samples) = start.map(|start| (start.problems, start.samples)).unwrap_or_default();
     let threads = tch::get_num_threads() as usize;
     let writes = |config: &&Config| world.rank() == 0 || config.run.shard_optimizer;
-    Ok(RankProbe {
+    RankProbe {
         rank: world.rank(),
         local_ranks: world.local_rank().count,
         host: host::name(),
@@ -86,31 +111,16 @@ fn probe_rank(config: Option<&Config>, world: &World) -> Result<RankProbe> {
         without_gpu: no_gpu_reason(),
         driver: driver.lines().next().map(Into::into),
         nccl: Nccl::open().map(|nccl| nccl.version()).map_err(|error| error.message),
-        data: config.map(probe_data),
+        samples,
+        problems,
         disk: config.filter(writes).map(probe_disk),
-    })
-}
-
-/// Opens the data sets' indices, without reading the samples.
-fn probe_data(config: &Config) -> BTreeMap<String, DataSetProbe> {
-    let open = |pattern: &str| {
-        let dataset = Dataset::open_with(pattern, &config.dataset_options())?;
-        dataset.check_labels(config.data.classes as usize)?;
-        Ok::<_, codinet_dataloader::Error>(dataset.len() as u64)
-    };
-    let probe = |pattern: &str| match open(pattern) {
-        Ok(samples) => DataSetProbe { samples: Some(samples), error: None },
-        Err(error) => DataSetProbe { samples: None, error: Some(error.to_string()) },
-    };
-    let sets = [("data.train", &config.data.train), ("data.val", &config.data.val)];
-    sets.into_iter().map(|(key, pattern)| (key.to_owned(), probe(pattern))).collect()
+    }
 }
 
 /// Measures the run directory's disk with a file that is removed again.
 fn probe_disk(config: &Config) -> DiskProbe {
     let configured = Path::new(config.run.dir.as_deref().unwrap_or(RUNS));
-    let absolute = std::env::current_dir().unwrap_or_default().join(configured);
-    let dir = absolute.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let dir = existing_folder(configured);
     let path = dir.join(format!(".codinet-doctor-{}", std::process::id()));
     let write = || {
         let start = Instant::now();
@@ -123,7 +133,7 @@ fn probe_disk(config: &Config) -> DiskProbe {
     let _ = fs::remove_file(&path);
     DiskProbe {
         dir: dir.display().to_string(),
-        free: rustix::fs::statvfs(dir).map(|disk| disk.f_bavail * disk.f_frsize).ok(),
+        free: free_bytes(&dir),
         bytes_per_second: speed.as_ref().ok().copied(),
         error: speed.err().map(|error| error.to_string()),
     }

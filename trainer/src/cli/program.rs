@@ -1,9 +1,11 @@
 //! How a program starts and ends: parse the command line, connect the ranks if there are several, run, and turn an error or a
 //! panic into one line and an exit code.
 
+use crate::config::key_as_option;
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{is_out_of_memory, restart_with_settings};
+use crate::text::error_lines;
 use clap::Parser;
 use clap_complete::Shell;
 
@@ -42,7 +44,8 @@ impl<A: Parser> Program<A> {
         if let Err(error) = work(&args, &mut world, prepared) {
             // All ranks leave together if all have the error; otherwise this rank has to end the others.
             if !error.agreed || world.barrier().is_err() {
-                eprintln!("error: {error} (rank {} of {})", world.rank(), world.ranks());
+                let rank = format!(" (rank {} of {})", world.rank(), world.ranks());
+                eprintln!("{}{rank}", error_lines(&error.message));
                 dist::abort(error.exit as i32);
             }
             let rank = world.rank();
@@ -53,9 +56,14 @@ impl<A: Parser> Program<A> {
 
     /// The command line; none if it only asked for a completion script.
     fn parse(&self, rank: usize) -> Option<A> {
-        let args = A::try_parse().unwrap_or_else(|error| match rank {
-            0 => error.exit(), // prints the help, or what is wrong with the command line
-            _ => std::process::exit(error.exit_code()),
+        let args = A::try_parse().unwrap_or_else(|error| {
+            let words: Vec<String> = std::env::args().collect();
+            let has_keys = A::command().get_arguments().any(|option| option.get_long() == Some("set"));
+            match key_as_option(&error, &words).filter(|_| has_keys) {
+                _ if rank > 0 => std::process::exit(error.exit_code()),
+                Some(what) => exit_with(&Error::new(Exit::Config, what), rank),
+                None => error.exit(), // prints the help, or what is wrong with the command line
+            }
         });
         let Some(shell) = (self.completions)(&args) else { return Some(args) };
         clap_complete::generate(shell, &mut A::command(), self.name, &mut std::io::stdout());
@@ -93,7 +101,7 @@ fn exit_with(error: &Error, rank: usize) -> ! {
     match error.exit {
         _ if rank > 0 => {}
         Exit::Interrupted => eprintln!("{error}"),
-        _ => eprintln!("error: {error}"),
+        _ => eprintln!("{}", error_lines(&error.message)),
     }
     std::process::exit(error.exit as i32)
 }

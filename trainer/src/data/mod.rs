@@ -1,6 +1,7 @@
 //! The data of a run: the data sets, batches on the device, normalised images.
 
 mod bad_samples;
+mod missing;
 mod normalise;
 mod prefetch;
 mod validation;
@@ -12,7 +13,8 @@ pub use validation::Validation;
 use crate::config::Config;
 use crate::data::bad_samples::BadSamples;
 use crate::dist::World;
-use crate::sys::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Exit, Problems, Result};
+use crate::text::counted;
 use codinet_dataloader::{
     BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Replacements,
     Transform, describe_view_fit,
@@ -21,6 +23,11 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Tensor};
+
+/// The key of the training set.
+pub const TRAIN: &str = "data.train";
+/// The key of the validation set.
+pub const VAL: &str = "data.val";
 
 /// The training and validation sets of a run, on this rank.
 #[derive(Debug)]
@@ -39,35 +46,35 @@ pub struct Datasets {
 }
 
 impl Datasets {
-    /// Opens both sets and checks them against the config and the number of ranks.
-    pub fn open(config: &Config, world: &World, device: Device) -> Result<Self> {
+    /// Opens both sets and checks them against the config.
+    pub fn open(config: &Config, device: Device) -> Result<Self, Problems> {
         let data = &config.data;
-        let val = Validation::open(config, device)?;
-        let train = open(&data.train, config, config.augmentation())?;
-        if world.rank() == 0 {
-            print_data_notes("data.train", &train, &config.augmentation(), config)?;
-            print_data_notes("data.val", &val.set, &config.evaluation(), config)?;
-        }
-        check_classes(&train, &val)?;
-        train.check_labels(data.classes as usize)?;
-        val.set.check_labels(data.classes as usize)?;
-        check_lanes(config, &train)?;
+        let mut problems = Problems::default();
+        let val = problems.collect("data.val", Validation::open(config, device));
+        let train = problems.collect("data.train", open(TRAIN, &data.train, config, config.augmentation()));
+        let (Some(train), Some(val)) = (train, val) else { return Err(problems) };
+        problems.collect("data.val", check_classes(&train, &val));
+        problems.collect("data.classes", check_labels(TRAIN, &train, config));
+        problems.collect("data.classes", check_labels(VAL, &val.set, config));
+        problems.collect("data.lanes", check_lanes(config, &train));
         let used = train.len().min(data.train_samples.unwrap_or(usize::MAX));
-        let held_out =
-            HeldOut::new(used, if config.calibrates() { config.cost.calibration_samples } else { 0 })?;
+        let calibration = if config.calibrates() { config.cost.calibration_samples } else { 0 };
+        let held_out = problems.collect("cost.calibration_samples", HeldOut::new(used, calibration));
+        let Some(held_out) = held_out else { return Err(problems) };
         let samples = used - held_out.count;
-        check_batch_size(config, world.ranks())?;
-        let batch = config.optim.batch_size;
-        if samples < batch {
-            let what = format!(
-                "{} gives {samples} samples, fewer than one batch of {batch}; lower optim.batch_size",
-                data.train
-            );
-            return Err(Error::new(Exit::Data, what));
+        problems.collect("optim.batch_size", check_full_batch(config, samples));
+        if !problems.is_empty() {
+            return Err(problems);
         }
         let normalise = Normalise::new(data, config.run.precision, device);
         let bad = RefCell::new(BadSamples::new("train", train.len(), data.max_bad_fraction));
         Ok(Self { train, val, samples, held_out, bad, normalise })
+    }
+
+    /// One rank: prints what is not read of the sets, and whether views show only a small part of their images.
+    pub fn print_notes(&self, config: &Config) -> Result<()> {
+        print_data_notes(TRAIN, &self.train, &config.augmentation(), config)?;
+        print_data_notes(VAL, &self.val.set, &config.evaluation(), config)
     }
 
     /// Steps of one epoch. A tail smaller than a batch is left out, a different one each epoch.
@@ -167,21 +174,23 @@ pub fn batch_size_unit(config: &Config, ranks: usize) -> usize {
 }
 
 /// Checks that `ranks` ranks can share a batch evenly.
-fn check_batch_size(config: &Config, ranks: usize) -> Result<()> {
+pub fn check_batch_size(config: &Config, ranks: usize) -> Result<()> {
     let batch = config.optim.batch_size;
     let micros = config.optim.accumulate;
     let parts = ranks * micros;
+    let fewer = (1..ranks).rev().find(|ranks| batch.is_multiple_of(batch_size_unit(config, *ranks)));
+    let fewer = fewer.map(|ranks| format!(", or start {}", counted(ranks, "rank"))).unwrap_or_default();
     let uneven = |key: &str, value: usize| {
         format!(
             "{key} is {value}, which {ranks} ranks cannot share evenly in {micros} micro-batches each; set a multiple of \
-             {parts}"
+             {parts}{fewer}"
         )
     };
     let what = match config.data.lanes {
         _ if !batch.is_multiple_of(parts) => uneven("optim.batch_size", batch),
         _ if config.data.mix != Mix::default() && !(batch / parts).is_multiple_of(2) => format!(
             "data.mix mixes neighbours, so each micro-batch of each rank must be even, not {} samples; set \
-             optim.batch_size to a multiple of {}",
+             optim.batch_size to a multiple of {}{fewer}",
             batch / parts,
             2 * parts
         ),
@@ -189,6 +198,27 @@ fn check_batch_size(config: &Config, ranks: usize) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::new(Exit::Config, what))
+}
+
+/// Checks that an epoch has a batch.
+fn check_full_batch(config: &Config, samples: usize) -> Result<()> {
+    let batch = config.optim.batch_size;
+    if samples >= batch {
+        return Ok(());
+    }
+    let what = format!(
+        "optim.batch_size is {batch}, more than the {samples} samples of data.train ({}); lower it",
+        config.data.train
+    );
+    Err(Error::new(Exit::Data, what))
+}
+
+/// Checks that each label of the data set `key` is one of the classes.
+fn check_labels(key: &str, dataset: &Dataset, config: &Config) -> Result<()> {
+    dataset.check_labels(config.data.classes as usize).map_err(|error| {
+        let error = Error::from(error);
+        Error { message: format!("data.classes: {key}: {error}"), ..error }
+    })
 }
 
 /// The classes' names in the order of their numbers, if the set has them.
@@ -258,13 +288,17 @@ impl HeldOut {
     }
 }
 
-/// Opens a data set and decodes its first image as the run will: settings that do not suit the images fail here.
-fn open(shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
-    let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
-    let first = std::iter::once(BatchPlan::new(0, vec![0]));
-    let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
-    Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
-    Ok(dataset)
+/// Opens the data set of the key `key` and decodes its first image as the run will: settings that do not suit the images fail
+/// here.
+fn open(key: &str, shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
+    let open_and_decode = || {
+        let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
+        let first = std::iter::once(BatchPlan::new(0, vec![0]));
+        let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
+        Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
+        Ok(dataset)
+    };
+    open_and_decode().map_err(|error| missing::explain(key, shards, error))
 }
 
 /// One rank: prints what is not read of the data set `name`, and whether `transform` shows only a small part of its images.

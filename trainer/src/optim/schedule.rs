@@ -1,6 +1,6 @@
 //! The learning rate over a stage.
 
-use crate::config::{Config, Schedule, Stage};
+use crate::config::{Config, Optim, Schedule, Stage};
 use std::f64::consts::PI;
 
 /// The learning rate at `epoch` of `stage`, which has a fraction: its `lr`, scaled to the batch size (`optim.lr_batch_size`),
@@ -8,8 +8,30 @@ use std::f64::consts::PI;
 pub fn learning_rate(config: &Config, stage: &Stage, epoch: f64) -> f64 {
     let optim = &config.optim;
     let warmup = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
-    let scale = optim.lr_batch_size.map_or(1.0, |reference| optim.batch_size as f64 / reference as f64);
-    stage.lr * scale * warmup * factor(&stage.schedule, epoch, stage.epochs)
+    stage.lr * scale(optim) * warmup * factor(&stage.schedule, epoch, stage.epochs)
+}
+
+/// The factor of a stage's `lr` that follows from the batch size.
+fn scale(optim: &Optim) -> f64 {
+    optim.lr_batch_size.map_or(1.0, |reference| optim.batch_size as f64 / reference as f64)
+}
+
+/// A line for each stage whose highest learning rate is not its `lr`, because the batch size scales it.
+pub fn describe_lr_scale(config: &Config) -> Vec<String> {
+    let optim = &config.optim;
+    let Some(reference) = optim.lr_batch_size.filter(|&reference| reference != optim.batch_size) else {
+        return Vec::new();
+    };
+    let line = |stage: &Stage| {
+        format!(
+            "{}: lr {} × {}/{reference} = {} (optim.batch_size / optim.lr_batch_size)",
+            stage.name,
+            stage.lr,
+            optim.batch_size,
+            format_lr(stage.lr * scale(optim))
+        )
+    };
+    config.stages.iter().map(line).collect()
 }
 
 /// The schedule's factor at `epoch` of `epochs`.
@@ -79,5 +101,11 @@ mod tests {
         config.optim.lr_batch_size = Some(256);
         let lr = learning_rate(&config, &stage(Constant, 0.0), 1.0);
         assert!((lr - 0.4).abs() < 1e-12, "twice the batch size, twice the rate");
+        config.stages = vec![Stage { lr: 0.01, ..Stage::default() }];
+        config.optim.batch_size = 8;
+        let expected = "train: lr 0.01 × 8/256 = 3.1e-4 (optim.batch_size / optim.lr_batch_size)";
+        assert_eq!(describe_lr_scale(&config), [expected]);
+        config.optim.batch_size = 256;
+        assert!(describe_lr_scale(&config).is_empty(), "the rate is the stage's own");
     }
 }

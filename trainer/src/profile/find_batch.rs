@@ -54,7 +54,15 @@ pub fn run(
     let unit = batch_size_unit(config, world.ranks());
     let mut smallest = config.clone();
     smallest.optim.batch_size = unit;
-    let samples = agree(world, Datasets::open(&smallest, world, device))?.samples;
+    let data = Datasets::open(&smallest, device).or_else(|problems| {
+        problems.into_result(&|_| None)?;
+        unreachable!("data that cannot be opened have a problem")
+    });
+    let data = agree(world, data)?;
+    if world.rank() == 0 {
+        data.print_notes(config)?;
+    }
+    let samples = data.samples;
     let search = Search { limit: limit * (1.0 - RESERVE), unit, largest: samples / unit * unit };
     console.say(&format!(
         "multiples of {unit} on {}, at most {} per rank, {:.0} % of it kept free",

@@ -4,9 +4,10 @@ pub mod find_batch;
 mod report;
 mod step_time;
 
-use crate::config::{Config, Resume};
+use crate::config::Config;
 use crate::dist::{World, agree, all_gather_objects, on_rank_zero};
-use crate::run::{Console, resolve_run_dir, write_atomically};
+use crate::run::{Console, write_atomically};
+use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::{peak_memory, save_trace, start_recording, start_trace, stop_recording};
 use crate::text::counted;
@@ -86,7 +87,7 @@ pub fn run(
 fn create_folder(stem: &str, config: &Config) -> Result<PathBuf> {
     let dir = match &config.run.dir {
         Some(dir) => PathBuf::from(dir),
-        None => resolve_run_dir(stem, config, &Resume::Never)?.dir,
+        None => run_dir::create_unique(stem)?,
     };
     let folder = dir.join("profile");
     fs::create_dir_all(&folder).map_err(|error| Error::disk("make", &folder, &error))?;

@@ -7,6 +7,7 @@
 pub mod checkpoint;
 mod cividis;
 mod console;
+mod disk;
 mod gate_heatmap;
 mod hparams;
 mod log;
@@ -18,6 +19,7 @@ mod tensorboard;
 
 pub use cividis::cividis;
 pub use console::{Console, print_line};
+pub(crate) use disk::{check_run_dir, checkpoint_space, existing_folder, free_bytes};
 pub(crate) use log::RunLog;
 pub(crate) use records::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
 pub use resolve::RunLocation;

@@ -17,19 +17,21 @@ pub struct RunLocation {
     pub checkpoint: Option<PathBuf>,
 }
 
-/// Rank 0: the location of a run of `config`, as `resume` asks for. If the config names no directory, a new one is created
-/// under [`RUNS`], named after `stem`.
-pub(crate) fn resolve_run_dir(stem: &str, config: &Config, resume: &Resume) -> Result<RunLocation> {
+/// Rank 0: the location of a run of `config`, as `resume` asks for; none if a new directory is to be made under [`RUNS`],
+/// whose name starts with `stem`.
+pub(crate) fn resolve_run_dir(stem: &str, config: &Config, resume: &Resume) -> Result<Option<RunLocation>> {
     let configured = config.run.dir.as_ref().map(PathBuf::from);
     let dir = match resume {
-        Resume::From(path) => return resolve_resumed(path, configured),
+        Resume::From(path) => return resolve_resumed(path, configured).map(Some),
         Resume::Auto => configured.or_else(|| newest_run(stem, config)),
         Resume::Never => configured,
     };
     match dir {
-        None => Ok(RunLocation { dir: run_dir::create_unique(stem)?, checkpoint: None }),
-        Some(dir) if *resume == Resume::Auto => Ok(RunLocation { checkpoint: newest_checkpoint(&dir)?, dir }),
-        Some(dir) => new_run(dir, None),
+        None => Ok(None),
+        Some(dir) if *resume == Resume::Auto => {
+            Ok(Some(RunLocation { checkpoint: newest_checkpoint(&dir)?, dir }))
+        }
+        Some(dir) => new_run(dir, None).map(Some),
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 pub struct Error {
     /// The process's exit code.
     pub exit: Exit,
-    /// What is wrong, where, and how to fix it: one line.
+    /// What is wrong, where, and how to fix it: one line, or one for each problem of a config.
     pub message: String,
     /// Whether every rank has this same error, so that all can leave in order. Otherwise a rank that has it must abort the
     /// job.
@@ -47,6 +47,45 @@ impl Error {
             "cannot {action} {path}: {error}; check its space and permissions, or choose another folder"
         );
         Self::new(Exit::Disk, what)
+    }
+}
+
+/// Errors that keys of the config cause, collected so that a user reads all of them at once.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<(&'static str, Error)>);
+
+impl Problems {
+    /// The value of `result`; its error, which `key` causes, is added.
+    pub fn collect<T>(&mut self, key: &'static str, result: Result<T, impl Into<Error>>) -> Option<T> {
+        result.map_err(|error| self.0.push((key, error.into()))).ok()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// Each key with its line; `place` is where a key is set.
+    pub fn lines(&self, place: &dyn Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+        let line = |(key, error): &(&'static str, Error)| {
+            let place = place(key).map(|place| format!("{place}: ")).unwrap_or_default();
+            (*key, format!("{place}{error}"))
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// One error with a line for each, and the exit code of the first; ok if there are none.
+    pub fn into_result(self, place: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        let lines: Vec<String> = self.lines(place).into_iter().map(|(_, line)| line).collect();
+        match self.0.first() {
+            Some((_, first)) => Err(Error::new(first.exit, lines.join("\n"))),
+            None => Ok(()),
+        }
     }
 }
 

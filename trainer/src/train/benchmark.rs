@@ -1,14 +1,12 @@
 //! Benchmark steps: profiling and the batch-size search.
 
-use super::Trainer;
+use super::{Start, Trainer};
 use crate::config::Config;
-use crate::data::{Datasets, Prefetcher, StepIndex};
-use crate::dist::{World, agree};
-use crate::model::Costs;
+use crate::data::{Prefetcher, StepIndex};
+use crate::dist::World;
+use crate::model::{Costs, Net};
 use crate::optim::schedule::learning_rate;
-use crate::run::RunLocation;
 use crate::sys::error::{Error, Exit, Result};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::Device;
@@ -22,9 +20,18 @@ pub struct BenchmarkRun<'a> {
 impl<'a> BenchmarkRun<'a> {
     /// All ranks: opens the data and builds the network, as a run of `config` does.
     pub fn new(world: &'a World, config: &'a Config, device: Device, stop: Arc<AtomicBool>) -> Result<Self> {
-        let data = agree(world, Datasets::open(config, world, device))?;
-        let location = RunLocation { dir: PathBuf::new(), checkpoint: None };
-        let trainer = Trainer::new(world, config, location, data, device, stop, String::new())?;
+        let net = Net::from_config(config, device);
+        let started = Start {
+            config,
+            rank: world.rank(),
+            ranks: world.ranks(),
+            device,
+            has_data: true,
+            directory: None,
+            place: &|_| None,
+        }
+        .start(world, &net)?;
+        let trainer = Trainer::new(world, config, net, started, device, stop, String::new())?;
         let batches = trainer.batches(0, StepIndex::default(), u64::MAX)?;
         Ok(Self { trainer, batches })
     }

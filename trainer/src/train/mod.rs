@@ -5,25 +5,26 @@ pub mod evaluate;
 mod model;
 mod report;
 mod resume;
+mod start;
 pub mod step;
 
 pub use benchmark::BenchmarkRun;
+pub(crate) use start::{Checked, Directory, Start, Started, describe_shares};
 
 use crate::config::{Config, Stage};
 use crate::data::{Datasets, Prefetcher, StepIndex};
 use crate::dist::{self, World, replicas};
 use crate::metrics::MetricsBuffer;
 use crate::model::Net;
-use crate::optim::calibration::check_budget;
 use crate::optim::schedule::learning_rate;
+use crate::run::RunLog;
 use crate::run::checkpoint::{Order, TrainState};
-use crate::run::{RunLocation, RunLog};
 use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
 use evaluate::Evaluation;
 use model::Model;
 use report::Throughput;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -55,22 +56,17 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// All ranks: builds the network and loads the checkpoint of `location`, if it has one; writes nothing yet.
-    pub fn new(
+    /// All ranks: puts `net` in training and loads the checkpoint to resume from, if there is one; writes nothing yet.
+    pub(crate) fn new(
         world: &'a World,
         config: &'a Config,
-        location: RunLocation,
-        data: Datasets,
+        net: Net,
+        started: Started,
         device: Device,
         stop: Arc<AtomicBool>,
         command: String,
     ) -> Result<Self> {
-        let net = Net::from_config(config, device);
-        dist::agree(world, check_budget(config, &net.costs))?;
-        let mut notes = Vec::new();
-        if let (Some(path), None) = (&config.model.init_from, &location.checkpoint) {
-            notes.push(resume::initialise_from(world, Path::new(path), &net.params)?);
-        }
+        let Started { data, location, mut notes } = started;
         let mut model = Model::new(world, config, net, device);
         let order =
             Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() };

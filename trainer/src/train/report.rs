@@ -2,13 +2,14 @@
 
 use super::Trainer;
 use super::evaluate::{Evaluation, sample_paths};
+use super::start::describe_shares;
 use crate::config::{Gates, OnNonfinite, Stage};
 use crate::data::Prefetcher;
 use crate::dist::{Traffic, World};
 use crate::env;
 use crate::loss;
 use crate::metrics::routing::{self, Histogram};
-use crate::optim::schedule::format_lr;
+use crate::optim::schedule::{describe_lr_scale, format_lr};
 use crate::run::checkpoint::{StageResult, TrainState};
 use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, projector};
 use crate::run_dir;
@@ -261,6 +262,9 @@ impl Trainer<'_> {
             self.device,
             self.log.dir().display(),
         ));
+        for line in describe_lr_scale(self.config).into_iter().chain(describe_shares(self.config, world)) {
+            self.log.say(&line);
+        }
         if let Some(job) = env::get(env::SLURM_JOB_ID) {
             let requeued = env::get(env::SLURM_RESTART_COUNT).unwrap_or_else(|| "0".into());
             self.log.say(&format!("SLURM job {job}, requeued {requeued} times"));

@@ -3,7 +3,6 @@
 use super::model::Model;
 use crate::config::{self, Config};
 use crate::dist::{World, on_rank_zero, replicas};
-use crate::model::Params;
 use crate::optim::GammaController;
 use crate::optim::schedule::{format_lr, learning_rate};
 use crate::run::RunLocation;
@@ -11,13 +10,6 @@ use crate::run::checkpoint::{self, Order, TrainState};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use std::path::Path;
-
-/// All ranks: copies the tensors of `model.init_from`, which rank 0 reads; returns a line for the log.
-pub(super) fn initialise_from(world: &World, path: &Path, params: &Params) -> Result<String> {
-    let note = on_rank_zero(world, || checkpoint::initialise_from(path, params))?;
-    replicas::broadcast_all(world, &[params.flat(), params.flat_buffers()])?;
-    Ok(note)
-}
 
 /// All ranks: the state of a new run or, if `location` has a checkpoint, of that one, whose tensors are copied into `model`;
 /// and notes for the log.
