@@ -322,7 +322,7 @@ fn help_is_help_and_wrong_arguments_start_no_ranks() {
         let output = launcher().args(line.split(' ')).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && said.contains("Usage: codinet-launch"), "{line}: {said}");
-        assert!(said.contains("--nproc-per-node") && !said.contains("started"), "{line}: {said}");
+        assert!(said.contains("--nproc-per-node") && !said.contains("started my.yaml"), "{line}: {said}");
     }
     let output = launcher().args(["-n", "2", "my.yaml", "--epochs", "10"]).output().unwrap();
     let [said, error] =
