@@ -24,7 +24,10 @@ pub fn sort_words(words: Vec<String>, mut launcher: Command, mut trainer: Comman
         }
         let (target, option) = match (find_option(&launcher, &word), find_option(&trainer, &word)) {
             (Some(option), _) => (&mut own, Some(option)),
-            (None, option) => (&mut forwarded, option),
+            (None, Some(option)) => (&mut forwarded, Some(option)),
+            // An option of neither program is refused by this one.
+            (None, None) if word.starts_with('-') => (&mut own, None),
+            (None, None) => (&mut forwarded, None),
         };
         let value_follows = option.is_some_and(|option| value_follows(option, &word));
         target.push(word);
@@ -89,7 +92,7 @@ mod tests {
             ("my.yaml --hosts a,b --profile 20", "--hosts a,b -- my.yaml --profile 20"),
             // Everything after -- is for codinet-train.
             ("-n 2 -- my.yaml --raw", "-n 2 -- my.yaml --raw"),
-            ("my.yaml --unknown -n 2", "-n 2 -- my.yaml --unknown"),
+            ("my.yaml --unknown -n 2", "--unknown -n 2 -- my.yaml"),
             ("my.yaml --help", "--help -- my.yaml"),
             ("plan my.yaml -np 2 --gpus 8", "plan my.yaml -n 2 --gpus 8"),
             ("help", "help"),

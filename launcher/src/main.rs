@@ -1,9 +1,9 @@
 //! `codinet-launch`: starts `codinet-train`, one process per rank, under this machine's MPI.
 
 use clap::{CommandFactory, Parser, Subcommand};
-use codinet_config::TrainArgs;
 use codinet_config::exit::Exit;
 use codinet_config::text::error_lines;
+use codinet_config::{TrainArgs, key_as_option};
 use codinet_launcher::command_line::sort_words;
 use codinet_launcher::{doctor, plan, start, table};
 use std::process::ExitCode;
@@ -56,8 +56,18 @@ enum Tool {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let words = sort_words(std::env::args().collect(), Args::command(), TrainArgs::command());
-    let args = Args::parse_from(words);
+    let words: Vec<String> = std::env::args().collect();
+    let sorted = sort_words(words.clone(), Args::command(), TrainArgs::command());
+    let args = match Args::try_parse_from(sorted) {
+        Ok(args) => args,
+        Err(error) => match key_as_option(&error, &words) {
+            Some(what) => {
+                eprintln!("error: {what}");
+                return ExitCode::from(Exit::Config as u8);
+            }
+            None => error.exit(),
+        },
+    };
     if let Some(shell) = args.completions {
         clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut std::io::stdout());
         return ExitCode::SUCCESS;
