@@ -57,20 +57,10 @@ pub fn on_rank_zero<T: Serialize + DeserializeOwned>(
 /// All ranks: if any rank has an error, every rank returns the same one, that of the lowest such rank. All of them can then
 /// leave in order, and it is printed once.
 pub fn agree<T>(world: &World, result: Result<T>) -> Result<T> {
-    let own = match &result {
-        Ok(_) => Vec::new(),
-        Err(error) => {
-            let mut bytes = (error.exit as i32).to_le_bytes().to_vec();
-            bytes.extend_from_slice(error.message.as_bytes());
-            bytes
-        }
-    };
-    let all = all_gather_lists(world, &own)?;
-    match all.iter().find_map(|bytes| bytes.split_first_chunk()) {
+    let own = result.as_ref().err().map(|error| (error.exit as i32, error.message.clone()));
+    match all_gather_objects(world, &own)?.into_iter().flatten().next() {
         None => result,
-        Some((code, message)) => {
-            Err(shared_error(i32::from_le_bytes(*code), String::from_utf8_lossy(message).into_owned()))
-        }
+        Some((code, message)) => Err(shared_error(code, message)),
     }
 }
 

@@ -103,7 +103,7 @@ mod tests {
     fn single_process_collectives_keep_values_and_count_traffic() {
         let world = join().unwrap();
         let tensor = Tensor::from_slice(&[1.5f32, 2.5]);
-        world.all_reduce_mean(&tensor).unwrap();
+        world.all_reduce_sum(&tensor).unwrap();
         world.broadcast(&tensor, 0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, 2.5]);
         assert_eq!(world.all_gather(&tensor).unwrap().size(), [1, 2]);

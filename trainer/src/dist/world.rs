@@ -180,15 +180,6 @@ impl World {
         self.queue.start_sum("an all-reduce", tensor).wait()
     }
 
-    /// All ranks: replaces `tensor` by its mean over ranks.
-    pub fn all_reduce_mean(&self, tensor: &Tensor) -> Result<()> {
-        self.all_reduce_sum(tensor)?;
-        if self.ranks > 1 {
-            let _ = tensor.shallow_clone().g_div_scalar_(self.ranks as f64);
-        }
-        Ok(())
-    }
-
     /// The mean over ranks as an operation of autograd, whose backward pass is a mean over ranks too.
     pub fn differentiable_mean(&self) -> RankMean {
         let queue = self.queue.clone();

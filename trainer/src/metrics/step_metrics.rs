@@ -186,31 +186,41 @@ mod tests {
         let world = dist::join().unwrap();
         let mut buffer = MetricsBuffer::default();
         let mut sum = MetricsSum::default();
+        // Column i of a row is base + i; column 0 is `finite`.
+        let names: Vec<&str> = StepMetrics::scalar_names().collect();
+        let column = |name: &str| 1 + names.iter().position(|known| *known == name).unwrap();
+        let rates = 1 + names.len();
         let row = |base: f32| {
-            let mut values: Vec<f32> = (0..16).map(|i| base + i as f32).collect();
+            let mut values: Vec<f32> = (0..rates + 4).map(|i| base + i as f32).collect();
             values[0] = 1.0;
             values
         };
         let mut broken = row(3.0);
         broken[0] = 0.0;
-        broken[4] = f32::NAN;
+        broken[column("div")] = f32::NAN;
         for (step, values) in [row(1.0), row(2.0), broken].iter().enumerate() {
             buffer.push(step as u64 + 1, Tensor::from_slice(values));
         }
         let steps = buffer.gather(&world).unwrap();
         assert!(buffer.gather(&world).unwrap().is_empty());
-        let get = |step: usize, name| steps[step].get(name);
-        assert_eq!((get(0, "ce"), get(1, "loss"), get(1, "top1")), (3.0, 10.0, 11.0));
-        assert_eq!((get(0, "spread"), get(0, "centre_distance")), (11.0, 12.0));
-        assert_eq!(steps[0].rates, [13.0, 14.0]);
-        assert_eq!(steps[0].hard_rates, [15.0, 16.0]);
+        let after_terms = 2 + TERMS.len();
+        assert_eq!(["grad_norm", "ce", "con", "div", "cost"].map(column), [1, 2, 3, 4, 5]);
+        assert_eq!([column("loss"), column("top1")], [after_terms, after_terms + 1]);
+        assert_eq!([column("spread"), column("centre_distance")], [after_terms + 2, after_terms + 3]);
+        for name in &names {
+            let value = column(name) as f64;
+            assert_eq!((steps[0].get(name), steps[1].get(name)), (1.0 + value, 2.0 + value), "{name}");
+        }
+        let first = 1.0 + rates as f64;
+        assert_eq!(steps[0].rates, [first, first + 1.0]);
+        assert_eq!(steps[0].hard_rates, [first + 2.0, first + 3.0]);
         assert!(steps[1].nonfinite.is_none() && !steps[2].finite);
         assert!(steps[2].nonfinite.as_ref().unwrap().starts_with("not finite: div of rank 0 (ce 5"));
         steps.iter().for_each(|metrics| sum.add(metrics));
         let mean = sum.take_mean(3).unwrap();
         assert_eq!(
             (mean.step, mean.get("ce"), mean.get("grad_norm"), mean.hard_rates[1]),
-            (3, 3.5, 2.5, 16.5)
+            (3, 3.5, 2.5, first + 3.5)
         );
         assert!(sum.take_mean(4).is_none());
     }

@@ -9,7 +9,7 @@
 
 use crate::config::{Config, MemorySize};
 use crate::data::{Datasets, batch_size_unit};
-use crate::dist::{World, agree};
+use crate::dist::{World, agree, all_gather_objects};
 use crate::optim::schedule::format_lr;
 use crate::run::Console;
 use crate::sys::error::{Error, Exit, Result};
@@ -19,7 +19,7 @@ use crate::train::BenchmarkRun;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// The share of the limit that is kept free: steps differ, and evaluation and checkpoints need some.
 const RESERVE: f64 = 0.05;
@@ -50,7 +50,7 @@ pub fn run(
 ) -> Result<()> {
     let mut console = Console::new(world.rank());
     let own = limit.map_or_else(|| available_memory(device, world.local_rank().count), |limit| limit.0);
-    let limit = gather(world, own as f64)?.into_iter().fold(f64::INFINITY, f64::min);
+    let limit = all_gather_objects(world, &own)?.into_iter().min().expect("a number per rank") as f64;
     let unit = batch_size_unit(config, world.ranks());
     let mut smallest = config.clone();
     smallest.optim.batch_size = unit;
@@ -103,19 +103,14 @@ fn measure(world: &World, config: &Config, device: Device, stop: &Arc<AtomicBool
         benchmark.step()?;
     }
     benchmark.synchronize();
-    let seconds = gather(world, start.elapsed().as_secs_f64())?.into_iter().fold(0.0, f64::max);
-    let peak = gather(world, peak_memory(device).held as f64)?.into_iter().fold(0.0, f64::max);
+    let seconds = all_gather_objects(world, &start.elapsed().as_secs_f64())?.into_iter().fold(0.0, f64::max);
+    let peaks = all_gather_objects(world, &peak_memory(device).held)?;
     let images = TIMED_STEPS * config.optim.batch_size * config.data.views;
     Ok(Trial {
         batch_size: config.optim.batch_size,
-        peak: peak as u64,
+        peak: peaks.into_iter().max().expect("a number per rank"),
         images_per_second: images as f64 / seconds,
     })
-}
-
-/// All ranks: every rank's number.
-fn gather(world: &World, own: f64) -> Result<Vec<f64>> {
-    Ok(Vec::try_from(&world.all_gather(&Tensor::from(own))?).expect("a number per rank"))
 }
 
 /// Chooses the sizes to try.
