@@ -37,12 +37,7 @@ struct Args {
     completions: Option<clap_complete::Shell>,
 
     /// The config and other arguments of codinet-train; options of both may stand before and after it.
-    #[arg(
-        required_unless_present = "completions",
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CONFIG [ARGS]"
-    )]
+    #[arg(required_unless_present = "completions", trailing_var_arg = true, value_name = "CONFIG [ARGS]")]
     arguments: Vec<String>,
 }
 
