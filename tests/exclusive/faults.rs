@@ -183,7 +183,7 @@ enum Fault {
     /// A crash in native code: SIGABRT.
     Aborted,
     /// Another: SIGSEGV.
-    SegmentationFault,
+    Segfault,
     /// Ctrl-C: SIGINT to mpirun.
     Interrupted,
     /// Allocations fail: an exception in libtorch and a panic in Rust.
@@ -202,7 +202,7 @@ const FAULTS: [Fault; 10] = [
     Fault::Killed,
     Fault::KilledInSave,
     Fault::Aborted,
-    Fault::SegmentationFault,
+    Fault::Segfault,
     Fault::Interrupted,
     Fault::OutOfMemory,
     Fault::Stopped,
@@ -251,7 +251,7 @@ impl Fault {
             Self::Killed | Self::KilledInSave => send_signal("KILL", pid),
             Self::Aborted => send_signal("ABRT", pid),
             // Twice: Rust's handler, which looks for stack overflows, returns from the first, as a real fault would repeat.
-            Self::SegmentationFault => {
+            Self::Segfault => {
                 send_signal("SEGV", pid);
                 std::thread::sleep(Duration::from_millis(100));
                 send_signal("SEGV", pid);
@@ -295,7 +295,7 @@ impl Fault {
         match self {
             Self::Killed | Self::KilledInSave => names_rank && stderr.contains("signal 9"),
             Self::Aborted => names_rank && stderr.contains("signal 6"),
-            Self::SegmentationFault => names_rank && stderr.contains("signal 11"),
+            Self::Segfault => names_rank && stderr.contains("signal 11"),
             Self::Interrupted => stderr.contains("resume"),
             Self::OutOfMemory => names_rank || stderr.contains("memory"),
             Self::Stopped => stderr.contains(&format!("rank {rank} ")),
