@@ -20,7 +20,7 @@ BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-da
 .PHONY: quickstart setup build test docs bench install data lint
 
 quickstart: build data
-	@$(BIN)/codinet-launch --raw -n $(RANKS) $(QUICK) $(ARGS)
+	@$(BIN)/codinet-launch -n $(RANKS) $(QUICK) $(ARGS)
 	@echo "train longer: $(BIN)/codinet-launch -n $(RANKS) $(QUICK) --set stages.0.epochs=10"
 	@echo "(Ctrl-C writes a checkpoint and prints the command that resumes)"
 

@@ -25,11 +25,38 @@ pub fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
+/// A line for each shipped file: its name, and the start of its first comment, up to a full stop or semicolon.
+pub fn list() -> String {
+    let width = BUILT_IN.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    let lines = BUILT_IN.iter().map(|(name, text)| format!("{name:width$}{}\n", subject(text)));
+    let lines: String = lines.collect();
+    format!("{lines}\nA row of a table is a config, too: FILE:ROW. codinet-launch table FILE lists the rows.")
+}
+
+/// The comment that a file starts with, up to a full stop or semicolon.
+fn subject(text: &str) -> String {
+    let comment = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+    let comment = comment.collect::<Vec<_>>().join(" ");
+    let end = [". ", "; "].iter().filter_map(|mark| comment.find(mark)).min().unwrap_or(comment.len());
+    comment[..end].trim_end_matches('.').to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
     use std::fs;
+
+    #[test]
+    fn list_has_a_line_with_a_sentence_for_each_file() {
+        let list = list();
+        for (name, _) in BUILT_IN {
+            let line = list.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            assert!(line.starts_with("  ") && line.trim().split(' ').count() >= 3, "{name}: {line}");
+            assert!(line.chars().count() < 130, "{name}: {line}");
+        }
+        assert_eq!(subject("# One: a\n# b; and. Two.\na: 1\n# c"), "One: a b");
+    }
 
     #[test]
     fn every_file_in_the_folders_is_built_in() {

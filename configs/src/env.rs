@@ -23,6 +23,9 @@ macro_rules! variables {
 
 variables! {
     CODINET_MPIRUN { "codinet-launch" "the mpirun to use; default: the first one on PATH" }
+    CODINET_PROGRESS {
+        "codinet-train" "set by codinet-launch on a terminal: rank 0 prints its progress for the launcher's bar"
+    }
     CUDA_VISIBLE_DEVICES {
         "codinet-train" "GPUs that this rank sees; set and empty: the GPU is hidden on purpose, so no note says that it is unused",
         "codinet-launch" "GPUs of this machine to use: the default number of ranks"

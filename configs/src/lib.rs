@@ -17,6 +17,7 @@ mod objective;
 mod optim;
 mod paths;
 pub mod probe;
+pub mod progress;
 mod run;
 pub mod run_dir;
 mod set;
@@ -27,7 +28,7 @@ mod train_args;
 mod types;
 mod yaml;
 
-pub use built_in::{BUILT_IN, built_in};
+pub use built_in::{BUILT_IN, built_in, list};
 pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};

@@ -25,3 +25,37 @@ pub(crate) fn nearest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
 pub fn error_lines(message: &str) -> String {
     message.lines().map(|line| format!("error: {line}")).collect::<Vec<_>>().join("\n")
 }
+
+/// A time as a person says it, to two units: "45 s", "12 min", "3 h 10 min", "2 d 4 h".
+pub fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0 => format!("{seconds:.0} s"),
+        1..60 => format!("{minutes} min"),
+        60..1440 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => {
+            let hours = (seconds / 3600.0).round() as u64;
+            format!("{} d {} h", hours / 24, hours % 24)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn a_duration_has_the_two_largest_units() {
+        for (seconds, text) in [
+            (0.4, "0 s"),
+            (29.0, "29 s"),
+            (59.0, "1 min"),
+            (725.0, "12 min"),
+            (11_400.0, "3 h 10 min"),
+            (86_340.0, "23 h 59 min"),
+            (187_000.0, "2 d 4 h"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

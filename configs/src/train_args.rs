@@ -12,6 +12,7 @@ use std::str::FromStr;
 const EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 codinet-train my.yaml             one process per GPU, one rank per process
+  codinet-train --list                          the shipped configs
   codinet-train my.yaml --dry-run --ranks 8     would it start on 8 ranks? the resolved config and the network
   codinet-train my.yaml --set optim.batch_size=256 --set stages.0.lr=0.2
   codinet-train my.yaml --resume auto           resume the last run of this config
@@ -29,7 +30,7 @@ fn exit_codes() -> String {
 #[command(name = "codinet-train", version, after_help = format!("{EXAMPLES}\n\n{}", exit_codes()))]
 pub struct TrainArgs {
     /// A YAML file, or the name of a shipped config.
-    #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "probe"])]
+    #[arg(value_name = "CONFIG", required_unless_present_any = ["completions", "list", "probe"])]
     pub config: Option<String>,
 
     /// Overrides one key of the config; may be given many times.
@@ -74,6 +75,10 @@ pub struct TrainArgs {
     /// what the host and its cgroup have free.
     #[arg(long, value_name = "SIZE", requires = "find_batch")]
     pub memory: Option<MemorySize>,
+
+    /// Lists the shipped configs, with a line about each, and stops.
+    #[arg(long)]
+    pub list: bool,
 
     /// Measures what `codinet-launch doctor` checks, and prints it for that program.
     #[arg(long, hide = true)]

@@ -6,6 +6,7 @@ use codinet_config::text::error_lines;
 use codinet_config::{TrainArgs, key_as_option};
 use codinet_launcher::command_line::sort_words;
 use codinet_launcher::{doctor, plan, start, table};
+use std::io::Write;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -64,7 +65,9 @@ async fn main() -> ExitCode {
         },
     };
     if let Some(shell) = args.completions {
-        clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), "codinet-launch", &mut script);
+        let _ = std::io::stdout().write_all(&script); // a closed pipe (`| head`) is not an error
         return ExitCode::SUCCESS;
     }
     let done = match &args.tool {

@@ -1,7 +1,7 @@
 //! The MPI of this machine, and the arguments that its `mpirun` needs.
 
 use crate::allocation::Host;
-use codinet_config::env;
+use codinet_config::env::{self, Variable};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -47,6 +47,14 @@ impl Flavour {
         let flavour = Self::from_version(&text)
             .ok_or_else(|| format!("mpirun is neither Open MPI nor MPICH nor Intel MPI: {version:?}"))?;
         Ok((flavour, version))
+    }
+
+    /// The arguments that pass a variable of mpirun's environment on to ranks on other hosts. Hydra passes all.
+    pub fn export(self, variable: Variable) -> Vec<String> {
+        match self {
+            Self::OpenMpi4 | Self::OpenMpi5 => vec!["-x".into(), variable.name.into()],
+            Self::Hydra | Self::Intel => Vec::new(),
+        }
     }
 
     /// Its name.

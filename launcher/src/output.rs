@@ -1,5 +1,8 @@
-//! The output of ranks and mpirun, forwarded line by line, each line with its rank.
+//! The output of ranks and mpirun, forwarded line by line, each line with its rank. Of mpirun's own lines about the end of a
+//! job, only those remain that say what codinet-launch does not.
 
+use codinet_config::progress::{CHARS, Progress, TEMPLATE};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 
@@ -51,9 +54,63 @@ fn parse_failed_rank(line: &str) -> Option<usize> {
         .or_else(process)
 }
 
+/// Parts of mpirun's lines and framed blocks that only say that a rank has failed or the job was signalled: Open MPI's, then
+/// Hydra's.
+const BOILERPLATE: [&str; 10] = [
+    "Primary job  terminated normally, but",
+    "detected that one or more processes exited with non-zero status",
+    "MPI_ABORT was invoked on rank",
+    "has sent help message help-mpi-api.txt / mpi-abort",
+    "have sent help message help-mpi-api.txt / mpi-abort",
+    "to 0 to see all help / error messages",
+    ": Forwarding signal ",
+    "BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES",
+    "YOUR APPLICATION TERMINATED WITH THE EXIT STRING",
+    "Please see the FAQ page for debugging suggestions",
+];
+/// In the block of a rank that a signal has ended: the line with the signal and the host.
+const KILLED: &str = "noticed that process rank ";
+
+/// Leaves out mpirun's boilerplate.
+#[derive(Debug, Default)]
+struct MpirunLines {
+    /// The lines since a block's first frame.
+    block: Vec<String>,
+}
+
+impl MpirunLines {
+    /// The lines to print once `line` has arrived.
+    fn push(&mut self, line: &str) -> Vec<String> {
+        let is_frame =
+            line.len() >= 20 && (line.bytes().all(|c| c == b'-') || line.bytes().all(|c| c == b'='));
+        if self.block.is_empty() && !is_frame {
+            return if is_boilerplate(line) { Vec::new() } else { vec![line.to_owned()] };
+        }
+        self.block.push(line.to_owned());
+        if is_frame && self.block.len() > 1 { self.take_block() } else { Vec::new() }
+    }
+
+    /// The lines to print of a block that is over.
+    fn take_block(&mut self) -> Vec<String> {
+        let mut block = std::mem::take(&mut self.block);
+        if block.iter().any(|line| line.contains(KILLED)) {
+            block.retain(|line| line.contains(KILLED));
+        } else if block.iter().any(|line| is_boilerplate(line)) {
+            block.clear();
+        }
+        block
+    }
+}
+
+fn is_boilerplate(line: &str) -> bool {
+    BOILERPLATE.iter().any(|part| line.contains(part))
+}
+
 /// The output of a job so far.
 #[derive(Debug, Default)]
 pub struct JobOutput {
+    mpirun_lines: MpirunLines,
+    bar: Option<ProgressBar>,
     last_lines: BTreeMap<usize, VecDeque<String>>,
     /// The failed rank that mpirun names.
     named_by_mpirun: Option<usize>,
@@ -64,13 +121,55 @@ pub struct JobOutput {
 }
 
 impl JobOutput {
-    /// Forwards a line to this program's stream and records it.
+    /// Forwards a line to this program's stream and records it. A line of progress moves the bar.
     pub fn forward(&mut self, stream: Stream, line: &str) {
-        let text = self.record(line) + "\n";
-        match stream {
+        let rank_line = parse_rank_line(line.trim_end_matches('\r'));
+        if let Some(progress) = rank_line.as_ref().and_then(|(_, text)| Progress::parse(text)) {
+            self.show_progress(progress);
+            return;
+        }
+        let text = self.record(line);
+        let lines = if rank_line.is_some() { vec![text] } else { self.mpirun_lines.push(&text) };
+        self.print(stream, &lines);
+    }
+
+    /// The job has ended: prints what was held back, and removes the bar.
+    pub fn end(&mut self) {
+        let lines = self.mpirun_lines.take_block();
+        self.print(Stream::Err, &lines);
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Prints a line of the launcher itself, above the bar.
+    pub fn say(&self, line: &str) {
+        self.print(Stream::Err, &[line.to_owned()]);
+    }
+
+    fn print(&self, stream: Stream, lines: &[String]) {
+        if lines.is_empty() {
+            return;
+        }
+        let text = lines.join("\n") + "\n";
+        let write = || match stream {
             Stream::Out => crate::print(&text),
             Stream::Err => _ = std::io::stderr().write_all(text.as_bytes()),
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
+    }
+
+    fn show_progress(&mut self, Progress { step, steps, status }: Progress) {
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template(TEMPLATE).expect("a valid template");
+            let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stdout());
+            bar.with_style(style.progress_chars(CHARS))
+        });
+        bar.set_message(status.to_owned());
+        bar.set_position(step);
     }
 
     fn record(&mut self, line: &str) -> String {
@@ -149,6 +248,40 @@ mod tests {
         for line in ["mpirun noticed that …", "[host:08734] mca: base", "[proxy:0:1@host] x", ""] {
             assert_eq!(parse_rank_line(line), None, "{line}");
         }
+    }
+
+    /// What Open MPI 4.1 printed of three ends of a job.
+    #[test]
+    fn mpiruns_boilerplate_is_left_out() {
+        let frame = "-".repeat(74);
+        let printed = |lines: &[&str]| {
+            let mut mpirun = MpirunLines::default();
+            let mut printed: Vec<String> = lines.iter().flat_map(|line| mpirun.push(line)).collect();
+            printed.extend(mpirun.take_block());
+            printed
+        };
+        let stopped = [
+            "mpirun: Forwarding signal 12 to job",
+            &frame,
+            "Primary job  terminated normally, but 1 process returned",
+            "a non-zero exit code. Per user-direction, the job has been aborted.",
+            &frame,
+            &frame,
+            "mpirun detected that one or more processes exited with non-zero status, thus causing",
+            "the job to be terminated. The first process to do so was:",
+            "",
+            "  Process name: [[4002,1],1]",
+            "  Exit code:    75",
+            &frame,
+        ];
+        assert!(printed(&stopped).is_empty(), "{:?}", printed(&stopped));
+        let killed = "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 9 (Killed).";
+        assert_eq!(printed(&[&frame, killed, &frame]), [killed]);
+        // What codinet-launch does not say stays, also if its block never ends.
+        let slots = [&frame, "There are not enough slots available in the system", &frame];
+        assert_eq!(printed(&slots), slots);
+        assert_eq!(printed(&slots[..2]), slots[..2]);
+        assert_eq!(printed(&["[host:08734] mca: base"]), ["[host:08734] mca: base"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Restarts after a crash: in which run directory, with which command, and after how long a wait.
 
 use codinet_config::{Resume, TrainArgs, load, run_dir};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The longest wait before a restart, unless the first wait is longer.
@@ -19,14 +19,22 @@ pub struct Commands {
     pub first: Vec<String>,
     /// Every start after it.
     pub restart: Vec<String>,
+    /// The run directory that was created for them.
+    pub created: Option<PathBuf>,
 }
 
 impl Commands {
+    /// Without restarts: the arguments as they are.
+    pub fn once(arguments: &[String]) -> Self {
+        Self { first: arguments.to_vec(), restart: Vec::new(), created: None }
+    }
+
     /// For `arguments`, which `args` are. A run that may be restarted needs a directory that is known beforehand: if neither the command line nor the config
     /// sets one, it is created here.
     pub fn new(arguments: &[String], args: TrainArgs) -> Result<Self, String> {
         let mut first = arguments.to_vec();
         let mut restart = first.clone();
+        let mut created = None;
         let set_dir = |dir: &Path| ["--set".to_owned(), format!("run.dir={}", dir.display())];
         let dir_is_set = args.set.iter().any(|setting| setting.starts_with("run.dir="));
         match args.resume {
@@ -41,11 +49,21 @@ impl Commands {
                         run_dir::create_unique(&run_dir::stem(&config)).map_err(|error| error.to_string())?;
                     first.extend(set_dir(&dir));
                     restart.extend(set_dir(&dir));
+                    created = Some(dir);
                 }
             }
         }
         restart.extend(["--resume", "auto"].map(Into::into));
-        Ok(Self { first, restart })
+        Ok(Self { first, restart, created })
+    }
+}
+
+impl Drop for Commands {
+    /// Removes the run directory that was created, if it is still empty: the start has failed.
+    fn drop(&mut self) {
+        if let Some(dir) = &self.created {
+            let _ = std::fs::remove_dir(dir); // refuses a directory with files
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::allocation::{Allocation, RankArgs};
 use crate::machine::Machine;
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::restart::{Commands, back_off};
-use crate::supervise::{self, Signals};
+use crate::supervise::{self, OutputMode, Signals};
 use crate::{print, trainer};
 use clap::Parser;
 use codinet_config::env;
@@ -12,6 +12,7 @@ use codinet_config::exit::Exit;
 use codinet_config::host;
 use codinet_config::text::shell_quote;
 use codinet_config::{TrainArgs, key_as_option};
+use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     pub grace: u64,
 
-    /// Leaves the ranks' output to mpirun: lines without their rank, no summary of errors, and the progress bar on a terminal.
+    /// Leaves the ranks' output to mpirun: lines without their rank, mpirun's own lines, no summary of errors, no bar.
     #[arg(long)]
     pub raw: bool,
 
@@ -134,18 +135,28 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
         print(&format!("codinet-launch: SLURM has requeued this job {count} times\n"));
     }
     let commands = if args.max_restarts == 0 {
-        Commands { first: arguments.to_vec(), restart: Vec::new() }
+        Commands::once(arguments)
     } else {
         Commands::new(arguments, train_args)?
     };
     // Before mpirun starts: no signal may end this program and leave mpirun behind.
     let mut signals = Signals::watch()?;
+    let mode = if args.raw {
+        OutputMode::Raw
+    } else if std::io::stdout().is_terminal() {
+        OutputMode::Bar
+    } else {
+        OutputMode::Lines
+    };
     let mut command = mpirun_args(&commands.first);
     for restart in 1.. {
         print_command(&command);
+        if mode == OutputMode::Bar {
+            command.splice(..0, flavour.export(env::CODINET_PROGRESS));
+        }
         let grace = Duration::from_secs(args.grace);
         let kills_before = host::out_of_memory_kills();
-        let job_exit = supervise::run(&command, args.raw, grace, &mut signals).await?;
+        let job_exit = supervise::run(&command, mode, grace, &mut signals).await?;
         let out_of_memory = host::out_of_memory_kills() > kills_before;
         let any_output = args.raw || job_exit.output.any();
         let exit = Exit::of_mpirun(job_exit.code, any_output, out_of_memory);

@@ -4,7 +4,7 @@
 
 use crate::mpi::mpirun;
 use crate::output::{JobOutput, Stream};
-use codinet_config::host;
+use codinet_config::{env, host};
 use rustix::process::{Pid, Signal as Sent, kill_process, set_parent_process_death_signal};
 use std::future::pending;
 use std::process::{ExitStatus, Stdio};
@@ -79,12 +79,22 @@ pub struct JobExit {
     pub output: JobOutput,
 }
 
+/// What becomes of the ranks' output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputMode {
+    /// Ranks write to this program's terminal.
+    Raw,
+    /// Lines with their rank.
+    Lines,
+    /// The same, and a bar of the run's progress below them.
+    Bar,
+}
+
 /// Runs mpirun with `args`. The first signal becomes the SIGUSR2 that mpirun forwards to the ranks, which have `grace` for a
-/// checkpoint. Another signal a second or more later, or the end of that time, ends mpirun. With `raw` ranks write to this
-/// program's terminal.
+/// checkpoint. Another signal a second or more later, or the end of that time, ends mpirun.
 pub async fn run(
     args: &[String],
-    raw: bool,
+    mode: OutputMode,
     grace: Duration,
     signals: &mut Signals,
 ) -> Result<JobExit, String> {
@@ -94,7 +104,10 @@ pub async fn run(
     // The end of this program, by SIGKILL too, ends the job.
     // SAFETY: between fork and exec, one system call, which allocates nothing.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Sent::TERM))?)) };
-    if !raw {
+    if mode == OutputMode::Bar {
+        command.env(env::CODINET_PROGRESS.name, "1");
+    }
+    if mode != OutputMode::Raw {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     let mut child = command.spawn().map_err(|error| format!("cannot run {}: {error}", mpirun().display()))?;
@@ -120,6 +133,7 @@ pub async fn run(
                 }
                 requests += 1;
                 if requests == 1 {
+                    output.say("codinet-launch: stopping with a checkpoint; another signal ends the ranks at once");
                     deadline = Some(Instant::now() + grace);
                     send(&child, Sent::USR2);
                 } else {
@@ -132,10 +146,11 @@ pub async fn run(
                 if terminated {
                     kill_tree(&child);
                 } else if output.has_failure() {
-                    eprintln!("codinet-launch: a rank has failed and mpirun does not end; ending it");
+                    output.say("codinet-launch: a rank has failed and mpirun does not end; ending it");
                     send(&child, Sent::TERM);
                 } else {
-                    eprintln!("codinet-launch: no checkpoint within {} s (--grace); ending mpirun", grace.as_secs());
+                    let grace = grace.as_secs();
+                    output.say(&format!("codinet-launch: no checkpoint within {grace} s (--grace); ending mpirun"));
                     send(&child, Sent::TERM);
                 }
                 terminated = true;
@@ -147,6 +162,7 @@ pub async fn run(
     while let Ok(Some((stream, line))) = timeout_at(drained, lines.recv()).await {
         output.forward(stream, &line);
     }
+    output.end();
     let stop_requested = requests > 0;
     let code = output.abort_code().filter(|_| terminated && !stop_requested).or(exit_code(status));
     Ok(JobExit { code, stop_requested, output })

@@ -27,6 +27,7 @@ static INSTALLED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
          case \"$1\" in fail*|*/fail*) echo 'error: it fails' >&2; exit 3;; esac\n[ \"$2\" = --dry-run=json ] && exec cat {facts}\n\
          echo \"started $*\"\n[ \"$1\" = wait ] && while :; do sleep 0.1; done\n\
          [ \"$1\" = unloadable ] && exit 127\n\
+         [ \"$1\" = progress ] && {{ echo \"variable ${{CODINET_PROGRESS-unset}}\"; echo '@progress 3/8 epoch 1/2 · loss 0.5'; }}\n\
          [ \"$1\" = deaf ] && {{ trap '' USR2; sleep 60; }}\n\
          if [ \"$1\" = die ]; then\n\
          [ \"$(cat \"${{3#run.dir=}}/deaths\")\" = xx ] || {{ printf x >>\"${{3#run.dir=}}/deaths\"; kill -9 $$; }}\nfi\nexit 0\n"
@@ -67,6 +68,28 @@ fn last_lines_of_the_first_failed_rank_are_repeated() {
     let (_, end) = said.split_once(" failed first; its last lines:\n").expect(&said);
     assert!(end.contains("] error: it fails\n"), "{said}");
     assert!(end.contains("exit code 3") && end.ends_with("; not restartable\n"), "{said}");
+    // mpirun's own words for it only come with --raw.
+    let boilerplate = "a non-zero exit code. Per user-direction, the job has been aborted.";
+    assert!(!said.contains(boilerplate) && !said.contains("-----"), "{said}");
+    let raw = launcher().args(["--raw", "-n", "2", "fail"]).output().unwrap();
+    let said = [raw.stdout, raw.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(said.contains(boilerplate), "{said}");
+}
+
+#[test]
+fn progress_is_a_bar_on_a_terminal_only() {
+    let args = "-n 1 progress";
+    let program = INSTALLED.path().join("codinet-launch");
+    let terminal = Command::new("script")
+        .args(["-qec", &format!("{} {args}", program.display()), "/dev/null"])
+        .env("TERM", "xterm")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&terminal.stdout).into_owned();
+    assert!(said.contains("[0] variable 1"), "{said}");
+    assert!(said.contains("3/8 · epoch 1/2 · loss 0.5") && !said.contains("@progress"), "{said}");
+    let file = launcher().args(args.split(' ')).output().unwrap();
+    assert!(String::from_utf8_lossy(&file.stdout).contains("[0] variable unset"));
 }
 
 /// The stand-in dies twice, each time after it has said where it goes on from.
@@ -222,7 +245,9 @@ fn signals_are_forwarded_as_sigusr2() {
     for signal in ["INT", "TERM", "USR2"] {
         let log = folder.path().join(signal);
         let out = std::fs::File::create(&log).unwrap();
-        let mut child = launcher().args(["-n", "2", "wait"]).stdout(out).spawn().unwrap();
+        let mut launcher = launcher();
+        launcher.args(["-n", "2", "wait"]).stderr(out.try_clone().unwrap()).stdout(out);
+        let mut child = launcher.spawn().unwrap();
         let said = || std::fs::read_to_string(&log).unwrap();
         let start = Instant::now();
         while said().matches("started").count() < 2 {
@@ -233,6 +258,11 @@ fn signals_are_forwarded_as_sigusr2() {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(75), "{signal}: {}", said());
         assert!(said().contains("stopping"), "{signal}: {}", said());
+        // Besides the ranks' lines there are only the command and the launcher's line, nothing of mpirun's.
+        let said_at_end = said();
+        let own: Vec<&str> = said_at_end.lines().filter(|line| !line.starts_with('[')).collect();
+        let expected = "codinet-launch: stopping with a checkpoint; another signal ends the ranks at once";
+        assert_eq!(own[1..], [expected], "{signal}: {said_at_end}");
         assert!(start.elapsed() < Duration::from_secs(60), "it does not linger");
     }
 }

@@ -3,7 +3,7 @@
 use crate::common::{Sandbox, assert_rejected, latest_checkpoint, metrics, mpirun, read_json, succeed};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tch::{Kind, Tensor};
 
@@ -201,20 +201,35 @@ fn training_writes_tensorboard_files() {
     assert!(train[0]["spread"].as_f64().unwrap() > 0.0, "noise moves views apart");
     assert!(metrics(&run, "eval").iter().all(|line| line["path_entropy"].as_f64().unwrap() >= 0.0));
     let logs = run.join("tensorboard");
-    let config = fs::read_to_string(logs.join("projector_config.pbtxt")).unwrap();
+    let config = fs::read_to_string(run.join("projector_config.pbtxt")).unwrap();
     assert_eq!(config.matches("tensor_name").count(), 2);
     for step in ["paths-step-00000012", "paths-step-00000024"] {
         let rows = |name: &str| fs::read_to_string(logs.join(step).join(name)).unwrap().lines().count();
         assert_eq!((rows("vectors.tsv"), rows("labels.tsv")), (37, 38), "{step}");
     }
     let mut events = Vec::new();
-    for entry in fs::read_dir(&logs).unwrap().flatten().filter(|entry| entry.path().is_file()) {
-        events.extend(fs::read(entry.path()).unwrap());
+    let is_event_file =
+        |path: &Path| path.file_name().unwrap().to_string_lossy().starts_with("events.out.tfevents.");
+    for path in
+        fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().path()).filter(|path| is_event_file(path))
+    {
+        events.extend(fs::read(path).unwrap());
     }
     let contains = |what: &[u8]| events.windows(what.len()).any(|window| window == what);
-    for what in
-        ["_hparams_/experiment", "_hparams_/session_end_info", "train_rates/over_time", "diversity.margin"]
-    {
+    for what in [
+        "_hparams_/experiment",
+        "_hparams_/session_end_info",
+        "routing/rates_over_time",
+        "diversity.margin",
+        "_overview/1_loss",
+        "accuracy/top1_eval",
+        "routing_rates/layer1.0",
+        "Nats.",
+        "run/config",
+        "run/command",
+        "custom_scalars__config__",
+        "system/memory",
+    ] {
         assert!(contains(what.as_bytes()), "{what}");
     }
     assert!(contains(b"\x89PNG"));

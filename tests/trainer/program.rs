@@ -23,6 +23,11 @@ fn one_and_two_ranks_write_complete_and_equivalent_runs() {
         let settings = ["--set", "stages.0.epochs=3", "--set", "run.keep_best=false"];
         let stdout = succeed(&mut sandbox.train_into(&run, ranks, &settings));
         assert!(stdout.contains("top-1") && stdout.contains("tensorboard --logdir"), "{stdout}");
+        // The whole run's steps and epochs: 3 + 1 of 12 steps.
+        for start in ["step 3/48 · epoch 1/4 · loss ", "step 39/48 · epoch 4/4 · loss "] {
+            let line = stdout.lines().find(|line| line.starts_with(start)).expect(&stdout);
+            assert!(line.contains(" img/s · ") && line.contains(" GB"), "{line}");
+        }
         run
     });
     for (run, ranks) in runs.iter().zip([1, 2]) {
@@ -39,7 +44,7 @@ fn one_and_two_ranks_write_complete_and_equivalent_runs() {
         for file in ["config.yaml", "log.txt", "metrics.jsonl", "checkpoints/latest"] {
             assert!(run.join(file).exists(), "{file}");
         }
-        let mut files = fs::read_dir(run.join("tensorboard")).unwrap().flatten();
+        let mut files = fs::read_dir(run).unwrap().flatten();
         let events = files.find(|file| file.file_name().to_string_lossy().starts_with("events.")).unwrap();
         assert!(events.metadata().unwrap().len() > 1000);
         // 12 steps an epoch: a record every third, an evaluation each epoch, three checkpoints kept.
@@ -47,6 +52,10 @@ fn one_and_two_ranks_write_complete_and_equivalent_runs() {
         assert_eq!(metrics(run, "eval").len(), 4);
         // Two checkpoints an epoch, before and after its evaluation.
         let events = metrics(run, "event");
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.iter().all(|line| line["time"].as_str().is_some_and(|time| time.ends_with('Z'))));
+        assert!(lines.is_sorted_by_key(|line| line["seconds"].as_f64().unwrap()));
         assert_eq!(events.iter().filter(|event| event["event"] == "checkpoint").count(), 8);
         assert!(events.iter().all(|event| event["blocked_s"].as_f64().unwrap() > 0.0));
         let kept = fs::read_dir(run.join("checkpoints")).unwrap().flatten();
@@ -131,6 +140,12 @@ fn train_with_stops(settings: &[&str]) -> (PathBuf, Sandbox) {
         assert!(expected == checkpoint_file(&stopped, file), "{file} differs");
         let has_ema = settings.iter().any(|setting| setting.contains("ema"));
         assert_eq!(expected.is_some(), file != "ema.safetensors" || has_ema, "{file}");
+    }
+    // Seconds continue after each stop.
+    for kind in ["train", "eval"] {
+        let seconds: Vec<f64> =
+            metrics(&stopped, kind).iter().map(|line| line["seconds"].as_f64().unwrap()).collect();
+        assert!(seconds.is_sorted() && seconds[0] > 0.0, "{kind}: {seconds:?}");
     }
     let train_losses = |run: &Path| -> Vec<(u64, Value)> {
         let evaluations = metrics(run, "eval");
@@ -298,6 +313,63 @@ fn eval_only_repeats_the_accuracy_of_training() {
     }
     assert_eq!(fs::read_dir(&run).unwrap().count(), files);
     assert!(!sandbox.path("runs").exists());
+}
+
+#[test]
+fn list_names_every_shipped_config() {
+    let stdout = succeed(Command::new(program("codinet-train")).arg("--list"));
+    for (name, _) in codinet_trainer::config::BUILT_IN {
+        assert!(stdout.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {stdout}");
+    }
+}
+
+#[test]
+fn failed_start_leaves_no_run_directory() {
+    let sandbox = Sandbox::new();
+    let broken = ["--set", "model.init_from=/nowhere.safetensors"];
+    assert!(!finish(&mut sandbox.train(1, &broken)).status.success());
+    assert!(!sandbox.path("runs").exists());
+    // With restarts the launcher makes the directory beforehand.
+    let mut launcher = Command::new(program("codinet-launch"));
+    launcher.args(["-n", "1", "--max-restarts", "1"]).arg(&sandbox.config).args(broken);
+    assert!(!finish(launcher.current_dir(sandbox.folder.path())).status.success());
+    assert_eq!(fs::read_dir(sandbox.path("runs")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_bar_shows_the_progress_on_a_terminal() {
+    let sandbox = Sandbox::new();
+    for (name, ranks) in [("codinet-train", ""), ("codinet-launch", "-n 2 ")] {
+        let line = format!("{} {ranks}{}", program(name).display(), sandbox.config.display());
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env("COLUMNS", "100");
+        let stdout = succeed(terminal.current_dir(sandbox.folder.path()));
+        assert!(stdout.contains("/24 · epoch 1/2 · loss ") && stdout.contains(" img/s · "), "{stdout}");
+        assert!(!stdout.contains("step 3/24") && !stdout.contains("@progress"), "{stdout}");
+        assert!(stdout.contains("top-1"), "{stdout}");
+    }
+}
+
+#[test]
+fn closed_pipe_is_no_error() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.config.to_str().unwrap();
+    let data = sandbox.path("train");
+    let train = ["codinet-train", config, "--dry-run"];
+    let inspect = ["codinet-data", "inspect", data.to_str().unwrap()];
+    let programs = ["train", "launch", "data", "infer", "export", "analyze"];
+    let programs = programs.map(|name| format!("codinet-{name}"));
+    let completions = programs.iter().map(|name| vec![name.as_str(), "--completions", "bash"]);
+    for words in completions.chain([train.to_vec(), inspect.to_vec()]) {
+        let command = format!("{} {}", program(words[0]).display(), words[1..].join(" "));
+        let line = format!("{{ {command}; echo $? >status; }} 2>errors | true");
+        let mut shell = Command::new("sh");
+        assert!(shell.args(["-c", &line]).current_dir(sandbox.folder.path()).status().unwrap().success());
+        let read = |name: &str| fs::read_to_string(sandbox.path(name)).unwrap();
+        wait_until(60, || format!("{words:?}"), || sandbox.path("status").exists());
+        assert_eq!((read("status").trim(), read("errors").as_str()), ("0", ""), "{words:?}");
+        fs::remove_file(sandbox.path("status")).unwrap();
+    }
 }
 
 #[test]

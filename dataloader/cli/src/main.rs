@@ -1,5 +1,6 @@
 //! `codinet-data` makes and examines the shards that training reads.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -50,7 +51,9 @@ Exit codes: 0 done, 2 wrong usage, 3 something is wrong with the data or a disk.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(shell) = cli.completions {
-        clap_complete::generate(shell, &mut Cli::command(), "codinet-data", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "codinet-data", &mut script);
+        let _ = std::io::stdout().write_all(&script); // a closed pipe (`| head`) is no error
         return ExitCode::SUCCESS;
     }
     let result = match cli.command {

@@ -30,6 +30,10 @@ use tch::Device;
 
 /// All ranks: does what the command line asks for. `stop` asks a run to end with a checkpoint.
 pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result<()> {
+    if args.list {
+        Console::new(world.rank()).say(&config::list());
+        return Ok(());
+    }
     load_cuda();
     if args.probe {
         return probe::run(args.config.as_deref(), &args.set, world, &stop);
@@ -81,11 +85,11 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     start.device = device;
     let started = start.start(world, &net)?;
     let command = restart_command(args, world.ranks());
+    let mut trainer = Trainer::new(world, &config, net, started, device, stop, command)?;
     if world.rank() == 0 {
-        let dir = started.location.dir.display().to_string();
-        let _ = RESUME.set(format!("{command} --resume {}", shell_quote(&dir)));
+        let _ = RESUME.set(trainer.resume_command());
     }
-    Trainer::new(world, &config, net, started, device, stop, command)?.run()?;
+    trainer.run()?;
     Ok(())
 }
 
@@ -168,8 +172,8 @@ pub fn watch_signals() -> Result<Arc<AtomicBool>> {
             if repeated && is_new {
                 signal_hook::low_level::exit(128 + signal);
             }
-            // At once: mpirun kills ranks a second after Ctrl-C, perhaps before they have a checkpoint.
-            if let Some(command) = RESUME.get().filter(|_| !repeated) {
+            // At once: mpirun kills ranks a second after Ctrl-C, perhaps before they have a checkpoint. SIGUSR2 leaves them time.
+            if let Some(command) = RESUME.get().filter(|_| !repeated && signal != SIGUSR2) {
                 eprintln!("stopping with a checkpoint after this step; to resume: {command}");
             }
         }

@@ -8,6 +8,7 @@ use crate::sys::{is_out_of_memory, restart_with_settings};
 use crate::text::error_lines;
 use clap::Parser;
 use clap_complete::Shell;
+use std::io::Write;
 
 /// A program whose command line is `A`.
 #[derive(Clone, Copy)]
@@ -66,7 +67,9 @@ impl<A: Parser> Program<A> {
             }
         });
         let Some(shell) = (self.completions)(&args) else { return Some(args) };
-        clap_complete::generate(shell, &mut A::command(), self.name, &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut A::command(), self.name, &mut script);
+        let _ = std::io::stdout().write_all(&script); // a closed pipe (`| head`) is not an error
         None
     }
 

@@ -16,6 +16,11 @@ impl HostCopy {
         Self { copy, copied: Event::record(tensor.device()) }
     }
 
+    /// Whether the tensor was on the host, so that there is nothing to wait for.
+    pub fn is_immediate(&self) -> bool {
+        self.copied.is_none()
+    }
+
     /// Waits for the copy, on a GPU also for the work that produced the tensor, and returns its numbers.
     pub fn wait(self) -> Vec<f64> {
         if let Some(copied) = self.copied {

@@ -1,6 +1,7 @@
 //! What one training step measures. [`StepMetrics`] packs it into a row of numbers on the device and unpacks that row on
 //! the host; the layout of the row stands here only.
 
+use super::HostCopy;
 use crate::dist::World;
 use crate::loss::{self, TERMS, TermValues};
 use crate::model::NetOutput;
@@ -128,6 +129,12 @@ impl MetricsBuffer {
         self.rows.push((step, row));
     }
 
+    /// Any rank: starts to copy this rank's loss in the last step to the host; `None` if the steps have been gathered.
+    pub fn copy_loss(&self) -> Option<HostCopy> {
+        let column = 1 + StepMetrics::scalar_names().position(|name| name == "loss").expect("a scalar");
+        self.rows.last().map(|(_, row)| HostCopy::start(&row.select(0, column as i64)))
+    }
+
     /// All ranks: gathers the steps since the last call; bit-identical on all ranks.
     pub fn gather(&mut self, world: &World) -> Result<Vec<StepMetrics>> {
         let rows = std::mem::take(&mut self.rows);
@@ -201,7 +208,9 @@ mod tests {
         for (step, values) in [row(1.0), row(2.0), broken].iter().enumerate() {
             buffer.push(step as u64 + 1, Tensor::from_slice(values));
         }
+        assert_eq!(buffer.copy_loss().unwrap().wait(), [3.0 + 7.0]);
         let steps = buffer.gather(&world).unwrap();
+        assert!(buffer.copy_loss().is_none());
         assert!(buffer.gather(&world).unwrap().is_empty());
         let after_terms = 2 + TERMS.len();
         assert_eq!(["grad_norm", "ce", "con", "div", "cost"].map(column), [1, 2, 3, 4, 5]);

@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 const MAX_BIAS: f64 = 8.0;
 /// Steps of the bisection: to a resolution of 16/2¹⁴ = 0.001.
 const BISECTIONS: usize = 14;
+/// Passes over the held-out images at most: one a step, and one at each end.
+pub const PASSES: u64 = BISECTIONS as u64 + 2;
 
 /// Checks that the config's budget, if it has one, is within the network's range.
 pub fn check_budget(config: &Config, costs: &Costs) -> Result<()> {

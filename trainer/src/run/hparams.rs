@@ -8,7 +8,20 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The measurements that the tab compares.
-const METRICS: [&str; 4] = ["eval/top1", "eval/gmacs", "eval/distinct_paths", "eval/path_entropy"];
+const METRICS: [&str; 4] =
+    ["accuracy/top1_eval", "routing/gmacs_eval", "routing/paths_eval", "routing/path_entropy_eval"];
+/// What varies most between runs: the table has these keys first, and the others after them.
+const FIRST: [&str; 9] = [
+    "model.arch",
+    "cost.budget_gmacs",
+    "cost.gamma",
+    "consistency.weight",
+    "diversity.weight",
+    "diversity.margin",
+    "stages.0.lr",
+    "optim.batch_size",
+    "run.seed",
+];
 /// Prefixes of keys that do not affect what is trained.
 const NOT_COMPARED: [&str; 2] = ["run.", "collective."];
 const PLUGIN: &str = "hparams";
@@ -49,6 +62,9 @@ struct HParamInfo {
     /// 1: text, 2: boolean, 3: number.
     #[prost(int32, tag = "4")]
     kind: i32,
+    /// TensorBoard shows these first.
+    #[prost(bool, tag = "7")]
+    differs: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -109,7 +125,11 @@ pub(super) fn write_start(events: &mut EventFile, config: &Value) {
         Some(SettingValue::Bool(_)) => 2,
         Some(SettingValue::Number(_)) => 3,
     };
-    let info = |(name, value): (&String, &Setting)| HParamInfo { name: name.clone(), kind: kind(value) };
+    let info = |(name, value): (&String, &Setting)| HParamInfo {
+        name: name.clone(),
+        kind: kind(value),
+        differs: FIRST.contains(&name.as_str()),
+    };
     let metric = |tag: &str| MetricInfo { name: Some(MetricName { group: String::new(), tag: tag.into() }) };
     let experiment = Experiment {
         hparam_infos: settings.iter().map(info).collect(),

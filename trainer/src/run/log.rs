@@ -12,7 +12,7 @@ use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::Tensor;
 
 /// A run's output: the terminal and `log.txt`, `metrics.jsonl`, TensorBoard's files, `summary.json` and the checkpoints.
@@ -42,15 +42,18 @@ impl RunLog {
 
     /// All ranks: afterwards the directory exists, is locked, and holds the resolved config. Records that an earlier
     /// process made after `state`, and checkpoints that it did not finish, are removed. An error is the same on all ranks.
+    /// `blocks` are the gated blocks' names, `command` is what started the run.
     pub fn open(
         &mut self,
         world: &World,
         config: &Config,
         state: &TrainState,
         class_names: Option<&[String]>,
+        blocks: Vec<String>,
+        command: &str,
     ) -> Result<()> {
         let opened = match world.rank() {
-            0 => open_recorder(&self.dir, config, state, class_names).map(Some),
+            0 => open_recorder(&self.dir, config, state, class_names, blocks, command).map(Some),
             _ => Ok(None),
         };
         self.recorder = agree(world, opened)?;
@@ -78,19 +81,29 @@ impl RunLog {
         self.console.log_only(text);
     }
 
-    /// Shows a progress bar at `done` of `steps` steps, if a person watches.
-    pub fn start_progress(&mut self, steps: u64, done: u64) {
-        self.console.start_bar(steps, done);
+    /// Shows from now on how far the run is, at `step` of `steps`.
+    pub fn start_progress(&mut self, step: u64, steps: u64, status: &str) {
+        self.console.start_progress(step, steps, status);
     }
 
-    /// Moves the progress bar. `status` is a step of the run and its figures, which are logged too.
-    pub fn progress(&mut self, done: u64, status: Option<(u64, &str)>) {
-        self.console.update_bar(done, status);
+    /// Whether how far the run is is shown as a bar.
+    pub fn has_bar(&self) -> bool {
+        self.console.has_bar()
     }
 
-    /// Removes the progress bar.
+    /// After each step: whether a status is due before another step, which takes about `step_time`, is over.
+    pub fn status_is_due(&mut self, step_time: Duration) -> bool {
+        self.console.status_is_due(step_time)
+    }
+
+    /// Shows the status after `step` on the bar or as a line; a bar's is in `log.txt` only if it is `logged`.
+    pub fn show_status(&mut self, step: u64, status: &str, logged: bool) {
+        self.console.show_status(step, status, logged);
+    }
+
+    /// Removes the bar.
     pub fn end_progress(&mut self) {
-        self.console.end_bar();
+        self.console.end_progress();
     }
 
     /// Records what happened at a step.
@@ -166,10 +179,12 @@ fn open_recorder(
     config: &Config,
     state: &TrainState,
     class_names: Option<&[String]>,
+    blocks: Vec<String>,
+    command: &str,
 ) -> Result<Recorder> {
     fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0)?;
-    recorder.record_config(config);
+    let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0, state.seconds, blocks)?;
+    recorder.record_start(config, command);
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_atomically(&dir.join(run_dir::CONFIG), resolved.as_bytes())?;
     if let Some(names) = class_names {

@@ -9,12 +9,14 @@ mod cividis;
 mod console;
 mod disk;
 mod gate_heatmap;
+mod git;
 mod hparams;
 mod log;
 pub mod projector;
 mod recorder;
 mod records;
 mod resolve;
+mod scalars;
 mod tensorboard;
 
 pub use cividis::cividis;

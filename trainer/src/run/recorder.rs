@@ -1,18 +1,17 @@
 //! Writes the records of a run: `metrics.jsonl`, and the same numbers for TensorBoard.
 
 use super::tensorboard::EventFile;
-use super::{gate_heatmap, hparams, write_atomically};
+use super::{gate_heatmap, git, hparams, scalars, write_atomically};
 use crate::config::Config;
 use crate::run_dir::{METRICS, TENSORBOARD};
 use crate::sys::error::{Error, Exit, Result};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// Numbers that tell when a line was written, not what was measured: TensorBoard shows no curves of them.
-const POSITIONS: [&str; 3] = ["epoch", "samples", "images"];
+use std::time::Instant;
 
 /// The open files of a run's records.
 #[derive(Debug)]
@@ -22,12 +21,23 @@ pub(super) struct Recorder {
     path: PathBuf,
     metrics: File,
     events: EventFile,
+    /// The gated blocks' names, in the order of a path.
+    blocks: Vec<String>,
+    /// Seconds of the run before this process.
+    earlier_seconds: f64,
+    start: Instant,
 }
 
 impl Recorder {
     /// Locks the run directory and opens its files. What a run that resumes at `step` had recorded after that step is removed;
-    /// unless `evaluated`, the evaluation at `step` too, which will be repeated.
-    pub fn open(dir: &Path, step: u64, evaluated: bool) -> Result<Self> {
+    /// unless `evaluated`, the evaluation at `step` too, which will be repeated. The run has taken `earlier_seconds` up to `step`.
+    pub fn open(
+        dir: &Path,
+        step: u64,
+        evaluated: bool,
+        earlier_seconds: f64,
+        blocks: Vec<String>,
+    ) -> Result<Self> {
         let lock = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
         // On a file system without locks, the user has to see to it.
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -43,12 +53,24 @@ impl Recorder {
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
-        Ok(Self { _lock: lock, path, metrics, events: EventFile::create(&dir.join(TENSORBOARD), step) })
+        move_old_events(dir);
+        let events = EventFile::create(dir, step);
+        Ok(Self { _lock: lock, path, metrics, events, blocks, earlier_seconds, start: Instant::now() })
     }
 
-    /// Writes the config for TensorBoard's table of hyperparameters.
-    pub fn record_config(&mut self, config: &Config) {
+    /// Writes for TensorBoard: the config, as a text and for the table of hyperparameters; the command that started the run; the
+    /// commit; the charts that show several curves.
+    pub fn record_start(&mut self, config: &Config, command: &str) {
         hparams::write_start(&mut self.events, &serde_json::to_value(config).expect("a config is JSON"));
+        let code = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
+        let yaml = serde_saphyr::to_string(config).expect("a config is YAML");
+        self.events.text("run/config", &code(&yaml));
+        self.events.text("run/command", &code(command));
+        let commit = std::env::current_dir().ok().and_then(|folder| git::commit(&folder));
+        let commit = commit.map(|commit| format!("; the commit of the folder it runs in is `{commit}`"));
+        let version = env!("CARGO_PKG_VERSION");
+        self.events.text("run/version", &format!("codinet-train {version}{}", commit.unwrap_or_default()));
+        self.events.layout(scalars::CHARTS);
     }
 
     /// Marks the run as ended in that table.
@@ -60,36 +82,50 @@ impl Recorder {
     pub fn draw_gate_heatmap(&mut self, step: u64) {
         let text = fs::read_to_string(&self.path).unwrap_or_default();
         if let Some((png, size)) = gate_heatmap::draw(&text) {
-            self.events.image(step, "train_rates/over_time", png, size);
+            self.events.image(step, scalars::RATES_IMAGE, png, size);
         }
     }
 
-    /// Records a line of `kind`, `train`, `eval` or `event`. Each measurement in it is also a scalar `kind/name` of
-    /// TensorBoard.
+    /// Records a line of `kind`, `train`, `eval` or `event`. Each measurement in it is also a curve of TensorBoard.
     pub fn record(&mut self, kind: &str, step: u64, fields: &impl Serialize) -> Result<()> {
         let fields = serde_json::to_value(fields).expect("a record is JSON");
         let Value::Object(fields) = fields else { unreachable!("a record is an object") };
         let mut line = Map::new();
         line.insert("kind".into(), kind.into());
         line.insert("step".into(), step.into());
+        line.insert("time".into(), format!("{:.3}", Timestamp::now()).into());
+        let seconds = self.earlier_seconds + self.start.elapsed().as_secs_f64();
+        line.insert("seconds".into(), ((seconds * 1e3).round() / 1e3).into());
         line.extend(fields.clone());
         let line = Value::Object(line).to_string() + "\n";
         self.metrics.write_all(line.as_bytes()).map_err(|error| Error::disk("write", &self.path, &error))?;
-        let mut scalars = Vec::new();
-        for (name, value) in fields.iter().filter(|(name, _)| !POSITIONS.contains(&name.as_str())) {
+        let mut curves = Vec::new();
+        for (name, value) in &fields {
             match value {
                 Value::Number(number) => {
-                    scalars.push((format!("{kind}/{name}"), number.as_f64().unwrap_or(f64::NAN)));
+                    curves.extend(scalars::of_number(kind, name, number.as_f64().unwrap_or(f64::NAN)));
                 }
                 Value::Array(items) => {
-                    let numbers = items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_f64()?)));
-                    scalars.extend(numbers.map(|(i, number)| (format!("{kind}_{name}/{i:02}"), number)));
+                    let numbers: Vec<f64> = items.iter().filter_map(Value::as_f64).collect();
+                    curves.extend(scalars::of_list(kind, name, &numbers, &self.blocks));
                 }
                 _ => {}
             }
         }
-        self.events.scalars(step, &scalars);
+        let numbers = curves.iter().map(|curve| (curve.tag.as_str(), curve.description, curve.value));
+        self.events.scalars(step, numbers);
         Ok(())
+    }
+}
+
+/// Moves the event files of a run of version 0.1.0, which had them in a folder, next to the new one: TensorBoard takes a folder
+/// for a run. One that cannot be moved stays where it is.
+fn move_old_events(dir: &Path) {
+    for entry in fs::read_dir(dir.join(TENSORBOARD)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("events.out.tfevents.") {
+            let _ = fs::rename(entry.path(), dir.join(name));
+        }
     }
 }
 
@@ -114,7 +150,7 @@ mod tests {
     #[test]
     fn resuming_removes_records_after_the_step() {
         let dir = tempfile::tempdir().unwrap();
-        let mut records = Recorder::open(dir.path(), 0, true).unwrap();
+        let mut records = Recorder::open(dir.path(), 0, true, 0.0, Vec::new()).unwrap();
         for step in 1..=4 {
             records.record("train", step, &json!({"loss": step})).unwrap();
         }
@@ -125,7 +161,7 @@ mod tests {
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
         fs::write(&path, torn).unwrap();
         let losses = |evaluated| -> Vec<Value> {
-            Recorder::open(dir.path(), 2, evaluated)
+            Recorder::open(dir.path(), 2, evaluated, 100.0, Vec::new())
                 .unwrap()
                 .record("train", 3, &json!({"loss": 30}))
                 .unwrap();
@@ -133,6 +169,24 @@ mod tests {
             lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].clone()).collect()
         };
         assert_eq!(losses(true), [1, 2, 20, 21, 30]);
+        let lines = fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let seconds = |line: &Value| line["seconds"].as_f64().unwrap();
+        assert!(seconds(&lines[3]) < 100.0 && seconds(&lines[4]) >= 100.0, "seconds continue after a resume");
+        let time = |line: &Value| line["time"].as_str().unwrap().parse::<Timestamp>().unwrap();
+        assert!(lines.is_sorted_by_key(time));
         assert_eq!(losses(false), [1, 2, 30]);
+    }
+
+    #[test]
+    fn event_files_of_0_1_0_join_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(TENSORBOARD);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("events.out.tfevents.1.host.2"), "old").unwrap();
+        fs::write(folder.join("projector_config.pbtxt"), "").unwrap();
+        Recorder::open(dir.path(), 0, true, 0.0, Vec::new()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("events.out.tfevents.1.host.2")).unwrap(), "old");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct TrainRecord<'a> {
     pub collective_busy: f64,
     /// Bytes per step.
     pub collective_bytes: u64,
+    /// What this rank holds.
+    pub memory_bytes: u64,
     pub rates: &'a [f64],
     pub rates_as_trained: &'a [f64],
     pub distinct_paths: usize,
@@ -149,6 +151,7 @@ mod tests {
             collective_wait: 0.0,
             collective_busy: 0.0,
             collective_bytes: 8,
+            memory_bytes: 9,
             rates: &[1.0, 0.5],
             rates_as_trained: &[0.9, 0.4],
             distinct_paths: 2,

@@ -4,6 +4,7 @@
 //! A failed write gives one warning and ends the file; it never stops training.
 
 use crate::host;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -65,16 +66,18 @@ struct Image {
     encoded_image_string: Vec<u8>,
 }
 
-/// `tensorflow.TensorProto`: the empty value that a plugin's metadata needs.
+/// `tensorflow.TensorProto`: a text, or the empty number that a plugin's metadata needs.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Tensor {
-    /// 1: float.
+    /// 1: float, 7: string.
     #[prost(int32, tag = "1")]
     dtype: i32,
     #[prost(message, optional, tag = "2")]
     shape: Option<TensorShape>,
     #[prost(float, repeated, tag = "5")]
     float_val: Vec<f32>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    string_val: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -85,6 +88,11 @@ struct TensorShape {}
 struct Metadata {
     #[prost(message, optional, tag = "1")]
     plugin_data: Option<PluginData>,
+    #[prost(string, tag = "3")]
+    summary_description: String,
+    /// 1: scalar, 2: tensor.
+    #[prost(int32, tag = "4")]
+    data_class: i32,
 }
 
 /// `tensorflow.SummaryMetadata.PluginData`.
@@ -94,6 +102,36 @@ struct PluginData {
     plugin_name: String,
     #[prost(bytes = "vec", tag = "2")]
     content: Vec<u8>,
+}
+
+/// `tensorboard.Layout` of the custom scalars.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Layout {
+    #[prost(message, repeated, tag = "2")]
+    category: Vec<Category>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Category {
+    #[prost(string, tag = "1")]
+    title: String,
+    #[prost(message, repeated, tag = "2")]
+    chart: Vec<Chart>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Chart {
+    #[prost(string, tag = "1")]
+    title: String,
+    #[prost(message, optional, tag = "2")]
+    multiline: Option<Multiline>,
+}
+
+/// `tensorboard.MultilineChartContent`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Multiline {
+    #[prost(string, repeated, tag = "1")]
+    tag: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -109,37 +147,95 @@ const START: i32 = 1;
 #[derive(Debug)]
 pub struct EventFile {
     file: Option<File>,
+    /// The tags whose descriptions this file has.
+    described: HashSet<String>,
 }
 
 impl EventFile {
     /// Creates an event file in `folder` for a run that continues from `step`.
     pub fn create(folder: &Path, step: u64) -> Self {
+        let mut events = Self::open(folder, "");
+        events.write(step + 1, Content::SessionLog(SessionLog { status: START }));
+        events
+    }
+
+    /// Creates an event file in `folder` whose events join those of other files there. Its name ends in `suffix`.
+    pub fn open(folder: &Path, suffix: &str) -> Self {
         let open = || -> io::Result<File> {
             fs::create_dir_all(folder)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let seconds = now.as_secs();
             let process = std::process::id();
-            let name = format!("events.out.tfevents.{seconds}.{}.{process}", host::name());
+            let name = format!("events.out.tfevents.{seconds}.{}.{process}{suffix}", host::name());
             File::create(folder.join(name))
         };
-        let mut events = Self { file: None };
+        let mut events = Self { file: None, described: HashSet::new() };
         match open() {
             Ok(file) => events.file = Some(file),
             Err(error) => warn(&error),
         }
         events.write(0, Content::FileVersion("brain.Event:2".into()));
-        events.write(step + 1, Content::SessionLog(SessionLog { status: START }));
         events
     }
 
-    /// Writes numbers at a step.
-    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) {
-        let value = |(tag, value): &(String, f64)| SummaryValue {
-            tag: tag.clone(),
-            simple_value: Some(*value as f32),
+    /// Writes numbers at a step, each with its tag and description.
+    pub fn scalars<'a>(&mut self, step: u64, scalars: impl Iterator<Item = (&'a str, &'a str, f64)>) {
+        let described = &mut self.described;
+        // TensorBoard reads the description with a tag's first number.
+        let metadata = |description: &str| Metadata {
+            plugin_data: Some(PluginData { plugin_name: "scalars".into(), content: Vec::new() }),
+            summary_description: description.into(),
+            data_class: 1,
+        };
+        let value = |(tag, description, value): (&str, &str, f64)| SummaryValue {
+            tag: tag.into(),
+            simple_value: Some(value as f32),
+            metadata: described.insert(tag.into()).then(|| metadata(description)),
             ..SummaryValue::default()
         };
-        self.write(step, Content::Summary(Summary { value: scalars.iter().map(value).collect() }));
+        let value = scalars.map(value).collect();
+        self.write(step, Content::Summary(Summary { value }));
+    }
+
+    /// Writes a text in Markdown.
+    pub fn text(&mut self, tag: &str, markdown: &str) {
+        self.string(tag, "text", markdown.as_bytes().to_vec());
+    }
+
+    /// Writes charts that show several curves each: category, title, regular expressions of tags. A category's charts follow
+    /// each other.
+    pub fn layout(&mut self, charts: &[(&str, &str, &[&str])]) {
+        let category = |charts: &[(&str, &str, &[&str])]| Category {
+            title: charts[0].0.into(),
+            chart: charts
+                .iter()
+                .map(|&(_, title, tags)| Chart {
+                    title: title.into(),
+                    multiline: Some(Multiline { tag: tags.iter().map(|&tag| tag.into()).collect() }),
+                })
+                .collect(),
+        };
+        let layout = Layout { category: charts.chunk_by(|a, b| a.0 == b.0).map(category).collect() };
+        self.string("custom_scalars__config__", "custom_scalars", prost::Message::encode_to_vec(&layout));
+    }
+
+    fn string(&mut self, tag: &str, plugin: &str, bytes: Vec<u8>) {
+        let value = SummaryValue {
+            tag: tag.into(),
+            tensor: Some(Tensor {
+                dtype: 7,
+                shape: Some(TensorShape {}),
+                string_val: vec![bytes],
+                ..Tensor::default()
+            }),
+            metadata: Some(Metadata {
+                plugin_data: Some(PluginData { plugin_name: plugin.into(), content: Vec::new() }),
+                data_class: 2,
+                ..Metadata::default()
+            }),
+            ..SummaryValue::default()
+        };
+        self.write(0, Content::Summary(Summary { value: vec![value] }));
     }
 
     /// Writes an RGB picture, a PNG file of `width` × `height` pixels, at a step.
@@ -154,9 +250,15 @@ impl EventFile {
     pub fn plugin(&mut self, tag: &str, plugin: &str, content: Vec<u8>) {
         let value = SummaryValue {
             tag: tag.into(),
-            tensor: Some(Tensor { dtype: 1, shape: Some(TensorShape {}), float_val: vec![0.0] }),
+            tensor: Some(Tensor {
+                dtype: 1,
+                shape: Some(TensorShape {}),
+                float_val: vec![0.0],
+                ..Tensor::default()
+            }),
             metadata: Some(Metadata {
                 plugin_data: Some(PluginData { plugin_name: plugin.into(), content }),
+                ..Metadata::default()
             }),
             ..SummaryValue::default()
         };
@@ -211,7 +313,7 @@ mod tests {
     fn unwritable_folder_only_warns() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut events = EventFile::create(&file.path().join("below a file"), 0);
-        events.scalars(1, &[("train/loss".into(), 1.0)]);
+        events.scalars(1, [("loss/train", "The objective.", 1.0)].into_iter());
         assert!(events.file.is_none());
     }
 }

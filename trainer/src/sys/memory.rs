@@ -36,6 +36,12 @@ pub fn peak_memory(device: Device) -> PeakMemory {
     }
 }
 
+/// What this process holds on `device` now, in bytes: on a GPU, tensors and what libtorch's allocator keeps for reuse; on a CPU,
+/// RAM (VmRSS).
+pub fn held_memory(device: Device) -> u64 {
+    gpu_memory(device).map_or_else(|| status_bytes("VmRSS:"), |gpu| gpu.held)
+}
+
 /// Restarts a GPU's peaks. A CPU's peak cannot fall, because freed memory stays with the process ([`super::restart_with_settings`]).
 pub fn reset_peak_memory(device: Device) {
     reset_gpu(device, false);

@@ -10,6 +10,7 @@ use crate::model::{BnMode, Decisions, Net, hard_decisions, relaxed_decisions};
 use crate::optim::calibration;
 use crate::run::checkpoint::Best;
 use crate::sys::error::{Error, Exit, Result};
+use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
 
 /// The results of an evaluation, over all ranks.
@@ -183,11 +184,15 @@ impl Trainer<'_> {
 
     /// All ranks: evaluates the weights and, if there is one, their moving average, by hard decisions.
     pub(super) fn evaluate_with_ema(&mut self) -> Result<Evaluation> {
+        self.show_evaluation();
+        let start = Instant::now();
         let mut evaluation = self.evaluate(Decisions::Hard)?;
         if self.model.ema.is_some() {
             let ema = self.with_ema(|trainer| trainer.evaluate(Decisions::Hard))?;
             evaluation.ema = Some(Box::new(ema));
         }
+        let images = self.data.val.set.len() as u64 * (1 + u64::from(evaluation.ema.is_some()));
+        self.progress.end_evaluation(images, start.elapsed().as_secs_f64());
         Ok(evaluation)
     }
 

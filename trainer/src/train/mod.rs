@@ -3,6 +3,7 @@
 mod benchmark;
 pub mod evaluate;
 mod model;
+mod progress;
 mod report;
 mod resume;
 mod start;
@@ -23,6 +24,7 @@ use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
 use evaluate::Evaluation;
 use model::Model;
+use progress::Progress;
 use report::Throughput;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub struct Trainer<'a> {
     /// The gates' decisions in inference for the last step's views, `[A·L·M, n]`.
     hard_paths: Option<Tensor>,
     log: RunLog,
+    progress: Progress,
     /// Lines to print once the run directory is open.
     notes: Vec<String>,
     /// The checkpoint that it resumed from.
@@ -91,6 +94,7 @@ impl<'a> Trainer<'a> {
             metrics: MetricsBuffer::default(),
             hard_paths: None,
             log,
+            progress: Progress::default(),
             notes,
             checkpoint: location.checkpoint,
             command,
@@ -99,15 +103,23 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// The command that resumes this run.
+    pub fn resume_command(&self) -> String {
+        format!("{} --resume {}", self.command, shell_quote(&self.log.dir().display().to_string()))
+    }
+
     /// All ranks: trains every stage to its end and returns the last evaluation.
     pub fn run(&mut self) -> Result<Evaluation> {
         let config = self.config;
-        self.log.open(self.world, config, &self.state, self.data.class_names())?;
+        let blocks = self.model.net.costs.gated().map(|block| block.name.clone()).collect();
+        let names = self.data.class_names();
+        self.log.open(self.world, config, &self.state, names, blocks, &self.command)?;
         self.data.record_bad_in(self.log.dir());
         for note in std::mem::take(&mut self.notes) {
             self.log.say(&note);
         }
         self.report_start();
+        self.start_progress();
         let mut evaluation = None;
         while self.state.stage < config.stages.len() {
             evaluation = Some(self.run_stage(&config.stages[self.state.stage])?);
@@ -117,6 +129,7 @@ impl<'a> Trainer<'a> {
             None => self.evaluate_with_ema()?, // resumed after its end
         };
         self.log.wait_for_save()?;
+        self.log.end_progress();
         self.report_end(&evaluation)?;
         Ok(evaluation)
     }
@@ -128,13 +141,13 @@ impl<'a> Trainer<'a> {
         let epoch_end = steps * config.optim.batch_size as u64;
         let mut batches = self.stage_batches(stage)?;
         let mut throughput = Throughput::start(&batches, self.world);
-        self.log.start_progress(stage.epochs * steps, self.step_in_stage());
         loop {
             while self.state.epoch_samples < epoch_end {
                 let lr = learning_rate(config, stage, self.step_in_stage() as f64 / steps as f64);
                 let gamma = self.state.gamma.gamma;
                 let stop = self.train_step(&mut batches, stage, lr)?;
                 throughput.steps += 1;
+                self.show_progress();
 
                 // Every `log_every` steps, all ranks gather their metrics and rank 0 writes a log line.
                 if self.state.step.is_multiple_of(config.run.log_every) {
@@ -142,8 +155,6 @@ impl<'a> Trainer<'a> {
                     self.report_steps(stage, gamma, lr, &throughput, &batches)?;
                     self.state.training_seconds += throughput.elapsed_since_last();
                     throughput = Throughput::start(&batches, self.world);
-                } else {
-                    self.log.progress(self.step_in_stage(), None);
                 }
                 self.log.check_save()?;
 
@@ -162,7 +173,6 @@ impl<'a> Trainer<'a> {
             let evaluation = self.end_epoch(stage)?;
             let stage_ended = self.state.epoch == 0;
             if let Some(evaluation) = evaluation.filter(|_| stage_ended) {
-                self.log.end_progress();
                 return Ok(evaluation);
             }
             throughput = Throughput::start(&batches, self.world);
@@ -258,10 +268,9 @@ impl<'a> Trainer<'a> {
         self.log.end_progress();
         self.log.remove_stop_file();
         let message = format!(
-            "stopped on request after step {}; to resume: {} --resume {}",
+            "stopped on request after step {}; to resume: {}",
             self.state.step,
-            self.command,
-            shell_quote(&self.log.dir().display().to_string())
+            self.resume_command()
         );
         self.log.note(&message);
         Error::on_all_ranks(Exit::Interrupted, message)

@@ -9,11 +9,12 @@ use crate::dist::{Traffic, World};
 use crate::env;
 use crate::loss;
 use crate::metrics::routing::{self, Histogram};
-use crate::optim::schedule::{describe_lr_scale, format_lr};
+use crate::optim::schedule::describe_lr_scale;
 use crate::run::checkpoint::{StageResult, TrainState};
 use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, projector};
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
+use crate::sys::held_memory;
 use crate::text::{counted, shell_quote};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind};
@@ -111,6 +112,7 @@ impl Trainer<'_> {
             loader_wait: share(batches.stall_time() - throughput.loader_stall),
             collective_wait: share(traffic.waited - before.waited),
             collective_busy: share(traffic.busy - before.busy),
+            memory_bytes: held_memory(self.device),
             collective_bytes: (traffic.bytes - before.bytes) / throughput.steps,
             rates: &mean.hard_rates,
             rates_as_trained: &mean.rates,
@@ -121,16 +123,8 @@ impl Trainer<'_> {
             scalars: mean.scalars.iter().copied().collect(),
         };
         self.log.train_step(step, &record)?;
-        let status = format!(
-            "loss {:.4} (ce {:.4}  con {:.4}  div {:.4}  cost {:.3})  lr {}  {images_per_second:.0} images/s",
-            mean.get("loss"),
-            mean.get("ce"),
-            mean.get("con"),
-            mean.get("div"),
-            mean.get("cost"),
-            format_lr(lr),
-        );
-        self.log.progress(self.step_in_stage(), Some((step, &status)));
+        let status = self.status(Some(mean.get("loss")), Some(images_per_second));
+        self.log.show_status(step, &status, true);
         Ok(())
     }
 
@@ -198,10 +192,17 @@ impl Trainer<'_> {
         };
         let rows: Vec<Vec<String>> =
             sample.labels.iter().zip(sample.paths.chunks(sample.gates)).map(row).collect();
-        let folder = self.log.dir().join(run_dir::TENSORBOARD);
         let name = format!("paths-step-{:08}", self.state.step);
         let columns = ["class", "path", "blocks run"];
-        projector::write(&folder, &name, &sample.relaxed, sample.gates, &columns, &rows)
+        projector::write(
+            self.log.dir(),
+            run_dir::TENSORBOARD,
+            &name,
+            &sample.relaxed,
+            sample.gates,
+            &columns,
+            &rows,
+        )
     }
 
     /// Rank 0, at a stage's end: adds its results to the state and compares the cost with the budget. `relaxed_top1` is

@@ -6,4 +6,5 @@ pub mod export;
 pub mod hardware;
 pub mod infer;
 mod plot;
+mod progress;
 pub mod trained;

@@ -2,6 +2,7 @@
 
 use super::augment::{self, Augmentation};
 use super::divergence;
+use crate::progress;
 use codinet_dataloader::{
     Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample, Transform, eval_samples,
 };
@@ -111,6 +112,7 @@ impl Subject<'_> {
         let batch = config.optim.eval_batch_size.div_ceil(world.ranks());
         let plan = || mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
         let mut share = Observations::default();
+        let progress = progress::bar(world.rank() == 0, "passing images", mine.len());
         let with_features = Spaced::new(self.data.len(), options.features);
         let mut cropped = None;
         if options.augmented {
@@ -146,6 +148,7 @@ impl Subject<'_> {
                 };
                 results.extend(&output, &self.forward(&augmented), config.model.router.temperature);
             }
+            progress.inc(batch.samples.len() as u64);
             share.samples.extend(&batch.samples);
             share.labels.extend(&batch.labels);
             share.predictions.extend(predicted_classes(&output));
@@ -155,6 +158,9 @@ impl Subject<'_> {
         // Each rank has the groups of its own images, so that gathering keeps their order.
         let grouped = Spaced::new(self.data.len(), options.groups);
         let mine: Vec<u32> = mine.iter().copied().filter(|&sample| grouped.contains(sample)).collect();
+        progress.set_message("passing groups of augmented images");
+        progress.set_length(mine.len() as u64);
+        progress.reset();
         let plan = mine.chunks((batch / VIEWS).max(1)).map(|part| BatchPlan::new(1, part.to_vec())).collect();
         for batch in self.loader(augment::crop(data), VIEWS, options.seed, plan)? {
             let batch = batch?;
@@ -163,7 +169,9 @@ impl Subject<'_> {
                 let views = self.flip_and_rotate(&crops, &black, &batch.samples, options);
                 share.groups.extend(self.relaxed_path(&self.forward(&views)));
             }
+            progress.inc(batch.samples.len() as u64);
         }
+        progress.finish_and_clear();
         Ok(share)
     }
 

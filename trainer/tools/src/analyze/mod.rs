@@ -24,11 +24,13 @@ mod write;
 
 pub use cli::{Args, Command, What};
 
+use crate::progress;
 use crate::trained::TrainedNet;
 use codinet_dataloader::Dataset;
 use codinet_trainer::config::Config;
 use codinet_trainer::dist::device::{choose_device, set_thread_count};
 use codinet_trainer::dist::{World, agree, on_rank_zero, replicas};
+use codinet_trainer::run::print_line;
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use codinet_trainer::sys::load_cuda;
@@ -73,8 +75,17 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
     };
     let subject = Subject { config, net: &network.net, data: &data, device };
     let observations = subject.collect(world, options)?;
+    let first = world.rank() == 0;
+    let progress = progress::spinner(first, "comparing images' features and paths");
     let study = Study::new(world, args, &observations, &network, data.len())?;
-    on_rank_zero(world, || write::write(args, &network, &subject, &observations, &study, &out))
+    progress.set_message("drawing charts, t-SNE and the report");
+    let summary =
+        on_rank_zero(world, || write::write(args, &network, &subject, &observations, &study, &out))?;
+    progress.finish_and_clear();
+    if first {
+        print_line(&summary);
+    }
+    Ok(())
 }
 
 /// The folder `analysis` in the run directory.

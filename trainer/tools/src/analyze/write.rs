@@ -8,7 +8,7 @@ use super::study::Study;
 use super::{report, tables};
 use crate::trained::TrainedNet;
 use codinet_trainer::metrics::routing::text;
-use codinet_trainer::run::{print_line, projector, write_atomically};
+use codinet_trainer::run::{projector, write_atomically};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::Result;
 use std::path::Path;
@@ -16,7 +16,7 @@ use std::path::Path;
 /// The most images in TensorBoard's embedding projector.
 const PROJECTED: usize = 10_000;
 
-/// Writes the parts that `args` includes into the folder `out`.
+/// Writes the parts that `args` includes into the folder `out`; returns a summary for a person.
 pub fn write(
     args: &Args,
     network: &TrainedNet,
@@ -24,7 +24,7 @@ pub fn write(
     observations: &Observations,
     study: &Study,
     out: &Path,
-) -> Result<()> {
+) -> Result<String> {
     let checkpoint = network.file.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     let step = checkpoint.and_then(run_dir::step_of).unwrap_or(0);
     let classes = (0..network.config.data.classes as usize).map(|class| network.class_name(class)).collect();
@@ -38,22 +38,23 @@ pub fn write(
     let page = report::build(&results, &mut folder, &name.to_string_lossy())?;
     let file = out.join("report.html");
     page.save(&file)?;
-    print_line(&format!("{}\n  view it         {}", report::summary(&results), file.display()));
-    Ok(())
+    Ok(format!("{}\n  view it         {}", report::summary(&results), file.display()))
 }
 
 fn tensorboard(results: &Results, folder: &mut OutputFolder) -> Result<()> {
     let study = results.study;
     let mut scalars = vec![
-        ("paths/distinct".to_owned(), study.distinct_paths as f64),
-        ("paths/entropy_bits".to_owned(), study.path_entropy),
-        ("paths/top1".to_owned(), study.top1),
-        ("paths/gmacs".to_owned(), study.gmacs),
+        ("analysis/paths".to_owned(), "Distinct hard paths. A count.", study.distinct_paths as f64),
+        ("analysis/path_entropy".to_owned(), "Entropy of the hard paths. Bits.", study.path_entropy),
+        ("analysis/top1".to_owned(), "Images classified correctly. Share, 0 to 1.", study.top1),
+        ("analysis/gmacs".to_owned(), "Mean cost of an image. GMACs.", study.gmacs),
     ];
     let pcc = study.similarity.as_ref().and_then(|similarity| similarity.relaxed.pcc);
-    scalars.extend(pcc.map(|pcc| ("paths/pcc".to_owned(), pcc)));
+    let description = "Correlation of the similarities of features and of paths, -1 to 1.";
+    scalars.extend(pcc.map(|pcc| ("analysis/correlation".to_owned(), description, pcc)));
     for part in &study.consistency {
-        scalars.push((format!("paths_kept/{}", part.augmentation), part.same_path));
+        let description = "Images that keep their path under this augmentation. Share, 0 to 1.";
+        scalars.push((format!("analysis/path_kept_{}", part.augmentation), description, part.same_path));
     }
     folder.scalars(&scalars);
     let observations = results.observations;
@@ -74,5 +75,8 @@ fn tensorboard(results: &Results, folder: &mut OutputFolder) -> Result<()> {
         ]);
     }
     let columns = ["class", "prediction", "path", "blocks run"];
-    projector::write(&folder.path.join(run_dir::TENSORBOARD), "paths", &vectors, gates, &columns, &labels)
+    let below = folder.path.strip_prefix(&folder.logs).unwrap_or(Path::new(""));
+    let vectors_folder = below.join(run_dir::TENSORBOARD);
+    let vectors_folder = vectors_folder.to_string_lossy();
+    projector::write(&folder.logs, &vectors_folder, "paths", &vectors, gates, &columns, &labels)
 }

@@ -4,6 +4,7 @@ use super::output::{create_output, output_error};
 use super::source::{ImageBatch, InputArgs, Source};
 use super::{Engine, Paths};
 use crate::plot::{self, Chart, Point};
+use crate::progress;
 use codinet_trainer::optim::calibration::check_reachable;
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::collections::HashSet;
@@ -75,10 +76,13 @@ pub fn run(args: &Args) -> Result<()> {
     let mut out = create_output(output)?;
     // The first row is the network as it was trained.
     let mut rows = vec![Row::default()];
+    let progress = progress::bar(true, "fitting budgets", budgets.len());
     for budget in budgets {
         engine.fit_bias_to_budget(budget, &fit_inputs)?;
         rows.push(Row { budget: Some(budget), bias: engine.bias, ..Row::default() });
+        progress.inc(1);
     }
+    progress.finish_and_clear();
     drop(fit_inputs);
     measure(&mut rows, &mut engine, &source, args.fit_images)?;
     let static_gmacs = engine.costs.static_macs() as f64 / 1e9;
@@ -124,6 +128,7 @@ fn budgets(args: &Args, engine: &Engine) -> Result<Vec<f64>> {
 /// out.
 fn measure(rows: &mut [Row], engine: &mut Engine, source: &Source, skip: usize) -> Result<()> {
     let mut skip = skip;
+    let progress = progress::bar(true, "measuring images", source.len());
     for batch in source.batches(usize::MAX) {
         let batch = batch?;
         let labels = labels(&batch)?;
@@ -133,7 +138,9 @@ fn measure(rows: &mut [Row], engine: &mut Engine, source: &Source, skip: usize) 
             let x = batch.x.narrow(0, first as i64, (labels.len() - first) as i64);
             rows.iter_mut().for_each(|row| row.add(engine, &x, &labels[first..]));
         }
+        progress.inc(labels.len() as u64);
     }
+    progress.finish_and_clear();
     Ok(())
 }
 

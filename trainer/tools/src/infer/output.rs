@@ -1,8 +1,8 @@
 //! The file that a command writes.
 
-use codinet_trainer::sys::error::{Error, Result};
+use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 /// Creates the file that a command writes; standard output if `path` is none.
@@ -12,7 +12,10 @@ pub fn create_output(path: Option<&Path>) -> Result<Box<dyn Write>> {
     Ok(Box::new(BufWriter::new(file)))
 }
 
-/// The error of writing to it.
+/// The error of writing to it. If the reader of standard output has gone (`| head`), the program ends: nobody waits for more.
 pub fn output_error(path: Option<&Path>, error: &std::io::Error) -> Error {
+    if path.is_none() && error.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(Exit::Done as i32);
+    }
     Error::disk("write", path.unwrap_or(Path::new("standard output")), error)
 }
