@@ -26,6 +26,9 @@ pub struct Run {
     /// Steps between two lines of `metrics.jsonl`, TensorBoard and the terminal.
     #[schemars(range(min = 1))]
     pub log_every: u64,
+    /// A command for the shell that gets each record of `metrics.jsonl` on its standard input, for another tracker. It is started
+    /// again if it ends, and never stops training; null: none.
+    pub on_record: Option<String>,
     /// Steps between two checkpoints; 0: only at the ends of epochs.
     pub checkpoint_every: u64,
     /// Steps between two that are computed twice, to find a processor or memory that computes wrongly: a rank whose losses or
@@ -83,6 +86,7 @@ impl Default for Run {
             cuda_kernels: false,
             threads: None,
             log_every: 50,
+            on_record: None,
             checkpoint_every: 0,
             replay_every: 0,
             shard_optimizer: false,

@@ -254,6 +254,23 @@ fn changed_schedule_is_reported_on_resume() {
 }
 
 #[test]
+fn records_reach_a_command_that_may_end_and_is_started_again() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    let copy = sandbox.path("copy.jsonl");
+    let on_record = |command: String| format!("run.on_record={command}");
+    let all = on_record(format!("cat >> {}", copy.display()));
+    succeed(&mut sandbox.train_into(&run, 2, &["--set", &all]));
+    assert_eq!(fs::read_to_string(&copy).unwrap(), fs::read_to_string(run.join("metrics.jsonl")).unwrap());
+    // A command that ends after its first record.
+    let once = on_record("head -n 1 >/dev/null; exit 3".into());
+    let output = finish(&mut sandbox.train_into(&sandbox.path("second"), 1, &["--set", &once]));
+    assert!(output.status.success(), "training does not depend on it");
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("warning: run.on_record: the command ended (exit status: 3)"), "{stderr}");
+}
+
+#[test]
 fn replayed_steps_change_no_result() {
     let sandbox = Sandbox::new();
     let [plain, replayed] = [0, 2].map(|every| {

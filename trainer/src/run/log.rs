@@ -185,6 +185,9 @@ fn open_recorder(
     fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
     let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0, state.seconds, blocks)?;
     recorder.record_start(config, command);
+    if let Some(hook) = &config.run.on_record {
+        recorder.start_hook(hook);
+    }
     let resolved = serde_saphyr::to_string(config).expect("a config is YAML");
     write_atomically(&dir.join(run_dir::CONFIG), resolved.as_bytes())?;
     if let Some(names) = class_names {

@@ -10,6 +10,7 @@ mod console;
 mod disk;
 mod gate_heatmap;
 mod git;
+mod hook;
 mod hparams;
 mod log;
 pub mod projector;

@@ -1,5 +1,6 @@
 //! Writes the records of a run: `metrics.jsonl`, and the same numbers for TensorBoard.
 
+use super::hook::RecordHook;
 use super::tensorboard::EventFile;
 use super::{gate_heatmap, git, hparams, scalars, write_atomically};
 use crate::config::Config;
@@ -21,6 +22,7 @@ pub(super) struct Recorder {
     path: PathBuf,
     metrics: File,
     events: EventFile,
+    hook: Option<RecordHook>,
     /// The gated blocks' names, in the order of a path.
     blocks: Vec<String>,
     /// Seconds of the run before this process.
@@ -55,7 +57,13 @@ impl Recorder {
         let metrics = metrics.map_err(|error| Error::disk("open", &path, &error))?;
         move_old_events(dir);
         let events = EventFile::create(dir, step);
-        Ok(Self { _lock: lock, path, metrics, events, blocks, earlier_seconds, start: Instant::now() })
+        let start = Instant::now();
+        Ok(Self { _lock: lock, path, metrics, events, hook: None, blocks, earlier_seconds, start })
+    }
+
+    /// From now on sends each record to `command` too.
+    pub fn start_hook(&mut self, command: &str) {
+        self.hook = Some(RecordHook::start(command));
     }
 
     /// Writes for TensorBoard: the config, as a text and for the table of hyperparameters; the command that started the run; the
@@ -99,6 +107,9 @@ impl Recorder {
         line.extend(fields.clone());
         let line = Value::Object(line).to_string() + "\n";
         self.metrics.write_all(line.as_bytes()).map_err(|error| Error::disk("write", &self.path, &error))?;
+        if let Some(hook) = &mut self.hook {
+            hook.send(line);
+        }
         let mut curves = Vec::new();
         for (name, value) in &fields {
             match value {
