@@ -21,6 +21,7 @@ pub mod progress;
 mod run;
 pub mod run_dir;
 mod set;
+mod source;
 mod stage;
 mod table;
 pub mod text;

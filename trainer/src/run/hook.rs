@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Records that wait for the command; it gets no more if it does not read for so long.
+/// The most records that wait for the command; while so many wait, others are dropped.
 const CAPACITY: usize = 4096;
 /// The wait before the command is started again; it doubles each time, up to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
