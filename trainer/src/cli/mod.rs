@@ -7,7 +7,7 @@ pub mod program;
 use crate::config::{self, Config, TrainArgs};
 use crate::data::{Validation, print_data_notes};
 use crate::dist::device::{choose_device, set_thread_count};
-use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas};
+use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas, start_watchdog, use_device};
 use crate::host;
 use crate::model::{Decisions, Net};
 use crate::profile;
@@ -45,7 +45,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         ("config", serde_json::to_string(&config).expect("a config is JSON")),
     ];
     replicas::refuse_differences(world, &facts)?;
-    world.start_watchdog(&config.collective)?;
+    start_watchdog(world, &config.collective)?;
     let stem = run_dir::stem(name);
     let place = |key: &str| config::place_of(name, &args.set, key);
     let mut start = Start {
@@ -69,7 +69,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         let what = "run.replay_every compares results bit by bit, but a GPU's algorithms are not deterministic; set it to 0";
         return Err(Error::on_all_ranks(Exit::Config, what));
     }
-    world.use_device(device, config.collective.backend)?;
+    use_device(world, device, config.collective.backend)?;
     let world: &World = world;
     enable_kernels(&config, world, device)?;
     if args.find_batch {

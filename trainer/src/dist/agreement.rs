@@ -1,6 +1,6 @@
 //! Values and errors that all ranks share.
 
-use super::World;
+use super::world::World;
 use crate::sys::error::{Error, Exit, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,6 +1,7 @@
 //! The device and the threads that a rank computes with.
 
-use super::{World, all_gather_objects};
+use super::agreement::all_gather_objects;
+use super::world::World;
 use crate::config::DeviceChoice;
 use crate::env;
 use crate::host;

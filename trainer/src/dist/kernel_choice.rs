@@ -1,6 +1,7 @@
 //! Whether the ranks use our CUDA kernels.
 
-use super::{World, all_gather_objects};
+use super::agreement::all_gather_objects;
+use super::world::World;
 use crate::config::Config;
 use crate::model::GpuKernels;
 use crate::sys::error::Result;

@@ -1,7 +1,7 @@
 //! What the launcher's environment tells a process about the job, and the backend that follows from it.
 
+use super::collective::{Collective, LocalRank};
 use super::single::SingleProcess;
-use super::{Collective, LocalRank};
 use crate::env::{self, Variable};
 use crate::sys::error::{Error, Exit, Result};
 

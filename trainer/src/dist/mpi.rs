@@ -5,7 +5,7 @@
 //! panics. Each collective follows a barrier that sleeps while it waits: MPI's own calls spin, on cores that compute.
 #![expect(unsafe_code, reason = "MPI is a C library")]
 
-use super::{Collective, LocalRank, check_summable};
+use super::collective::{Collective, LocalRank, check_summable};
 use crate::sys::Event;
 use crate::sys::error::{Error, Exit, Result};
 use mpi::ffi;

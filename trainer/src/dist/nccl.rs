@@ -5,7 +5,7 @@
 //! packages, and panics if it finds no library.
 #![expect(unsafe_code, reason = "NCCL is a C library")]
 
-use super::{Collective, LocalRank, check_summable};
+use super::collective::{Collective, LocalRank, check_summable};
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{current_stream_handle, library_error};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};

@@ -1,24 +1,45 @@
 //! Whether the ranks' GPUs communicate over NCCL.
 
-use super::nccl::{ID_BYTES, Nccl};
-use super::{World, all_gather_objects, on_rank_zero};
-use crate::config::Backend;
-use crate::sys::Driver;
+use super::agreement::{all_gather_objects, on_rank_zero};
+use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
+use super::world::{Backend, World};
+use crate::config;
 use crate::sys::error::{Error, Exit, Result};
+use crate::sys::{Driver, set_side_stream};
 use std::collections::HashSet;
 use tch::Device;
 
 /// The reason of a rank that computes on the CPU.
 const NO_GPU: &str = "it has no GPU";
 
+/// All ranks: `device` is the one that this rank computes on. Afterwards collectives on its tensors have a stream of their own
+/// there and use NCCL, if `wanted` allows that and every rank can.
+pub fn use_device(world: &mut World, device: Device, wanted: config::Backend) -> Result<()> {
+    let nccl = choose_nccl(world, device, wanted)?;
+    let rank = world.rank();
+    let ranks = world.ranks();
+    let start_nccl = move |_: &mut Backend| {
+        set_side_stream(device);
+        match (nccl, device) {
+            (Some((nccl, id)), Device::Cuda(index)) => Comm::join(nccl, id, index, rank, ranks).map(Some),
+            _ => Ok(None),
+        }
+    };
+    // If one rank fails, the others wait for it in NCCL until the watchdog ends the job.
+    if let Some(comm) = world.queue().start("the start of NCCL", Device::Cpu, 0, start_nccl).wait()? {
+        world.replace_backend(|host| Box::new(NcclWorld::new(comm, host)))?;
+    }
+    Ok(())
+}
+
 /// All ranks: the library and the id of a new communicator, if `wanted` allows NCCL and every rank can use it. Every rank
 /// needs a GPU of its own and the library.
-pub(super) fn choose_nccl(
+fn choose_nccl(
     world: &World,
     device: Device,
-    wanted: Backend,
+    wanted: config::Backend,
 ) -> Result<Option<(Nccl, [u8; ID_BYTES])>> {
-    if wanted == Backend::Mpi || (wanted == Backend::Auto && world.ranks() == 1) {
+    if wanted == config::Backend::Mpi || (wanted == config::Backend::Auto && world.ranks() == 1) {
         return Ok(None);
     }
     let own = open(device);
@@ -29,7 +50,7 @@ pub(super) fn choose_nccl(
         let id = on_rank_zero(world, || Ok(nccl.create_id()?.to_vec()))?;
         return Ok(Some((nccl, id.try_into().expect("the bytes of an id"))));
     };
-    if wanted == Backend::Nccl {
+    if wanted == config::Backend::Nccl {
         let what = format!("collective.backend is nccl, but {reason}; or set it to auto or mpi");
         return Err(Error::on_all_ranks(Exit::Config, what));
     }

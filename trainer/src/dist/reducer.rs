@@ -1,8 +1,8 @@
 //! The gradient's all-reduce, which overlaps the backward pass: the flat gradient is divided into buckets, and each is
 //! summed over ranks as soon as it is complete.
 
+use super::world::{CollectiveQueue, Pending, World};
 use crate::config::{self, Routers, Wire};
-use crate::dist::{CollectiveQueue, Pending, World};
 use crate::model::{Params, Role};
 use crate::sys::error::Result;
 use crate::sys::hook_gradient;

@@ -1,7 +1,8 @@
 //! Checks that ranks hold the same data: at start-up, and every so many steps while they train.
 
+use super::agreement::all_gather_objects;
+use super::world::World;
 use crate::config::OnDivergence;
-use crate::dist::{World, all_gather_objects};
 use crate::sys::error::{Error, Exit, Result};
 use tch::{Kind, Tensor};
 

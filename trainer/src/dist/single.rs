@@ -1,6 +1,6 @@
 //! A world of one process, without MPI or a launcher.
 
-use super::{Collective, LocalRank, check_summable};
+use super::collective::{Collective, LocalRank, check_summable};
 use crate::sys::error::Result;
 use tch::Tensor;
 

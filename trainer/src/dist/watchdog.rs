@@ -1,92 +1,21 @@
 //! A watchdog over collectives: if a rank does not reach one in time, the job ends with a message that names the rank. Ranks
 //! send heartbeats to rank 0 over UDP, independently of MPI, which may be what hangs.
 
-use super::{Traffic, World, abort, on_rank_zero};
+use super::abort;
+use super::agreement::on_rank_zero;
+use super::progress::Progress;
+use super::world::World;
 use crate::config;
 use crate::host;
-use crate::sys::Event;
 use crate::sys::error::{Exit, Result};
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// A rank without a heartbeat for so long is not merely slow to send one.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The steps and collectives of this rank.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// The current step of the run.
-    step: AtomicU64,
-    /// Steps begun since the start of this process.
-    steps_begun: AtomicU64,
-    collectives: Mutex<Collectives>,
-    ended: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Collectives {
-    traffic: Traffic,
-    /// The collective that the host is in, and its start.
-    current: Option<(&'static str, Instant)>,
-    /// Collectives that are queued on the device, oldest first.
-    on_device: VecDeque<(&'static str, Instant, Event)>,
-}
-
-impl Collectives {
-    /// The oldest collective in progress, and its start.
-    fn oldest(&mut self) -> Option<(&'static str, Instant)> {
-        while self.on_device.front().is_some_and(|(.., done)| done.is_complete()) {
-            self.on_device.pop_front();
-        }
-        self.on_device.front().map(|&(what, start, _)| (what, start)).or(self.current)
-    }
-}
-
-impl Progress {
-    pub(super) fn set_step(&self, step: u64) {
-        self.step.store(step, Ordering::Relaxed);
-        self.steps_begun.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn enter(&self, what: &'static str, bytes: u64) {
-        let mut collectives = self.collectives();
-        collectives.traffic.calls += 1;
-        collectives.traffic.bytes += bytes;
-        collectives.current = Some((what, Instant::now()));
-    }
-
-    /// The host has left the collective; `done` marks its end on the device.
-    pub(super) fn leave(&self, done: Option<Event>) {
-        let mut collectives = self.collectives();
-        if let Some((what, start)) = collectives.current.take() {
-            collectives.traffic.busy += start.elapsed();
-            collectives.on_device.extend(done.map(|done| (what, start, done)));
-            collectives.oldest(); // drops those that are over
-        }
-    }
-
-    pub(super) fn add_wait(&self, time: Duration) {
-        self.collectives().traffic.waited += time;
-    }
-
-    pub(super) fn traffic(&self) -> Traffic {
-        self.collectives().traffic
-    }
-
-    /// The world has ended: the watchdog stops.
-    pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-    }
-
-    fn collectives(&self) -> MutexGuard<'_, Collectives> {
-        self.collectives.lock().expect("no panic under the lock")
-    }
-}
 
 /// What rank 0 knows of a rank.
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +36,17 @@ fn heartbeat_address(name: &str, port: u16, own_host: &str) -> Option<SocketAddr
     (name, port).to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)
 }
 
+/// All ranks: from now on, a rank that does not reach a collective within the timeouts of `options` ends the job.
+pub fn start_watchdog(world: &mut World, options: &config::Collective) -> Result<()> {
+    if world.ranks() == 1 {
+        return Ok(());
+    }
+    let watchdog = Watchdog::new(world, options)?;
+    world.add_thread("watchdog", move || watchdog.run())
+}
+
 /// The watchdog of one rank.
-pub(super) struct Watchdog {
+struct Watchdog {
     rank: usize,
     ranks: usize,
     /// Rank 0's address.
@@ -125,7 +63,7 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// All ranks: learns rank 0's address.
-    pub(super) fn new(world: &World, options: &config::Collective, progress: Arc<Progress>) -> Result<Self> {
+    fn new(world: &World, options: &config::Collective) -> Result<Self> {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
         let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
         let host = host::name();
@@ -137,16 +75,16 @@ impl Watchdog {
             address: heartbeat_address(&name, port, &host),
             socket,
             run,
-            progress,
+            progress: world.queue().progress().clone(),
             first_timeout: Duration::from_secs(options.first_timeout_s),
             timeout: Duration::from_secs(options.timeout_s),
         })
     }
 
     /// Watches until the world ends.
-    pub(super) fn run(self) {
+    fn run(self) {
         let mut peers = vec![PeerStatus { entered: 0, last_heartbeat: None }; self.ranks];
-        while !self.progress.ended.load(Ordering::SeqCst) {
+        while !self.progress.has_ended() {
             let entered = self.progress.traffic().calls;
             if self.rank == 0 {
                 peers[0] = PeerStatus { entered, last_heartbeat: Some(Instant::now()) };
@@ -155,10 +93,10 @@ impl Watchdog {
                 self.send_heartbeat(entered);
                 std::thread::sleep(HEARTBEAT_INTERVAL);
             }
-            let oldest = self.progress.collectives().oldest();
+            let oldest = self.progress.oldest();
             if let Some((what, start)) = oldest.filter(|(_, start)| start.elapsed() > self.limit()) {
                 let waited = start.elapsed().as_secs();
-                let step = self.progress.step.load(Ordering::Relaxed);
+                let step = self.progress.step();
                 let cause = if self.rank == 0 { missing(&peers) } else { "rank 0 does not answer".into() };
                 eprintln!(
                     "error: rank {} has waited {waited} s in {what} (step {step}, collective {entered}): {cause}; \
@@ -172,7 +110,7 @@ impl Watchdog {
 
     /// The longest time that a collective may take now.
     fn limit(&self) -> Duration {
-        let first = self.progress.steps_begun.load(Ordering::Relaxed) <= 1;
+        let first = self.progress.steps_begun() <= 1;
         let limit = if first { self.first_timeout } else { self.timeout };
         // Rank 0 knows more, so it reports first.
         if self.rank == 0 { limit } else { limit + 4 * HEARTBEAT_TIMEOUT }

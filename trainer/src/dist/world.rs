@@ -1,23 +1,21 @@
 //! The world as the rest of the crate sees it. One thread calls the backend; collectives are queued for it and run in the
 //! order in which they were queued.
 
+use super::abort;
+use super::collective::{Collective, LocalRank};
 use super::launched::start_backend;
-use super::nccl::{Comm, NcclWorld};
-use super::nccl_choice::choose_nccl;
+use super::progress::{Progress, Traffic};
 use super::single::SingleProcess;
-use super::watchdog::{Progress, Watchdog};
-use super::{Collective, LocalRank, abort};
-use crate::config;
 use crate::model::RankMean;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::{Event, Phase, range, set_side_stream};
+use crate::sys::{Event, Phase, range};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tch::{Device, Tensor};
 
-type Backend = Box<dyn Collective>;
+pub(super) type Backend = Box<dyn Collective>;
 type Job = Box<dyn FnOnce(&mut Backend) + Send>;
 
 /// The ranks of a job, including this process.
@@ -31,8 +29,8 @@ pub struct World {
     backend: &'static str,
     library_version: String,
     queue: CollectiveQueue,
-    thread: Option<JoinHandle<()>>,
-    watchdog: Option<JoinHandle<()>>,
+    /// End when the world does.
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Accepts collectives for the thread that runs them; cloned for autograd's hooks, which run on other threads.
@@ -48,19 +46,6 @@ pub struct CollectiveQueue {
 pub struct Pending<T> {
     result: Receiver<(Result<T>, Option<Event>)>,
     progress: Arc<Progress>,
-}
-
-/// The communication of this rank so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Traffic {
-    /// Collectives.
-    pub calls: u64,
-    /// Bytes of this rank's tensors in them.
-    pub bytes: u64,
-    /// Time in collectives, waiting for other ranks included; on a GPU the time to queue them.
-    pub busy: Duration,
-    /// Time that computation waited for collectives.
-    pub waited: Duration,
 }
 
 impl World {
@@ -89,8 +74,7 @@ impl World {
             backend,
             library_version,
             queue: CollectiveQueue { jobs: jobs_tx, progress: Arc::default() },
-            thread: Some(thread),
-            watchdog: None,
+            threads: vec![thread],
         })
     }
 
@@ -119,37 +103,23 @@ impl World {
         &self.library_version
     }
 
-    /// All ranks: from now on, a rank that does not reach a collective within the timeouts of `options` ends the job.
-    pub fn start_watchdog(&mut self, options: &config::Collective) -> Result<()> {
-        if self.ranks > 1 {
-            let watchdog = Watchdog::new(self, options, self.queue.progress.clone())?;
-            self.watchdog = Some(spawn("watchdog", move || watchdog.run())?);
-        }
+    /// Runs `body` until [`Progress::has_ended`].
+    pub(super) fn add_thread(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        self.threads.push(spawn(name, body)?);
         Ok(())
     }
 
-    /// All ranks: `device` is the one that this rank computes on. Afterwards collectives on its tensors have a stream of
-    /// their own there and use NCCL, if `wanted` allows that and every rank can.
-    pub fn use_device(&mut self, device: Device, wanted: config::Backend) -> Result<()> {
-        let nccl = choose_nccl(self, device, wanted)?;
-        let rank = self.rank;
-        let ranks = self.ranks;
-        let start_nccl = move |_: &mut Backend| {
-            set_side_stream(device);
-            match (nccl, device) {
-                (Some((nccl, id)), Device::Cuda(index)) => Comm::join(nccl, id, index, rank, ranks).map(Some),
-                _ => Ok(None),
-            }
+    /// All ranks: the thread that runs collectives makes the backend for those that follow from the one so far.
+    pub(super) fn replace_backend(
+        &mut self,
+        replace: impl FnOnce(Backend) -> Backend + Send + 'static,
+    ) -> Result<()> {
+        let job = move |backend: &mut Backend| {
+            let old = std::mem::replace(backend, Box::new(SingleProcess));
+            *backend = replace(old);
+            Ok(backend.name())
         };
-        // If one rank fails, the others wait for it in NCCL until the watchdog ends the job.
-        if let Some(comm) = self.queue.start("the start of NCCL", Device::Cpu, 0, start_nccl).wait()? {
-            let replace_backend = move |backend: &mut Backend| {
-                let host = std::mem::replace(backend, Box::new(SingleProcess));
-                *backend = Box::new(NcclWorld::new(comm, host));
-                Ok(backend.name())
-            };
-            self.backend = self.queue.start("the choice of NCCL", Device::Cpu, 0, replace_backend).wait()?;
-        }
+        self.backend = self.queue.start("the choice of a backend", Device::Cpu, 0, job).wait()?;
         Ok(())
     }
 
@@ -207,6 +177,10 @@ impl World {
 }
 
 impl CollectiveQueue {
+    pub(super) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
     /// All ranks: starts to replace `tensor` by its sum over ranks. `what` names it in the watchdog's message.
     pub fn start_sum(&self, what: &'static str, tensor: &Tensor) -> Pending<()> {
         let value = tensor.shallow_clone();
@@ -215,7 +189,7 @@ impl CollectiveQueue {
     }
 
     /// Queues a collective on tensors of `device`. It runs after what this thread's stream has been given so far.
-    fn start<T: Send + 'static>(
+    pub(super) fn start<T: Send + 'static>(
         &self,
         what: &'static str,
         device: Device,
@@ -265,7 +239,7 @@ impl Drop for World {
             return;
         }
         let _ = self.queue.jobs.send(None);
-        for thread in [self.watchdog.take(), self.thread.take()].into_iter().flatten() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }

@@ -1,6 +1,6 @@
 //! Batch normalisation over `[N, H, W]`, with the batch's statistics, those of all ranks' batches, or the running ones.
 
-use super::{Activation, Conv};
+use super::activation::Activation;
 use crate::model::kernels::{self, Epilogue, NormTensors};
 use crate::sys::attach_backward;
 use std::fmt;
@@ -122,19 +122,12 @@ impl BatchNorm {
         y.to_kind(x.kind())
     }
 
-    /// `conv`, which has no bias, followed by this norm with its running statistics, as one convolution:
-    /// weight γ/√(σ² + ε)·W, bias β − μ·γ/√(σ² + ε).
-    pub fn fold_into(&self, conv: &Conv) -> Conv {
+    /// Scale γ/√(σ² + ε) and shift β − μ·scale, f64 `[C]` each, with which the running statistics normalise: y = scale·x + shift.
+    pub fn scale_and_shift(&self) -> (Tensor, Tensor) {
         let double = |x: &Tensor| x.detach().to_kind(Kind::Double);
-        let scale = double(&self.weight) / (double(&self.running_var) + EPSILON).sqrt(); // [C']
+        let scale = double(&self.weight) / (double(&self.running_var) + EPSILON).sqrt();
         let shift = double(&self.bias) - double(&self.running_mean) * &scale;
-        let weight = double(&conv.weight) * scale.view([-1, 1, 1, 1]);
-        Conv {
-            weight: weight.to_kind(Kind::Float),
-            bias: Some(shift.to_kind(Kind::Float)),
-            stride: conv.stride,
-            padding: conv.padding,
-        }
+        (scale, shift)
     }
 }
 

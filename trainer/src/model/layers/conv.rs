@@ -1,7 +1,6 @@
 //! Convolutions.
 
-use super::{Activation, BatchNorm, BnMode, Shape};
-use crate::model::kernels::Epilogue;
+use super::activation::Shape;
 use tch::Tensor;
 
 /// A convolution. Its weight is cast to the kind of its input.
@@ -15,15 +14,6 @@ pub struct Conv {
     pub stride: i64,
     /// Zeros at every edge.
     pub padding: i64,
-}
-
-/// A convolution without bias and the batch norm that follows it.
-#[derive(Debug)]
-pub struct ConvNorm {
-    /// The convolution.
-    pub conv: Conv,
-    /// Normalises its output.
-    pub norm: BatchNorm,
 }
 
 impl Conv {
@@ -46,32 +36,5 @@ impl Conv {
     pub fn macs(&self, input: Shape) -> i64 {
         let output = self.output_shape(input);
         output.h * output.w * self.weight.numel() as i64
-    }
-}
-
-impl ConvNorm {
-    /// `[N, C, H, W]` → `[N, C', H', W']`.
-    pub fn forward(&self, x: &Tensor, mode: BnMode) -> Tensor {
-        self.norm.forward(&self.conv.forward(x), mode)
-    }
-
-    /// [`ConvNorm::forward`], followed by `epilogue`.
-    pub(crate) fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
-        self.norm.forward_with(&self.conv.forward(x), mode, epilogue)
-    }
-
-    /// This layer in evaluation (with running statistics) as one convolution with a bias.
-    pub fn fold(&self) -> Conv {
-        self.norm.fold_into(&self.conv)
-    }
-
-    /// As [`Conv::output_shape`].
-    pub fn output_shape(&self, input: Shape) -> Shape {
-        self.conv.output_shape(input)
-    }
-
-    /// As [`Conv::macs`]: batch norm is not counted, because inference folds it into the convolution.
-    pub fn macs(&self, input: Shape) -> i64 {
-        self.conv.macs(input)
     }
 }

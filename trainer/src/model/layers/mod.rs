@@ -4,9 +4,11 @@
 mod activation;
 mod batch_norm;
 mod conv;
+mod conv_norm;
 mod linear;
 
 pub use activation::{Activation, Shape};
 pub use batch_norm::{BatchNorm, BnMode, RankMean};
-pub use conv::{Conv, ConvNorm};
+pub use conv::Conv;
+pub use conv_norm::ConvNorm;
 pub use linear::{Linear, Lstm};

@@ -29,7 +29,7 @@ use crate::trained::TrainedNet;
 use codinet_dataloader::Dataset;
 use codinet_trainer::config::Config;
 use codinet_trainer::dist::device::{choose_device, set_thread_count};
-use codinet_trainer::dist::{World, agree, on_rank_zero, replicas};
+use codinet_trainer::dist::{World, agree, on_rank_zero, replicas, use_device};
 use codinet_trainer::run::print_line;
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
@@ -55,7 +55,7 @@ pub fn run(args: &Args, world: &mut World) -> Result<()> {
         network.config.data.val = data.clone();
     }
     let config = &network.config;
-    world.use_device(device, config.collective.backend)?;
+    use_device(world, device, config.collective.backend)?;
     let world: &World = world;
     let out = args.output.clone().unwrap_or_else(|| default_output(run, &network));
     let data = agree(world, open_data(args, run, config))?;
