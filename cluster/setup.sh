@@ -46,6 +46,7 @@ if [ -n "${CI:-}" ]; then
     need has_daemon slurmctld slurm-wlm
     need has_daemon munged munge
     need has_daemon ip iproute2
+    need have strace strace
 fi
 if [ -n "$missing" ]; then
     have apt-get || fail "install the equivalents of these Debian packages:$missing"

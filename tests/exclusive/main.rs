@@ -5,6 +5,7 @@ mod faults;
 mod gpu_check;
 mod network;
 mod profile;
+mod random_faults;
 mod slurm;
 
 #[path = "../common/mod.rs"]

@@ -85,6 +85,14 @@ fn dry_run_ends_with_the_exit_code_of_the_run() {
         let output = finish(&mut sandbox.train(1, &["--dry-run", "--set", setting]));
         assert_eq!(output.status.code(), Some(code), "{setting}: {}", text(&output.stderr));
     }
+    let without_gpu = ["--dry-run", "--set", "run.device=cuda"];
+    let mut command = sandbox.train(1, &without_gpu);
+    assert_rejected(
+        command.env("CUDA_VISIBLE_DEVICES", ""),
+        2,
+        &["run.device is cuda, but ", "set it to cpu"],
+    );
+    succeed(&mut sandbox.train(1, &[&without_gpu[..], &["--no-data"]].concat()));
     let ranks = |ranks: &str| finish(&mut sandbox.train(1, &["--dry-run", "--ranks", ranks])).status.code();
     assert_eq!([ranks("8"), ranks("3"), ranks("16")], [Some(0), Some(2), Some(2)]);
     // Without the data, a network is described on a machine that has none.
@@ -274,9 +282,12 @@ fn mismatched_or_damaged_checkpoint_is_rejected() {
         command
     };
     let another_network = ["another network", "layer1.3.conv1.weight"];
-    assert_rejected(&mut resume(&run, &["--set", "model.arch=resnet32"]), 4, &another_network);
     let another_classifier = ["another network", "fc.weight", "[4, 64]", "[5, 64]"];
-    assert_rejected(&mut resume(&run, &["--set", "data.classes=5"]), 4, &another_classifier);
+    for start in [&[][..], &["--dry-run"]] {
+        let with = |setting| resume(&run, &[start, &["--set", setting]].concat());
+        assert_rejected(&mut with("model.arch=resnet32"), 4, &another_network);
+        assert_rejected(&mut with("data.classes=5"), 4, &another_classifier);
+    }
     assert_rejected(&mut resume(Path::new("nowhere"), &[]), 4, &["nowhere"]);
 
     // Another number of samples.
@@ -307,6 +318,7 @@ fn run_directory_in_use_or_of_another_run_is_rejected() {
     let lock = fs::File::open(&run).unwrap();
     lock.lock().unwrap();
     assert_rejected(&mut sandbox.train_into(&run, 2, &[]), 2, &["in use", "run.dir"]);
+    assert_rejected(&mut sandbox.train_into(&run, 1, &["--dry-run"]), 2, &["in use", "run.dir"]);
     lock.unlock().unwrap();
     succeed(&mut sandbox.train_into(&run, 1, &[]));
     assert_rejected(&mut sandbox.train_into(&run, 2, &[]), 2, &["holds a run", "--resume auto"]);
@@ -317,7 +329,10 @@ fn run_directory_in_use_or_of_another_run_is_rejected() {
     assert_rejected(&mut sandbox.train_into(&branch, 1, &resume), 2, &["branch holds a run"]);
     // It may not resume past the end of its config, or with another seed.
     let shorter = [&resume[..], &["--set", "stages=[{epochs: 1}]"]].concat();
-    assert_rejected(&mut sandbox.train(2, &shorter), 4, &["stages.2", "past this config's end"]);
+    for ranks in [1, 2] {
+        let shorter = [&shorter[..], if ranks == 1 { &["--dry-run"] } else { &[] }].concat();
+        assert_rejected(&mut sandbox.train(ranks, &shorter), 4, &["stages.2", "past this config's end"]);
+    }
     let seed = [&resume[..], &["--set", "run.seed=2"]].concat();
     assert_rejected(&mut sandbox.train(2, &seed), 4, &["run.seed 1"]);
 }

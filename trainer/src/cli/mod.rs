@@ -52,7 +52,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         config: &config,
         rank: world.rank(),
         ranks: world.ranks(),
-        device: Device::Cpu,
+        device: None,
         has_data: true,
         directory: Some(Directory { stem: &stem, resume: &args.resume }),
         place: &place,
@@ -65,10 +65,6 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
     set_thread_count(world, config.run.threads)?;
     let device = choose_device(world, config.run.device, "run.device");
     let device = agree(world, device)?;
-    if config.run.replay_every > 0 && device.is_cuda() {
-        let what = "run.replay_every compares results bit by bit, but a GPU's algorithms are not deterministic; set it to 0";
-        return Err(Error::on_all_ranks(Exit::Config, what));
-    }
     use_device(world, device, config.collective.backend)?;
     let world: &World = world;
     enable_kernels(&config, world, device)?;
@@ -82,7 +78,7 @@ pub fn run(args: &TrainArgs, world: &mut World, stop: Arc<AtomicBool>) -> Result
         return evaluate_weights(world, &config, device, || resolve_weights(&stem, &config, &args.resume));
     }
     let net = Net::from_config(&config, device);
-    start.device = device;
+    start.device = Some(device);
     let started = start.start(world, &net)?;
     let command = restart_command(args, world.ranks());
     let mut trainer = Trainer::new(world, &config, net, started, device, stop, command)?;

@@ -5,7 +5,7 @@ use crate::config::probe::{CheckpointSpace, Space};
 use crate::host;
 use crate::model::Params;
 use crate::sys::error::{Error, Exit, Result};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// What the checkpoints of a run of `config` take.
@@ -28,6 +28,17 @@ pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).map(|disk| disk.f_bavail * disk.f_frsize).ok()
 }
 
+/// Locks a run directory against other runs, until the file is closed.
+pub(crate) fn lock(dir: &Path) -> Result<File> {
+    let file = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
+    // On a file system without locks, the user has to see to it.
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        let what = format!("{} is in use by another run; choose another run.dir", dir.display());
+        return Err(Error::new(Exit::Config, what));
+    }
+    Ok(file)
+}
+
 /// Rank 0: checks that a run can write checkpoints to `dir`. A folder that is made for the test is removed. A run that resumes
 /// from a checkpoint has one of the two that it needs.
 pub(crate) fn check_run_dir(dir: &Path, space: &CheckpointSpace, resumes: bool) -> Result<()> {
@@ -36,6 +47,9 @@ pub(crate) fn check_run_dir(dir: &Path, space: &CheckpointSpace, resumes: bool) 
     let writes = fs::create_dir(&test).and_then(|()| fs::remove_dir(&test));
     let action = if dir.exists() { "write to" } else { "make" };
     writes.map_err(|error| Error::disk(action, dir, &error))?;
+    if dir.exists() {
+        lock(dir)?; // until the end of this line
+    }
     let free = free_bytes(&folder);
     let present = if resumes { space.bytes } else { 0 };
     if free.is_some_and(|free| space.judge(free.saturating_add(present)) == Space::TooLittle) {

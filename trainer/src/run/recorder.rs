@@ -2,14 +2,14 @@
 
 use super::hook::RecordHook;
 use super::tensorboard::EventFile;
-use super::{gate_heatmap, git, hparams, scalars, write_atomically};
+use super::{disk, gate_heatmap, git, hparams, scalars, write_atomically};
 use crate::config::Config;
 use crate::run_dir::{METRICS, TENSORBOARD};
-use crate::sys::error::{Error, Exit, Result};
+use crate::sys::error::{Error, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -40,12 +40,7 @@ impl Recorder {
         earlier_seconds: f64,
         blocks: Vec<String>,
     ) -> Result<Self> {
-        let lock = File::open(dir).map_err(|error| Error::disk("open", dir, &error))?;
-        // On a file system without locks, the user has to see to it.
-        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            let what = format!("{} is in use by another run; choose another run.dir", dir.display());
-            return Err(Error::new(Exit::Config, what));
-        }
+        let lock = disk::lock(dir)?;
         let path = dir.join(METRICS);
         let text = fs::read_to_string(&path).unwrap_or_default();
         let kept = lines_until(&text, step, evaluated);

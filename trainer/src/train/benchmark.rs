@@ -25,7 +25,7 @@ impl<'a> BenchmarkRun<'a> {
             config,
             rank: world.rank(),
             ranks: world.ranks(),
-            device,
+            device: Some(device),
             has_data: true,
             directory: None,
             place: &|_| None,

@@ -19,7 +19,7 @@ use crate::metrics::MetricsBuffer;
 use crate::model::Net;
 use crate::optim::schedule::learning_rate;
 use crate::run::RunLog;
-use crate::run::checkpoint::{Order, TrainState};
+use crate::run::checkpoint::TrainState;
 use crate::sys::error::{Error, Exit, Result};
 use crate::text::shell_quote;
 use evaluate::Evaluation;
@@ -71,9 +71,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         let Started { data, location, mut notes } = started;
         let mut model = Model::new(world, config, net, device);
-        let order =
-            Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() };
-        let (state, resume_notes) = resume::load_state(world, config, &location, order, &mut model)?;
+        let (state, resume_notes) = resume::load_state(world, config, &location, &data, &mut model)?;
         notes.extend(resume_notes);
         replicas::refuse_differences(
             world,

@@ -2,7 +2,9 @@
 
 use super::model::Model;
 use crate::config::{self, Config};
+use crate::data::Datasets;
 use crate::dist::{World, on_rank_zero, replicas};
+use crate::model::Params;
 use crate::optim::GammaController;
 use crate::optim::schedule::{format_lr, learning_rate};
 use crate::run::RunLocation;
@@ -17,14 +19,14 @@ pub(super) fn load_state(
     world: &World,
     config: &Config,
     location: &RunLocation,
-    order: Order,
+    data: &Datasets,
     model: &mut Model,
 ) -> Result<(TrainState, Vec<String>)> {
     let initial = GammaController::new(config.cost.gamma);
     let micro_batches = world.ranks() * config.optim.accumulate;
     let Some(folder) = &location.checkpoint else {
         return Ok((
-            TrainState { order, gamma: initial, micro_batches, ..TrainState::default() },
+            TrainState { order: order(config, data), gamma: initial, micro_batches, ..TrainState::default() },
             Vec::new(),
         ));
     };
@@ -33,7 +35,6 @@ pub(super) fn load_state(
         let mut state = checkpoint::read_state(folder)?;
         let Model { net, sgd, ema, .. } = model;
         checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
-        check_compatible(&state, folder, &order, config)?;
         state.forget_lost_best(&location.dir);
         Ok(state)
     })?;
@@ -43,6 +44,11 @@ pub(super) fn load_state(
         state.gamma = initial;
     }
     Ok((state, notes.into_iter().flatten().collect()))
+}
+
+/// The order of samples of a run of `config`.
+fn order(config: &Config, data: &Datasets) -> Order {
+    Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() }
 }
 
 /// A line for the log if the config changes the learning rate with which the run of checkpoint `folder` was to continue.
@@ -86,6 +92,19 @@ fn redistribute(state: &mut TrainState, ranks: usize, config: &Config) -> Option
             "note: a step's batch had {before} parts before and has {configured} now, so batch norm sees other batches"
         )
     })
+}
+
+/// Checks that the checkpoint `folder` has the tensors of this network and, if there are data, that this config can continue it.
+/// `params` become its weights.
+pub(super) fn check_checkpoint(
+    folder: &Path,
+    config: &Config,
+    data: Option<&Datasets>,
+    params: &Params,
+) -> Result<()> {
+    let state = checkpoint::read_state(folder)?;
+    checkpoint::load_model(folder, params)?;
+    data.map_or(Ok(()), |data| check_compatible(&state, folder, &order(config, data), config))
 }
 
 /// Checks that this config can continue the checkpoint.

@@ -1,13 +1,15 @@
 //! Whether a run can start. Its start, `--dry-run` and `codinet-launch doctor` go through this one list of checks.
 
+use super::resume::check_checkpoint;
 use crate::config::{Config, Resume};
 use crate::data::{Datasets, check_batch_size};
+use crate::dist::device::choose_local_device;
 use crate::dist::{World, agree, on_rank_zero, replicas};
 use crate::model::Net;
 use crate::optim::calibration::check_budget;
 use crate::run::{RunLocation, check_run_dir, checkpoint, checkpoint_space, resolve_run_dir};
 use crate::run_dir::{self, RUNS};
-use crate::sys::error::{Problems, Result};
+use crate::sys::error::{Error, Exit, Problems, Result};
 use crate::text::counted;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -22,8 +24,9 @@ pub(crate) struct Start<'a> {
     pub rank: usize,
     /// How many ranks share the work.
     pub ranks: usize,
-    pub device: Device,
-    /// Whether the data are on this machine; if not, they are not checked.
+    /// The device of this rank; none if it is not chosen yet.
+    pub device: Option<Device>,
+    /// Whether this machine has the data; if not, it is not the one that will train, and neither they nor its GPUs are checked.
     pub has_data: bool,
     /// The run directory; none for steps that write no checkpoints.
     pub directory: Option<Directory<'a>>,
@@ -68,8 +71,18 @@ impl Start<'_> {
         let problems = &mut checked.problems;
         problems.collect("optim.batch_size", check_batch_size(config, self.ranks));
         problems.collect("cost.budget_gmacs", check_budget(config, &net.costs));
+        let device = match self.device {
+            None if self.has_data => {
+                problems.collect("run.device", choose_local_device(config.run.device, "run.device", 0))
+            }
+            chosen => chosen,
+        };
+        if config.run.replay_every > 0 && device.is_some_and(Device::is_cuda) {
+            let what = "run.replay_every compares results bit by bit, but a GPU's algorithms are not deterministic; set it to 0";
+            problems.collect("run.replay_every", Err::<(), _>(Error::new(Exit::Config, what)));
+        }
         if self.has_data {
-            match Datasets::open(config, self.device) {
+            match Datasets::open(config, device.unwrap_or(Device::Cpu)) {
                 Ok(data) => checked.data = Some(data),
                 Err(others) => problems.extend(others),
             }
@@ -89,6 +102,10 @@ impl Start<'_> {
                 resumes = location.as_ref().is_some_and(|location| location.checkpoint.is_some());
                 let space = checkpoint_space(config, &net.params);
                 problems.collect("run.dir", check_run_dir(dir, &space, resumes));
+                if let Some(folder) = location.as_ref().and_then(|location| location.checkpoint.as_ref()) {
+                    let fits = check_checkpoint(folder, config, checked.data.as_ref(), &net.params);
+                    problems.collect("", fits);
+                }
                 checked.location = location;
             }
         }
