@@ -1,5 +1,7 @@
 //! Text that several programs print.
 
+use std::io::Write;
+
 /// A number and its noun: "1 rank", "2 ranks".
 pub fn counted(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
@@ -38,6 +40,26 @@ pub fn duration(seconds: f64) -> String {
             format!("{} d {} h", hours / 24, hours % 24)
         }
     }
+}
+
+/// Prints to stdout. A closed pipe (`| head`) is not an error.
+pub fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Prints a line to stdout. A closed pipe is not an error.
+pub fn print_line(text: &str) {
+    print(&format!("{text}\n"));
+}
+
+/// As `eprintln`, but a closed pipe (`2>&1 | head`) is not an error: the program goes on.
+#[macro_export]
+macro_rules! eprint_line {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
 }
 
 #[cfg(test)]

@@ -13,14 +13,7 @@ pub mod start;
 mod supervise;
 pub mod table;
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-
-/// Prints to stdout; a closed pipe (`| head`) is not an error.
-fn print(text: &str) {
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-}
 
 /// `codinet-train`: the one next to this program, else the one on `PATH`.
 fn trainer() -> PathBuf {

@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => match key_as_option(&error, &words) {
             Some(what) => {
-                eprintln!("error: {what}");
+                codinet_config::eprint_line!("error: {what}");
                 return ExitCode::from(Exit::Config as u8);
             }
             None => error.exit(),
@@ -77,7 +77,7 @@ async fn main() -> ExitCode {
         None => start::start(&args.start, &args.arguments).await.map(|exit| exit as u8),
     };
     ExitCode::from(done.unwrap_or_else(|message| {
-        eprintln!("{}", error_lines(&message));
+        codinet_config::eprint_line!("{}", error_lines(&message));
         Exit::Config as u8
     }))
 }

@@ -153,7 +153,7 @@ impl JobOutput {
         }
         let text = lines.join("\n") + "\n";
         let write = || match stream {
-            Stream::Out => crate::print(&text),
+            Stream::Out => codinet_config::text::print(&text),
             Stream::Err => _ = std::io::stderr().write_all(text.as_bytes()),
         };
         match &self.bar {

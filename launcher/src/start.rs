@@ -5,11 +5,12 @@ use crate::machine::Machine;
 use crate::mpi::{Flavour, Job, mpirun};
 use crate::restart::{Commands, back_off};
 use crate::supervise::{self, OutputMode, Signals};
-use crate::{print, trainer};
+use crate::trainer;
 use clap::Parser;
 use codinet_config::env;
 use codinet_config::exit::Exit;
 use codinet_config::host;
+use codinet_config::text::print;
 use codinet_config::text::shell_quote;
 use codinet_config::{TrainArgs, key_as_option};
 use std::io::IsTerminal;
@@ -164,7 +165,7 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
             return Ok(exit);
         }
         if let Some(lines) = job_exit.output.last_lines() {
-            eprintln!("{lines}");
+            codinet_config::eprint_line!("{lines}");
         }
         let how = job_exit.code.map_or("by a signal".into(), |code| format!("with {code}"));
         let give_up = if exit == Exit::NotStarted && (args.max_restarts == 0 || any_output) {
@@ -181,7 +182,7 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
             format!("all {} restarts are used up", args.max_restarts)
         } else {
             let wait = back_off(Duration::from_secs(args.back_off), restart);
-            eprintln!(
+            codinet_config::eprint_line!(
                 "codinet-launch: exit code {} (mpirun ended {how}); restart {restart} of {} in {} s, from the \
                  last complete checkpoint",
                 exit as u8,
@@ -195,7 +196,10 @@ pub async fn start(args: &Args, arguments: &[String]) -> Result<Exit, String> {
             command = mpirun_args(&commands.restart);
             continue;
         };
-        eprintln!("codinet-launch: exit code {} (mpirun ended {how}); {give_up}", exit as u8);
+        codinet_config::eprint_line!(
+            "codinet-launch: exit code {} (mpirun ended {how}); {give_up}",
+            exit as u8
+        );
         return Ok(exit);
     }
     unreachable!("the loop has no end")

@@ -1,6 +1,6 @@
 //! `codinet-launch table`: the rows of a table of configs, with the paper's figures.
 
-use crate::print;
+use codinet_config::text::print;
 use codinet_config::{Row, load_table};
 use serde_json::json;
 

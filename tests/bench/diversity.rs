@@ -5,6 +5,8 @@
 //! 64 centres of this rank against G of all ranks (which are drawn here: that they come by an all-gather makes no
 //! difference to what follows), 16 gates as in ResNet-50, on one thread. Memory is what the process's peak grows by.
 
+#![expect(clippy::print_stdout, reason = "the result of a benchmark")]
+
 use codinet_trainer::loss;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};

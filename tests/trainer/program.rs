@@ -387,6 +387,17 @@ fn closed_pipe_is_no_error() {
         assert_eq!((read("status").trim(), read("errors").as_str()), ("0", ""), "{words:?}");
         fs::remove_file(sandbox.path("status")).unwrap();
     }
+    // Nobody reads the errors either: each program ends with the code that it would end with.
+    for (name, args) in [("train", "nowhere.yaml"), ("launch", "nowhere.yaml"), ("data", "inspect nowhere")] {
+        let program = program(&format!("codinet-{name}"));
+        let code = Command::new(&program).args(args.split(' ')).output().unwrap().status.code().unwrap();
+        let line =
+            format!("{{ sleep 0.2; {} {args}; echo $? >{name}-code; }} 2>&1 | true", program.display());
+        succeed(Command::new("sh").args(["-c", &line]).current_dir(sandbox.folder.path()));
+        let read = || fs::read_to_string(sandbox.path(&format!("{name}-code"))).unwrap_or_default();
+        wait_until(60, || name.to_owned(), || !read().is_empty());
+        assert_eq!(read().trim(), code.to_string(), "{name}");
+    }
 }
 
 #[test]

@@ -20,4 +20,4 @@ pub mod sys;
 mod testing;
 pub mod train;
 
-pub use codinet_config::{self as config, env, host, run_dir, text};
+pub use codinet_config::{self as config, env, eprint_line, host, run_dir, text};

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", error_lines(&error.to_string()));
+            codinet_config::eprint_line!("{}", error_lines(&error.to_string()));
             ExitCode::from(if matches!(error, Error::InvalidArgument(_)) { USAGE_ERROR } else { DATA_ERROR })
         }
     }

@@ -8,7 +8,7 @@ mod published;
 mod report;
 mod step;
 
-use crate::print;
+use codinet_config::text::print;
 use codinet_config::{Config, Wire};
 use facts::{Measured, Network, load_config};
 use links::{Cluster, Link, Links};

@@ -170,7 +170,7 @@ pub fn watch_signals() -> Result<Arc<AtomicBool>> {
             }
             // At once: mpirun kills ranks a second after Ctrl-C, perhaps before they have a checkpoint. SIGUSR2 leaves them time.
             if let Some(command) = RESUME.get().filter(|_| !repeated && signal != SIGUSR2) {
-                eprintln!("stopping with a checkpoint after this step; to resume: {command}");
+                crate::eprint_line!("stopping with a checkpoint after this step; to resume: {command}");
             }
         }
     };

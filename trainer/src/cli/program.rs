@@ -46,7 +46,7 @@ impl<A: Parser> Program<A> {
             // All ranks leave together if all have the error; otherwise this rank has to end the others.
             if !error.agreed || world.barrier().is_err() {
                 let rank = format!(" (rank {} of {})", world.rank(), world.ranks());
-                eprintln!("{}{rank}", error_lines(&error.message));
+                crate::eprint_line!("{}{rank}", error_lines(&error.message));
                 dist::abort(error.exit as i32);
             }
             let rank = world.rank();
@@ -79,11 +79,14 @@ impl<A: Parser> Program<A> {
         std::panic::set_hook(Box::new(move |panic| {
             let message = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
             if is_out_of_memory(&message) {
-                eprintln!("error: out of memory{rank}: {}; {oom_advice}", shorten_oom_message(&message));
+                crate::eprint_line!(
+                    "error: out of memory{rank}: {}; {oom_advice}",
+                    shorten_oom_message(&message)
+                );
                 dist::abort(Exit::Memory as i32);
             }
             let location = panic.location().map(ToString::to_string).unwrap_or_default();
-            eprintln!("error: a bug in {name} at {location}: {message}; please report it");
+            crate::eprint_line!("error: a bug in {name} at {location}: {message}; please report it");
             dist::abort(Exit::Panic as i32);
         }));
     }
@@ -103,8 +106,8 @@ fn shorten_oom_message(message: &str) -> &str {
 fn exit_with(error: &Error, rank: usize) -> ! {
     match error.exit {
         _ if rank > 0 => {}
-        Exit::Interrupted => eprintln!("{error}"),
-        _ => eprintln!("{}", error_lines(&error.message)),
+        Exit::Interrupted => crate::eprint_line!("{error}"),
+        _ => crate::eprint_line!("{}", error_lines(&error.message)),
     }
     std::process::exit(error.exit as i32)
 }

@@ -48,7 +48,7 @@ impl BadSamples {
             }
             self.read_file(); // another rank may have recorded it
             if self.known.insert(name) {
-                eprintln!("note: left out of {data}: {shard}, key '{key}': {reason}");
+                crate::eprint_line!("note: left out of {data}: {shard}, key '{key}': {reason}");
                 self.write(
                     &json!({"data": data, "sample": sample, "shard": shard, "key": key, "reason": reason}),
                 );

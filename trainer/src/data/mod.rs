@@ -305,10 +305,10 @@ fn open(key: &str, shards: &str, config: &Config, transform: Transform) -> Resul
 pub fn print_data_notes(name: &str, dataset: &Dataset, transform: &Transform, config: &Config) -> Result<()> {
     let left_out = dataset.left_out();
     if !left_out.is_empty() {
-        eprintln!("note: left out of {name}: {left_out}");
+        crate::eprint_line!("note: left out of {name}: {left_out}");
     }
     if let Some(warning) = describe_view_fit(dataset, transform, config.data.image_size)? {
-        eprintln!("warning: {name}: {warning}");
+        crate::eprint_line!("warning: {name}: {warning}");
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ pub fn set_thread_count(world: &World, threads: Option<usize>) -> Result<()> {
     let ranks = world.local_rank().count;
     let bound = ranks > 1 && sharing == 1;
     if world.rank() == 0 && bound && usable * ranks * 2 <= installed {
-        eprintln!(
+        crate::eprint_line!(
             "note: the launcher binds each of {ranks} ranks to {usable} of {installed} cores, for computing and decoding; to \
              use all cores, start with codinet-launch or mpirun --bind-to none"
         );
@@ -64,7 +64,11 @@ pub fn choose_local_device(choice: DeviceChoice, setting: &str, index: usize) ->
             let hidden =
                 env::is_set(env::CUDA_VISIBLE_DEVICES) && env::get(env::CUDA_VISIBLE_DEVICES).is_none();
             if index == 0 && host::installed_gpus() > 0 && !hidden {
-                eprintln!("note: {} has a GPU, which is not used: {}", host::name(), no_gpu_reason());
+                crate::eprint_line!(
+                    "note: {} has a GPU, which is not used: {}",
+                    host::name(),
+                    no_gpu_reason()
+                );
             }
             Ok(Device::Cpu)
         }

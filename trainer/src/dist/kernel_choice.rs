@@ -23,7 +23,7 @@ pub fn enable_kernels(config: &Config, world: &World, device: Device) -> Result<
     if let Some((rank, reason)) = first {
         if world.rank() == 0 {
             let reason = reason.lines().next().unwrap_or_default();
-            eprintln!(
+            crate::eprint_line!(
                 "note: run.cuda_kernels: rank {rank}: {reason}; all ranks use libtorch's operations instead"
             );
         }

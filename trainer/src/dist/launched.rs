@@ -59,7 +59,7 @@ fn compare_with_launcher(world: &dyn Collective) -> Result<()> {
     }
     let LocalRank { index, .. } = world.local_rank();
     if let Some((name, launched)) = first_number(&LOCAL_RANK).filter(|(_, launched)| *launched != index) {
-        eprintln!(
+        crate::eprint_line!(
             "note: rank {rank} is number {index} of its host by MPI, and number {launched} by {name}; MPI's chooses the GPU"
         );
     }

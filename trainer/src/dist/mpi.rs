@@ -213,7 +213,7 @@ impl Drop for MpiWorld {
             // SAFETY: MPI is initialised, and this is the thread that did it.
             let code = unsafe { ffi::MPI_Finalize() };
             if code != 0 {
-                eprintln!("note: MPI_Finalize failed with code {code}"); // training is over
+                crate::eprint_line!("note: MPI_Finalize failed with code {code}"); // training is over
             }
         }
     }

@@ -184,7 +184,7 @@ impl Drop for Comm {
             // SAFETY: the communicator has no other owner, and no collective in progress: each was waited for.
             let code = unsafe { (self.nccl.comm_destroy)(self.comm) };
             if let Err(error) = self.nccl.check(code, "ncclCommDestroy", std::ptr::null_mut()) {
-                eprintln!("note: {error}"); // training is over
+                crate::eprint_line!("note: {error}"); // training is over
             }
         }
     }

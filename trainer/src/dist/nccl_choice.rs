@@ -57,7 +57,9 @@ fn choose_nccl(
     let has_gpu = |rank: &Result<String, String>| rank.as_ref().err().is_none_or(|reason| reason != NO_GPU);
     if world.rank() == 0 && all.iter().any(has_gpu) {
         let backend = world.backend();
-        eprintln!("note: GPUs communicate through the host over {backend}, which is slower: {reason}");
+        crate::eprint_line!(
+            "note: GPUs communicate through the host over {backend}, which is slower: {reason}"
+        );
     }
     Ok(None)
 }

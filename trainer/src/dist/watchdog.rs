@@ -98,7 +98,7 @@ impl Watchdog {
                 let waited = start.elapsed().as_secs();
                 let step = self.progress.step();
                 let cause = if self.rank == 0 { missing(&peers) } else { "rank 0 does not answer".into() };
-                eprintln!(
+                crate::eprint_line!(
                     "error: rank {} has waited {waited} s in {what} (step {step}, collective {entered}): {cause}; \
                      the job ends; --resume auto continues from the last checkpoint",
                     self.rank

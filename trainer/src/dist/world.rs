@@ -156,7 +156,7 @@ impl World {
         let ranks = self.ranks;
         RankMean::new(ranks, move |tensor| {
             if let Err(error) = queue.start_sum("an all-reduce of batch statistics", tensor).wait() {
-                eprintln!("error: {error}"); // autograd cannot return it
+                crate::eprint_line!("error: {error}"); // autograd cannot return it
                 abort(error.exit as i32);
             }
             let _ = tensor.shallow_clone().g_div_scalar_(ranks as f64);

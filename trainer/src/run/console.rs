@@ -4,6 +4,7 @@
 use crate::config::progress::{CHARS, Progress, TEMPLATE};
 use crate::env;
 use crate::run_dir::LOG;
+use crate::text::print_line;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
@@ -184,9 +185,4 @@ fn write_log(log: &mut File, text: &str) {
     for line in text.lines() {
         let _ = writeln!(log, "{now} {line}");
     }
-}
-
-/// Prints a line. A closed pipe (`| head`) is not an error.
-pub fn print_line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -50,10 +50,16 @@ impl Drop for RecordHook {
             thread::sleep(Duration::from_millis(20));
         }
         if is_feeding() {
-            eprintln!("warning: run.on_record: the command did not end within {} s", END_TIMEOUT.as_secs());
+            crate::eprint_line!(
+                "warning: run.on_record: the command did not end within {} s",
+                END_TIMEOUT.as_secs()
+            );
         }
         if self.dropped > 0 {
-            eprintln!("warning: run.on_record: the command did not read {} records in time", self.dropped);
+            crate::eprint_line!(
+                "warning: run.on_record: the command did not read {} records in time",
+                self.dropped
+            );
         }
     }
 }
@@ -71,7 +77,7 @@ fn feed(command: &str, lines: &Receiver<String>) {
                 },
                 Err(error) => error.to_string(),
             };
-            eprintln!("warning: run.on_record: {error}; starting it again in {} s", wait.as_secs());
+            crate::eprint_line!("warning: run.on_record: {error}; starting it again in {} s", wait.as_secs());
             thread::sleep(wait);
             wait = (2 * wait).min(LONGEST_WAIT);
             child = spawn(command);

@@ -21,7 +21,7 @@ mod scalars;
 mod tensorboard;
 
 pub use cividis::cividis;
-pub use console::{Console, print_line};
+pub use console::Console;
 pub(crate) use disk::{check_run_dir, checkpoint_space, existing_folder, free_bytes};
 pub(crate) use log::RunLog;
 pub(crate) use records::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};

@@ -277,7 +277,9 @@ impl EventFile {
 }
 
 fn warn(error: &io::Error) {
-    eprintln!("warning: cannot write TensorBoard's event file: {error}; training continues without it");
+    crate::eprint_line!(
+        "warning: cannot write TensorBoard's event file: {error}; training continues without it"
+    );
 }
 
 /// A TFRecord: length, masked CRC-32C of the length, data, masked CRC-32C of the data; little-endian.

@@ -13,7 +13,8 @@ use codinet_dataloader::{
 };
 
 use super::progress::ProgressMeter;
-use super::{ImageLimit, Shards, print};
+use super::{ImageLimit, Shards};
+use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,7 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Says on stderr how many samples had no part in the measurement.
 fn report_bad(bad: usize, dataset: &Dataset) {
     if bad > 0 {
-        eprintln!(
+        codinet_config::eprint_line!(
             "{bad} of {} samples are bad and were left out; codinet-data verify lists them",
             dataset.len()
         );

@@ -14,7 +14,8 @@ use codinet_dataloader::import::{
 };
 
 use super::progress::ProgressMeter;
-use super::{ImageLimit, count_cores, print};
+use super::{ImageLimit, count_cores};
+use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -5,7 +5,8 @@ use std::time::Instant;
 use clap::Args;
 use codinet_dataloader::{Dataset, IndexState, Options, Result};
 
-use super::{Shards, print};
+use super::Shards;
+use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
 Examples:

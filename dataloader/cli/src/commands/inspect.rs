@@ -13,7 +13,8 @@ use codinet_dataloader::{
     describe_view_fit,
 };
 
-use super::{ImageLimit, count_cores, describe_left_out, print};
+use super::{ImageLimit, count_cores, describe_left_out};
+use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.config.is_some() {
         let LoaderSpec { transform, image_size, .. } = &views.spec;
         if let Some(warning) = describe_view_fit(&views.dataset, transform, *image_size)? {
-            eprintln!("warning: {warning}");
+            codinet_config::eprint_line!("warning: {warning}");
         }
     }
     match &arguments.sheet.sheet {

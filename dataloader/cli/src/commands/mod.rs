@@ -1,7 +1,6 @@
 //! The subcommands.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
 
 use codinet_dataloader::{LeftOut, LeftOutKind};
 
@@ -35,12 +34,6 @@ fn describe_left_out(text: &mut String, left_out: &LeftOut) -> std::fmt::Result 
         writeln!(text, "left out {count} {kind}, first {first}")?;
     }
     Ok(())
-}
-
-/// Prints to stdout. A closed pipe (`| head`) is no error.
-fn print(text: &str) {
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 /// The default number of threads.

@@ -59,7 +59,7 @@ impl ProgressMeter {
             let since = done.saturating_sub(lines.resumed_from).max(1);
             let left = elapsed.as_secs_f64() / since as f64 * total.saturating_sub(done) as f64;
             let left = HumanDuration(Duration::from_secs_f64(left));
-            eprintln!(
+            codinet_config::eprint_line!(
                 "{} of {} images{}, {left} left",
                 HumanCount(done),
                 HumanCount(total),

@@ -8,7 +8,8 @@ use codinet_dataloader::verify::{Class, Report, SampleLocation, verify};
 use codinet_dataloader::{Dataset, Error, Result};
 
 use super::progress::ProgressMeter;
-use super::{ImageLimit, Shards, count_cores, describe_left_out, print};
+use super::{ImageLimit, Shards, count_cores, describe_left_out};
+use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
 Examples:

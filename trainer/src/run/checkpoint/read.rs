@@ -27,7 +27,7 @@ pub(crate) fn find_newest(run: &Path) -> Option<PathBuf> {
     while let Some((_, step)) = steps.pop_last() {
         match read_state(&step) {
             Ok(_) => return Some(step),
-            Err(error) => eprintln!("warning: {error}; skipped"),
+            Err(error) => crate::eprint_line!("warning: {error}; skipped"),
         }
     }
     None
@@ -98,7 +98,7 @@ fn find_newest_weights(run: &Path) -> Result<PathBuf> {
     };
     while let Some((_, older)) = steps.pop_last() {
         if let Ok(file) = check_weights(&older.join(MODEL)) {
-            eprintln!("warning: {error}; using {} instead", older.display());
+            crate::eprint_line!("warning: {error}; using {} instead", older.display());
             return Ok(file);
         }
     }

@@ -83,7 +83,7 @@ impl Drop for Saver {
     /// A save in progress is completed, however the run ends.
     fn drop(&mut self) {
         if let Err(error) = self.wait() {
-            eprintln!("warning: {error}");
+            crate::eprint_line!("warning: {error}");
         }
     }
 }

@@ -3,8 +3,9 @@
 use super::weights;
 use crate::trained::NetworkArgs;
 use clap::{Parser, ValueEnum};
-use codinet_trainer::run::{print_line, write_atomically};
+use codinet_trainer::run::write_atomically;
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
+use codinet_trainer::text::print_line;
 use std::path::PathBuf;
 use tch::Device;
 
@@ -64,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
     if format == Format::Torchvision
         && let Some(note) = weights::torchvision_note(&network.config)
     {
-        eprintln!("{note}");
+        codinet_trainer::eprint_line!("{note}");
     }
     let megabytes = bytes.len() as f64 / 1e6;
     print_line(&format!("{}: {megabytes:.1} MB, from {}", output.display(), network.file.display()));

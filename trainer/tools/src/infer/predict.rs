@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     out.flush().map_err(|error| output_error(output, &error))?;
     let Totals { images, bad, .. } = totals;
     if images > 0 {
-        eprintln!("{}", totals.summary(&engine, start.elapsed().as_secs_f64()));
+        codinet_trainer::eprint_line!("{}", totals.summary(&engine, start.elapsed().as_secs_f64()));
     }
     if bad > 0 {
         let what = format!("{bad} of {} images can't be used; their lines say why", images + bad);
@@ -87,7 +87,7 @@ fn fit_budget(engine: &mut Engine, source: &Source, budget: f64) -> Result<()> {
         return Err(Error::new(Exit::Data, what));
     }
     let gmacs = engine.fit_bias_to_budget(budget, &inputs)?;
-    eprintln!("a bias of {:+.4} on all gates gives {gmacs:.4} GMACs", engine.bias);
+    codinet_trainer::eprint_line!("a bias of {:+.4} on all gates gives {gmacs:.4} GMACs", engine.bias);
     Ok(())
 }
 
@@ -125,7 +125,8 @@ fn predict(
         }
     }
     totals.bad += bad.len();
-    bad.iter().for_each(|image| eprintln!("note: skipped {}: {}", image.name, image.reason));
+    bad.iter()
+        .for_each(|image| codinet_trainer::eprint_line!("note: skipped {}: {}", image.name, image.reason));
     for image in bad.into_iter().rev() {
         lines.insert(image.after, json!({"image": image.name, "error": image.reason}));
     }
