@@ -30,27 +30,29 @@ PLANS = {
 
 
 class FcRouter(nn.Module):
-    """Mean over H and W, linear, ReLU, linear (Eqs. 3 and 4)."""
+    """Mean over H and W, linear, ReLU unless the network has none, linear (Eqs. 3 and 4)."""
 
-    def __init__(self, tensors, prefix):
+    def __init__(self, tensors, prefix, activate):
         super().__init__()
+        self.activate = activate
         hidden, cin = tensors[f"{prefix}.fc1.weight"].shape
         self.fc1 = nn.Linear(cin, hidden)
         self.fc2 = nn.Linear(hidden, 2)
 
     def forward(self, x):
-        return self.fc2(F.relu(self.fc1(x.mean((2, 3)))))
+        return self.fc2(self.activate(self.fc1(x.mean((2, 3)))))
 
 
 class CnnRouter(nn.Module):
-    def __init__(self, tensors, prefix):
+    def __init__(self, tensors, prefix, activate):
         super().__init__()
+        self.activate = activate
         hidden, cin = tensors[f"{prefix}.conv.weight"].shape[:2]
         self.conv = nn.Conv2d(cin, hidden, 3, padding=1)
         self.fc = nn.Linear(hidden, 2)
 
     def forward(self, x):
-        return self.fc(F.relu(self.conv(x)).mean((2, 3)))
+        return self.fc(self.activate(self.conv(x)).mean((2, 3)))
 
 
 class RnnRouter(nn.Module):
@@ -93,7 +95,8 @@ class Block(nn.Module):
         self.skip = project() if self.gated and self.reshapes and meta["skip"] == "project" else None
         routers = {"fc": FcRouter, "cnn": CnnRouter}
         has_router = self.gated and meta["router"] in routers
-        self.router = routers[meta["router"]](tensors, f"{prefix}.router") if has_router else None
+        activate = nn.Identity() if meta.get("activation") == "none" else nn.ReLU()
+        self.router = routers[meta["router"]](tensors, f"{prefix}.router", activate) if has_router else None
 
     def shortcut(self, x):
         if self.downsample is not None:

@@ -213,6 +213,8 @@ mod tests {
             ("model.router.hidden", json!({"ratio": 16.1})),
             ("model.router.hidden", json!({"units": 0})),
             ("model.router.temperature", json!(0.0)),
+            ("model.router.temperature", json!({"exponential": {"from": 0.0, "to": 1.0}})),
+            ("model.router.temperature", json!({"linear": {"from": 1.0, "to": -1.0}})),
             ("consistency.weight", json!(-0.1)),
             ("consistency.margin", json!(-0.1)),
             ("diversity.weight", json!(-0.1)),

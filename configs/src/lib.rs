@@ -34,8 +34,13 @@ pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
 pub use load::{is_table, load, load_table, place_of, shipped};
-pub use model::{Arch, Gates, Hidden, Model, Noise, Relaxation, Router, RouterKind, SkipBranch, StrideIn};
-pub use objective::{Consistency, Cost, CostUnit, Diversity, Scope, TargetRate, TermWeight};
+pub use model::{
+    Arch, Gates, Hidden, HiddenActivation, Model, Noise, Relaxation, Router, RouterKind, SkipBranch,
+    StrideIn, Temperature, TemperatureRange,
+};
+pub use objective::{
+    Consistency, Cost, CostUnit, Diversity, PathOutputs, PathValue, Paths, Scope, TargetRate, TermWeight,
+};
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Stage};
@@ -63,6 +68,9 @@ pub struct Config {
     /// The network.
     #[serde(deserialize_with = "or_default")]
     pub model: Model,
+    /// The path vectors that L_con and L_div compare.
+    #[serde(deserialize_with = "or_default")]
+    pub paths: Paths,
     /// L_con: views of one sample take similar paths.
     #[serde(deserialize_with = "or_default")]
     pub consistency: Consistency,
@@ -123,6 +131,22 @@ impl Config {
     /// Whether there are routers to train.
     pub fn gated(&self) -> bool {
         self.model.gates != Gates::None
+    }
+
+    /// The number that stands for a gate in the path vectors of L_con and L_div.
+    pub fn path_value(&self) -> PathValue {
+        self.paths.values.unwrap_or(match self.model.router.relaxation {
+            Relaxation::Gumbel => PathValue::Decision,
+            Relaxation::StraightThrough => PathValue::Probability,
+        })
+    }
+
+    /// T of the relaxed paths of a trained network: that of its path vectors, at the end of a schedule.
+    pub fn final_temperature(&self) -> f64 {
+        match self.path_value() {
+            PathValue::Decision => self.model.router.temperature.at_progress(1.0),
+            PathValue::Probability => 1.0,
+        }
     }
 
     /// The budget in GMACs, if there are gates to meet it.

@@ -172,6 +172,11 @@ mod tests {
         assert!(said == "FILE:5: cost.gamma is \"much\"; it takes a number", "{said}");
         let said = complaint(FINE, &["cost.gamma=much"]);
         assert!(said == "--set cost.gamma=much: is \"much\"; it takes a number", "{said}");
+        let said = complaint(FINE, &["model.router.temperature=hot"]);
+        let takes = "it takes a number, {exponential: …} or {linear: …}";
+        assert_eq!(said, format!("--set model.router.temperature=hot: is \"hot\"; {takes}"));
+        let said = complaint(FINE, &["model.router.temperature={linear: {from: 5}}"]);
+        assert!(said.ends_with("model.router.temperature.linear lacks the key to"), "{said}");
         let said = complaint(FINE, &["cost.gamma=1", "cost={gama: 2}"]);
         assert_eq!(said, "--set cost={gama: 2}: unknown key cost.gama; did you mean cost.gamma?");
         let said = complaint(FINE, &["stages.0.schedule=cosin"]);
@@ -417,6 +422,9 @@ mod tests {
             "data.lanes={count: 3}",
             "data.cache=x",
             "model.router.hidden={ratio: a}",
+            "model.router.temperature={exponential: 3}",
+            "model.router.temperature={linear: {from: 5, to: 1}, exponential: {from: 5, to: 1}}",
+            "paths.values=logits",
             "stages=3",
             "stages=[3]",
             "stages.0=3",

@@ -89,16 +89,57 @@ pub struct Router {
     /// d, the hidden layer's width in `fc` and `cnn` routers: `ratio: r` of the block's input channels, or
     /// `units: d`.
     pub hidden: Hidden,
+    /// What follows the hidden layer of `fc` and `cnn` routers.
+    pub activation: HiddenActivation,
     /// Initial bias of "run" over "skip": above 0, most blocks run at first.
     pub open_bias: f64,
     /// How decisions become differentiable: the paper's Appendix A.1.
     pub relaxation: Relaxation,
-    /// T of the Gumbel-Softmax (Eq. 6).
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub temperature: f64,
+    /// T of the Gumbel-Softmax (Eq. 6): a number, or a schedule over the steps of all stages whose routers train.
+    pub temperature: Temperature,
     /// Which views share Gumbel noise. Views of one sample that share it differ only by their pixels, which is what L_con
     /// measures.
     pub noise: Noise,
+}
+
+/// What follows a router's hidden layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenActivation {
+    /// A ReLU.
+    Relu,
+    /// Nothing, as in the authors' code.
+    None,
+}
+
+/// T of the Gumbel-Softmax, constant or falling.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Temperature {
+    /// The same in all steps.
+    Constant(#[schemars(extend("exclusiveMinimum" = 0))] f64),
+    /// In equal steps of log T.
+    Exponential {
+        /// Its ends.
+        exponential: TemperatureRange,
+    },
+    /// In equal steps of T.
+    Linear {
+        /// Its ends.
+        linear: TemperatureRange,
+    },
+}
+
+/// T at both ends of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TemperatureRange {
+    /// T in the first step.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub from: f64,
+    /// T after the last step.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub to: f64,
 }
 
 /// Which views share Gumbel noise.
@@ -163,9 +204,10 @@ impl Default for Router {
         Self {
             kind: RouterKind::Fc,
             hidden: Hidden::Ratio(1.0),
+            activation: HiddenActivation::Relu,
             open_bias: 2.0,
             relaxation: Relaxation::Gumbel,
-            temperature: 1.0,
+            temperature: Temperature::Constant(1.0),
             noise: Noise::PerView,
         }
     }
@@ -177,6 +219,19 @@ impl std::fmt::Display for Arch {
     }
 }
 
+impl Temperature {
+    /// T at `progress`, from 0 to 1, of the steps in which routers train.
+    pub fn at_progress(self, progress: f64) -> f64 {
+        match self {
+            Self::Constant(temperature) => temperature,
+            Self::Exponential { exponential: TemperatureRange { from, to } } => {
+                from * (to / from).powf(progress)
+            }
+            Self::Linear { linear: TemperatureRange { from, to } } => from + (to - from) * progress,
+        }
+    }
+}
+
 impl Hidden {
     /// Units for a block of `channels` input channels.
     pub fn width(self, channels: i64) -> i64 {
@@ -184,5 +239,29 @@ impl Hidden {
             Self::Ratio(ratio) => ((channels as f64 * ratio).round() as i64).max(1),
             Self::Units(units) => units,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn temperature_is_a_number_or_a_schedule() {
+        let temperature = |value| serde_json::from_value::<Temperature>(value).unwrap();
+        let half_way = (5.0 * 0.1f64).sqrt();
+        for (value, at) in [
+            (json!(2), [2.0, 2.0, 2.0]),
+            (json!({"exponential": {"from": 5, "to": 0.1}}), [5.0, half_way, 0.1]),
+            (json!({"linear": {"from": 5, "to": 0.1}}), [5.0, 2.55, 0.1]),
+        ] {
+            for (progress, expected) in [0.0, 0.5, 1.0].into_iter().zip(at) {
+                let found = temperature(value.clone()).at_progress(progress);
+                assert!((found - expected).abs() < 1e-12, "{value} at {progress}: {found}");
+            }
+        }
+        let both = json!({"exponential": {"from": 5, "to": 0.1}, "linear": {"from": 5, "to": 0.1}});
+        assert!(serde_json::from_value::<Temperature>(both).is_err());
     }
 }

@@ -3,6 +3,37 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The path vectors r of Eqs. 8 and 9, which L_con and L_div compare.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paths {
+    /// The number that stands for a gate in r; null: `decision`, but `probability` with `relaxation: straight_through`, because
+    /// the margins mean little for binary numbers.
+    pub values: Option<PathValue>,
+    /// Which of the softmax's two outputs r has for each gate.
+    pub outputs: PathOutputs,
+}
+
+/// The number that stands for a gate in a path vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PathValue {
+    /// What the gate decided: v with its noise and T, or u.
+    Decision,
+    /// The probability that the block runs: v without noise at T = 1, σ(U₁ − U₀).
+    Probability,
+}
+
+/// Which of the softmax's two outputs a path vector has for each gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PathOutputs {
+    /// That of "run": v, n numbers, as in the paper.
+    Run,
+    /// Those of "run" and "skip": v and 1 − v, 2n numbers, as in the authors' code. Distances are √2 larger.
+    Both,
+}
+
 /// The consistency loss, Eq. 8.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -94,6 +125,12 @@ pub struct TermWeight {
     /// Its weight; 0: not minimised, but still reported.
     #[schemars(range(min = 0.0))]
     pub weight: f64,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { values: None, outputs: PathOutputs::Run }
+    }
 }
 
 impl Default for Consistency {

@@ -49,6 +49,9 @@ pub struct Run {
     /// Epochs between two evaluations; the last epoch of a stage is always evaluated.
     #[schemars(range(min = 1))]
     pub evaluate_every: u64,
+    /// Whether each evaluation is repeated with Gumbel noise on the gates, as the authors' code evaluates: `summary.json` then counts
+    /// paths both ways. An image's noise depends only on the seed and the image.
+    pub evaluate_with_noise: bool,
     /// Epochs of a stage between two writes of 1,000 validation images' relaxed paths for TensorBoard's embedding projector. Only
     /// evaluated epochs count, and the run's end always does; 0: never.
     pub projector_every: u64,
@@ -94,6 +97,7 @@ impl Default for Run {
             keep_every: 0,
             keep_best: true,
             evaluate_every: 1,
+            evaluate_with_noise: false,
             projector_every: 10,
         }
     }

@@ -21,6 +21,8 @@ pub struct Stage {
     pub warmup_epochs: f64,
     /// Whether routers train, and how gates decide.
     pub routers: Routers,
+    /// Whether gates decide with Gumbel noise; null: while routers train. In the authors' code frozen routers do, too.
+    pub noise: Option<bool>,
     /// α in this stage; null: `consistency.weight` if routers train, 0 if they are frozen. Hard decisions have no gradient: with
     /// frozen routers a weight only changes the reported loss.
     pub alpha: Option<f64>,
@@ -36,7 +38,7 @@ pub struct Stage {
 pub enum Routers {
     /// They train, with relaxed decisions: the paper's first stage.
     Train,
-    /// They are frozen and decide hard, without noise; the rest is fine-tuned: the paper's second stage.
+    /// They are frozen and decide hard; the rest is fine-tuned: the paper's second stage.
     Freeze,
 }
 
@@ -73,9 +75,17 @@ impl Default for Stage {
             schedule: Schedule::Constant,
             warmup_epochs: 0.0,
             routers: Routers::Train,
+            noise: None,
             alpha: None,
             beta: None,
             gamma: None,
         }
+    }
+}
+
+impl Stage {
+    /// Whether gates decide with Gumbel noise.
+    pub fn is_noisy(&self) -> bool {
+        self.noise.unwrap_or(self.routers == Routers::Train)
     }
 }

@@ -24,6 +24,8 @@ pub enum Domain {
     Gumbel = 4,
     /// Mixup and CutMix of a batch; keyed (seed, epoch, step, 0).
     Mix = 5,
+    /// Gumbel noise in an evaluation; keyed (seed, sample, 0, 0).
+    EvaluationGumbel = 6,
     /// The order in which an import puts samples into shards; keyed (seed, 0, 0, 0).
     Import = 10,
     /// Augmentations and initial layouts in an analysis; keyed (seed, purpose, sample, view).

@@ -210,7 +210,8 @@ impl<'a> Page<'a> {
         let (optional, schema) = not_null(value);
         let schema = self.resolved(schema);
         let mut lines = Vec::new();
-        for choice in schema["oneOf"].as_array().into_iter().flatten().chain([schema]) {
+        let choices = ["oneOf", "anyOf"].into_iter().filter_map(|forms| schema[forms].as_array());
+        for choice in choices.flatten().chain([schema]) {
             let meaning = prose(choice);
             let names = choice["enum"].as_array().into_iter().flatten().chain(choice.get("const"));
             let names: Vec<String> =
@@ -219,6 +220,9 @@ impl<'a> Page<'a> {
                 lines.extend((!names.is_empty()).then(|| names.join(", ")));
             } else {
                 lines.extend(names.into_iter().map(|name| format!("{name}: {meaning}")));
+            }
+            if choice["type"] == "number" && choice != schema {
+                lines.push(format!("{}: {meaning}", self.kind(choice)));
             }
             let variants = choice["properties"].as_object().filter(|_| choice != schema);
             for (name, inner) in variants.into_iter().flatten() {

@@ -19,9 +19,12 @@ import torch.nn.functional as F
 
 OPTIONS = {
     "router": "fc",  # fc, cnn or rnn
+    "activation": "relu",  # after the middle layer of the fc and cnn routers; or none
     "hidden": None,  # middle width of the fc and cnn routers; None for the block's input width
     "relaxation": "gumbel",  # or straight_through
     "temperature": 1.0,
+    "path_value": "decision",  # or probability: L_con and L_div compare the probabilities that blocks run
+    "path_outputs": "run",  # or both: they compare both softmax outputs
     "gated": "all",  # or same_shape: blocks that change the shape always run
     "skip": "project",  # or shortcut: a skipped block that changes the shape uses its own shortcut
     "label_smoothing": 0.0,
@@ -48,23 +51,25 @@ def rounding():
 
 
 class FcRouter(nn.Module):
-    def __init__(self, cin, hidden):
+    def __init__(self, cin, hidden, activate):
         super().__init__()
         self.fc1 = nn.Linear(cin, hidden)
         self.fc2 = nn.Linear(hidden, 2)
+        self.activate = activate
 
     def forward(self, x):
-        return self.fc2(relu(self.fc1(x.mean((2, 3)))))
+        return self.fc2(self.activate(self.fc1(x.mean((2, 3)))))
 
 
 class CnnRouter(nn.Module):
-    def __init__(self, cin, hidden):
+    def __init__(self, cin, hidden, activate):
         super().__init__()
         self.conv = nn.Conv2d(cin, hidden, 3, 1, 1)
         self.fc = nn.Linear(hidden, 2)
+        self.activate = activate
 
     def forward(self, x):
-        return self.fc(relu(self.conv(x)).mean((2, 3)))
+        return self.fc(self.activate(self.conv(x)).mean((2, 3)))
 
 
 class RnnRouter(nn.Module):
@@ -109,7 +114,8 @@ class Block(nn.Module):
         self.gated = option["gated"] == "all" or not self.reshapes
         if self.gated and option["router"] != "rnn":
             router = {"fc": FcRouter, "cnn": CnnRouter}[option["router"]]
-            self.router = router(cin, option["hidden"] or cin)
+            activate = {"relu": relu, "none": lambda x: x}[option["activation"]]
+            self.router = router(cin, option["hidden"] or cin, activate)
         if self.gated and self.reshapes and option["skip"] == "project":
             self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
 
@@ -235,9 +241,17 @@ def costs(net, size, channels):
     return flops / flops.mean()
 
 
-def losses(path, cost, views, m_c, m_d):
+def path_vectors(gates, path, option):
+    """r of Eqs. 8 and 9, from the softmax over each gate's two outputs U."""
+    outputs = torch.stack([path, 1 - path], 2)
+    if option["path_value"] == "probability":
+        outputs = torch.stack([gates, torch.zeros_like(gates)], 2).softmax(2)
+    return outputs[:, :, 0] if option["path_outputs"] == "run" else outputs.flatten(1)
+
+
+def losses(vectors, path, cost, views, m_c, m_d):
     """Eqs. 8, 9 and 11 as in the paper: sums over samples, views and pairs."""
-    groups = path.split(views)
+    groups = vectors.split(views)
     centres = [g.mean(0) for g in groups]
     con = sum(F.relu((r - c).norm() - m_c) ** 2 for g, c in zip(groups, centres) for r in g) / len(path)
     n = len(centres)
@@ -279,7 +293,7 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
         """Computes all terms of the loss, and the gradients of the parameters."""
         logits, gates, path = net(x, noise)
         ce = F.cross_entropy(logits, labels.repeat_interleave(views), label_smoothing=option["label_smoothing"])
-        con, div, c = losses(path, cost, views, 0.1, margin)
+        con, div, c = losses(path_vectors(gates, path, option), path, cost, views, 0.1, margin)
         weight, rate = option["target_rate"]
         target = ((path.mean(0) - rate) ** 2).sum()
         run = path.mean()
@@ -326,6 +340,9 @@ if __name__ == "__main__":
         case("same shape", *resnet20, gated="same_shape", hidden=6),
         case("shortcut of resnet18", *resnet18, skip="shortcut"),
         case("shortcut of resnet20", *resnet20, skip="shortcut"),
+        case("both outputs", *resnet20, router="cnn", hidden=6, activation="none", path_outputs="both", target_rate=[0.5, 0.6]),
+        case("probabilities of hard gates", *resnet20, relaxation="straight_through", temperature=0.5, activation="none",
+             path_value="probability", path_outputs="both", target_rate=[0.5, 0.6]),
     ]
     rounded = json.loads(json.dumps({"torch": torch.__version__, "cases": cases}), parse_float=lambda s: float(f"{float(s):.8g}"))
     pathlib.Path(__file__).with_name("golden.json").write_text(json.dumps(rounded))

@@ -172,6 +172,7 @@ fn onnx_gives_the_networks_logits_and_paths() {
     for (model, size) in [
         ("{arch: resnet20, router: {open_bias: 0.1}}", 16),
         ("{arch: resnet20, skip: shortcut, router: {kind: cnn, open_bias: 0.0}}", 16),
+        ("{arch: resnet20, router: {open_bias: 0.0, activation: none}}", 16),
         ("{arch: resnet20, router: {kind: rnn, open_bias: 0.0}}", 16),
         ("{arch: resnet18, gates: same_shape, router: {open_bias: 0.1}}", 40),
         ("{arch: resnet50, stride_in: conv1, router: {open_bias: 0.1, hidden: {units: 16}}}", 40),

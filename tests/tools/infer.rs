@@ -5,7 +5,9 @@ use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{Channels, Dataset};
 use codinet_tools::infer::{Engine, Paths};
 use codinet_tools::trained::TrainedNet;
-use codinet_trainer::config::{Arch, Gates, Model, Router, RouterKind, SkipBranch, StrideIn};
+use codinet_trainer::config::{
+    Arch, Gates, HiddenActivation, Model, Router, RouterKind, SkipBranch, StrideIn,
+};
 use codinet_trainer::model::{BnMode, Decisions, Net};
 use serde_json::Value;
 use std::fs;
@@ -48,16 +50,81 @@ fn bits(path: &Tensor) -> Vec<bool> {
 #[test]
 fn skipping_equals_masking() {
     let mut some_but_not_all = 0;
-    for (arch, kind, gates, skip, stride_in, size) in [
-        (Arch::ResNet20, RouterKind::Fc, Gates::All, SkipBranch::Project, StrideIn::Conv2, 16),
-        (Arch::ResNet20, RouterKind::Cnn, Gates::All, SkipBranch::Shortcut, StrideIn::Conv2, 16),
-        (Arch::ResNet32, RouterKind::Rnn, Gates::All, SkipBranch::Project, StrideIn::Conv2, 16),
-        (Arch::ResNet18, RouterKind::Fc, Gates::SameShape, SkipBranch::Project, StrideIn::Conv2, 40),
-        (Arch::ResNet50, RouterKind::Fc, Gates::All, SkipBranch::Shortcut, StrideIn::Conv1, 33),
-        (Arch::ResNet50, RouterKind::Rnn, Gates::All, SkipBranch::Project, StrideIn::Conv2, 40),
-        (Arch::ResNet20, RouterKind::Fc, Gates::None, SkipBranch::Project, StrideIn::Conv2, 16),
+    for (arch, kind, gates, skip, stride_in, size, activation) in [
+        (
+            Arch::ResNet20,
+            RouterKind::Fc,
+            Gates::All,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            16,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet20,
+            RouterKind::Fc,
+            Gates::All,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            16,
+            HiddenActivation::None,
+        ),
+        (
+            Arch::ResNet20,
+            RouterKind::Cnn,
+            Gates::All,
+            SkipBranch::Shortcut,
+            StrideIn::Conv2,
+            16,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet32,
+            RouterKind::Rnn,
+            Gates::All,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            16,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet18,
+            RouterKind::Fc,
+            Gates::SameShape,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            40,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet50,
+            RouterKind::Fc,
+            Gates::All,
+            SkipBranch::Shortcut,
+            StrideIn::Conv1,
+            33,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet50,
+            RouterKind::Rnn,
+            Gates::All,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            40,
+            HiddenActivation::Relu,
+        ),
+        (
+            Arch::ResNet20,
+            RouterKind::Fc,
+            Gates::None,
+            SkipBranch::Project,
+            StrideIn::Conv2,
+            16,
+            HiddenActivation::Relu,
+        ),
     ] {
-        let router = Router { kind, open_bias: 0.2, ..Router::default() };
+        let router = Router { kind, activation, open_bias: 0.2, ..Router::default() };
         let model = Model { arch, gates, skip, stride_in, router, ..Model::default() };
         let net = net(&model, size);
         let engine = Engine::new(&net);

@@ -2,16 +2,17 @@
 //! and noise are sines of their indices in both, so that the golden file holds only results.
 
 use codinet_trainer::config::{
-    self, Arch, Collective, CostUnit, Gates, Hidden, Model, Relaxation, Router, RouterKind, Routers, Scope,
-    SkipBranch, StrideIn,
+    self, Arch, Collective, CostUnit, Gates, Hidden, HiddenActivation, Model, PathOutputs, PathValue,
+    Relaxation, Router, RouterKind, Routers, Scope, SkipBranch, StrideIn,
 };
 use codinet_trainer::dist;
 use codinet_trainer::dist::Reducer;
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::MetricsBuffer;
-use codinet_trainer::model::{BnMode, Decisions, Net};
+use codinet_trainer::model::{BnMode, Decisions, Net, PathVectors};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
@@ -33,8 +34,11 @@ struct Case {
     batch_statistics: bool,
     router: RouterKind,
     hidden: Option<i64>,
+    activation: HiddenActivation,
     relaxation: Relaxation,
     temperature: f64,
+    path_value: PathValue,
+    path_outputs: PathOutputs,
     gated: Gates,
     skip: SkipBranch,
     label_smoothing: f64,
@@ -98,6 +102,7 @@ fn check_case(case: &Case) {
     let name = &case.case;
     let router = Router {
         kind: case.router,
+        activation: case.activation,
         hidden: case.hidden.map_or(Hidden::Ratio(1.0), Hidden::Units),
         ..Router::default()
     };
@@ -164,6 +169,7 @@ fn check_case(case: &Case) {
         format!("diversity={{weight: 0.9, margin: {}}}", case.margin),
         format!("target_rate={{weight: {}, rate: {}}}", case.target_rate.0, case.target_rate.1),
         format!("run_rate.weight={}", case.run_rate),
+        format!("paths={}", json!({"values": case.path_value, "outputs": case.path_outputs})),
         format!("optim.label_smoothing={}", case.label_smoothing),
     ];
     let config = config::load("fashion_r20.yaml", &set).unwrap();
@@ -174,6 +180,7 @@ fn check_case(case: &Case) {
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&config, &config.stages[0], 0.02),
+        path_vectors: PathVectors::new(&config),
         routers: Routers::Train,
         views: case.views,
         scope: Scope::MicroBatch,
@@ -214,6 +221,6 @@ fn check_case(case: &Case) {
 fn forward_losses_and_gradients_equal_pytorch() {
     tch::set_num_threads(1);
     let golden: Golden = serde_json::from_str(include_str!("../golden/golden.json")).unwrap();
-    assert_eq!(golden.cases.len(), 11);
+    assert_eq!(golden.cases.len(), 13);
     golden.cases.iter().for_each(check_case);
 }

@@ -2,11 +2,16 @@
 
 use codinet_trainer::config::{self, Config, Noise, Relaxation};
 use codinet_trainer::loss::{self, Labels, LossInputs, Objective};
-use codinet_trainer::model::{Decisions, gumbel_noise};
+use codinet_trainer::model::{Decisions, NetOutput, PathVectors, evaluation_noise, gumbel_noise};
 use tch::{Kind, Tensor};
 
 fn rows<const N: usize>(rows: &[[f64; N]]) -> Tensor {
     Tensor::from_slice2(rows)
+}
+
+/// The mean of each column.
+fn rates(paths: &Tensor) -> Tensor {
+    paths.mean_dim([0].as_slice(), false, None)
 }
 
 fn value(tensor: &Tensor) -> f64 {
@@ -56,6 +61,73 @@ fn views_of_a_sample_may_share_gumbel_noise() {
     let first = gumbel_noise(7, 3, &[40, 41], 1, 20, Noise::PerView).view([2, 1, 20]);
     assert!(shared.equal(&first.expand([2, 3, 20], false)), "the first view's draw");
     assert!(!shared.get(0).equal(&shared.get(1)), "each sample has its own noise");
+}
+
+/// A gate of logit 1 runs its block with probability σ(1) = 0.731.
+#[test]
+fn sampled_gate_runs_with_the_probability_of_its_logit() {
+    let noise = evaluation_noise(7, &(0..10_000).collect::<Vec<u32>>(), 2);
+    let logits = Tensor::full([10_000], 1.0, (Kind::Float, tch::Device::Cpu));
+    let u = Decisions::Sampled(&noise).decide(&logits, 1);
+    assert!(u.equal(&(logits + noise.select(1, 1)).ge(0.0).to_kind(Kind::Float)));
+    assert_close(value(&u.mean(Kind::Double)), 1.0 / (1.0 + (-1.0f64).exp()), 0.015);
+}
+
+#[test]
+fn evaluation_noise_depends_on_seed_and_sample_only() {
+    let noise = evaluation_noise(7, &[3, 40, 41], 20);
+    assert!(noise.narrow(0, 2, 1).equal(&evaluation_noise(7, &[41], 20)), "not on its batch");
+    assert!(!noise.get(1).equal(&noise.get(2)), "each sample has its own noise");
+    assert!(!noise.equal(&evaluation_noise(8, &[3, 40, 41], 20)), "each seed has its own noise");
+    assert!(noise.narrow(1, 0, 5).equal(&evaluation_noise(7, &[3, 40, 41], 5)), "gate by gate");
+}
+
+/// Gates with logits 0 and ln 3, which run with probabilities ½ and ¾; their decisions are 1 and 0.4.
+#[test]
+fn path_vectors_have_decisions_or_probabilities_and_one_or_both_outputs() {
+    let output = NetOutput {
+        logits: rows(&[[0.0]]),
+        features: rows(&[[0.0]]),
+        gate_logits: rows(&[[0.0, 3f64.ln()]]),
+        path: rows(&[[1.0, 0.4]]),
+    };
+    for (set, expected) in [
+        ("paths.outputs=run", &[1.0, 0.4][..]),
+        ("paths.outputs=both", &[1.0, 0.4, 0.0, 0.6]),
+        ("paths.values=probability", &[0.5, 0.75]),
+        ("paths={values: probability, outputs: both}", &[0.5, 0.75, 0.5, 0.25]),
+        ("model.router.relaxation=straight_through", &[0.5, 0.75]),
+    ] {
+        let vectors = PathVectors::new(&config(&[set]));
+        let columns = vectors.with_decisions(&output);
+        assert!(columns.narrow(1, 0, 2).equal(&output.path), "{set}: decisions come first");
+        let found = vectors.select(&columns, 2);
+        assert!(
+            found.allclose(&Tensor::from_slice(expected).unsqueeze(0), 0.0, 1e-12, false),
+            "{set}: {found}"
+        );
+    }
+    let both = ["paths.values=decision", "model.router.relaxation=straight_through"];
+    assert!(PathVectors::new(&config(&both)).with_decisions(&output).equal(&output.path));
+}
+
+/// Distances of both outputs are √2 larger: margins divided by √2 and weights doubled give the same losses.
+#[test]
+fn losses_of_both_outputs_are_those_of_one_with_other_margins_and_weights() {
+    let v = rows(&[[0.0, 0.0], [1.0, 0.0], [0.3, 0.7], [0.4, 0.7]]);
+    let both = Tensor::cat(&[&v, &(1.0 - &v)], 1);
+    let losses = |paths: &Tensor, con_margin: f64, div_margin: f64| {
+        let centres = loss::path_centres(paths, 2);
+        let con = loss::consistency(paths, &centres, 2, con_margin);
+        let div = loss::diversity(&centres, &centres, 0, div_margin);
+        [value(&con), value(&div)]
+    };
+    let [con, div] = losses(&both, 0.2, 1.2);
+    let root = 2f64.sqrt();
+    let [half_con, half_div] = losses(&v, 0.2 / root, 1.2 / root);
+    assert!(con > 0.01 && div > 0.01);
+    assert_close(con, 2.0 * half_con, 1e-12);
+    assert_close(div, 2.0 * half_div, 1e-12);
 }
 
 #[test]
@@ -172,7 +244,7 @@ fn eq11_cost_matches_hand_values() {
 fn baseline_losses_match_hand_values() {
     // Block rates ½ and ¾; Conv-AIG's loss at a target of 0.6: 0.1² + 0.15².
     let paths = rows(&[[1.0, 0.5], [0.0, 1.0]]);
-    assert_close(value(&loss::target_rate(&paths, &paths, 0.6)), 0.01 + 0.0225, 1e-12);
+    assert_close(value(&loss::target_rate(&paths, &rates(&paths), 0.6)), 0.01 + 0.0225, 1e-12);
     assert_close(value(&loss::run_rate(&paths)), 2.5 / 4.0, 1e-12);
     assert_close(value(&loss::run_rate(&Tensor::zeros([2, 0], (Kind::Double, tch::Device::Cpu)))), 0.0, 0.0);
 }
@@ -235,7 +307,7 @@ fn loss_gradients_match_finite_differences() {
         let centres = loss::path_centres(paths, 2);
         let con = loss::consistency(paths, &centres, 2, 0.1);
         let div = loss::diversity(&centres, &centres, 0, 0.9);
-        let target = loss::target_rate(paths, &centres, 0.3);
+        let target = loss::target_rate(paths, &rates(&centres), 0.3);
         let others = target * 0.5 + loss::run_rate(paths) * 0.6;
         value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4 + others))
     };
@@ -254,6 +326,8 @@ fn loss_gradients_match_finite_differences() {
         logits: &logits, // one class: its cross entropy is 0
         labels: &labels,
         views: 2,
+        decisions: &paths,
+        rates: &rates(&centres.detach()),
         paths: &paths,
         centres: &centres,
         peers: &centres.detach(),

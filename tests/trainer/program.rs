@@ -103,6 +103,44 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     assert!(error.abs() < 0.11, "off by {error}");
 }
 
+/// Hard gates whose temperature falls, and path vectors that are not the gates' decisions.
+#[test]
+fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {
+    let settings = [
+        "--set",
+        "model.router={relaxation: straight_through, temperature: {exponential: {from: 5, to: 0.1}}}",
+        "--set",
+        "model.router={noise: per_sample, activation: none, open_bias: 0}",
+        "--set",
+        "paths.outputs=both",
+        "--set",
+        "run={evaluate_with_noise: true, replay_every: 7}",
+        "--set",
+        "stages.1.noise=true",
+    ];
+    let (whole, _sandbox) = train_with_stops(&settings);
+    // Four epochs of twelve steps in which routers train: T of step s is 5·(0.1/5)^(s/48), counted from 0.
+    for line in metrics(&whole, "train") {
+        let step = line["step"].as_u64().unwrap();
+        match line["temperature"].as_f64() {
+            Some(found) => {
+                let expected = 5.0 * (0.1f64 / 5.0).powf((step - 1) as f64 / 48.0);
+                assert!(step <= 48 && (found - expected).abs() < 1e-9, "step {step}: {found}");
+            }
+            None => assert!(step > 48, "step {step}: routers are frozen"),
+        }
+    }
+    let summary = read_json(&whole.join("summary.json"));
+    let noisy = &summary["with_noise"];
+    let paths = |of: &Value| of["distinct_paths"].as_u64().unwrap();
+    assert!(paths(noisy) > paths(&summary), "noise makes paths: {noisy}");
+    let last = metrics(&whole, "eval").pop().unwrap();
+    assert_eq!(
+        (&last["noise_top1"], &last["noise_distinct_paths"]),
+        (&noisy["top1"], &noisy["distinct_paths"])
+    );
+}
+
 /// Six epochs: several stops fall into them.
 const LONG: [&str; 4] = ["--set", "stages.0.epochs=4", "--set", "stages.1.epochs=2"];
 

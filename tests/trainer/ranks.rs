@@ -11,7 +11,7 @@ use codinet_trainer::dist::{self, World};
 use codinet_trainer::dist::{LocalRank, Reducer};
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{MetricsBuffer, StepMetrics};
-use codinet_trainer::model::{BnMode, Decisions, Net, gumbel_noise};
+use codinet_trainer::model::{BnMode, Decisions, Net, PathVectors, gumbel_noise};
 use codinet_trainer::optim::{Ema, Sgd};
 use codinet_trainer::sys::error::{Error, Exit};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
@@ -124,6 +124,8 @@ struct Sharing {
     /// Micro-batches per rank.
     micros: i64,
     scope: Scope,
+    /// The config's section `paths`.
+    paths: &'static str,
     collective: config::Collective,
 }
 
@@ -134,7 +136,7 @@ fn load_config(settings: &[&str]) -> Config {
 
 /// The metrics and the gradient of one step on the global batch, as bytes.
 fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
-    let Sharing { routers, micros, scope, .. } = sharing;
+    let Sharing { routers, micros, scope, paths, .. } = sharing;
     let samples = 8i64;
     let views = 2i64;
     let side = 16i64;
@@ -153,6 +155,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         "target_rate={weight: 0.3, rate: 0.4}",
         "run_rate.weight=0.1",
         "optim.label_smoothing=0.1",
+        paths,
     ]);
     let step = TrainStep {
         world,
@@ -160,6 +163,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&config, &config.stages[0], 0.02),
+        path_vectors: PathVectors::new(&config),
         routers,
         views,
         scope,
@@ -252,7 +256,7 @@ fn assert_independent_of_world_size(name: &str, sharing: impl Fn(usize) -> Shari
 /// The defaults of the config.
 fn default_sharing(_: usize) -> Sharing {
     let collective = config::Collective::default();
-    Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch, collective }
+    Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch, paths: "paths={}", collective }
 }
 
 #[test]
@@ -275,6 +279,17 @@ fn accumulated_gradient_equals_whole_batch() {
         ..default_sharing(ranks)
     };
     assert_independent_of_world_size("accumulated_gradient_equals_whole_batch", sharing);
+}
+
+#[test]
+fn accumulated_gradient_of_probabilities_equals_whole_batch() {
+    let sharing = |ranks: usize| Sharing {
+        micros: if ranks == 4 { 2 } else { 4 / ranks as i64 },
+        scope: Scope::GlobalBatch,
+        paths: "paths={values: probability, outputs: both}",
+        ..default_sharing(ranks)
+    };
+    assert_independent_of_world_size("accumulated_gradient_of_probabilities_equals_whole_batch", sharing);
 }
 
 /// Many small buckets, reduced during backward.
@@ -402,6 +417,7 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
                 reducer: &reducer,
                 costs: &costs,
                 objective,
+                path_vectors: PathVectors::new(&config),
                 routers: Routers::Train,
                 views,
                 scope: Scope::MicroBatch,

@@ -67,6 +67,24 @@ fn ablation_configs_differ_only_in_the_named_keys() {
     ] {
         assert_eq!(differing_keys(name, base), [key]);
     }
+    for (row, base) in [
+        ("r20_authors", "cifar10_recipes.yaml:r20_paper"),
+        ("r32_authors", "cifar10_recipes.yaml:r32_paper"),
+        ("r110_authors", "cifar10_recipes.yaml:r110_paper"),
+    ] {
+        let keys = differing_keys(&format!("cifar10_recipes.yaml:{row}"), base);
+        let expected = [
+            "data.std",
+            "data.views",
+            "model.router.activation",
+            "model.router.open_bias",
+            "optim.batch_size",
+            "paths.outputs",
+            "run.evaluate_with_noise",
+            "stages",
+        ];
+        assert_eq!(keys, expected, "{row}");
+    }
     let mut r101 = differing_keys("imagenet_r101.yaml", "imagenet_r50.yaml");
     r101.sort();
     assert_eq!(r101, ["cost.budget_gmacs", "model.arch"]);

@@ -9,14 +9,14 @@ use crate::data::{Validation, print_data_notes};
 use crate::dist::device::{choose_device, set_thread_count};
 use crate::dist::{World, agree, enable_kernels, on_rank_zero, replicas, start_watchdog, use_device};
 use crate::host;
-use crate::model::{Decisions, Net};
+use crate::model::Net;
 use crate::profile;
 use crate::run::{Console, checkpoint, resolve_weights};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::load_cuda;
 use crate::text::shell_quote;
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{EvaluationMode, evaluate};
 use crate::train::{Directory, Start, Trainer};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -133,9 +133,15 @@ fn evaluate_weights(
         Ok(val)
     });
     let val = agree(world, val)?;
-    let evaluation = evaluate(world, config, &net, &val, Decisions::Hard)?;
+    let evaluation = evaluate(world, config, &net, &val, EvaluationMode::Hard)?;
+    let with_noise = if config.run.evaluate_with_noise {
+        let noisy = evaluate(world, config, &net, &val, EvaluationMode::HardWithNoise)?;
+        format!("\n  {}", noisy.describe_with_noise())
+    } else {
+        String::new()
+    };
     Console::new(world.rank()).say(&format!(
-        "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths",
+        "{}\n  top-1 {:.2} %  top-5 {:.2} % of {} images · {:.4} GMACs per image (static {:.4}) · {} distinct paths{with_noise}",
         file.display(),
         100.0 * evaluation.top1,
         100.0 * evaluation.top5,

@@ -8,7 +8,7 @@ pub(super) const TERM: Term = Term {
     name: "cost",
     diagnostic: None,
     weight: |_, stage, gamma| self::gamma(stage, gamma),
-    evaluate: |_, inputs| cost(inputs.paths, inputs.costs).into(),
+    evaluate: |_, inputs| cost(inputs.decisions, inputs.costs).into(),
 };
 
 /// γ of Eq. 12 in a stage, where the run's γ is `gamma`.

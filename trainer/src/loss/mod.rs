@@ -56,7 +56,7 @@ impl From<Tensor> for TermValue {
     }
 }
 
-/// A forward pass of one micro-batch: L samples, M views each, n gates.
+/// A forward pass of one micro-batch: L samples, M views each, n gates, path vectors of d numbers.
 #[derive(Debug)]
 pub struct LossInputs<'a> {
     /// `[L·M, classes]`.
@@ -65,11 +65,15 @@ pub struct LossInputs<'a> {
     pub labels: &'a Labels,
     /// M.
     pub views: i64,
-    /// r: the gates' decisions, `[L·M, n]`.
+    /// v: the gates' decisions, `[L·M, n]`.
+    pub decisions: &'a Tensor,
+    /// The means of v over all views of the G samples below, without gradient, `[n]`.
+    pub rates: &'a Tensor,
+    /// r: the path vectors that L_con and L_div compare, `[L·M, d]`.
     pub paths: &'a Tensor,
-    /// r̄: the paths' means over views, `[L, n]`.
+    /// r̄: their means over views, `[L, d]`.
     pub centres: &'a Tensor,
-    /// The centres of all samples that L_div compares, in rank order and without gradient, `[G, n]`. G/L micro-batches
+    /// The centres of all samples that L_div compares, in rank order and without gradient, `[G, d]`. G/L micro-batches
     /// share them.
     pub peers: &'a Tensor,
     /// The row of this micro-batch's first centre in `peers`.

@@ -7,7 +7,7 @@ pub(super) const TERM: Term = Term {
     name: "run_rate",
     diagnostic: None,
     weight: |config, stage, _| while_routers_train(stage, config.run_rate.weight),
-    evaluate: |_, inputs| run_rate(inputs.paths).into(),
+    evaluate: |_, inputs| run_rate(inputs.decisions).into(),
 };
 
 /// SkipNet's penalty (Wang et al., ECCV 2018): the mean of v over inputs and blocks, `[N, n]` → `[]`; 0 without blocks.

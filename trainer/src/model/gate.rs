@@ -2,7 +2,7 @@
 
 use crate::config::{Noise, Relaxation};
 use codinet_dataloader::random::{self, Domain};
-use rand::Rng as _;
+use rand::Rng;
 use tch::{Kind, Tensor};
 
 /// How gates decide in a forward pass.
@@ -19,15 +19,22 @@ pub enum Decisions<'a> {
     },
     /// u = 1 if U[1] ≥ U[0], else 0, Eq. 13. No noise.
     Hard,
+    /// u = 1 if U[1] + g₁ ≥ U[0] + g₀, else 0: a block runs with probability σ(U[1] − U[0]). g₁ − g₀ as above.
+    Sampled(&'a Tensor),
 }
 
 impl Decisions<'_> {
     /// The decision of gate `k` for its logit `[N]`: v in \[0, 1\], or u in {0, 1}.
     pub fn decide(&self, logit: &Tensor, k: usize) -> Tensor {
-        let Self::Relaxed { noise, temperature, relaxation } = self else { return hard_decisions(logit) };
+        let noisy = |noise: &Tensor| logit + noise.select(1, k as i64);
+        let (noise, temperature, relaxation) = match self {
+            Self::Hard => return hard_decisions(logit),
+            Self::Sampled(noise) => return hard_decisions(&noisy(noise)),
+            Self::Relaxed { noise, temperature, relaxation } => (noise, *temperature, relaxation),
+        };
         let v = match noise {
-            Some(noise) => relaxed_decisions(&(logit + noise.select(1, k as i64)), *temperature),
-            None => relaxed_decisions(logit, *temperature),
+            Some(noise) => relaxed_decisions(&noisy(noise), temperature),
+            None => relaxed_decisions(logit, temperature),
         };
         match relaxation {
             Relaxation::Gumbel => v,
@@ -64,18 +71,31 @@ pub fn gumbel_noise(
                 Noise::PerView => view,
                 Noise::PerSample => 0,
             };
-            let mut rng = random::stream(Domain::Gumbel, seed, step, sample.into(), draw);
-            let mut gumbel = || {
-                // 2⁵² evenly spaced values in (0, 1), half a step away from either end.
-                let uniform = ((rng.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-                -(-uniform.ln()).ln()
-            };
-            for _ in 0..gates {
-                let g0 = gumbel();
-                let g1 = gumbel();
-                noise.push((g1 - g0) as f32);
-            }
+            let rng = random::stream(Domain::Gumbel, seed, step, sample.into(), draw);
+            noise.extend(gumbel_differences(rng).take(gates));
         }
     }
     Tensor::from_slice(&noise).view([(samples.len() * views) as i64, gates as i64])
+}
+
+/// g₁ − g₀ of every evaluated image of `samples` and every gate, `[N, n]`. A pure function of (seed, sample, gate).
+pub fn evaluation_noise(seed: u64, samples: &[u32], gates: usize) -> Tensor {
+    let stream = |&sample: &u32| random::stream(Domain::EvaluationGumbel, seed, sample.into(), 0, 0);
+    let noise: Vec<f32> =
+        samples.iter().flat_map(|sample| gumbel_differences(stream(sample)).take(gates)).collect();
+    Tensor::from_slice(&noise).view([samples.len() as i64, gates as i64])
+}
+
+/// Draws of g₁ − g₀, the difference of two Gumbel variables.
+fn gumbel_differences(mut rng: impl Rng) -> impl Iterator<Item = f32> {
+    let mut gumbel = move || {
+        // 2⁵² evenly spaced values in (0, 1), half a step away from either end.
+        let uniform = ((rng.next_u64() >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+        -(-uniform.ln()).ln()
+    };
+    std::iter::repeat_with(move || {
+        let g0 = gumbel();
+        let g1 = gumbel();
+        (g1 - g0) as f32
+    })
 }

@@ -7,6 +7,7 @@ mod gate;
 mod kernels;
 mod layers;
 mod params;
+mod path_vector;
 mod resnet;
 mod router;
 #[cfg(test)]
@@ -14,10 +15,11 @@ mod tests;
 
 pub use block::{Block, Gate, Shortcut};
 pub use costs::{BlockCost, Costs};
-pub use gate::{Decisions, gumbel_noise, hard_decisions, relaxed_decisions};
+pub use gate::{Decisions, evaluation_noise, gumbel_noise, hard_decisions, relaxed_decisions};
 pub(crate) use kernels::{GpuKernels, normalise_pixels};
 pub use kernels::{LANES, Lanes, SampleSlices};
 pub use layers::{Activation, BatchNorm, BnMode, Conv, ConvNorm, Linear, Lstm, RankMean, Shape};
 pub use params::{Group, Parameter, Params, Role};
+pub use path_vector::PathVectors;
 pub use resnet::{Net, NetOutput, ResNet};
 pub use router::{LstmState, Recurrent, Router};

@@ -2,7 +2,7 @@
 
 use super::builder::{Builder, ConvSpec};
 use super::layers::{Activation, Conv, Linear, Lstm, Shape};
-use crate::config::{self, RouterKind};
+use crate::config::{self, HiddenActivation, RouterKind};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::Tensor;
@@ -13,10 +13,10 @@ const RNN_SIZE: i64 = 10;
 /// A block's router: `[N, C, H, W]` → U, `[N, 2]`.
 #[derive(Debug)]
 pub enum Router {
-    /// GAP → linear → ReLU → linear (Eqs. 3 and 4).
-    Fc(Linear, Linear),
-    /// 3×3 convolution → ReLU → GAP → linear.
-    Cnn(Conv, Linear),
+    /// GAP → linear → activation → linear (Eqs. 3 and 4).
+    Fc(Linear, HiddenActivation, Linear),
+    /// 3×3 convolution → activation → GAP → linear.
+    Cnn(Conv, HiddenActivation, Linear),
     /// GAP → linear, shared by blocks of equal width → LSTM → linear, shared by all blocks.
     Rnn(Rc<Linear>, Rc<Recurrent>),
 }
@@ -51,18 +51,19 @@ impl<'a> RouterBuilder<'a> {
     /// The router of block `name`, whose input has `channels` channels.
     pub fn build(&mut self, builder: &mut Builder, name: &str, channels: i64) -> Router {
         let hidden = self.options.hidden.width(channels);
+        let activation = self.options.activation;
         builder.in_router = true;
         let router = match self.options.kind {
             RouterKind::Fc => {
                 let fc1 = builder.linear(&format!("{name}.router.fc1"), channels, hidden);
                 let fc2 = builder.linear(&format!("{name}.router.fc2"), hidden, 2);
-                Router::Fc(fc1, self.open(fc2))
+                Router::Fc(fc1, activation, self.open(fc2))
             }
             RouterKind::Cnn => {
                 let spec = ConvSpec { kernel: 3, channels: hidden, stride: 1 };
                 let conv = builder.conv_with_bias(&format!("{name}.router.conv"), channels, spec);
                 let fc = builder.linear(&format!("{name}.router.fc"), hidden, 2);
-                Router::Cnn(conv, self.open(fc))
+                Router::Cnn(conv, activation, self.open(fc))
             }
             RouterKind::Rnn => {
                 let input = self.inputs.entry(channels).or_insert_with(|| {
@@ -97,8 +98,10 @@ impl Router {
     /// The gate's logit U[1] − U[0], f32 `[N]`.
     pub fn logit(&self, x: &Activation, lstm: &mut LstmState) -> Tensor {
         let u = match self {
-            Self::Fc(fc1, fc2) => fc2.forward(&fc1.forward(&x.mean()).relu()),
-            Self::Cnn(conv, fc) => fc.forward(&Activation::from(conv.forward(&x.values).relu()).mean()),
+            Self::Fc(fc1, activation, fc2) => fc2.forward(&activate(fc1.forward(&x.mean()), *activation)),
+            Self::Cnn(conv, activation, fc) => {
+                fc.forward(&Activation::from(activate(conv.forward(&x.values), *activation)).mean())
+            }
             Self::Rnn(input, shared) => {
                 let (h, c) = shared.lstm.forward(&input.forward(&x.mean()), lstm.take());
                 let u = shared.fc.forward(&h);
@@ -112,9 +115,17 @@ impl Router {
     /// MACs of one image. Each block computes the layers it shares with others.
     pub(super) fn macs(&self, input: Shape) -> i64 {
         match self {
-            Self::Fc(fc1, fc2) => fc1.macs() + fc2.macs(),
-            Self::Cnn(conv, fc) => conv.macs(input) + fc.macs(),
+            Self::Fc(fc1, _, fc2) => fc1.macs() + fc2.macs(),
+            Self::Cnn(conv, _, fc) => conv.macs(input) + fc.macs(),
             Self::Rnn(input, shared) => input.macs() + shared.lstm.macs() + shared.fc.macs(),
         }
+    }
+}
+
+/// The hidden layer's output after its activation.
+fn activate(hidden: Tensor, activation: HiddenActivation) -> Tensor {
+    match activation {
+        HiddenActivation::Relu => hidden.relu(),
+        HiddenActivation::None => hidden,
     }
 }

@@ -128,6 +128,24 @@ fn shift_moves_all_gate_logits_equally() {
     }
 }
 
+/// The bias of "run" over "skip" is added to each logit: by default blocks run with probability σ(2) = 0.88 at first, without it
+/// with about ½.
+#[test]
+fn open_bias_is_the_first_logit_of_a_gate() {
+    let x = Tensor::randn([4, 1, 16, 16], CPU_FLOAT);
+    let logits = |kind, open_bias| {
+        let router = config::Router { kind, open_bias, ..Default::default() };
+        let model = config::Model { router, ..Default::default() };
+        Net::new(&model, 1, 16, 4, 0, Device::Cpu).forward(&x, Decisions::Hard, BnMode::Running).gate_logits
+    };
+    for kind in [config::RouterKind::Fc, config::RouterKind::Cnn, config::RouterKind::Rnn] {
+        let first = logits(kind, 0.0).select(1, 0);
+        assert!((logits(kind, 2.0).select(1, 0) - &first).allclose(&Tensor::from(2f32), 0.0, 1e-5, false));
+        let probability = first.sigmoid().mean(Kind::Double).double_value(&[]);
+        assert!((probability - 0.5).abs() < 0.25, "{kind:?}: {probability}");
+    }
+}
+
 #[test]
 fn mean_macs_follow_from_rates() {
     let costs = gated_resnet20().costs;

@@ -1,6 +1,6 @@
-//! The learning rate over a stage.
+//! The learning rate and the gates' temperature over the stages.
 
-use crate::config::{Config, Optim, Schedule, Stage};
+use crate::config::{Config, Optim, Routers, Schedule, Stage};
 use std::f64::consts::PI;
 
 /// The learning rate at `epoch` of `stage`, which has a fraction: its `lr`, scaled to the batch size (`optim.lr_batch_size`),
@@ -9,6 +9,17 @@ pub fn learning_rate(config: &Config, stage: &Stage, epoch: f64) -> f64 {
     let optim = &config.optim;
     let warmup = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
     stage.lr * scale(optim) * warmup * factor(&stage.schedule, epoch, stage.epochs)
+}
+
+/// T of the gates at `epoch` of the stage number `stage`: a function of the share of the stages' epochs whose routers train that
+/// have passed.
+pub fn temperature(config: &Config, stage: usize, epoch: f64) -> f64 {
+    let training = |stages: &[Stage]| {
+        stages.iter().filter(|stage| stage.routers == Routers::Train).map(|stage| stage.epochs).sum::<u64>()
+            as f64
+    };
+    let passed = training(&config.stages[..stage]) + epoch;
+    config.model.router.temperature.at_progress(passed / training(&config.stages))
 }
 
 /// The factor of a stage's `lr` that follows from the batch size.
@@ -68,6 +79,23 @@ pub fn format_lr(lr: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Temperature, TemperatureRange};
+
+    /// Four epochs in which routers train, in two stages, with a frozen one between them.
+    #[test]
+    fn temperature_follows_the_epochs_in_which_routers_train() {
+        let mut config = Config::default();
+        let stage = |routers, epochs| Stage { routers, epochs, ..Stage::default() };
+        config.stages = vec![stage(Routers::Train, 3), stage(Routers::Freeze, 7), stage(Routers::Train, 1)];
+        assert_eq!(temperature(&config, 2, 0.5), 1.0, "constant by default");
+        let linear = TemperatureRange { from: 5.0, to: 1.0 };
+        config.model.router.temperature = Temperature::Linear { linear };
+        for (stage, epoch, expected) in
+            [(0, 0.0, 5.0), (0, 1.5, 3.5), (2, 0.0, 2.0), (2, 0.5, 1.5), (2, 1.0, 1.0)]
+        {
+            assert_eq!(temperature(&config, stage, epoch), expected, "stage {stage}, epoch {epoch}");
+        }
+    }
 
     #[test]
     fn schedules_follow_their_formulas() {

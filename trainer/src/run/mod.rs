@@ -24,7 +24,7 @@ pub use cividis::cividis;
 pub use console::Console;
 pub(crate) use disk::{check_run_dir, checkpoint_space, existing_folder, free_bytes};
 pub(crate) use log::RunLog;
-pub(crate) use records::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord};
+pub(crate) use records::{EvaluationRecord, EvaluationSummary, Event, Summary, TrainRecord};
 pub use resolve::RunLocation;
 pub(crate) use resolve::{resolve_run_dir, resolve_weights};
 pub use tensorboard::EventFile;

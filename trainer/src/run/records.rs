@@ -39,6 +39,9 @@ pub(crate) struct TrainRecord<'a> {
     pub budget_gmacs: Option<f64>,
     pub gmacs: f64,
     pub lr: f64,
+    /// T, if it is scheduled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     pub images_per_second: f64,
     pub loader_wait: f64,
     pub collective_wait: f64,
@@ -80,6 +83,12 @@ pub(crate) struct EvaluationRecord<'a> {
     pub ema_ce: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_gmacs: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_top1: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_gmacs: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_distinct_paths: Option<usize>,
 }
 
 /// `summary.json`: the results of a run that has ended.
@@ -104,11 +113,14 @@ pub(crate) struct Summary<'a> {
     pub stages: &'a [StageResult],
     /// The same network with the running mean of its weights.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ema: Option<EmaSummary>,
+    pub ema: Option<EvaluationSummary>,
+    /// The same network with Gumbel noise on the gates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub with_noise: Option<EvaluationSummary>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct EmaSummary {
+pub(crate) struct EvaluationSummary {
     pub top1: f64,
     pub top5: f64,
     pub ce: f64,
@@ -146,6 +158,7 @@ mod tests {
             budget_gmacs: None,
             gmacs: 0.02,
             lr: 0.1,
+            temperature: None,
             images_per_second: 100.0,
             loader_wait: 0.0,
             collective_wait: 0.0,

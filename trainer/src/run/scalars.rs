@@ -31,6 +31,20 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
     ("train", "div", "loss/diversity", "L_div (Eq. 9), unweighted. Squared distance of paths."),
     ("train", "cost", "loss/cost", "L_cost (Eq. 11): expected cost of the paths. In cost.unit."),
     ("train", "lr", "loss/lr", "Learning rate. No unit."),
+    ("train", "temperature", "routing/temperature", "T of the gates (Eq. 6), if it is scheduled. No unit."),
+    (
+        "eval",
+        "noise_top1",
+        "accuracy/top1_eval_noise",
+        "Top-1 with Gumbel noise on the gates. Share, 0 to 1.",
+    ),
+    ("eval", "noise_gmacs", "routing/gmacs_eval_noise", "The cost with Gumbel noise on the gates. GMACs."),
+    (
+        "eval",
+        "noise_distinct_paths",
+        "routing/paths_eval_noise",
+        "Distinct paths of the validation images with Gumbel noise on the gates. A count.",
+    ),
     ("train", "grad_norm", "loss/grad_norm", "L2 norm of the averaged gradient. No unit."),
     (
         "train",

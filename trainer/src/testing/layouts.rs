@@ -6,11 +6,11 @@
 //! twice: the gradient of a shortcut with stride 2 has channels first.
 #![expect(unsafe_code, reason = "libtorch's observers are C++")]
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Relaxation};
 use crate::data::Normalise;
 use crate::dist::{self, Reducer};
 use crate::loss::Objective;
-use crate::model::{BnMode, Decisions, Net};
+use crate::model::{BnMode, Decisions, Net, PathVectors};
 use crate::testing::cpp_library;
 use crate::train::step::{MicroBatch, TrainStep};
 use libloading::Library;
@@ -47,11 +47,14 @@ fn other_layouts_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
     let bytes =
         Tensor::randint(256, [4, size, size, config.data.channels.into()], (Kind::Uint8, Device::Cpu));
     let noise = Tensor::randn([4, costs.size()[0]], (Kind::Float, Device::Cpu));
-    let config::Router { temperature, relaxation, .. } = config.model.router;
     let batch = MicroBatch {
         images: Normalise::new(&config.data, config.run.precision, Device::Cpu).images(&bytes).to_kind(kind),
         labels: Tensor::from_slice(&[0i64, 1]).into(),
-        decisions: Decisions::Relaxed { noise: Some(&noise), temperature, relaxation },
+        decisions: Decisions::Relaxed {
+            noise: Some(&noise),
+            temperature: 1.0,
+            relaxation: Relaxation::Gumbel,
+        },
     };
     let step = TrainStep {
         world: &world,
@@ -59,6 +62,7 @@ fn other_layouts_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(config, stage, 0.1),
+        path_vectors: PathVectors::new(config),
         routers: stage.routers,
         views: 2,
         scope: config.diversity.scope,

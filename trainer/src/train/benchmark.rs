@@ -5,7 +5,6 @@ use crate::config::Config;
 use crate::data::{Prefetcher, StepIndex};
 use crate::dist::World;
 use crate::model::{Costs, Net};
-use crate::optim::schedule::learning_rate;
 use crate::sys::error::{Error, Exit, Result};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,8 +44,8 @@ impl<'a> BenchmarkRun<'a> {
         let config = trainer.config;
         let stage = &config.stages[0];
         let steps = trainer.data.steps_per_epoch(config);
-        let lr = learning_rate(config, stage, trainer.step_in_stage() as f64 / steps as f64);
-        if trainer.train_step(&mut self.batches, stage, lr)? {
+        let scheduled = trainer.scheduled(stage);
+        if trainer.train_step(&mut self.batches, stage, scheduled)? {
             return Err(Error::on_all_ranks(Exit::Interrupted, "stopped on request"));
         }
         if trainer.step_in_stage().is_multiple_of(steps) {

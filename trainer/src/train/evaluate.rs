@@ -6,12 +6,27 @@ use crate::data::Validation;
 use crate::dist::{self, World};
 use crate::loss;
 use crate::metrics::routing::Histogram;
-use crate::model::{BnMode, Decisions, Net, hard_decisions, relaxed_decisions};
+use crate::model::{BnMode, Decisions, Net, evaluation_noise, hard_decisions, relaxed_decisions};
 use crate::optim::calibration;
+use crate::optim::schedule::temperature;
 use crate::run::checkpoint::Best;
 use crate::sys::error::{Error, Exit, Result};
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
+
+/// How gates decide in an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EvaluationMode {
+    /// As in inference, Eq. 13.
+    Hard,
+    /// Hard, with Gumbel noise, as the authors' code evaluates.
+    HardWithNoise,
+    /// As in training at this T, without noise.
+    Relaxed {
+        /// T.
+        temperature: f64,
+    },
+}
 
 /// The results of an evaluation, over all ranks.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +51,20 @@ pub struct Evaluation {
     pub rates: Vec<f64>,
     /// The same for the moving average of weights, if there is one.
     pub ema: Option<Box<Evaluation>>,
+    /// The same with Gumbel noise on the gates, if `run.evaluate_with_noise` is set.
+    pub with_noise: Option<Box<Evaluation>>,
+}
+
+impl Evaluation {
+    /// Of an evaluation with noise: its results in a line.
+    pub fn describe_with_noise(&self) -> String {
+        format!(
+            "with Gumbel noise: top-1 {:.2} %  {:.4} GMACs per image · {} distinct paths",
+            100.0 * self.top1,
+            self.gmacs,
+            self.distinct_paths
+        )
+    }
 }
 
 /// All ranks: evaluates the network with rank 0's running statistics.
@@ -44,7 +73,7 @@ pub fn evaluate(
     config: &Config,
     net: &Net,
     val: &Validation,
-    decisions: Decisions,
+    mode: EvaluationMode,
 ) -> Result<Evaluation> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let gates = net.costs.gated().count();
@@ -69,8 +98,21 @@ pub fn evaluate(
             continue;
         }
         let (images, labels) = val.tensors(&batch);
+        let noise = evaluation_noise(config.run.seed, &batch.samples, gates);
+        let noise = noise.to_device(images.device());
+        let relaxation = config.model.router.relaxation;
+        let decisions = match mode {
+            EvaluationMode::Hard => Decisions::Hard,
+            EvaluationMode::HardWithNoise => Decisions::Sampled(&noise),
+            EvaluationMode::Relaxed { temperature } => {
+                Decisions::Relaxed { noise: None, temperature, relaxation }
+            }
+        };
         let out = no_grad(|| net.forward(&images, decisions, BnMode::Running));
-        let path = hard_decisions(&out.gate_logits);
+        let path = match mode {
+            EvaluationMode::HardWithNoise => out.path,
+            EvaluationMode::Hard | EvaluationMode::Relaxed { .. } => hard_decisions(&out.gate_logits),
+        };
         let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
         let own = labels.shallow_clone().into();
@@ -114,6 +156,7 @@ pub fn evaluate(
         path_entropy: paths.entropy(),
         rates,
         ema: None,
+        with_noise: None,
     })
 }
 
@@ -159,8 +202,7 @@ pub fn sample_paths(
     let labels = dist::all_gather_lists(world, &labels)?.concat();
     let logits = dist::all_gather_lists(world, &logits)?.concat();
     let logits = Tensor::from_slice(&logits);
-    let relaxed =
-        Vec::try_from(relaxed_decisions(&logits, config.model.router.temperature)).expect("numbers");
+    let relaxed = Vec::try_from(relaxed_decisions(&logits, config.final_temperature())).expect("numbers");
     let paths = Vec::try_from(hard_decisions(&logits).to_kind(Kind::Uint8)).expect("bits");
     Ok(PathSample { gates, labels, paths, relaxed })
 }
@@ -168,7 +210,7 @@ pub fn sample_paths(
 impl Trainer<'_> {
     /// All ranks: the evaluation at an epoch's end; rank 0 records it.
     pub(super) fn evaluate_epoch(&mut self, stage: &Stage) -> Result<Evaluation> {
-        let evaluation = self.evaluate_with_ema()?;
+        let evaluation = self.evaluate_weights()?;
         let step = self.state.step;
         if !evaluation.ce.is_finite() {
             return Err(Error::diverged(step, "the validation images' cross entropy is not finite"));
@@ -182,16 +224,23 @@ impl Trainer<'_> {
         Ok(evaluation)
     }
 
-    /// All ranks: evaluates the weights and, if there is one, their moving average, by hard decisions.
-    pub(super) fn evaluate_with_ema(&mut self) -> Result<Evaluation> {
+    /// All ranks: evaluates the weights by hard decisions, and again with noise and with their moving average where the config
+    /// asks for it.
+    pub(super) fn evaluate_weights(&mut self) -> Result<Evaluation> {
         self.show_evaluation();
         let start = Instant::now();
-        let mut evaluation = self.evaluate(Decisions::Hard)?;
-        if self.model.ema.is_some() {
-            let ema = self.with_ema(|trainer| trainer.evaluate(Decisions::Hard))?;
-            evaluation.ema = Some(Box::new(ema));
+        let mut evaluation = self.evaluate(EvaluationMode::Hard)?;
+        let mut passes = 1;
+        if self.config.run.evaluate_with_noise {
+            evaluation.with_noise = Some(Box::new(self.evaluate(EvaluationMode::HardWithNoise)?));
+            passes += 1;
         }
-        let images = self.data.val.set.len() as u64 * (1 + u64::from(evaluation.ema.is_some()));
+        if self.model.ema.is_some() {
+            let ema = self.with_ema(|trainer| trainer.evaluate(EvaluationMode::Hard))?;
+            evaluation.ema = Some(Box::new(ema));
+            passes += 1;
+        }
+        let images = self.data.val.set.len() as u64 * passes;
         self.progress.end_evaluation(images, start.elapsed().as_secs_f64());
         Ok(evaluation)
     }
@@ -201,13 +250,8 @@ impl Trainer<'_> {
         if stage.routers == Routers::Freeze || !self.config.gated() {
             return Ok(None);
         }
-        let router = &self.config.model.router;
-        let decisions = Decisions::Relaxed {
-            noise: None,
-            temperature: router.temperature,
-            relaxation: router.relaxation,
-        };
-        Ok(Some(self.evaluate(decisions)?.top1))
+        let temperature = temperature(self.config, self.state.stage, stage.epochs as f64);
+        Ok(Some(self.evaluate(EvaluationMode::Relaxed { temperature })?.top1))
     }
 
     /// All ranks: fits the bias on all gates, of the weights and of their moving average, if the config asks for it.
@@ -222,8 +266,8 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn evaluate(&self, decisions: Decisions) -> Result<Evaluation> {
-        evaluate(self.world, self.config, &self.model.net, &self.data.val, decisions)
+    fn evaluate(&self, mode: EvaluationMode) -> Result<Evaluation> {
+        evaluate(self.world, self.config, &self.model.net, &self.data.val, mode)
     }
 
     fn fit_gate_bias(&self, budget: f64) -> Result<String> {

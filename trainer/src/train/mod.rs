@@ -17,7 +17,7 @@ use crate::data::{Datasets, Prefetcher, StepIndex};
 use crate::dist::{self, World, replicas};
 use crate::metrics::MetricsBuffer;
 use crate::model::Net;
-use crate::optim::schedule::learning_rate;
+use crate::optim::schedule::{learning_rate, temperature};
 use crate::run::RunLog;
 use crate::run::checkpoint::TrainState;
 use crate::sys::error::{Error, Exit, Result};
@@ -31,6 +31,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Tensor};
+
+/// What the schedules set for a step.
+#[derive(Clone, Copy)]
+struct Scheduled {
+    lr: f64,
+    /// T of the gates, while routers train.
+    temperature: f64,
+    gamma: f64,
+}
 
 /// A run in progress, on one rank.
 pub struct Trainer<'a> {
@@ -124,7 +133,7 @@ impl<'a> Trainer<'a> {
         }
         let evaluation = match evaluation {
             Some(evaluation) => evaluation,
-            None => self.evaluate_with_ema()?, // resumed after its end
+            None => self.evaluate_weights()?, // resumed after its end
         };
         self.log.wait_for_save()?;
         self.log.end_progress();
@@ -141,16 +150,15 @@ impl<'a> Trainer<'a> {
         let mut throughput = Throughput::start(&batches, self.world);
         loop {
             while self.state.epoch_samples < epoch_end {
-                let lr = learning_rate(config, stage, self.step_in_stage() as f64 / steps as f64);
-                let gamma = self.state.gamma.gamma;
-                let stop = self.train_step(&mut batches, stage, lr)?;
+                let scheduled = self.scheduled(stage);
+                let stop = self.train_step(&mut batches, stage, scheduled)?;
                 throughput.steps += 1;
                 self.show_progress();
 
                 // Every `log_every` steps, all ranks gather their metrics and rank 0 writes a log line.
                 if self.state.step.is_multiple_of(config.run.log_every) {
                     self.collect_metrics()?;
-                    self.report_steps(stage, gamma, lr, &throughput, &batches)?;
+                    self.report_steps(stage, scheduled, &throughput, &batches)?;
                     self.state.training_seconds += throughput.elapsed_since_last();
                     throughput = Throughput::start(&batches, self.world);
                 }
@@ -235,6 +243,16 @@ impl<'a> Trainer<'a> {
     fn step_in_stage(&self) -> u64 {
         self.state.epoch * self.data.steps_per_epoch(self.config)
             + self.state.epoch_samples / self.config.optim.batch_size as u64
+    }
+
+    /// What the schedules set for the next step.
+    fn scheduled(&self, stage: &Stage) -> Scheduled {
+        let epoch = self.step_in_stage() as f64 / self.data.steps_per_epoch(self.config) as f64;
+        Scheduled {
+            lr: learning_rate(self.config, stage, epoch),
+            temperature: temperature(self.config, self.state.stage, epoch),
+            gamma: self.state.gamma.gamma,
+        }
     }
 
     /// All ranks: copies the model and starts to write it as a checkpoint; training continues meanwhile.

@@ -1,9 +1,9 @@
 //! What a run logs and records about itself.
 
-use super::Trainer;
 use super::evaluate::{Evaluation, sample_paths};
 use super::start::describe_shares;
-use crate::config::{Gates, OnNonfinite, Stage};
+use super::{Scheduled, Trainer};
+use crate::config::{Gates, OnNonfinite, Routers, Stage, Temperature};
 use crate::data::Prefetcher;
 use crate::dist::{Traffic, World};
 use crate::env;
@@ -11,7 +11,7 @@ use crate::loss;
 use crate::metrics::routing::{self, Histogram};
 use crate::optim::schedule::describe_lr_scale;
 use crate::run::checkpoint::{StageResult, TrainState};
-use crate::run::{EmaSummary, EvaluationRecord, Event, Summary, TrainRecord, projector};
+use crate::run::{EvaluationRecord, EvaluationSummary, Event, Summary, TrainRecord, projector};
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::held_memory;
@@ -86,8 +86,7 @@ impl Trainer<'_> {
     pub(super) fn report_steps(
         &mut self,
         stage: &Stage,
-        gamma: f64,
-        lr: f64,
+        scheduled: Scheduled,
         throughput: &Throughput,
         batches: &Prefetcher,
     ) -> Result<()> {
@@ -100,14 +99,17 @@ impl Trainer<'_> {
         let images_per_second = images as f64 / seconds;
         let traffic = self.world.traffic();
         let before = throughput.traffic;
+        let is_constant = matches!(self.config.model.router.temperature, Temperature::Constant(_));
+        let temperature = (stage.routers == Routers::Train && !is_constant).then_some(scheduled.temperature);
         let record = TrainRecord {
             epoch,
             stage: &stage.name,
             samples,
-            gamma: loss::gamma(stage, gamma),
+            gamma: loss::gamma(stage, scheduled.gamma),
             budget_gmacs: self.config.budget(),
             gmacs: self.model.net.costs.mean_macs(&mean.hard_rates) / 1e9,
-            lr,
+            lr: scheduled.lr,
+            temperature,
             images_per_second,
             loader_wait: share(batches.stall_time() - throughput.loader_stall),
             collective_wait: share(traffic.waited - before.waited),
@@ -141,6 +143,7 @@ impl Trainer<'_> {
     pub(super) fn report_evaluation(&mut self, stage: &Stage, evaluation: &Evaluation) -> Result<()> {
         let TrainState { step, samples, epoch, train_loss, .. } = self.state;
         let ema = evaluation.ema.as_deref();
+        let with_noise = evaluation.with_noise.as_deref();
         let record = EvaluationRecord {
             epoch,
             stage: &stage.name,
@@ -158,6 +161,9 @@ impl Trainer<'_> {
             ema_top1: ema.map(|ema| ema.top1),
             ema_ce: ema.map(|ema| ema.ce),
             ema_gmacs: ema.map(|ema| ema.gmacs),
+            noise_top1: with_noise.map(|noisy| noisy.top1),
+            noise_gmacs: with_noise.map(|noisy| noisy.gmacs),
+            noise_distinct_paths: with_noise.map(|noisy| noisy.distinct_paths),
         };
         self.log.evaluation(step, &record)?;
         if evaluation.bad_images > 0 {
@@ -176,6 +182,9 @@ impl Trainer<'_> {
             evaluation.gmacs,
             evaluation.distinct_paths
         ));
+        if let Some(noisy) = with_noise {
+            self.log.say(&noisy.describe_with_noise());
+        }
         Ok(())
     }
 
@@ -279,6 +288,13 @@ impl Trainer<'_> {
         let gmacs_static = self.model.net.costs.static_macs() as f64 / 1e9;
         let world_size = self.world.ranks();
         let budget_gmacs = self.config.budget();
+        let summary = |evaluation: &Evaluation| EvaluationSummary {
+            top1: evaluation.top1,
+            top5: evaluation.top5,
+            ce: evaluation.ce,
+            gmacs: evaluation.gmacs,
+            distinct_paths: evaluation.distinct_paths,
+        };
         self.log.finish(&Summary {
             top1: evaluation.top1,
             top5: evaluation.top5,
@@ -296,13 +312,8 @@ impl Trainer<'_> {
             train_loss,
             parameters: self.model.net.params.count(),
             stages: &self.state.stages,
-            ema: evaluation.ema.as_ref().map(|ema| EmaSummary {
-                top1: ema.top1,
-                top5: ema.top5,
-                ce: ema.ce,
-                gmacs: ema.gmacs,
-                distinct_paths: ema.distinct_paths,
-            }),
+            ema: evaluation.ema.as_deref().map(summary),
+            with_noise: evaluation.with_noise.as_deref().map(summary),
         })?;
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
         let mut rows =
@@ -322,6 +333,10 @@ impl Trainer<'_> {
         }
         let dir = self.log.dir().display().to_string();
         rows.push(("routing paths", format!("{} distinct", evaluation.distinct_paths)));
+        if let Some(noisy) = &evaluation.with_noise {
+            let paths = noisy.distinct_paths;
+            rows.push(("with noise", format!("{}, {paths} distinct paths", percent(noisy.top1))));
+        }
         let ranks = counted(world_size, "rank");
         rows.push(("training speed", format!("{images_per_second:.0} images/s on {ranks}")));
         rows.push(("time", format!("{seconds:.0} s")));

@@ -1,15 +1,15 @@
 //! One training step (Section 3.4), top to bottom: a batch, the forward pass, the objective, the backward pass during
 //! which gradients are all-reduced, the update, and what the ranks learned of each other.
 
-use super::Trainer;
 use super::model::Model;
-use crate::config::{self, Routers, Scope, Stage};
+use super::{Scheduled, Trainer};
+use crate::config::{Routers, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, agree, replicas};
 use crate::host;
 use crate::loss::{self, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
-use crate::model::{BnMode, Decisions, Net, hard_decisions};
+use crate::model::{BnMode, Decisions, Net, PathVectors, hard_decisions};
 use crate::run::Event;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Phase, range};
@@ -17,7 +17,12 @@ use tch::{Kind, Tensor};
 
 impl Trainer<'_> {
     /// All ranks: one step on the next batch. Returns whether a rank was asked to stop.
-    pub(super) fn train_step(&mut self, batches: &mut Prefetcher, stage: &Stage, lr: f64) -> Result<bool> {
+    pub(super) fn train_step(
+        &mut self,
+        batches: &mut Prefetcher,
+        stage: &Stage,
+        scheduled: Scheduled,
+    ) -> Result<bool> {
         let _step = range(Phase::Step);
         let step = self.state.step + 1;
         let batch = batches.next().expect("a batch for every step")?;
@@ -26,14 +31,14 @@ impl Trainer<'_> {
 
         // Forward and backward: the gradient of the objective over the global batch.
         let buffers_before = self.model.net.params.flat_buffers().copy();
-        let output = self.forward_backward(&batch, stage, step)?;
+        let output = self.forward_backward(&batch, stage, scheduled, step)?;
 
         // The update; the host does not wait for the device to know whether the gradient is finite.
         if self.config.optim.clip_norm.is_some() {
             // Each rank sums its own norm, perhaps in another order; the clipped gradient must be bit-identical.
             self.world.broadcast(&output.grad_norm, 0)?;
         }
-        self.update(&output, &buffers_before, lr, stage.routers);
+        self.update(&output, &buffers_before, scheduled.lr, stage.routers);
         self.metrics.push(step, output.metrics);
         self.hard_paths = Some(output.hard_paths);
         self.compare_replicas(step)?;
@@ -50,21 +55,23 @@ impl Trainer<'_> {
     }
 
     /// All ranks: the gradient on a batch, in one or more micro-batches.
-    fn forward_backward(&self, batch: &DeviceBatch, stage: &Stage, step_number: u64) -> Result<StepOutput> {
+    fn forward_backward(
+        &self,
+        batch: &DeviceBatch,
+        stage: &Stage,
+        scheduled: Scheduled,
+        step_number: u64,
+    ) -> Result<StepOutput> {
         let images = self.data.normalise(&batch.pixels); // [A·L·M, C, H, W]
         // Micro-batch a of rank r has the samples, views and noise of rank r·A + a in a world A times as large.
         let count = (self.state.micro_batches / self.world.ranks()) as i64;
         let noise = batch.noise.chunk(count, 0);
-        let config::Router { temperature, relaxation, .. } = self.config.model.router;
         let parts = images.chunk(count, 0).into_iter().zip(batch.labels.chunk(count)).zip(&noise);
         let micro_batches: Vec<MicroBatch> = parts
             .map(|((images, labels), noise)| MicroBatch {
                 images,
                 labels,
-                decisions: match stage.routers {
-                    Routers::Train => Decisions::Relaxed { noise: Some(noise), temperature, relaxation },
-                    Routers::Freeze => Decisions::Hard,
-                },
+                decisions: self.decisions(stage, scheduled.temperature, noise),
             })
             .collect();
         let step = TrainStep {
@@ -72,7 +79,8 @@ impl Trainer<'_> {
             net: &self.model.net,
             reducer: &self.model.reducer,
             costs: &self.model.costs,
-            objective: Objective::new(self.config, stage, self.state.gamma.gamma),
+            objective: Objective::new(self.config, stage, scheduled.gamma),
+            path_vectors: PathVectors::new(self.config),
             routers: stage.routers,
             views: batch.views as i64,
             // A run resumed on fewer ranks compares all samples at once, as the larger world did.
@@ -90,6 +98,18 @@ impl Trainer<'_> {
             return step.forward_backward_replayed(&micro_batches, stop).map_err(at_step);
         }
         step.forward_backward(&micro_batches, stop)
+    }
+
+    /// How gates decide in a step, for views with this Gumbel noise.
+    fn decisions<'n>(&self, stage: &Stage, temperature: f64, noise: &'n Tensor) -> Decisions<'n> {
+        let noise = stage.is_noisy().then_some(noise);
+        match (stage.routers, noise) {
+            (Routers::Train, noise) => {
+                Decisions::Relaxed { noise, temperature, relaxation: self.config.model.router.relaxation }
+            }
+            (Routers::Freeze, Some(noise)) => Decisions::Sampled(noise),
+            (Routers::Freeze, None) => Decisions::Hard,
+        }
     }
 
     /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
@@ -153,6 +173,8 @@ pub struct TrainStep<'a> {
     pub costs: &'a Tensor,
     /// The objective.
     pub objective: Objective<'a>,
+    /// What L_con and L_div compare.
+    pub path_vectors: PathVectors,
     /// Whether routers train; the gradient of frozen ones is zero.
     pub routers: Routers,
     /// M.
@@ -214,7 +236,8 @@ enum Pass<'a> {
 /// A rank's part of a step, apart from the gradient.
 #[derive(Default)]
 struct LocalPass {
-    /// For each micro-batch: the path centres that L_div compares, `[G, n]`, and the row of the first of its own.
+    /// For each micro-batch: the path centres that L_div compares, after the means of decisions, `[G, n + d]` or `[G, d]`
+    /// (see [`PathVectors::with_decisions`]), and the row of the first of its own.
     peers: Vec<(Tensor, i64)>,
     sync: Vec<HostCopy>,
     metrics: Vec<Tensor>,
@@ -282,7 +305,8 @@ impl TrainStep<'_> {
                 self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(a, &pass));
 
             // The objective (Eqs. 8 to 12), whose L_div compares this rank's path centres with those of all ranks.
-            let centres = loss::path_centres(&output.path, self.views); // [L, n]
+            let paths = self.path_vectors.with_decisions(&output);
+            let centres = loss::path_centres(&paths, self.views);
             if let (Pass::First { stop, .. }, true) = (&pass, local.peers.len() == a) {
                 let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, *stop)?;
                 local.sync.push(copy);
@@ -292,13 +316,17 @@ impl TrainStep<'_> {
                 Pass::First { .. } => &local.peers[a],
                 Pass::Replay(first) => &first.peers[a],
             };
+            let gates = output.path.size()[1];
+            let select = |rows: &Tensor| self.path_vectors.select(rows, gates);
             let values = self.objective.evaluate(&LossInputs {
                 logits: &output.logits,
                 labels: &micro_batch.labels,
                 views: self.views,
-                paths: &output.path,
-                centres: &centres,
-                peers,
+                decisions: &output.path,
+                rates: &peers.narrow(1, 0, gates).mean_dim([0].as_slice(), false, None),
+                paths: &select(&paths),
+                centres: &select(&centres),
+                peers: &select(peers),
                 offset: *offset,
                 costs: self.costs,
             });
@@ -348,23 +376,23 @@ impl TrainStep<'_> {
         }
     }
 
-    /// All ranks, in one all-gather: all ranks' path centres, `[G, n]`, and on its way to the host the mean over ranks of
-    /// `stop` and of the hard decisions. `centres` is `[L, n]`, `gate_logits` `[L·M, n]`.
+    /// All ranks, in one all-gather: all ranks' path centres, `[G, w]`, and on its way to the host the mean over ranks of
+    /// `stop` and of the hard decisions. `centres` is `[L, w]`, w as in [`LocalPass::peers`], `gate_logits` `[L·M, n]`.
     fn gather_centres(
         &self,
         centres: &Tensor,
         gate_logits: &Tensor,
         stop: bool,
     ) -> Result<(Tensor, HostCopy)> {
-        let (samples, gates) = centres.size2().expect("[L, n]");
+        let (samples, width) = centres.size2().expect("[L, w]");
         let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
         let nan_if_not_finite = gate_logits.detach() * 0.0;
         let rates = (hard_decisions(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
         let own = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
-        let all = self.world.all_gather(&own)?; // [W, L·n + 1 + n]
+        let all = self.world.all_gather(&own)?; // [W, L·w + 1 + n]
         let rows = self.world.ranks() as i64 * samples;
-        let peers = all.narrow(1, 0, samples * gates).reshape([rows, gates]);
-        let rest = all.narrow(1, samples * gates, 1 + gates).mean_dim([0].as_slice(), false, None);
+        let peers = all.narrow(1, 0, samples * width).reshape([rows, width]);
+        let rest = all.slice(1, samples * width, None, 1).mean_dim([0].as_slice(), false, None);
         Ok((peers, HostCopy::start(&rest)))
     }
 
@@ -378,7 +406,7 @@ impl TrainStep<'_> {
                 let statistics = self.statistics(1, &Pass::First { stop, overlap: false });
                 self.net.forward(&micro_batch.images, micro_batch.decisions, statistics)
             });
-            centres.push(loss::path_centres(&output.path, self.views));
+            centres.push(loss::path_centres(&self.path_vectors.with_decisions(&output), self.views));
             gate_logits.push(output.gate_logits);
         }
         self.gather_centres(&Tensor::cat(&centres, 0), &Tensor::cat(&gate_logits, 0), stop)
@@ -416,6 +444,7 @@ mod tests {
             reducer: &reducer,
             costs: &costs,
             objective: Objective::new(&config, &Stage::default(), 0.1),
+            path_vectors: PathVectors::new(&config),
             routers: Routers::Train,
             views: 2,
             scope: Scope::GlobalBatch,

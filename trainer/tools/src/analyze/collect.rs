@@ -146,7 +146,7 @@ impl Subject<'_> {
                         augment::rotate(&images, &black, &angles)
                     }
                 };
-                results.extend(&output, &self.forward(&augmented), config.model.router.temperature);
+                results.extend(&output, &self.forward(&augmented), config.final_temperature());
             }
             progress.inc(batch.samples.len() as u64);
             share.samples.extend(&batch.samples);
@@ -212,7 +212,7 @@ impl Subject<'_> {
     }
 
     fn relaxed_path(&self, output: &NetOutput) -> Vec<f32> {
-        to_host(&relaxed_decisions(&output.gate_logits, self.config.model.router.temperature))
+        to_host(&relaxed_decisions(&output.gate_logits, self.config.final_temperature()))
     }
 }
 

@@ -6,6 +6,7 @@ use super::proto::{
 };
 use super::weights::{bytes_of, description};
 use crate::trained::TrainedNet;
+use codinet_trainer::config::HiddenActivation;
 use codinet_trainer::model::{Block, Conv, ConvNorm, Linear, Recurrent, ResNet, Router, Shortcut};
 use prost::Message;
 use tch::Tensor;
@@ -155,15 +156,15 @@ impl Writer {
     /// U[1] − U[0], `[N, 1]`.
     fn router(&mut self, router: &Router, x: &str) -> Name {
         let u = match router {
-            Router::Fc(fc1, fc2) => {
+            Router::Fc(fc1, activation, fc2) => {
                 let mean = self.mean(x);
                 let h = self.linear(fc1, &mean);
-                let h = self.op("Relu", &[&h], &[]);
+                let h = self.activate(h, *activation);
                 self.linear(fc2, &h)
             }
-            Router::Cnn(conv, fc) => {
+            Router::Cnn(conv, activation, fc) => {
                 let h = self.conv(conv, x);
-                let h = self.op("Relu", &[&h], &[]);
+                let h = self.activate(h, *activation);
                 let mean = self.mean(&h);
                 self.linear(fc, &mean)
             }
@@ -176,6 +177,13 @@ impl Writer {
         };
         let difference = self.floats(&Tensor::from_slice(&[-1f32, 1.0]).view([2, 1]));
         self.op("MatMul", &[&u, &difference], &[])
+    }
+
+    fn activate(&mut self, hidden: Name, activation: HiddenActivation) -> Name {
+        match activation {
+            HiddenActivation::Relu => self.op("Relu", &[&hidden], &[]),
+            HiddenActivation::None => hidden,
+        }
     }
 
     /// One step of the LSTM; returns h.

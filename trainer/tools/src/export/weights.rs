@@ -58,7 +58,7 @@ pub fn description(network: &TrainedNet) -> Value {
     json!({
         "version": 1,
         "arch": model.arch, "gates": model.gates, "skip": model.skip, "stride_in": model.stride_in,
-        "router": model.router.kind,
+        "router": model.router.kind, "activation": model.router.activation,
         "classes": data.classes, "channels": data.channels, "image_size": data.image_size,
         "mean": data.mean, "std": data.std, "eval_resize": data.eval_resize,
         "class_names": network.class_names,

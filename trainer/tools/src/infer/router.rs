@@ -2,6 +2,7 @@
 //! longer than some blocks.
 
 use super::activation::CachedActivation;
+use codinet_trainer::config::HiddenActivation;
 use codinet_trainer::model::{Activation, LANES, Linear, LstmState, Router};
 use pulp::{Arch, Simd, WithSimd};
 use tch::Tensor;
@@ -16,12 +17,14 @@ pub struct FastRouter<'a> {
     layers: Option<Layers>,
 }
 
-/// U[1] − U[0] = w2·ReLU(W1·x + b1) + b2.
+/// U[1] − U[0] = w2·max(W1·x + b1, floor) + b2.
 #[derive(Debug)]
 struct Layers {
     inputs: usize,
     w1: Vec<f32>,
     b1: Vec<f32>,
+    /// 0 for a ReLU, −∞ without one.
+    floor: f32,
     w2: Vec<f32>,
     b2: f32,
 }
@@ -29,7 +32,7 @@ struct Layers {
 impl<'a> FastRouter<'a> {
     pub fn new(router: &'a Router) -> Self {
         let layers = match router {
-            Router::Fc(fc1, fc2) => Layers::new(fc1, fc2),
+            Router::Fc(fc1, activation, fc2) => Layers::new(fc1, *activation, fc2),
             _ => None,
         };
         Self { router, layers }
@@ -72,7 +75,7 @@ impl WithSimd for Logits<'_> {
 
 impl Layers {
     /// `None` if the number of inputs is no multiple of [`LANES`].
-    fn new(fc1: &Linear, fc2: &Linear) -> Option<Self> {
+    fn new(fc1: &Linear, activation: HiddenActivation, fc2: &Linear) -> Option<Self> {
         let w2 = fc2.weight.detach();
         let b2 = fc2.bias.detach();
         let numbers = |x: Tensor| Vec::<f32>::try_from(&x.contiguous().view([-1])).expect("f32");
@@ -81,6 +84,10 @@ impl Layers {
             inputs,
             w1: numbers(fc1.weight.detach()),
             b1: numbers(fc1.bias.detach()),
+            floor: match activation {
+                HiddenActivation::Relu => 0.0,
+                HiddenActivation::None => f32::NEG_INFINITY,
+            },
             w2: numbers(w2.get(1) - w2.get(0)),
             b2: (b2.get(1) - b2.get(0)).double_value(&[]) as f32,
         })
@@ -97,7 +104,7 @@ impl Layers {
                     sums[i] += w[i] * x[i];
                 }
             }
-            logit += w2 * (b1 + sums.iter().sum::<f32>()).max(0.0);
+            logit += w2 * (b1 + sums.iter().sum::<f32>()).max(self.floor);
         }
         logit
     }
