@@ -289,6 +289,12 @@ fn changed_schedule_is_reported_on_resume() {
     let note = "changes the schedule of stages.0: the learning rate is 0.0491 from here, instead of 0.0467";
     let changed = resume(&["--set", "stages.0.epochs=2"]);
     assert!(changed.contains(note), "{changed}");
+    // More epochs for a stage that has ended.
+    let resume = ["--resume", "auto", "--set", "stages.0.epochs=2", "--set", "stages.1.epochs=1"];
+    succeed(&mut sandbox.train_into(&run, 1, &resume));
+    let longer = succeed(&mut sandbox.train_into(&run, 1, &[&resume[..5], &["stages.1.epochs=3"]].concat()));
+    let note = "note: stages.1 has ended after 1 epoch, and the 3 of this config are not trained; to train on, add a stage";
+    assert!(longer.contains(note), "{longer}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::run::RunLocation;
 use crate::run::checkpoint::{self, Order, TrainState};
 use crate::run_dir;
 use crate::sys::error::{Error, Exit, Result};
+use crate::text::counted;
 use std::path::Path;
 
 /// All ranks: the state of a new run or, if `location` has a checkpoint, of that one, whose tensors are copied into `model`;
@@ -39,11 +40,16 @@ pub(super) fn load_state(
         Ok(state)
     })?;
     replicas::broadcast_all(world, &model.saved())?;
-    let notes = [redistribute(&mut state, world.ranks(), config), compare_schedules(&state, folder, config)];
+    let mut notes: Vec<String> = redistribute(&mut state, world.ranks(), config).into_iter().collect();
+    let path = run_dir::run_of(folder).map(|run| run.join(run_dir::CONFIG));
+    if let Some(Ok(before)) = path.map(|path| config::load(&path.to_string_lossy(), &[])) {
+        notes.extend(compare_rates(&state, &before, config));
+        notes.extend(compare_ended_stages(&state, &before, config));
+    }
     if config.budget().is_none() {
         state.gamma = initial;
     }
-    Ok((state, notes.into_iter().flatten().collect()))
+    Ok((state, notes))
 }
 
 /// The order of samples of a run of `config`.
@@ -51,13 +57,11 @@ fn order(config: &Config, data: &Datasets) -> Order {
     Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() }
 }
 
-/// A line for the log if the config changes the learning rate with which the run of checkpoint `folder` was to continue.
-fn compare_schedules(state: &TrainState, folder: &Path, config: &Config) -> Option<String> {
-    let path = run_dir::run_of(folder)?.join(run_dir::CONFIG);
-    let before = config::load(&path.to_string_lossy(), &[]).ok()?;
+/// A line for the log if `config` changes the learning rate with which a run of the config `before` was to continue.
+fn compare_rates(state: &TrainState, before: &Config, config: &Config) -> Option<String> {
     let epoch = state.epoch as f64 + state.epoch_samples as f64 / state.order.samples as f64;
     let lr = |config: &Config| Some(learning_rate(config, config.stages.get(state.stage)?, epoch));
-    let planned = lr(&before)?;
+    let planned = lr(before)?;
     let now = lr(config)?;
     let differs = (planned - now).abs() > 1e-6 * planned.max(now);
     differs.then(|| {
@@ -68,6 +72,22 @@ fn compare_schedules(state: &TrainState, folder: &Path, config: &Config) -> Opti
             format_lr(planned)
         )
     })
+}
+
+/// Lines for the log about stages that have ended and whose epochs `config` changes.
+fn compare_ended_stages(state: &TrainState, before: &Config, config: &Config) -> Vec<String> {
+    let stages = before.stages.iter().zip(&config.stages).take(state.stage).enumerate();
+    let changed = stages.filter(|(_, (before, now))| before.epochs != now.epochs);
+    changed
+        .map(|(k, (before, now))| {
+            format!(
+                "note: stages.{k} has ended after {}, and the {} of this config are not trained; to train on, add a \
+                 stage, or start a new run from this one by model.init_from",
+                counted(before.epochs as usize, "epoch"),
+                now.epochs
+            )
+        })
+        .collect()
 }
 
 /// Distributes a step's micro-batches over the present ranks. A changed number of ranks keeps the number of micro-batches if
