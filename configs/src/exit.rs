@@ -56,8 +56,9 @@ exit_codes! {
     Hang = 8, Yes, "a rank did not reach a collective in time";
     Lost = 9, Yes, "a rank, or the host it ran on, was lost";
     Memory = 10, No, "out of memory";
+    Gpu = 11, Yes, "a GPU or its driver reported an error";
     Interrupted = 75, NotFailed, "stopped on request, with a checkpoint to resume from";
-    Panic = 101, Yes, "a bug (panic), such as an error of the GPU's driver";
+    Panic = 101, Yes, "a bug (panic)";
     NotStarted = 127, AfterCrash, "mpirun, a host or codinet-train could not be started";
 }
 
@@ -72,6 +73,7 @@ pub const OF_TRAINING: &[Exit] = &[
     Exit::Communication,
     Exit::Hang,
     Exit::Memory,
+    Exit::Gpu,
     Exit::Interrupted,
     Exit::Panic,
 ];
@@ -85,6 +87,7 @@ pub const OF_TRAINED: &[Exit] = &[
     Exit::Disk,
     Exit::Communication,
     Exit::Memory,
+    Exit::Gpu,
     Exit::Panic,
 ];
 

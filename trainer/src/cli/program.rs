@@ -4,11 +4,15 @@
 use crate::config::key_as_option;
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::{is_out_of_memory, restart_with_settings};
+use crate::sys::{is_gpu_error, is_out_of_memory, restart_with_settings, shorten};
 use crate::text::error_lines;
 use clap::Parser;
 use clap_complete::Shell;
 use std::io::Write;
+
+/// What a user can do when a GPU has failed.
+const GPU_ADVICE: &str = "`dmesg | grep Xid` on that host shows whether the GPU itself is at fault; on a sound GPU, \
+                          CUDA_LAUNCH_BLOCKING=1 finds the operation";
 
 /// A program whose command line is `A`.
 #[derive(Clone, Copy)]
@@ -79,27 +83,19 @@ impl<A: Parser> Program<A> {
         std::panic::set_hook(Box::new(move |panic| {
             let message = panic.payload_as_str().unwrap_or("unknown").replace('\n', " ");
             if is_out_of_memory(&message) {
-                crate::eprint_line!(
-                    "error: out of memory{rank}: {}; {oom_advice}",
-                    shorten_oom_message(&message)
-                );
+                crate::eprint_line!("error: out of memory{rank}: {}; {oom_advice}", shorten(&message));
                 dist::abort(Exit::Memory as i32);
+            }
+            if is_gpu_error(&message) {
+                let gpu = dist::device::describe_gpu();
+                crate::eprint_line!("error: {gpu}{rank}: {}; {GPU_ADVICE}", shorten(&message));
+                dist::abort(Exit::Gpu as i32);
             }
             let location = panic.location().map(ToString::to_string).unwrap_or_default();
             crate::eprint_line!("error: a bug in {name} at {location}: {message}; please report it");
             dist::abort(Exit::Panic as i32);
         }));
     }
-}
-
-/// libtorch's message about memory, without Rust's text before it and libtorch's advice after it.
-fn shorten_oom_message(message: &str) -> &str {
-    const STARTS: [&str; 2] = ["CUDA out of memory", "DefaultCPUAllocator"];
-    const ENDS: [&str; 3] = [" If reserved but", "\\n", " Exception raised"];
-    let start = STARTS.iter().find_map(|start| message.find(start)).unwrap_or(0);
-    let rest = &message[start..];
-    let end = ENDS.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
-    rest[..end].trim_end_matches('.')
 }
 
 /// Ends this process with the error's exit code; rank 0 prints the error.
@@ -110,21 +106,4 @@ fn exit_with(error: &Error, rank: usize) -> ! {
         _ => crate::eprint_line!("{}", error_lines(&error.message)),
     }
     std::process::exit(error.exit as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shorten_oom_message;
-
-    #[test]
-    fn oom_message_loses_rusts_and_libtorchs_frame() {
-        // libtorch 2.11's message on a GPU, from its source.
-        let gpu = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 20.00 MiB. \
-                   GPU 0 has a total capacity of 79.11 GiB of which 2.00 MiB is free. If reserved but unallocated memory is \
-                   large try setting PYTORCH_ALLOC_CONF\\nException raised from malloc\")";
-        let short = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2.00 \
-                     MiB is free";
-        assert_eq!(shorten_oom_message(gpu), short);
-        assert_eq!(shorten_oom_message("std::bad_alloc"), "std::bad_alloc");
-    }
 }

@@ -7,7 +7,11 @@ use crate::env;
 use crate::host;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Driver, configure_cuda, no_gpu_reason, set_device};
+use std::sync::OnceLock;
 use tch::Device;
+
+/// This rank's GPU, once it is chosen.
+static GPU: OnceLock<usize> = OnceLock::new();
 
 /// All ranks: sets the number of this rank's compute threads. By default, ranks that may run on the same cores share them
 /// evenly.
@@ -32,11 +36,18 @@ pub fn set_thread_count(world: &World, threads: Option<usize>) -> Result<()> {
 /// where the user made the choice, for messages.
 pub fn choose_device(world: &World, choice: DeviceChoice, setting: &str) -> Result<Device> {
     let device = choose_local_device(choice, setting, gpu_index(world)?)?;
-    if device.is_cuda() {
+    if let Device::Cuda(index) = device {
+        let _ = GPU.set(index);
         set_device(device);
         configure_cuda();
     }
     Ok(device)
+}
+
+/// This rank's GPU and host, for messages: "GPU 3 of node7".
+pub fn describe_gpu() -> String {
+    let index = GPU.get().map_or_else(String::new, |index| format!(" {index}"));
+    format!("GPU{index} of {}", host::name())
 }
 
 /// All ranks: this rank's number among those of its host that see the same GPUs. SLURM may show the ranks of each socket only

@@ -4,17 +4,15 @@ mod cuda;
 mod driver;
 pub mod error;
 mod memory;
-mod out_of_memory;
 mod span;
 mod startup;
 mod torch;
+mod torch_message;
 
 pub(crate) use cuda::configure_cuda;
 pub use cuda::{load_cuda, no_gpu_reason};
 pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
 pub(crate) use memory::{PeakMemory, available_memory, format_gib, held_memory, peak_memory, release_memory};
-pub use out_of_memory::OOM_ADVICE;
-pub(crate) use out_of_memory::is_out_of_memory;
 pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};
 pub use startup::restart_with_settings;
 pub(crate) use torch::{
@@ -22,3 +20,5 @@ pub(crate) use torch::{
     pin_memory, pin_slice, record_stream, set_device, set_side_stream,
 };
 pub use torch::{PackedConv, channels_last, parallel_for};
+pub use torch_message::OOM_ADVICE;
+pub(crate) use torch_message::{is_gpu_error, is_out_of_memory, shorten};
