@@ -14,6 +14,10 @@ pub const CONFIG: &str = "config.yaml";
 pub const METRICS: &str = "metrics.jsonl";
 /// The results of a run that has ended.
 pub const SUMMARY: &str = "summary.json";
+/// The confusion matrix of the last evaluation: a line for each pair of classes.
+pub const CONFUSION: &str = "confusion.csv";
+/// The images of that evaluation that are most confidently wrong.
+pub const MISTAKES: &str = "mistakes.csv";
 /// What rank 0 printed, with the time.
 pub const LOG: &str = "log.txt";
 /// Images that could not be read or decoded, one JSON object a line.

@@ -14,7 +14,7 @@ use crate::resize;
 /// Pixels between images, and around them.
 const GAP: usize = 8;
 /// Height and width of a letter: the font's 8 pixels, doubled.
-const LETTER: usize = 16;
+pub const LETTER: usize = 16;
 /// Space for a few words where the images are tiny.
 const MIN_WIDTH: usize = 400;
 
@@ -41,8 +41,7 @@ impl ContactSheet {
         let row = LETTER + GAP / 2 + side + GAP;
         let column = side + GAP;
         let width = spec.views.saturating_add(1).saturating_mul(column).saturating_add(GAP).max(MIN_WIDTH);
-        let mut sheet =
-            ContactSheet::new_white(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
+        let mut sheet = ContactSheet::blank(width, samples.len().saturating_mul(row).saturating_add(GAP))?;
         let plan: Vec<_> = samples.iter().map(|&sample| BatchPlan::new(0, vec![sample])).collect();
         let mut decoder = Decoder::with_max_pixels(spec.max_pixels);
         for (number, batch) in Loader::new(dataset.clone(), spec.clone(), plan.into_iter())?.enumerate() {
@@ -87,7 +86,7 @@ impl ContactSheet {
         let longest = rows.iter().map(|(_, samples)| samples.len()).max().unwrap_or(0);
         let text = rows.iter().map(|(text, _)| text.chars().count() * LETTER).max().unwrap_or(0);
         let width = (longest * column).max(text) + 2 * GAP;
-        let mut sheet = ContactSheet::new_white(width, rows.len() * row + GAP)?;
+        let mut sheet = ContactSheet::blank(width, rows.len() * row + GAP)?;
         let plan: Vec<_> = rows.iter().map(|(_, samples)| BatchPlan::new(0, samples.clone())).collect();
         let spec = LoaderSpec { views: 1, normalization: None, ..spec.clone() };
         for (number, batch) in Loader::new(dataset.clone(), spec, plan.into_iter())?.enumerate() {
@@ -112,7 +111,11 @@ impl ContactSheet {
         Encoder::new(Encoding::Png)?.encode(&self.pixels, self.width, self.height, Channels::Rgb)
     }
 
-    fn new_white(width: usize, height: usize) -> Result<ContactSheet> {
+    /// A white sheet.
+    ///
+    /// # Errors
+    /// More pixels than an image may have.
+    pub fn blank(width: usize, height: usize) -> Result<ContactSheet> {
         if width as u64 > DEFAULT_MAX_PIXELS
             || (width as u64).saturating_mul(height as u64) > DEFAULT_MAX_PIXELS
         {
@@ -133,8 +136,8 @@ impl ContactSheet {
         self.write_text(&format!("{class}  {key}"), GAP, top);
     }
 
-    /// Writes a line, cut at the right border. Characters outside ASCII become question marks.
-    fn write_text(&mut self, text: &str, left: usize, top: usize) {
+    /// Writes a line of letters of [`LETTER`] pixels, cut at the right border. Characters outside ASCII become question marks.
+    pub fn write_text(&mut self, text: &str, left: usize, top: usize) {
         let columns = (self.width as usize - left) / LETTER;
         for (place, letter) in text.chars().take(columns).enumerate() {
             let printable = if letter.is_ascii() && !letter.is_ascii_control() { letter } else { '?' };

@@ -24,6 +24,14 @@ fn analyze(ranks: usize, sandbox: &Sandbox, args: &[&str]) -> Command {
     command
 }
 
+/// The bytes of a run's event files.
+fn events(run: &Path) -> Vec<u8> {
+    let files = fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
+    let is_event_file =
+        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("events.out.tfevents.");
+    files.filter(is_event_file).flat_map(|path| fs::read(path).unwrap()).collect()
+}
+
 /// Equal up to rounding: with more ranks, batches are smaller.
 fn assert_close(a: &Value, b: &Value, place: &str) {
     match (a, b) {
@@ -70,6 +78,14 @@ fn one_rank_and_two_give_the_same_analysis() {
     for key in ["top1", "gmacs", "gmacs_static", "distinct_paths", "path_entropy", "rates"] {
         assert_close(&analysis[key], &summary[key], key);
     }
+    for key in ["class_accuracy", "worst_classes", "confused_pairs"] {
+        assert_close(&analysis[key], &summary[key], key);
+    }
+    let mistakes = 37 - (37.0 * summary["top1"].as_f64().unwrap()).round() as usize;
+    assert!(mistakes > 0, "{summary}");
+    let tag = b"accuracy/mistakes";
+    assert!(events(&run).windows(tag.len()).any(|window| window == tag));
+    let trained_confusion = fs::read(run.join("confusion.csv")).unwrap();
     assert_eq!(analysis["similarity"]["relaxed"]["pairs"], 37 * 36 / 2);
     assert_eq!(analysis["consistency"].as_array().unwrap().len(), 4);
     for part in analysis["consistency"].as_array().unwrap() {
@@ -84,17 +100,22 @@ fn one_rank_and_two_give_the_same_analysis() {
         {
             assert!(file(&format!("{chart}.png")).starts_with(b"\x89PNG"), "{chart}");
         }
+        assert!(file("confusion.png").starts_with(b"\x89PNG"));
+        assert_eq!(file("confusion.csv"), trained_confusion);
         for chart in ["tsne_class", "tsne_blocks", "tsne_groups"] {
             assert!(file(&format!("{chart}.png")).starts_with(b"\x89PNG"), "{chart}");
         }
         let rows = |name: &str| String::from_utf8(file(name)).unwrap().lines().count();
         assert_eq!((rows("images.csv"), rows("rates.csv"), rows("consistency.csv")), (38, 6, 5));
+        assert_eq!((rows("classes.csv"), rows("mistakes.csv")), (5, 1 + mistakes.min(24)));
         assert_eq!(rows("paths.csv") as u64, analysis["distinct_paths"].as_u64().unwrap() + 1);
         assert_eq!(rows("tsne.csv"), 1 + 37 + 70, "every sixth of 37 images has a group of ten");
         assert_eq!((rows("tensorboard/paths/vectors.tsv"), rows("tensorboard/paths/labels.tsv")), (37, 38));
         let page = String::from_utf8(file("report.html")).unwrap();
-        assert_eq!(page.matches("data:image/png;base64,").count(), 10);
+        assert_eq!(page.matches("data:image/png;base64,").count(), 11 + mistakes.min(24));
         assert!(page.contains("expected blocks run, of 9") && page.contains("0.581"));
+        assert!(page.contains("probability v: the mean of Σ v"), "terms are explained");
+        assert!(page.contains("/val: another network on another data set"), "{page}");
     }
     // The rows are in the order of the set at any number of ranks.
     let images = |ranks: usize| {
@@ -175,6 +196,11 @@ fn bad_input_is_rejected_with_one_line() {
         2,
         &["no gates", "compare"],
     );
+    succeed(&mut analyze(2, &sandbox, &[&static_run.display().to_string(), "accuracy"]));
+    let page = fs::read_to_string(static_run.join("analysis/report.html")).unwrap();
+    assert!(page.contains("Confidently wrong") && !page.contains("distinct paths"), "{page}");
+    let confusion = |folder: &Path| fs::read(folder.join("confusion.csv")).unwrap();
+    assert_eq!(confusion(&static_run.join("analysis")), confusion(&static_run));
     let printed = succeed(&mut analyze(1, &sandbox, &["compare", &static_run.display().to_string()]));
     assert!(printed.contains("ResNet20"), "{printed}");
     fs::remove_file(static_run.join("summary.json")).unwrap();
@@ -207,19 +233,15 @@ fn training_writes_tensorboard_files() {
         let rows = |name: &str| fs::read_to_string(logs.join(step).join(name)).unwrap().lines().count();
         assert_eq!((rows("vectors.tsv"), rows("labels.tsv")), (37, 38), "{step}");
     }
-    let mut events = Vec::new();
-    let is_event_file =
-        |path: &Path| path.file_name().unwrap().to_string_lossy().starts_with("events.out.tfevents.");
-    for path in
-        fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().path()).filter(|path| is_event_file(path))
-    {
-        events.extend(fs::read(path).unwrap());
-    }
+    let events = events(&run);
     let contains = |what: &[u8]| events.windows(what.len()).any(|window| window == what);
     for what in [
         "_hparams_/experiment",
         "_hparams_/session_end_info",
         "routing/rates_over_time",
+        "accuracy/confusion",
+        "accuracy/worst_class",
+        "accuracy_by_class/3",
         "diversity.margin",
         "_overview/1_loss",
         "accuracy/top1_eval",

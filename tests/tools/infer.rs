@@ -1,8 +1,8 @@
 //! Dynamic inference against the network's own forward pass, and `codinet-infer` as a user runs it.
 
-use crate::common::{SIDE, Sandbox, assert_rejected, finish, succeed, text};
+use crate::common::{SIDE, Sandbox, assert_rejected, finish, read_json, succeed, text};
 use codinet_dataloader::encode::{Encoder, Encoding};
-use codinet_dataloader::{Channels, Dataset};
+use codinet_dataloader::{Channels, Dataset, ShardWriter};
 use codinet_tools::infer::{Engine, Paths};
 use codinet_tools::trained::TrainedNet;
 use codinet_trainer::config::{
@@ -270,6 +270,55 @@ fn each_image_gets_a_line_with_the_networks_prediction() {
     let mean = format!("{step}/ema.safetensors");
     let mean = lines(&succeed(&mut infer(&["--checkpoint", &mean, "val", "--logits"])));
     assert!(mean.iter().zip(&together).any(|(a, b)| a["logits"] != b["logits"]));
+}
+
+#[test]
+fn report_agrees_with_the_lines() {
+    // The network may be right everywhere, so every fifth image has another label.
+    let val = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap();
+    let folder = RUN.path("relabelled");
+    fs::create_dir(&folder).unwrap();
+    let mut writer = ShardWriter::new(&folder, "bars", 32).unwrap();
+    let mut encoded = Vec::new();
+    for sample in 0..val.len() {
+        let info = val.read(sample, &mut encoded).unwrap();
+        let label = if sample % 5 == 0 { (info.label + 1) % 4 } else { info.label };
+        writer.write(info.key, "png", &encoded, label).unwrap();
+    }
+    writer.finish().unwrap();
+    let args = ["--checkpoint", "run", "relabelled", "--report", "accuracy"];
+    let images = lines(&succeed(&mut infer(&args)));
+    let summary = read_json(&RUN.path("accuracy/summary.json"));
+    assert_eq!(summary["images"], 37);
+    let count = |class: usize, predicted: usize| {
+        images.iter().filter(|line| line["label"] == class && line["class"] == predicted).count()
+    };
+    let mut counts = String::from("class,predicted,images\n");
+    for class in 0..4 {
+        let all: usize = (0..4).map(|predicted| count(class, predicted)).sum();
+        let accuracy = summary["class_accuracy"][class].as_f64().unwrap();
+        assert_eq!(accuracy, count(class, class) as f64 / all as f64, "class {class}");
+        for predicted in (0..4).filter(|&predicted| count(class, predicted) > 0) {
+            counts += &format!("{class},{predicted},{}\n", count(class, predicted));
+        }
+    }
+    assert_eq!(fs::read_to_string(RUN.path("accuracy/confusion.csv")).unwrap(), counts);
+    let mut wrong: Vec<&Value> = images.iter().filter(|line| line["class"] != line["label"]).collect();
+    let probability = |line: &Value| line["probability"].as_f64().unwrap();
+    wrong.sort_by(|a, b| probability(b).total_cmp(&probability(a))); // stable
+    let mistakes = fs::read_to_string(RUN.path("accuracy/mistakes.csv")).unwrap();
+    assert!(!wrong.is_empty() && mistakes.lines().count() == 1 + wrong.len().min(24), "{mistakes}");
+    for (row, line) in mistakes.lines().skip(1).zip(wrong) {
+        let ran = line["path"].as_str().unwrap().matches('1').count().to_string();
+        let fields: Vec<&str> = row.split(',').collect();
+        let [class, predicted] = ["label", "class"].map(|key| line[key].to_string());
+        assert_eq!(fields[..3], [line["image"].as_str().unwrap(), &class, &predicted], "{row}");
+        assert!((fields[3].parse::<f64>().unwrap() - probability(line)).abs() < 1e-6, "{row}");
+        assert_eq!(fields[4], ran, "{row}");
+    }
+    let files = write_images(&RUN.path("no_labels"), 2);
+    let unlabelled = ["--checkpoint", "run", files.to_str().unwrap(), "--report", "accuracy"];
+    assert_rejected(&mut infer(&unlabelled), 2, &["no image has a label", "name a data set"]);
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! `codinet-train` as a user runs it: on one rank and under mpirun, stopped and resumed.
 
 use crate::common::{
-    Sandbox, finish, latest_checkpoint, metrics, program, read_json, send_signal, succeed, text, wait_until,
-    weights,
+    Sandbox, finish, latest_checkpoint, metrics, program, read_json, send_signal, shell, succeed, text,
+    wait_until, weights,
 };
-use serde_json::Value;
-use std::fs;
+use serde_json::{Value, json};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// A file of the latest checkpoint, where it has one.
 fn checkpoint_file(run: &Path, file: &str) -> Option<Vec<u8>> {
@@ -312,6 +314,116 @@ fn records_reach_a_command_that_may_end_and_is_started_again() {
     assert!(output.status.success(), "training does not depend on it");
     let stderr = text(&output.stderr);
     assert!(stderr.contains("warning: run.on_record: the command ended (exit status: 3)"), "{stderr}");
+}
+
+/// An MLflow server on a port of this machine, until it is dropped.
+struct MlflowServer {
+    process: Child,
+    url: String,
+}
+
+impl MlflowServer {
+    fn start(python: &str, folder: &Path) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let store = format!("sqlite:///{}", folder.join("mlflow.db").display());
+        let mut command = Command::new(python);
+        command.args(["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", &store]);
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).current_dir(folder);
+        let log = || File::options().create(true).append(true).open(folder.join("server.log")).unwrap();
+        let process = command.stdout(log()).stderr(log()).process_group(0).spawn().unwrap();
+        let describe = || fs::read_to_string(folder.join("server.log")).unwrap();
+        wait_until(120, describe, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { process, url: format!("http://127.0.0.1:{port}") }
+    }
+}
+
+impl Drop for MlflowServer {
+    fn drop(&mut self) {
+        shell(&format!("kill -- -{}", self.process.id())); // its workers too
+        let _ = self.process.wait();
+    }
+}
+
+/// examples/mlflow_records.py with a server and a client of MLflow itself. It needs a Python with mlflow (`PYTHON`, else
+/// python3), and is skipped with a message where there is none.
+#[test]
+fn records_reach_an_mlflow_server() {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let import = Command::new(&python).args(["-c", "import mlflow"]).output();
+    if !import.is_ok_and(|output| output.status.success()) {
+        return eprintln!("skipped: {python} has no mlflow; set PYTHON to one that has");
+    }
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    let server = MlflowServer::start(&python, sandbox.folder.path());
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mlflow_records.py");
+    let hook = format!("run.on_record={python} {example} bars");
+    let mut train = sandbox.train_into(&run, 1, &["--set", &hook]);
+    succeed(train.env("MLFLOW_TRACKING_URI", &server.url));
+    let read = "import json, mlflow
+client = mlflow.MlflowClient()
+run, = client.search_runs([mlflow.set_experiment('codinet').experiment_id])
+points = lambda name: [[point.step, point.value] for point in client.get_metric_history(run.info.run_id, name)]
+print(json.dumps({name: sorted(points(name)) for name in run.data.metrics}))";
+    // The run may be over before the example has sent its last record.
+    let mut found = Value::Null;
+    let expected = |kind: &str, name: &str| {
+        let point = |line: &Value| json!([line["step"], line[name]]);
+        Value::Array(metrics(&run, kind).iter().map(point).collect())
+    };
+    let evaluations = expected("eval", "top1");
+    for _ in 0..10 {
+        let mut client = Command::new(&python);
+        let out = succeed(client.args(["-c", read]).env("MLFLOW_TRACKING_URI", &server.url));
+        found = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        if found["eval/top1"] == evaluations {
+            break;
+        }
+    }
+    assert_eq!(found["eval/top1"], evaluations);
+    for name in ["loss", "gmacs", "lr"] {
+        assert_eq!(found[format!("train/{name}")], expected("train", name), "{name}");
+    }
+    let last = metrics(&run, "eval").pop().unwrap();
+    assert_eq!(found["eval/class_accuracy/3"][1], json!([last["step"], last["class_accuracy"][3]]));
+}
+
+/// Evaluated by one process and, resumed after its end, by three ranks, which share 37 images unevenly.
+#[test]
+fn accuracy_by_class_is_independent_of_the_number_of_ranks() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    succeed(&mut sandbox.train_into(&run, 1, &["--set", "optim.batch_size=12"]));
+    let files = || {
+        let read = |name: &str| fs::read_to_string(run.join(name)).unwrap();
+        let summary = read_json(&run.join("summary.json"));
+        let classes = ["class_accuracy", "worst_classes", "confused_pairs"].map(|key| summary[key].clone());
+        let mistake = |line: &str| -> (String, f64) {
+            let mut fields: Vec<&str> = line.split(',').collect();
+            let probability = fields.remove(3).parse().unwrap();
+            (fields.join(","), probability)
+        };
+        let mistakes = read("mistakes.csv");
+        let mut mistakes: Vec<(String, f64)> = mistakes.lines().skip(1).map(mistake).collect();
+        assert!(mistakes.is_sorted_by(|a, b| a.1 >= b.1));
+        mistakes.sort_by(|a, b| a.0.cmp(&b.0)); // rounding may exchange two
+        (classes, read("confusion.csv"), mistakes)
+    };
+    let (classes, confusion, mistakes) = files();
+    let images =
+        confusion.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse::<usize>().unwrap());
+    assert_eq!(images.sum::<usize>(), 37);
+    for name in ["summary.json", "confusion.csv", "mistakes.csv"] {
+        fs::remove_file(run.join(name)).unwrap();
+    }
+    let resume = ["--resume", run.to_str().unwrap(), "--set", "optim.batch_size=12"];
+    succeed(&mut sandbox.train(3, &resume));
+    let (other_classes, other_confusion, other_mistakes) = files();
+    assert_eq!((other_classes, other_confusion), (classes, confusion));
+    assert!(!mistakes.is_empty() && mistakes.len() == other_mistakes.len());
+    for (a, b) in mistakes.iter().zip(&other_mistakes) {
+        assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-3, "{a:?}, {b:?}");
+    }
 }
 
 #[test]

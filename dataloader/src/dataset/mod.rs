@@ -189,6 +189,18 @@ impl Dataset {
         self.locate(sample).map(|(shard, found)| shard.meta(found))
     }
 
+    /// A sample's name for people: its file, or its shard and key.
+    ///
+    /// # Panics
+    /// From [`len`](Self::len) on.
+    pub fn sample_name(&self, sample: usize) -> String {
+        let (shard, found) = self.locate(sample).expect("a sample of the set");
+        match &shard.contents {
+            Contents::Tar(source) => format!("{}:{}", source.path().display(), shard.key(found.name)),
+            Contents::Folder(folder) => folder.join(found.name).display().to_string(),
+        }
+    }
+
     /// Checks that every label is below `classes`, and that so many classes have names if any have.
     ///
     /// # Errors

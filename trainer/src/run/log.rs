@@ -3,13 +3,16 @@
 use super::checkpoint::{Saver, TrainState, remove_unfinished};
 use super::recorder::Recorder;
 use super::records::{EvaluationRecord, Event, Summary, TrainRecord};
-use super::{Console, write_atomically, write_class_names};
+use super::scalars::{MISTAKES_IMAGE, Names};
+use super::{Console, name_classes, write_atomically, write_class_names};
 use crate::config::Config;
 use crate::dist::{World, agree};
+use crate::metrics::classes::Confusion;
 use crate::model::Params;
 use crate::optim::Ema;
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
+use codinet_dataloader::contact_sheet::ContactSheet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -116,21 +119,23 @@ impl RunLog {
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.record("train", step, record))
     }
 
-    /// Records an evaluation after `step`, and draws the gates' rates of the run so far for TensorBoard.
-    pub fn evaluation(&mut self, step: u64, record: &EvaluationRecord) -> Result<()> {
+    /// Records an evaluation after `step`, and draws its confusion matrix and the gates' rates so far for TensorBoard.
+    pub fn evaluation(&mut self, step: u64, record: &EvaluationRecord, confusion: &Confusion) -> Result<()> {
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         recorder.record("eval", step, record)?;
-        recorder.draw_gate_heatmap(step);
+        recorder.draw_confusion(step, confusion);
+        recorder.draw_gate_rates(step);
         Ok(())
     }
 
-    /// Writes `summary.json`: the run has ended.
-    pub fn finish(&mut self, summary: &Summary) -> Result<()> {
+    /// Writes `summary.json`: the run has ended at `step`. TensorBoard gets the picture of its mistakes.
+    pub fn finish(&mut self, step: u64, summary: &Summary, mistakes: Option<ContactSheet>) -> Result<()> {
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         // Converted to a tree first, because its keys are sorted.
         let tree = serde_json::to_value(summary).expect("a summary is JSON");
         let text = serde_json::to_vec_pretty(&tree).expect("a tree is JSON");
         write_atomically(&self.dir.join(run_dir::SUMMARY), &text)?;
+        recorder.image(step, MISTAKES_IMAGE, mistakes);
         recorder.record_end();
         Ok(())
     }
@@ -183,7 +188,8 @@ fn open_recorder(
     command: &str,
 ) -> Result<Recorder> {
     fs::create_dir_all(dir).map_err(|error| Error::disk("make", dir, &error))?;
-    let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0, state.seconds, blocks)?;
+    let names = Names { blocks, classes: name_classes(class_names, config.data.classes as usize) };
+    let mut recorder = Recorder::open(dir, state.step, state.epoch_samples == 0, state.seconds, names)?;
     recorder.record_start(config, command);
     if let Some(hook) = &config.run.on_record {
         recorder.start_hook(hook);

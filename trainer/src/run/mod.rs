@@ -6,10 +6,11 @@
 
 pub mod checkpoint;
 mod cividis;
+mod class_report;
 mod console;
 mod disk;
-mod gate_heatmap;
 mod git;
+mod heatmap;
 mod hook;
 mod hparams;
 mod log;
@@ -21,6 +22,8 @@ mod scalars;
 mod tensorboard;
 
 pub use cividis::cividis;
+pub(crate) use class_report::draw_mistakes;
+pub use class_report::{ClassSummary, LISTED_MISTAKES, write_class_tables};
 pub use console::Console;
 pub(crate) use disk::{check_run_dir, checkpoint_space, existing_folder, free_bytes};
 pub(crate) use log::RunLog;
@@ -45,6 +48,35 @@ pub fn read_class_names(run: &Path) -> Option<Vec<String>> {
     serde_json::from_slice(&fs::read(run.join(CLASS_NAMES)).ok()?).ok()
 }
 
+/// The classes' names; the number of a class without one.
+pub fn name_classes(names: Option<&[String]>, classes: usize) -> Vec<String> {
+    let name = |class: usize| names.and_then(|names| names.get(class)).cloned();
+    (0..classes).map(|class| name(class).unwrap_or_else(|| class.to_string())).collect()
+}
+
+/// Writes a table as CSV (RFC 4180, except the lines' ends).
+pub fn write_table(
+    path: &Path,
+    columns: &[impl AsRef<str>],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Result<()> {
+    let columns: Vec<String> = columns.iter().map(|column| column.as_ref().to_owned()).collect();
+    let mut text = csv_line(&columns);
+    rows.into_iter().for_each(|row| text += &csv_line(&row));
+    write_atomically(path, text.as_bytes())
+}
+
+fn csv_line(fields: &[String]) -> String {
+    let quoted = |field: &String| {
+        if field.contains([',', '"', '\n']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.clone()
+        }
+    };
+    fields.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n"
+}
+
 /// Replaces the file at `path` in one step: even after a power cut it holds the old bytes or the new ones.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("partial");
@@ -58,4 +90,13 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::disk("write", path, &error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn fields_with_commas_and_quotes_are_quoted() {
+        let fields = ["a", "T-shirt, top", "say \"no\""].map(str::to_owned);
+        assert_eq!(super::csv_line(&fields), "a,\"T-shirt, top\",\"say \"\"no\"\"\"\n");
+    }
 }

@@ -1,11 +1,14 @@
 //! Writes the records of a run: `metrics.jsonl`, and the same numbers for TensorBoard.
 
 use super::hook::RecordHook;
+use super::scalars::Names;
 use super::tensorboard::EventFile;
-use super::{disk, gate_heatmap, git, hparams, scalars, write_atomically};
+use super::{disk, git, heatmap, hparams, scalars, write_atomically};
 use crate::config::Config;
+use crate::metrics::classes::Confusion;
 use crate::run_dir::{METRICS, TENSORBOARD};
 use crate::sys::error::{Error, Result};
+use codinet_dataloader::contact_sheet::ContactSheet;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -23,8 +26,7 @@ pub(super) struct Recorder {
     metrics: File,
     events: EventFile,
     hook: Option<RecordHook>,
-    /// The gated blocks' names, in the order of a path.
-    blocks: Vec<String>,
+    names: Names,
     /// Seconds of the run before this process.
     earlier_seconds: f64,
     start: Instant,
@@ -33,13 +35,7 @@ pub(super) struct Recorder {
 impl Recorder {
     /// Locks the run directory and opens its files. What a run that resumes at `step` had recorded after that step is removed;
     /// unless `evaluated`, the evaluation at `step` too, which will be repeated. The run has taken `earlier_seconds` up to `step`.
-    pub fn open(
-        dir: &Path,
-        step: u64,
-        evaluated: bool,
-        earlier_seconds: f64,
-        blocks: Vec<String>,
-    ) -> Result<Self> {
+    pub fn open(dir: &Path, step: u64, evaluated: bool, earlier_seconds: f64, names: Names) -> Result<Self> {
         let lock = disk::lock(dir)?;
         let path = dir.join(METRICS);
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -53,7 +49,7 @@ impl Recorder {
         move_old_events(dir);
         let events = EventFile::create(dir, step);
         let start = Instant::now();
-        Ok(Self { _lock: lock, path, metrics, events, hook: None, blocks, earlier_seconds, start })
+        Ok(Self { _lock: lock, path, metrics, events, hook: None, names, earlier_seconds, start })
     }
 
     /// From now on sends each record to `command` too.
@@ -82,10 +78,22 @@ impl Recorder {
     }
 
     /// Draws the gates' rates of the run so far for TensorBoard.
-    pub fn draw_gate_heatmap(&mut self, step: u64) {
+    pub fn draw_gate_rates(&mut self, step: u64) {
         let text = fs::read_to_string(&self.path).unwrap_or_default();
-        if let Some((png, size)) = gate_heatmap::draw(&text) {
-            self.events.image(step, scalars::RATES_IMAGE, png, size);
+        self.image(step, scalars::RATES_IMAGE, heatmap::gate_rates(&text));
+    }
+
+    /// Draws an evaluation's confusion matrix for TensorBoard.
+    pub fn draw_confusion(&mut self, step: u64, confusion: &Confusion) {
+        let picture = heatmap::confusion(confusion, &self.names.classes);
+        self.image(step, scalars::CONFUSION_IMAGE, picture);
+    }
+
+    /// Writes a picture, if there is one, for TensorBoard.
+    pub fn image(&mut self, step: u64, tag: &str, picture: Option<ContactSheet>) {
+        let Some(picture) = picture else { return };
+        if let Ok(png) = picture.png() {
+            self.events.image(step, tag, png, (picture.width, picture.height));
         }
     }
 
@@ -112,8 +120,9 @@ impl Recorder {
                     curves.extend(scalars::of_number(kind, name, number.as_f64().unwrap_or(f64::NAN)));
                 }
                 Value::Array(items) => {
-                    let numbers: Vec<f64> = items.iter().filter_map(Value::as_f64).collect();
-                    curves.extend(scalars::of_list(kind, name, &numbers, &self.blocks));
+                    let number = |item: &Value| item.as_f64().unwrap_or(f64::NAN);
+                    let numbers: Vec<f64> = items.iter().map(number).collect();
+                    curves.extend(scalars::of_list(kind, name, &numbers, &self.names));
                 }
                 _ => {}
             }
@@ -156,7 +165,7 @@ mod tests {
     #[test]
     fn resuming_removes_records_after_the_step() {
         let dir = tempfile::tempdir().unwrap();
-        let mut records = Recorder::open(dir.path(), 0, true, 0.0, Vec::new()).unwrap();
+        let mut records = Recorder::open(dir.path(), 0, true, 0.0, Names::default()).unwrap();
         for step in 1..=4 {
             records.record("train", step, &json!({"loss": step})).unwrap();
         }
@@ -167,7 +176,7 @@ mod tests {
         let torn = fs::read_to_string(&path).unwrap() + "{\"kind\":\"train\",\"st";
         fs::write(&path, torn).unwrap();
         let losses = |evaluated| -> Vec<Value> {
-            Recorder::open(dir.path(), 2, evaluated, 100.0, Vec::new())
+            Recorder::open(dir.path(), 2, evaluated, 100.0, Names::default())
                 .unwrap()
                 .record("train", 3, &json!({"loss": 30}))
                 .unwrap();
@@ -191,7 +200,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("events.out.tfevents.1.host.2"), "old").unwrap();
         fs::write(folder.join("projector_config.pbtxt"), "").unwrap();
-        Recorder::open(dir.path(), 0, true, 0.0, Vec::new()).unwrap();
+        Recorder::open(dir.path(), 0, true, 0.0, Names::default()).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("events.out.tfevents.1.host.2")).unwrap(), "old");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }

@@ -1,6 +1,7 @@
 //! The lines of `metrics.jsonl`, and `summary.json`, as types with one field per key. docs/tensorboard.md describes the
 //! numbers.
 
+use super::ClassSummary;
 use super::checkpoint::StageResult;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -77,6 +78,12 @@ pub(crate) struct EvaluationRecord<'a> {
     pub distinct_paths: usize,
     pub path_entropy: f64,
     pub train_loss: Option<f64>,
+    /// The lowest accuracy of a class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worst_class_accuracy: Option<f64>,
+    /// The accuracy of each class; empty if there are too many for a line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub class_accuracy: Vec<Option<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_top1: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +118,8 @@ pub(crate) struct Summary<'a> {
     pub train_loss: Option<f64>,
     pub parameters: i64,
     pub stages: &'a [StageResult],
+    #[serde(flatten)]
+    pub classes: ClassSummary,
     /// The same network with the running mean of its weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<EvaluationSummary>,

@@ -1,5 +1,14 @@
 //! TensorBoard's names for the numbers of `metrics.jsonl`, grouped for reading, with a description and a unit each.
 
+/// The names in TensorBoard's tags.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// The gated blocks', in the order of a path.
+    pub blocks: Vec<String>,
+    /// The classes'.
+    pub classes: Vec<String>,
+}
+
 /// A curve of TensorBoard.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Curve {
@@ -63,6 +72,12 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
         "top5",
         "accuracy/top5_eval",
         "Validation images whose class is among the five most probable. Share, 0 to 1.",
+    ),
+    (
+        "eval",
+        "worst_class_accuracy",
+        "accuracy/worst_class",
+        "The lowest accuracy of a class, on the validation images. Share, 0 to 1.",
     ),
     ("eval", "ema_top1", "accuracy/top1_eval_average", "Top-1 with averaged weights. Share, 0 to 1."),
     (
@@ -185,6 +200,11 @@ const OVERVIEW: [(&str, &str); 4] = [
 /// The image of all blocks' rates.
 pub(super) const RATES_IMAGE: &str = "routing/rates_over_time";
 
+/// The image of an evaluation's confusion matrix.
+pub(super) const CONFUSION_IMAGE: &str = "accuracy/confusion";
+/// The image of what is most confidently wrong at the end of a run.
+pub(super) const MISTAKES_IMAGE: &str = "accuracy/mistakes";
+
 /// Charts of several curves: category, title, regular expressions of tags.
 pub(super) const CHARTS: &[(&str, &str, &[&str])] = &[
     ("accuracy", "top-1: training, validation, averaged weights", &["accuracy/top1_.*"]),
@@ -215,9 +235,13 @@ pub(super) fn of_number(kind: &str, name: &str, value: f64) -> Vec<Curve> {
     repeated.into_iter().chain([tag]).map(curve).collect()
 }
 
-/// The curves of the list `name` of a line of `kind`, which has a number for each of `blocks`.
-pub(super) fn of_list(kind: &str, name: &str, values: &[f64], blocks: &[String]) -> Vec<Curve> {
+/// The curves of the list `name` of a line of `kind`, which has a number for each block or class; NaN where there is none.
+pub(super) fn of_list(kind: &str, name: &str, values: &[f64], names: &Names) -> Vec<Curve> {
     let (group, description) = match (kind, name) {
+        ("eval", "class_accuracy") => (
+            "accuracy_by_class",
+            "Validation images of the class that are classified correctly. Share, 0 to 1.",
+        ),
         ("train", "rates") => {
             ("routing_rates", "Training views that would run the block in inference. Share, 0 to 1.")
         }
@@ -227,12 +251,10 @@ pub(super) fn of_list(kind: &str, name: &str, values: &[f64], blocks: &[String])
         ("eval", "rates") => ("routing_rates_eval", "Validation images that run the block. Share, 0 to 1."),
         _ => return Vec::new(), // such as the ranks of an event
     };
-    let curve = |(block, value): (&String, &f64)| Curve {
-        tag: format!("{group}/{block}"),
-        description,
-        value: *value,
-    };
-    blocks.iter().zip(values).map(curve).collect()
+    let names = if name == "class_accuracy" { &names.classes } else { &names.blocks };
+    let curve =
+        |(name, value): (&String, &f64)| Curve { tag: format!("{group}/{name}"), description, value: *value };
+    names.iter().zip(values).filter(|(_, value)| !value.is_nan()).map(curve).collect()
 }
 
 #[cfg(test)]
@@ -265,10 +287,13 @@ mod tests {
         assert_eq!(tags("train", "target", 1.0), ["loss/target"]);
         assert!(tags("train", "samples", 1.0).is_empty() && tags("eval", "bad_images", 0.0).is_empty());
         assert_eq!(tags("eval", "bad_images", 2.0), ["system/bad_images"]);
-        let blocks = ["layer1.0", "layer1.1"].map(String::from);
-        let rates = of_list("train", "rates", &[0.5, 1.0], &blocks);
+        let names = |names: [&str; 2]| names.map(String::from).into();
+        let names = Names { blocks: names(["layer1.0", "layer1.1"]), classes: names(["cat", "dog"]) };
+        let rates = of_list("train", "rates", &[0.5, 1.0], &names);
         assert_eq!(rates[1].tag, "routing_rates/layer1.1");
-        assert!(of_list("event", "ranks", &[1.0], &blocks).is_empty());
+        let accuracies = of_list("eval", "class_accuracy", &[f64::NAN, 0.5], &names);
+        assert_eq!((accuracies.len(), accuracies[0].tag.as_str()), (1, "accuracy_by_class/dog"));
+        assert!(of_list("event", "ranks", &[1.0], &names).is_empty());
     }
 
     #[test]

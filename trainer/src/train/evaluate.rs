@@ -5,6 +5,7 @@ use crate::config::{Config, Routers, Stage};
 use crate::data::Validation;
 use crate::dist::{self, World};
 use crate::loss;
+use crate::metrics::classes::Prediction;
 use crate::metrics::routing::Histogram;
 use crate::model::{BnMode, Decisions, Net, evaluation_noise, hard_decisions, relaxed_decisions};
 use crate::optim::calibration;
@@ -49,6 +50,8 @@ pub struct Evaluation {
     pub path_entropy: f64,
     /// Share of images that ran each gated block, `[n]`.
     pub rates: Vec<f64>,
+    /// The prediction for each image, in the order of the set.
+    pub predictions: Vec<Prediction>,
     /// The same for the moving average of weights, if there is one.
     pub ema: Option<Box<Evaluation>>,
     /// The same with Gumbel noise on the gates, if `run.evaluate_with_noise` is set.
@@ -81,6 +84,7 @@ pub fn evaluate(
     // Images, correct top-1, correct top-5, cross entropy, and how many images ran each block.
     let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
     let mut paths = Histogram::default();
+    let mut predictions = Vec::new();
     let mut failed = Ok(());
     while let Some(batch) = loader.next() {
         let batch = match batch {
@@ -113,7 +117,7 @@ pub fn evaluate(
             EvaluationMode::HardWithNoise => out.path,
             EvaluationMode::Hard | EvaluationMode::Relaxed { .. } => hard_decisions(&out.gate_logits),
         };
-        let best = out.logits.topk(config.data.classes.min(5), 1, true, true).1; // [N, 5]
+        let (highest, best) = out.logits.topk(config.data.classes.min(5), 1, true, true); // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
         let own = labels.shallow_clone().into();
         let ce = loss::classification(&out.logits, &own, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
@@ -121,13 +125,31 @@ pub fn evaluate(
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
         let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
         sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);
-        let rows = Vec::<u8>::try_from(path.to_kind(Kind::Uint8).view(-1)).expect("bits");
-        paths.merge(&Histogram::new(&rows, gates, batch.samples.len()));
+        let first = highest.narrow(1, 0, 1).to_kind(Kind::Float);
+        let probability = (first - out.logits.to_kind(Kind::Float).logsumexp([1].as_slice(), true)).exp();
+        // One copy to the host: class, probability and path of each image.
+        let predicted = best.narrow(1, 0, 1).to_kind(Kind::Float);
+        let rows = Tensor::cat(&[predicted, probability, path.to_kind(Kind::Float)], 1);
+        let rows = Vec::<f32>::try_from(rows.view(-1)).expect("numbers");
+        let images = batch.samples.iter().zip(&batch.labels);
+        for ((&sample, &label), row) in images.zip(rows.chunks_exact(2 + gates)) {
+            let path: Vec<u8> = row[2..].iter().map(|&ran| ran as u8).collect();
+            let blocks_run = path.iter().filter(|&&ran| ran == 1).count();
+            predictions.push(Prediction {
+                sample,
+                label: label as usize,
+                predicted: row[0] as usize,
+                probability: row[1],
+                blocks_run,
+            });
+            paths.add(&path, 1);
+        }
         loader.recycle(batch);
     }
     dist::agree(world, failed)?;
     world.all_reduce_sum(&sums)?;
     let paths = paths.over_ranks(world, gates)?;
+    let predictions = Prediction::all_gather(world, &predictions)?;
     let sums = Vec::<f64>::try_from(&sums).expect("a vector of numbers");
     let bad_images = val.set.len() as u64 - sums[0] as u64;
     let limit = config.data.max_bad_fraction;
@@ -155,6 +177,7 @@ pub fn evaluate(
         distinct_paths: paths.distinct(),
         path_entropy: paths.entropy(),
         rates,
+        predictions,
         ema: None,
         with_noise: None,
     })

@@ -4,20 +4,27 @@ use super::evaluate::{Evaluation, sample_paths};
 use super::start::describe_shares;
 use super::{Scheduled, Trainer};
 use crate::config::{Gates, OnNonfinite, Routers, Stage, Temperature};
-use crate::data::Prefetcher;
+use crate::data::{Prefetcher, loader_spec};
 use crate::dist::{Traffic, World};
 use crate::env;
 use crate::loss;
+use crate::metrics::classes::{Confusion, confident_mistakes};
 use crate::metrics::routing::{self, Histogram};
 use crate::optim::schedule::describe_lr_scale;
 use crate::run::checkpoint::{StageResult, TrainState};
-use crate::run::{EvaluationRecord, EvaluationSummary, Event, Summary, TrainRecord, projector};
+use crate::run::{
+    ClassSummary, EvaluationRecord, EvaluationSummary, Event, LISTED_MISTAKES, Summary, TrainRecord,
+    draw_mistakes, name_classes, projector, write_class_tables,
+};
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use crate::sys::held_memory;
 use crate::text::{counted, shell_quote};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind};
+
+/// The most classes whose accuracy is in `metrics.jsonl` and a curve of its own.
+const CLASS_CURVES: usize = 100;
 
 /// Validation images in the embedding projector.
 const PROJECTOR_IMAGES: usize = 1000;
@@ -144,6 +151,9 @@ impl Trainer<'_> {
         let TrainState { step, samples, epoch, train_loss, .. } = self.state;
         let ema = evaluation.ema.as_deref();
         let with_noise = evaluation.with_noise.as_deref();
+        let confusion = self.confusion(evaluation);
+        let class_accuracy =
+            if confusion.images().len() <= CLASS_CURVES { confusion.accuracies() } else { Vec::new() };
         let record = EvaluationRecord {
             epoch,
             stage: &stage.name,
@@ -158,6 +168,8 @@ impl Trainer<'_> {
             distinct_paths: evaluation.distinct_paths,
             path_entropy: evaluation.path_entropy,
             train_loss,
+            worst_class_accuracy: confusion.worst_classes(1).first().map(|(_, accuracy)| *accuracy),
+            class_accuracy,
             ema_top1: ema.map(|ema| ema.top1),
             ema_ce: ema.map(|ema| ema.ce),
             ema_gmacs: ema.map(|ema| ema.gmacs),
@@ -165,7 +177,7 @@ impl Trainer<'_> {
             noise_gmacs: with_noise.map(|noisy| noisy.gmacs),
             noise_distinct_paths: with_noise.map(|noisy| noisy.distinct_paths),
         };
-        self.log.evaluation(step, &record)?;
+        self.log.evaluation(step, &record, &confusion)?;
         if evaluation.bad_images > 0 {
             let bad = evaluation.bad_images;
             let all = bad + evaluation.images;
@@ -186,6 +198,10 @@ impl Trainer<'_> {
             self.log.say(&noisy.describe_with_noise());
         }
         Ok(())
+    }
+
+    fn confusion(&self, evaluation: &Evaluation) -> Confusion {
+        Confusion::new(&evaluation.predictions, self.config.data.classes as usize)
     }
 
     /// All ranks: rank 0 writes the relaxed paths of some validation images for TensorBoard's embedding projector.
@@ -281,21 +297,34 @@ impl Trainer<'_> {
         }
     }
 
-    /// Rank 0 writes: `summary.json`, and the table at the end of a run.
+    /// Rank 0 writes: `summary.json`, the tables of classes and mistakes, and the table at the end of a run.
     pub(super) fn report_end(&mut self, evaluation: &Evaluation) -> Result<()> {
-        let TrainState { samples, training_seconds, seconds, train_loss, .. } = self.state;
+        let TrainState { step, samples, training_seconds, seconds, train_loss, .. } = self.state;
+        let confusion = self.confusion(evaluation);
+        let names = name_classes(self.data.class_names(), self.config.data.classes as usize);
+        let mut picture = None;
+        if self.log.writes() {
+            let set = &self.data.val.set;
+            let mistakes = confident_mistakes(&evaluation.predictions, LISTED_MISTAKES);
+            let image_name = |sample: u32| set.sample_name(sample as usize);
+            write_class_tables(self.log.dir(), &confusion, &mistakes, &names, image_name)?;
+            if !mistakes.is_empty() {
+                let spec = loader_spec(self.config, self.config.evaluation(), 1);
+                picture = draw_mistakes(set, &spec, &mistakes, &names).ok(); // a run does not fail for it
+            }
+        }
         let images_per_second = (samples * self.config.data.views as u64) as f64 / training_seconds;
         let gmacs_static = self.model.net.costs.static_macs() as f64 / 1e9;
         let world_size = self.world.ranks();
         let budget_gmacs = self.config.budget();
-        let summary = |evaluation: &Evaluation| EvaluationSummary {
+        let part = |evaluation: &Evaluation| EvaluationSummary {
             top1: evaluation.top1,
             top5: evaluation.top5,
             ce: evaluation.ce,
             gmacs: evaluation.gmacs,
             distinct_paths: evaluation.distinct_paths,
         };
-        self.log.finish(&Summary {
+        let summary = Summary {
             top1: evaluation.top1,
             top5: evaluation.top5,
             ce: evaluation.ce,
@@ -312,9 +341,11 @@ impl Trainer<'_> {
             train_loss,
             parameters: self.model.net.params.count(),
             stages: &self.state.stages,
-            ema: evaluation.ema.as_deref().map(summary),
-            with_noise: evaluation.with_noise.as_deref().map(summary),
-        })?;
+            classes: ClassSummary::new(&confusion, &names),
+            ema: evaluation.ema.as_deref().map(part),
+            with_noise: evaluation.with_noise.as_deref().map(part),
+        };
+        self.log.finish(step, &summary, picture)?;
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
         let mut rows =
             vec![("top-1", format!("{} of {} images", percent(evaluation.top1), evaluation.images))];

@@ -4,7 +4,7 @@
 use codinet_dataloader::DatasetInfo;
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::model::Net;
-use codinet_trainer::run::{checkpoint, read_class_names};
+use codinet_trainer::run::{checkpoint, name_classes, read_class_names};
 use codinet_trainer::run_dir::{self, CONFIG};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::{Path, PathBuf};
@@ -74,10 +74,9 @@ impl TrainedNet {
         Ok(Self { file, run, config, net, class_names })
     }
 
-    /// The name of a class; its number if it has no name.
-    pub fn class_name(&self, class: usize) -> String {
-        let names = self.class_names.as_ref();
-        names.and_then(|names| names.get(class)).cloned().unwrap_or_else(|| class.to_string())
+    /// The name of each class; its number if it has no name.
+    pub fn names(&self) -> Vec<String> {
+        name_classes(self.class_names.as_deref(), self.config.data.classes as usize)
     }
 }
 

@@ -1,10 +1,11 @@
-//! The charts of an analysis: the paper's Figures 6, 7 and 9 to 12.
+//! The charts of an analysis: the confusion matrix, and the paper's Figures 6, 7 and 9 to 12.
 
 use super::measures::Consistency;
 use super::similarity::{BINS, Correlation};
 use crate::plot::{
     Axis, CATEGORIES, Chart, Frame, GREY, cell, centred, cividis, colour_bar, legend, letters, mark, pixels,
 };
+use codinet_trainer::metrics::classes::Confusion;
 use codinet_trainer::metrics::routing::Histogram;
 use codinet_trainer::sys::error::Result;
 use plotters::element::DashedPathElement;
@@ -98,6 +99,38 @@ pub fn rates(by_class: &[Vec<f64>], all: &[f64], classes: &[String], blocks: &[S
             }
         }
         colour_bar(margin, "share of images, %", "0", "100")
+    })
+}
+
+/// The confusion matrix: a row a class, a column a predicted class. Colours are square roots of shares, so that rare mistakes
+/// show.
+pub fn confusion(confusion: &Confusion, classes: &[String]) -> Result<Chart> {
+    let count = classes.len();
+    let few = count <= 20;
+    let end = count as f64 - 0.5;
+    // Beyond, names have no room.
+    let every = count.div_ceil(30);
+    let row = |(class, name): (usize, &String)| {
+        let name = if classes[class] == class.to_string() { name.clone() } else { format!("{class} {name}") };
+        (-(class as f64), name)
+    };
+    let rows = classes.iter().enumerate().step_by(every).map(row).collect();
+    let columns = (0..count).step_by(every).map(|class| (class as f64, class.to_string())).collect();
+    let x = Axis::named("predicted class", (-0.5, end), columns);
+    let y = Axis::named("class", (-end, 0.5), rows);
+    Frame::new("Classes and predicted classes", (SIDE, SIDE), 80.0, x, y).draw(|plane, margin| {
+        plane.draw(&cell((-0.5, 0.5), (end, -end), cividis(0.0)))?;
+        for (class, predicted, images) in confusion.iter() {
+            let share = images as f64 / confusion.images()[class] as f64;
+            let x = predicted as f64;
+            let y = -(class as f64);
+            plane.draw(&cell((x - 0.5, y - 0.5), (x + 0.5, y + 0.5), cividis(share.sqrt())))?;
+            if few && share >= 0.005 {
+                let ink = if share.sqrt() > 0.55 { BLACK } else { WHITE };
+                plane.draw(&Text::new(format!("{:.0}", 100.0 * share), (x, y), centred(10.5, ink)))?;
+            }
+        }
+        colour_bar(margin, "share of the class's images, % (root)", "0", "100")
     })
 }
 

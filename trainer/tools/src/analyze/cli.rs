@@ -10,11 +10,12 @@ Examples:
   codinet-analyze runs/a                      everything, into runs/a/analysis/
   mpirun -n 8 codinet-analyze runs/a          the same, images shared among ranks
   codinet-analyze runs/a paths similarity --features moco.npy
+  codinet-analyze runs/static accuracy        the part that a network without gates has
   codinet-analyze runs/a --checkpoint runs/a/checkpoints/best --output best
   codinet-analyze compare runs/a runs/b       runs next to each other, into comparison/";
 
-/// Analyze the routing paths of a trained network: how many there are, which images take them, whether they stay the same
-/// under augmentation and follow the similarity of images. Writes report.html, charts, tables and TensorBoard's files.
+/// Analyze a trained network: which classes it confuses, how many routing paths there are, which images take them, whether they
+/// stay the same under augmentation and follow the similarity of images. Writes report.html, charts, tables and TensorBoard's files.
 #[derive(Debug, Parser)]
 #[command(name = "codinet-analyze", version, after_help = format!("{EXAMPLES}\n\n{}", Exit::list(OF_TRAINED)))]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -109,6 +110,8 @@ pub enum Command {
 /// A part of the analysis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum What {
+    /// The confusion matrix, accuracy and cost by class, the images that are most confidently wrong.
+    Accuracy,
     /// Distinct paths, their frequencies and entropy; how often each block runs, for each class.
     Paths,
     /// Paths and predictions under augmentation.

@@ -9,6 +9,7 @@ use codinet_dataloader::{
 use codinet_trainer::config::Config;
 use codinet_trainer::data::{self, Normalise};
 use codinet_trainer::dist::{World, agree, all_gather_lists};
+use codinet_trainer::metrics::classes::Prediction;
 use codinet_trainer::model::{BnMode, Decisions, Net, NetOutput, hard_decisions, relaxed_decisions};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Observations {
     pub labels: Vec<i64>,
     /// The predicted class, `[N]`.
     pub predictions: Vec<i64>,
+    /// Its probability, `[N]`.
+    pub probabilities: Vec<f32>,
     /// n.
     pub gates: usize,
     /// v = σ(logit/T), without noise, `[N, n]`.
@@ -152,6 +155,8 @@ impl Subject<'_> {
             share.samples.extend(&batch.samples);
             share.labels.extend(&batch.labels);
             share.predictions.extend(predicted_classes(&output));
+            let probabilities = output.logits.softmax(1, Kind::Float).amax([1].as_slice(), false);
+            share.probabilities.extend(to_host(&probabilities));
             share.relaxed.extend(self.relaxed_path(&output));
             share.paths.extend(hard_path(&output));
         }
@@ -217,6 +222,23 @@ impl Subject<'_> {
 }
 
 impl Observations {
+    /// The prediction for each image, `[N]`.
+    pub fn by_image(&self) -> Vec<Prediction> {
+        let prediction = |i: usize| Prediction {
+            sample: self.samples[i],
+            label: self.labels[i] as usize,
+            predicted: self.predictions[i] as usize,
+            probability: self.probabilities[i],
+            blocks_run: self.path(i).iter().filter(|&&ran| ran == 1).count(),
+        };
+        (0..self.samples.len()).map(prediction).collect()
+    }
+
+    /// u of the `i`-th image, `[n]`.
+    pub fn path(&self, i: usize) -> &[u8] {
+        &self.paths[i * self.gates..(i + 1) * self.gates]
+    }
+
     /// All ranks: the ranks' parts together.
     fn gather(&self, world: &World) -> Result<Self> {
         let samples: Vec<i64> = self.samples.iter().map(|&sample| sample.into()).collect();
@@ -232,6 +254,7 @@ impl Observations {
             samples: gather(world, &samples)?.into_iter().map(|sample| sample as u32).collect(),
             labels: gather(world, &self.labels)?,
             predictions: gather(world, &self.predictions)?,
+            probabilities: gather(world, &self.probabilities)?,
             relaxed: gather(world, &self.relaxed)?,
             paths: gather(world, &self.paths)?,
             augmented: self.augmented.iter().map(augmented).collect::<Result<_>>()?,

@@ -49,7 +49,7 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     let points: Vec<Point> = groups.iter().map(|group| accuracy_point(group)).collect();
     let caption =
         "Top-1 against mean multiply-accumulates per image (Figures 8, 13, 14); bars: standard deviations.";
-    page.figure(&folder.chart("accuracy", plot::accuracy(&points, &[])?, caption)?);
+    page.figures(&[folder.chart("accuracy", plot::accuracy(&points, &[])?, caption)?]);
     let file = out.join("report.html");
     page.save(&file)?;
     print_line(&format!("{}\n  view it         {}", format_table(&columns, &table), file.display()));

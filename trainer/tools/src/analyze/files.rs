@@ -1,7 +1,7 @@
 //! The files of an analysis: charts as SVG and PNG, tables as CSV, and the same for TensorBoard.
 
 use crate::plot::Chart;
-use codinet_trainer::run::{EventFile, write_atomically};
+use codinet_trainer::run::{EventFile, write_atomically, write_table};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -73,12 +73,10 @@ impl OutputFolder {
     pub fn table(
         &self,
         name: &str,
-        columns: &[String],
+        columns: &[impl AsRef<str>],
         rows: impl Iterator<Item = Vec<String>>,
     ) -> Result<()> {
-        let mut text = csv_line(columns);
-        rows.for_each(|row| text += &csv_line(&row));
-        write_atomically(&self.path.join(format!("{name}.csv")), text.as_bytes())
+        write_table(&self.path.join(format!("{name}.csv")), columns, rows)
     }
 
     /// Writes numbers for TensorBoard.
@@ -88,26 +86,5 @@ impl OutputFolder {
                 numbers.iter().map(|(tag, description, value)| (tag.as_str(), *description, *value));
             events.scalars(self.step, numbers);
         }
-    }
-}
-
-/// A line of CSV (RFC 4180, except its end).
-fn csv_line(fields: &[String]) -> String {
-    let quoted = |field: &String| {
-        if field.contains([',', '"', '\n']) {
-            format!("\"{}\"", field.replace('"', "\"\""))
-        } else {
-            field.clone()
-        }
-    };
-    fields.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn fields_with_commas_and_quotes_are_quoted() {
-        let fields = ["a", "T-shirt, top", "say \"no\""].map(str::to_owned);
-        assert_eq!(super::csv_line(&fields), "a,\"T-shirt, top\",\"say \"\"no\"\"\"\n");
     }
 }

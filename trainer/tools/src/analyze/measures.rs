@@ -26,9 +26,10 @@ pub fn rates_by_class(paths: &[u8], gates: usize, labels: &[i64], classes: usize
     sums.into_iter().zip(images).map(mean).collect()
 }
 
-/// Σ_k v_k, the expected number of gated blocks that run, `[N]`.
-pub fn expected_blocks(relaxed: &[f32], gates: usize) -> Vec<f64> {
-    relaxed.chunks(gates.max(1)).map(|path| path.iter().map(|&v| f64::from(v)).sum()).collect()
+/// Σ_k v_k, the expected number of gated blocks that run, for each of so many `images`, `[N]`.
+pub fn expected_blocks(relaxed: &[f32], gates: usize, images: usize) -> Vec<f64> {
+    let path = |i: usize| &relaxed[i * gates..(i + 1) * gates];
+    (0..images).map(|i| path(i).iter().map(|&v| f64::from(v)).sum()).collect()
 }
 
 /// The share of predictions that equal the label.
@@ -116,7 +117,7 @@ mod tests {
         let by_class = rates_by_class(&paths, 2, &[0, 0, 2, 2], 3);
         assert_eq!((&by_class[0], &by_class[2]), (&vec![1.0, 0.5], &vec![0.5, 0.0]));
         assert!(by_class[1].iter().all(|rate| rate.is_nan()));
-        assert_eq!(expected_blocks(&[0.5, 0.25, 1.0, 0.0], 2), [0.75, 1.0]);
+        assert_eq!(expected_blocks(&[0.5, 0.25, 1.0, 0.0], 2, 2), [0.75, 1.0]);
         assert_eq!(accuracy(&[1, 2, 3], &[1, 0, 3]), 2.0 / 3.0);
     }
 

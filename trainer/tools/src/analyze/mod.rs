@@ -97,8 +97,8 @@ fn default_output(run: &Path, network: &TrainedNet) -> PathBuf {
 
 /// Opens the images, once the arguments are checked.
 fn open_data(args: &Args, run: &Path, config: &Config) -> Result<Arc<Dataset>> {
-    if !config.gated() {
-        let what = "the network has no gates, so no paths; codinet-analyze compare takes such runs too";
+    if !config.gated() && args.what != [What::Accuracy] {
+        let what = "the network has no gates, so no paths; add 'accuracy' for that part, or use codinet-analyze compare";
         return Err(Error::new(Exit::Config, format!("{}: {what}", run.display())));
     }
     if let Some(class) = args.classes.iter().find(|class| **class as i64 >= config.data.classes) {

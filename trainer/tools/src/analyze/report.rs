@@ -2,19 +2,25 @@
 
 use super::charts;
 use super::cli::What;
-use super::collect::VIEWS;
+use super::collect::{Subject, VIEWS};
 use super::embed::{self, TsneOptions};
 use super::files::{Figure, OutputFolder};
 use super::html::Page;
 use super::measures::{self, Consistency};
-use super::results::Results;
+use super::results::{ClassResults, Results};
 use super::study::Similarity;
 use crate::plot::CATEGORIES;
 use codinet_dataloader::contact_sheet::ContactSheet;
+use codinet_dataloader::encode::{Encoder, Encoding};
+use codinet_dataloader::{BatchPlan, Channels, Loader};
+use codinet_trainer::config::Arch;
 use codinet_trainer::data;
+use codinet_trainer::metrics::classes::Prediction;
 use codinet_trainer::metrics::routing::text;
 use codinet_trainer::sys::error::Result;
 
+/// The most classes in the page's table.
+const CLASSES: usize = 50;
 /// Paths on the contact sheet, and images of each.
 const SHEET: (usize, usize) = (8, 12);
 
@@ -31,13 +37,16 @@ pub fn build(results: &Results, folder: &mut OutputFolder, name: &str) -> Result
         "{} images of {}, {} left out; weights {}; codinet-analyze {}.",
         study.images, study.data, study.bad_images, study.checkpoint, study.version
     );
-    let mut page = Page::new(&format!("Routing paths of {name}"), &text);
-    page.section(
-        "Numbers",
-        "The paper's numbers are for ResNet-110 on CIFAR-10: another network on other images, for orientation only.",
-    );
-    let columns = ["", "here", "paper, CoDiNet", "paper, vanilla", "where"].map(str::to_owned);
+    let mut page = Page::new(&format!("Analysis of {name}"), &text);
+    page.section("Numbers", &paper_note(results));
+    let columns = ["", "here", "paper, CoDiNet", "paper, vanilla", "where", "meaning"];
     page.table(&columns, &numbers(results).into_iter().map(Vec::from).collect::<Vec<_>>());
+    if args.includes(What::Accuracy) {
+        add_accuracy(&mut page, results, folder)?;
+    }
+    if results.observations.gates == 0 {
+        return Ok(page);
+    }
     if args.includes(What::Paths) {
         add_paths(&mut page, results, folder)?;
     }
@@ -55,39 +64,76 @@ pub fn build(results: &Results, folder: &mut OutputFolder, name: &str) -> Result
             "Images that share a path",
             "One row per path, for the most frequent paths; 1 is a block that runs.",
         );
-        page.figure(&contact_sheet(results, folder)?);
+        page.figures(&[contact_sheet(results, folder)?]);
     }
     Ok(page)
 }
 
-/// The measures here and in the paper, CoDiNet's and the vanilla network's, for ResNet-110 on CIFAR-10.
-fn numbers(results: &Results) -> Vec<[String; 5]> {
+/// How this network and its images compare with those of the paper's numbers.
+fn paper_note(results: &Results) -> String {
+    let Subject { config, data, .. } = results.subject;
+    let path = &config.data.val;
+    let same_network = config.model.arch == Arch::ResNet110 && config.gated();
+    // A data set that was imported from folders has a folder's name.
+    let names = [Some(path), data.info().map(|info| &info.name)];
+    let is_cifar10 = |name: &String| name.to_lowercase().replace(['-', '_'], "").contains("cifar10");
+    let same_data = config.data.classes == 10 && names.into_iter().flatten().any(is_cifar10);
+    let relation = match (same_network, same_data) {
+        (true, true) => "the same network and data set",
+        (true, false) => "the same network on another data set, so they are for orientation only",
+        (false, true) => "another network on the same data set, so they are for orientation only",
+        (false, false) => "another network on another data set, so they are for orientation only",
+    };
+    let gated = if config.gated() { "gated" } else { "static" };
+    format!(
+        "The paper's numbers are for gated ResNet-110 on CIFAR-10. Here is a {gated} {} on {path}: {relation}.",
+        config.model.arch
+    )
+}
+
+/// The measures here and in the paper, CoDiNet's and the vanilla network's, for ResNet-110 on CIFAR-10, with their meanings.
+fn numbers(results: &Results) -> Vec<[String; 6]> {
     let study = results.study;
     let mut rows = Vec::new();
-    let mut add = |name: &str, here: String, paper: [&str; 3]| {
+    let mut add = |name: &str, here: String, paper: [&str; 3], meaning: &str| {
         let [codinet, vanilla, place] = paper.map(str::to_owned);
-        rows.push([name.to_owned(), here, codinet, vanilla, place]);
+        rows.push([name.to_owned(), here, codinet, vanilla, place, meaning.to_owned()]);
     };
     let none = ["", "", ""];
-    add("top-1", percent(study.top1), ["94.47 %", "93.66 %", "Table 3"]);
-    add("distinct paths", study.distinct_paths.to_string(), ["276", "113", "Table 3"]);
-    add("images", study.images.to_string(), ["10000", "10000", ""]);
+    let top1 = ["94.47 %", "93.66 %", "Table\u{a0}3"];
+    add("top-1", percent(study.top1), top1, "Share of images whose most probable class is the right one.");
+    add("images", study.images.to_string(), ["10000", "10000", ""], "Validation images that could be read.");
     let share = percent(study.gmacs / study.gmacs_static);
-    add("MACs, of the static network's", share, ["57 %", "59 %", "Table 5"]);
-    add("MACs per image, 10⁹", format!("{:.4}", study.gmacs), none);
-    add("entropy of the paths, bits", format!("{:.3}", study.path_entropy), none);
-    let expected = format!("{:.2}", study.expected_blocks);
-    add(&format!("expected blocks run, of {}", study.blocks.len()), expected, none);
+    let meaning =
+        "Cost of an image, as a share of what it costs when every block runs and there are no routers.";
+    add("MACs, of the static network's", share, ["57 %", "59 %", "Table\u{a0}5"], meaning);
+    let meaning = "Mean number of multiply-accumulates, with routers and skip branches.";
+    add("MACs per image, 10⁹", format!("{:.4}", study.gmacs), none, meaning);
+    if !study.blocks.is_empty() {
+        let meaning = "How many different sets of blocks the images run.";
+        add("distinct paths", study.distinct_paths.to_string(), ["276", "113", "Table\u{a0}3"], meaning);
+        let meaning = "How evenly images are spread over paths: 0 if all take one path, 1 for two equally frequent paths.";
+        add("entropy of the paths, bits", format!("{:.3}", study.path_entropy), none, meaning);
+        let of = format!(", of {}", study.blocks.len());
+        let run: f64 = study.rates.iter().fold(0.0, |sum, rate| sum + rate);
+        let meaning = "Mean number of gated blocks that an image runs, by hard decisions.";
+        add(&format!("blocks run{of}"), format!("{run:.2}"), none, meaning);
+        let meaning = "The same if each gate decided at random by its probability v: the mean of Σ v. Far from the row above, gates \
+                       are undecided.";
+        add(&format!("expected blocks run{of}"), format!("{:.2}", study.expected_blocks), none, meaning);
+    }
     if !study.consistency.is_empty() {
         let sum: f64 = study.consistency.iter().map(|part| part.same_path).sum();
         let mean = percent(sum / study.consistency.len() as f64);
-        add("same path when augmented, mean of four ways", mean, ["53.42 %", "22.65 %", "4.4.1"]);
+        let meaning = "Share of images that run the same blocks after an augmentation.";
+        add("same path when augmented, mean of four ways", mean, ["53.42 %", "22.65 %", "4.4.1"], meaning);
         for part in &study.consistency {
-            add(&format!("  {}", part.augmentation), percent(part.same_path), none);
+            add(&format!("  {}", part.augmentation), percent(part.same_path), none, "");
         }
     }
     if let Some(share) = study.same_path_under_all {
-        add("same path under all four", percent(share), none);
+        let meaning = "Share of images that run the same blocks after each of the four augmentations.";
+        add("same path under all four", percent(share), none, meaning);
     }
     if let (Some(spread), Some(centre_distance)) = (study.spread, study.centre_distance) {
         let config = results.subject.config;
@@ -96,19 +142,97 @@ fn numbers(results: &Results) -> Vec<[String; 5]> {
         };
         let m_c = margin(config.consistency.weight > 0.0, "m_c", config.consistency.margin);
         let m_d = margin(config.diversity.weight > 0.0, "m_d", config.diversity.margin);
-        add(&format!("mean ‖r − r̄‖ of augmentations{m_c}"), format!("{spread:.3}"), none);
-        add(&format!("mean distance of images' centres{m_d}"), format!("{centre_distance:.3}"), none);
+        let meaning = "Distance of an augmented image's relaxed path from the centre of its image's; training penalises it above m_c.";
+        add(&format!("mean ‖r − r̄‖ of augmentations{m_c}"), format!("{spread:.3}"), none, meaning);
+        let meaning =
+            "Distance between two images' centres of relaxed paths; training penalises it below m_d.";
+        add(
+            &format!("mean distance of images' centres{m_d}"),
+            format!("{centre_distance:.3}"),
+            none,
+            meaning,
+        );
     }
     if let Some(similarity) = &study.similarity {
         let pcc = |pcc: Option<f64>| pcc.map_or("undefined".into(), |pcc| format!("{pcc:.3}"));
-        add("PCC of similarity, relaxed paths", pcc(similarity.relaxed.pcc), ["0.581", "0.024", "Table 9"]);
-        add("PCC of similarity, hard paths", pcc(similarity.hard.pcc), none);
+        let relaxed = pcc(similarity.relaxed.pcc);
+        let meaning = "Pearson's correlation: near 1 if images that look alike have paths that are alike; v is compared.";
+        add("PCC of similarity, relaxed paths", relaxed, ["0.581", "0.024", "Table\u{a0}9"], meaning);
+        let meaning = "The same for the blocks that run.";
+        add("PCC of similarity, hard paths", pcc(similarity.hard.pcc), none, meaning);
     }
     rows
 }
 
 fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
+}
+
+/// The confusion matrix, the classes, and the images that are most confidently wrong.
+fn add_accuracy(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Result<()> {
+    let Results { confusion, classes, mistakes, observations, subject, .. } = results;
+    page.section(
+        "Accuracy by class",
+        "Which classes are taken for which, with hard decisions (Eq. 13). confusion.csv and classes.csv have all numbers.",
+    );
+    let caption = "Each row is a class, each column a predicted class, in the same order: the share of the class's images in per cent. \
+                   Mistakes lie off the diagonal.";
+    let figure = folder.chart("confusion", charts::confusion(confusion, classes)?, caption)?;
+    let gates = observations.gates;
+    let pairs = confusion.confused_pairs(usize::MAX);
+    let row = |class: &ClassResults| {
+        let pair = pairs.iter().find(|(of, ..)| *of == class.class);
+        let taken_for = pair
+            .map_or_else(String::new, |(_, predicted, images)| format!("{}, {images}", classes[*predicted]));
+        let accuracy = class.accuracy.map_or_else(String::new, percent);
+        let mut row = vec![classes[class.class].clone(), class.images.to_string(), accuracy, taken_for];
+        if gates > 0 {
+            row.extend([format!("{:.2}", class.blocks_run), format!("{:.4}", class.gmacs)]);
+        }
+        row
+    };
+    let mut rows = results.by_class();
+    rows.retain(|class| class.images > 0);
+    rows.sort_by(|a, b| a.accuracy.partial_cmp(&b.accuracy).expect("numbers"));
+    rows.truncate(CLASSES);
+    let columns = ["class", "images", "accuracy", "taken for, images", "blocks run", "MACs, 10⁹"];
+    let columns = &columns[..if gates > 0 { 6 } else { 4 }];
+    page.figure_and_table(&figure, columns, &rows.iter().map(row).collect::<Vec<_>>());
+    let text = format!(
+        "The {} images with the highest probability of a wrong class, as evaluation sees them; mistakes.csv has their names. Look for \
+         wrong labels, images of two classes, and crops that miss the object.",
+        mistakes.len()
+    );
+    page.section("Confidently wrong", &text);
+    let caption = |image: &Prediction| {
+        let Prediction { sample, label, predicted, probability, blocks_run } = *image;
+        let key = subject.data.sample_info(sample as usize).map_or("", |info| info.key);
+        let blocks = if gates > 0 { format!(", {blocks_run} of {gates} blocks") } else { String::new() };
+        let percent = percent(probability.into());
+        format!("{}, predicted: {}\n{percent}{blocks}\n{key}", classes[label], classes[predicted])
+    };
+    let samples = mistakes.iter().map(|image| image.sample).collect();
+    let mut gallery = Vec::new();
+    for (image, png) in mistakes.iter().zip(encode_images(subject, samples)?) {
+        gallery.push(Figure { caption: caption(image), png, width: subject.config.data.image_size });
+    }
+    page.gallery(&gallery);
+    Ok(())
+}
+
+/// The images of `samples`, as evaluation sees them, as PNG files.
+fn encode_images(subject: &Subject, samples: Vec<u32>) -> Result<Vec<Vec<u8>>> {
+    let spec = data::loader_spec(subject.config, subject.config.evaluation(), 1);
+    let side = spec.image_size;
+    let channels = Channels::new(spec.channels)?;
+    let mut encoder = Encoder::new(Encoding::Png)?;
+    let mut files = Vec::new();
+    for batch in Loader::new(subject.data.clone(), spec, std::iter::once(BatchPlan::new(0, samples)))? {
+        for pixels in batch?.images.chunks_exact((side * side) as usize * channels.count()) {
+            files.push(encoder.encode(pixels, side, side, channels)?);
+        }
+    }
+    Ok(files)
 }
 
 fn add_paths(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Result<()> {
@@ -120,13 +244,14 @@ fn add_paths(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> R
          collapsed.",
     );
     let caption = "How many images take each path.";
-    page.figure(&folder.chart("frequencies", charts::frequencies(&histogram)?, caption)?);
+    let frequencies = folder.chart("frequencies", charts::frequencies(&histogram)?, caption)?;
     let caption =
         "The most frequent paths; filled: the block runs. On the right: share of images, blocks run.";
-    page.figure(&folder.chart("frequent", charts::frequent(&histogram, &study.blocks)?, caption)?);
+    let frequent = folder.chart("frequent", charts::frequent(&histogram, &study.blocks)?, caption)?;
     let chart = charts::rates(&results.rates_by_class(), &study.rates, &results.classes, &study.blocks)?;
     let caption = "How often each block runs, by class, in per cent.";
-    page.figure(&folder.chart("rates", chart, caption)?);
+    let rates = folder.chart("rates", chart, caption)?;
+    page.figures(&[frequencies, frequent, rates]);
     Ok(())
 }
 
@@ -162,11 +287,12 @@ fn add_consistency(page: &mut Page, results: &Results, folder: &mut OutputFolder
             part.distinct_paths.to_string(),
         ]
     };
-    page.table(&columns.map(str::to_owned), &parts.iter().map(row).collect::<Vec<_>>());
+    page.table(&columns, &parts.iter().map(row).collect::<Vec<_>>());
     let caption = "The share of images that keep their path, and their predicted class, under augmentation.";
-    page.figure(&folder.chart("unchanged", charts::unchanged(parts)?, caption)?);
+    let unchanged = folder.chart("unchanged", charts::unchanged(parts)?, caption)?;
     let caption = "Mean KL divergence between an image and its augmentation (Figure 9).";
-    page.figure(&folder.chart("divergences", charts::divergences(parts)?, caption)?);
+    let divergences = folder.chart("divergences", charts::divergences(parts)?, caption)?;
+    page.figures(&[unchanged, divergences]);
     Ok(())
 }
 
@@ -180,7 +306,7 @@ fn add_similarity(page: &mut Page, similarity: &Similarity, folder: &mut OutputF
         "Pairs of {} images by similarity; features: {}. Dashed: equal similarity.",
         similarity.images, similarity.features
     );
-    page.figure(&folder.chart("similarity", charts::correlation(&similarity.relaxed)?, caption)?);
+    page.figures(&[folder.chart("similarity", charts::correlation(&similarity.relaxed)?, caption)?]);
     Ok(())
 }
 
@@ -219,21 +345,22 @@ fn add_tsne(page: &mut Page, results: &Results, folder: &mut OutputFolder) -> Re
     let names: Vec<String> = coloured.iter().map(|&class| results.classes[class].clone()).collect();
     let chart = charts::by_category("Paths by class", image_places, &categories, &names)?;
     let caption = "Each image's path, by its class (Figures 6, 7).";
-    page.figure(&folder.chart("tsne_class", chart, caption)?);
+    let mut figures = vec![folder.chart("tsne_class", chart, caption)?];
 
-    let expected = measures::expected_blocks(&observations.relaxed, gates);
+    let expected = measures::expected_blocks(&observations.relaxed, gates, images);
     let expected: Vec<f64> = shown.iter().map(|&i| expected[i]).collect();
     let label = "expected number of blocks run";
     let chart = charts::by_value("Paths by blocks run", image_places, &expected, label)?;
     let caption = "Each image's path, by the expected number of blocks that it runs, Σ v (Figure 11).";
-    page.figure(&folder.chart("tsne_blocks", chart, caption)?);
+    figures.push(folder.chart("tsne_blocks", chart, caption)?);
 
     if groups > 0 {
         let chart = charts::by_group("Paths of augmentations", &places, groups, VIEWS)?;
         let caption =
             "Ten augmentations each of some images, joined to their centre; grey: all images (Figure 10).";
-        page.figure(&folder.chart("tsne_groups", chart, caption)?);
+        figures.push(folder.chart("tsne_groups", chart, caption)?);
     }
+    page.figures(&figures);
     let row = |(i, [x, y]): (usize, &[f64; 2])| {
         let (image, group) = match i.checked_sub(shown.len()) {
             None => (observations.samples[shown[i]].to_string(), String::new()),

@@ -7,7 +7,9 @@ use super::measures::{self, Consistency};
 use super::similarity::{Correlation, correlate};
 use crate::trained::TrainedNet;
 use codinet_trainer::dist::{World, agree};
+use codinet_trainer::metrics::classes::Confusion;
 use codinet_trainer::metrics::routing::Histogram;
+use codinet_trainer::run::ClassSummary;
 use codinet_trainer::sys::error::Result;
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -26,6 +28,9 @@ pub struct Study {
     pub bad_images: usize,
     /// The share of images with the right prediction.
     pub top1: f64,
+    /// Accuracy by class.
+    #[serde(flatten)]
+    pub classes: ClassSummary,
     /// Mean GMACs per image.
     pub gmacs: f64,
     /// GMACs of the static backbone.
@@ -83,8 +88,10 @@ impl Study {
         let good = observations.labels.len();
         let costs = &network.net.costs;
         let histogram = Histogram::new(&observations.paths, gates, good);
+        let names = network.names();
+        let confusion = Confusion::new(&observations.by_image(), names.len());
         let rates = measures::rates(&observations.paths, gates);
-        let expected_blocks = measures::expected_blocks(&observations.relaxed, gates);
+        let expected_blocks = measures::expected_blocks(&observations.relaxed, gates, good);
         let mut consistency = Vec::new();
         let mut same_path_under_all = None;
         if !observations.augmented.is_empty() {
@@ -92,7 +99,7 @@ impl Study {
             consistency = parts;
             same_path_under_all = Some(share);
         }
-        let distances = (observations.groups.len() >= 2 * VIEWS * gates)
+        let distances = (gates > 0 && observations.groups.len() >= 2 * VIEWS * gates)
             .then(|| measures::group_distances(&observations.groups, VIEWS, gates));
         let mut similarity = None;
         if args.includes(What::Similarity) && observations.with_features.len() > 1 {
@@ -105,6 +112,7 @@ impl Study {
             images: good,
             bad_images: observations.bad,
             top1: measures::accuracy(&observations.predictions, &observations.labels),
+            classes: ClassSummary::new(&confusion, &names),
             gmacs: costs.mean_macs(&rates) / 1e9,
             gmacs_static: costs.static_macs() as f64 / 1e9,
             blocks: costs.gated().map(|block| block.name.clone()).collect(),

@@ -27,8 +27,7 @@ pub fn write(
 ) -> Result<String> {
     let checkpoint = network.file.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     let step = checkpoint.and_then(run_dir::step_of).unwrap_or(0);
-    let classes = (0..network.config.data.classes as usize).map(|class| network.class_name(class)).collect();
-    let results = Results { args, subject, observations, study, classes };
+    let results = Results::new(args, subject, observations, study, network.names());
     let mut folder = OutputFolder::create(out, step, true)?;
     let json = serde_json::to_vec_pretty(study).expect("a study is JSON");
     write_atomically(&out.join("analysis.json"), &json)?;
@@ -59,12 +58,15 @@ fn tensorboard(results: &Results, folder: &mut OutputFolder) -> Result<()> {
     folder.scalars(&scalars);
     let observations = results.observations;
     let gates = observations.gates;
+    if gates == 0 {
+        return Ok(()); // no paths to project
+    }
     let class = |class: i64| results.classes[class as usize].clone();
     let mut vectors = Vec::new();
     let mut labels = Vec::new();
     let stride = observations.labels.len().div_ceil(PROJECTED).max(1);
     for i in (0..observations.labels.len()).step_by(stride) {
-        let path = &observations.paths[i * gates..(i + 1) * gates];
+        let path = observations.path(i);
         let blocks: u8 = path.iter().sum();
         vectors.extend(&observations.relaxed[i * gates..(i + 1) * gates]);
         labels.push(vec![

@@ -4,11 +4,16 @@ use super::output::{create_output, output_error};
 use super::source::{ImageBatch, InputArgs, Source};
 use super::{Engine, InferenceOutput, Paths};
 use crate::trained::TrainedNet;
+use codinet_trainer::metrics::classes::{Confusion, Prediction, confident_mistakes};
 use codinet_trainer::optim::calibration::check_reachable;
+use codinet_trainer::run::{ClassSummary, LISTED_MISTAKES, write_atomically, write_class_tables};
+use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
+use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -39,6 +44,25 @@ pub struct Args {
     /// The file to write [default: standard output].
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// A folder to write the labelled images' results into: summary.json, confusion.csv and mistakes.csv.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+}
+
+/// `summary.json`.
+#[derive(Serialize)]
+struct Summary<'a> {
+    /// The file of the weights.
+    checkpoint: &'a Path,
+    /// Images with a label.
+    images: usize,
+    bad_images: usize,
+    top1: f64,
+    gmacs: f64,
+    gmacs_static: f64,
+    #[serde(flatten)]
+    classes: ClassSummary,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -50,6 +74,10 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new(Exit::Config, "no images given: add files, folders or shards"));
     }
     let source = Source::open(&input.images, &network, args.batch as usize, threads, device)?.skip_bad();
+    if let Some(folder) = &args.report {
+        source.check_labels(network.config.data.classes as usize)?;
+        std::fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
+    }
     if let Some(budget) = args.budget_gmacs {
         fit_budget(&mut engine, &source, budget)?;
     }
@@ -69,6 +97,9 @@ pub fn run(args: &Args) -> Result<()> {
     let Totals { images, bad, .. } = totals;
     if images > 0 {
         codinet_trainer::eprint_line!("{}", totals.summary(&engine, start.elapsed().as_secs_f64()));
+        if let Some(folder) = &args.report {
+            totals.write_report(&engine, &network, folder)?;
+        }
     }
     if bad > 0 {
         let what = format!("{bad} of {} images can't be used; their lines say why", images + bad);
@@ -116,8 +147,16 @@ fn predict(
             }
             if let Some(label) = labels[n] {
                 line["label"] = label.into();
-                totals.labelled += 1;
-                totals.correct += usize::from(label == top.classes[n][0]);
+                totals.add_prediction(
+                    name,
+                    Prediction {
+                        sample: totals.predictions.len() as u32,
+                        label: label as usize,
+                        predicted: top.classes[n][0] as usize,
+                        probability: top.probabilities[n][0],
+                        blocks_run: path.iter().filter(|&&run| run).count(),
+                    },
+                );
             }
             totals.macs += macs;
             totals.images += 1;
@@ -139,14 +178,50 @@ struct Totals {
     images: usize,
     bad: usize,
     macs: f64,
-    labelled: usize,
-    correct: usize,
+    /// Of the images with a label, numbered in their order.
+    predictions: Vec<Prediction>,
+    /// The names of those that are wrong, by their numbers.
+    mistakes: HashMap<u32, String>,
 }
 
 impl Totals {
+    fn add_prediction(&mut self, name: &str, prediction: Prediction) {
+        if prediction.predicted != prediction.label {
+            self.mistakes.insert(prediction.sample, name.to_owned());
+        }
+        self.predictions.push(prediction);
+    }
+
+    fn top1(&self) -> f64 {
+        1.0 - self.mistakes.len() as f64 / self.predictions.len() as f64
+    }
+
+    fn gmacs(&self) -> f64 {
+        self.macs / self.images as f64 / 1e9
+    }
+
+    /// Writes the files of `--report`.
+    fn write_report(&self, engine: &Engine, network: &TrainedNet, folder: &Path) -> Result<()> {
+        let names = network.names();
+        let confusion = Confusion::new(&self.predictions, names.len());
+        let mistakes = confident_mistakes(&self.predictions, LISTED_MISTAKES);
+        write_class_tables(folder, &confusion, &mistakes, &names, |sample| self.mistakes[&sample].clone())?;
+        let summary = Summary {
+            checkpoint: &network.file,
+            images: self.predictions.len(),
+            bad_images: self.bad,
+            top1: self.top1(),
+            gmacs: self.gmacs(),
+            gmacs_static: engine.costs.static_macs() as f64 / 1e9,
+            classes: ClassSummary::new(&confusion, &names),
+        };
+        let text = serde_json::to_vec_pretty(&summary).expect("a summary is JSON");
+        write_atomically(&folder.join(run_dir::SUMMARY), &text)
+    }
+
     fn summary(&self, engine: &Engine, seconds: f64) -> String {
         let images = self.images as f64;
-        let gmacs = self.macs / images / 1e9;
+        let gmacs = self.gmacs();
         let static_gmacs = engine.costs.static_macs() as f64 / 1e9;
         let mut text = format!(
             "{images} images · {gmacs:.4} GMACs per image, {:.0} % of the static {static_gmacs:.4} · {:.0} images/s, reading \
@@ -154,9 +229,9 @@ impl Totals {
             100.0 * gmacs / static_gmacs,
             images / seconds
         );
-        if self.labelled > 0 {
-            let top1 = 100.0 * self.correct as f64 / self.labelled as f64;
-            text += &format!(" · top-1 {top1:.2} % of {} with a label", self.labelled);
+        let labelled = self.predictions.len();
+        if labelled > 0 {
+            text += &format!(" · top-1 {:.2} % of {labelled} with a label", 100.0 * self.top1());
         }
         text
     }

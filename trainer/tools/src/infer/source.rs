@@ -5,7 +5,7 @@ use crate::trained::{NetworkArgs, TrainedNet};
 use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use codinet_trainer::config::Precision;
 use codinet_trainer::data::{self, Normalise};
-use codinet_trainer::sys::error::Result;
+use codinet_trainer::sys::error::{Error, Exit, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -113,6 +113,16 @@ impl Source {
         self.datasets.iter().map(|part| part.dataset.len()).sum()
     }
 
+    /// Checks that some images have labels, and that each label is one of the `classes`.
+    pub fn check_labels(&self, classes: usize) -> Result<()> {
+        let mut labelled = self.datasets.iter().filter(|part| part.labelled).peekable();
+        if labelled.peek().is_none() {
+            let what = "no image has a label, which a report needs; name a data set, or leave IMAGES out for the run's data.val";
+            return Err(Error::new(Exit::Config, what));
+        }
+        Ok(labelled.try_for_each(|part| part.dataset.check_labels(classes))?)
+    }
+
     /// The first `limit` images in batches.
     pub fn batches(&self, limit: usize) -> impl Iterator<Item = Result<ImageBatch>> {
         let mut left = limit;
@@ -140,14 +150,7 @@ impl Source {
 
     fn image_batch(&self, batch: &Batch, part: &Labelled) -> ImageBatch {
         let (x, _) = self.normalise.tensors(batch);
-        let name = |sample: u32| {
-            let info = part.dataset.sample_info(sample as usize).expect("a sample that was read");
-            if info.length == 0 {
-                info.shard.join(info.name).display().to_string() // a file
-            } else {
-                format!("{}:{}", info.shard.display(), info.key)
-            }
-        };
+        let name = |sample: u32| part.dataset.sample_name(sample as usize);
         let names = batch.samples.iter().map(|&sample| name(sample)).collect();
         let labels = batch.labels.iter().map(|&label| part.labelled.then_some(label)).collect();
         let bad_image = |bad: &BadSample| BadImage {
