@@ -118,7 +118,7 @@ def sentences(markdown):
 def tuple_bindings(text):
     """Offsets of `let (a, b) = (x, y);`: a tuple of names bound to a tuple written out, on one line or several. Whether the
     values are unrelated is for the reader to judge; `let (a, b) = call();` and `let (a, b) = (x + y).call();` do not count."""
-    for found in re.finditer(r"\blet \((?:\s*(?:mut |ref )?\w+\s*,?)+\)(?:: [^=;]+)? =\s*\(", text):
+    for found in re.finditer(r"\blet \((?:\s*(?:mut |ref )?\w+\s*(?:,|(?=\))))+\s*\)(?:: [^=;]+)? =\s*\(", text):
         depth = 1
         at = found.end()
         commas = 0
