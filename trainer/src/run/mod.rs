@@ -60,21 +60,20 @@ pub fn write_table(
     columns: &[impl AsRef<str>],
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> Result<()> {
-    let columns: Vec<String> = columns.iter().map(|column| column.as_ref().to_owned()).collect();
-    let mut text = csv_line(&columns);
+    let mut text = csv_line(columns);
     rows.into_iter().for_each(|row| text += &csv_line(&row));
     write_atomically(path, text.as_bytes())
 }
 
-fn csv_line(fields: &[String]) -> String {
-    let quoted = |field: &String| {
+fn csv_line(fields: &[impl AsRef<str>]) -> String {
+    let quoted = |field: &str| {
         if field.contains([',', '"', '\n']) {
             format!("\"{}\"", field.replace('"', "\"\""))
         } else {
-            field.clone()
+            field.to_owned()
         }
     };
-    fields.iter().map(quoted).collect::<Vec<_>>().join(",") + "\n"
+    fields.iter().map(|field| quoted(field.as_ref())).collect::<Vec<_>>().join(",") + "\n"
 }
 
 /// Replaces the file at `path` in one step: even after a power cut it holds the old bytes or the new ones.
@@ -96,7 +95,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     #[test]
     fn fields_with_commas_and_quotes_are_quoted() {
-        let fields = ["a", "T-shirt, top", "say \"no\""].map(str::to_owned);
+        let fields = ["a", "T-shirt, top", "say \"no\""];
         assert_eq!(super::csv_line(&fields), "a,\"T-shirt, top\",\"say \"\"no\"\"\"\n");
     }
 }

@@ -142,10 +142,9 @@ fn numbers(results: &Results) -> Vec<[String; 6]> {
         };
         let m_c = margin(config.consistency.weight > 0.0, "m_c", config.consistency.margin);
         let m_d = margin(config.diversity.weight > 0.0, "m_d", config.diversity.margin);
-        let meaning = "Distance of an augmented image's relaxed path from the centre of its image's; training penalises it above m_c.";
+        let meaning = "Distance of an augmented image's relaxed path from the centre of its image's; L_con penalises it above m_c.";
         add(&format!("mean ‖r − r̄‖ of augmentations{m_c}"), format!("{spread:.3}"), none, meaning);
-        let meaning =
-            "Distance between two images' centres of relaxed paths; training penalises it below m_d.";
+        let meaning = "Distance between two images' centres of relaxed paths; L_div penalises it below m_d.";
         add(
             &format!("mean distance of images' centres{m_d}"),
             format!("{centre_distance:.3}"),
@@ -198,6 +197,9 @@ fn add_accuracy(page: &mut Page, results: &Results, folder: &mut OutputFolder) -
     let columns = ["class", "images", "accuracy", "taken for, images", "blocks run", "MACs, 10⁹"];
     let columns = &columns[..if gates > 0 { 6 } else { 4 }];
     page.figure_and_table(&figure, columns, &rows.iter().map(row).collect::<Vec<_>>());
+    if mistakes.is_empty() {
+        return Ok(());
+    }
     let text = format!(
         "The {} images with the highest probability of a wrong class, as evaluation sees them; mistakes.csv has their names. Look for \
          wrong labels, images of two classes, and crops that miss the object.",
