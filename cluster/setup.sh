@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 torch=2.11.0 cudart=13.0.96 cupti=13.0.85
 # libtorch's CUDA libraries are fetched if the driver has a GPU, or with CUDA=1, as on a cluster's login node; never with CUDA=0.
-gpus=$(ls /proc/driver/nvidia/gpus 2>/dev/null | grep -c . || true)
+gpus=$({ ls /proc/driver/nvidia/gpus || nvidia-smi --list-gpus; } 2>/dev/null | grep -c . || true)
 cuda=${CUDA:-$gpus}
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }

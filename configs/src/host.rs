@@ -1,6 +1,7 @@
 //! What Linux reports about this machine.
 
 use std::fs;
+use std::process::Command;
 
 /// The machine's name; empty if the system does not report it.
 pub fn name() -> String {
@@ -25,9 +26,13 @@ pub fn cpu_count() -> usize {
     processors.lines().filter(|line| line.starts_with("processor")).count()
 }
 
-/// How many GPUs the NVIDIA driver lists.
+/// How many GPUs the NVIDIA driver lists: in /proc or, where containers and WSL 2 hide that, by nvidia-smi.
 pub fn installed_gpus() -> usize {
-    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.count())
+    if let Ok(gpus) = fs::read_dir("/proc/driver/nvidia/gpus") {
+        return gpus.count();
+    }
+    let list = Command::new("nvidia-smi").arg("--list-gpus").output().map(|output| output.stdout);
+    String::from_utf8_lossy(&list.unwrap_or_default()).lines().filter(|line| line.starts_with("GPU ")).count()
 }
 
 /// Whether this process ignores signal `number`. Before a handler is installed: whether its parent made it so, as nohup does.

@@ -1,6 +1,8 @@
 //! `codinet-launch` with the real codinet-train: restarts after crashes, signals, and the doctor's checks.
 
-use crate::common::{Sandbox, program, random, run_dir, send_signal, succeed, text, wait_until, weights};
+use crate::common::{
+    Sandbox, program, random, run_dir, send_signal, shell, succeed, text, wait_until, weights,
+};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -217,6 +219,17 @@ fn doctor_names_each_fault() {
     if !Path::new("/proc/driver/nvidia/gpus").exists() {
         let diagnosis = diagnose(&sandbox, &[], &["-n", "1", config, "--set", "run.device=cuda"]);
         assert_red(&diagnosis, "gpus", "run.device is cuda, but rank 0");
+    }
+    // GPUs that only nvidia-smi lists, as in a container: the driver has them, and CUDA does not.
+    if !Path::new("/proc/driver/nvidia/gpus").exists() {
+        let tools = sandbox.path("tools");
+        fs::create_dir(&tools).unwrap();
+        fs::write(tools.join("nvidia-smi"), "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n").unwrap();
+        shell(&format!("chmod +x {}/nvidia-smi", tools.display()));
+        let path = format!("PATH={}:{}", tools.display(), std::env::var("PATH").unwrap());
+        let diagnosis = diagnose(&sandbox, &["env", &path], &["-n", "1", config, "--set", "run.device=auto"]);
+        assert_red(&diagnosis, "gpus", "has 1 GPU, but libtorch sees none on rank 0");
+        fs::remove_dir_all(&tools).unwrap();
     }
     // One core of several.
     if std::thread::available_parallelism().unwrap().get() > 1 {

@@ -152,8 +152,10 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
         (Some(rank), ..) => Check::red(
             "gpus",
             format!(
-                "{} has {} GPUs, but libtorch sees none on rank {}",
-                rank.host, rank.gpus_installed, rank.rank
+                "{} has {}, but libtorch sees none on rank {}",
+                rank.host,
+                counted(rank.gpus_installed, "GPU"),
+                rank.rank
             ),
             rank.without_gpu.clone(),
         ),

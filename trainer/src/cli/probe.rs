@@ -75,7 +75,7 @@ fn probe_start(config: &Config, name: &str, settings: &[String], world: &World) 
         config,
         rank: world.rank(),
         ranks: world.ranks(),
-        device: None,
+        device: Some(Device::Cpu), // the launcher judges the ranks' GPUs
         has_data: true,
         directory: Some(Directory { stem: &run_dir::stem(name), resume: &Resume::Auto }),
         place: &|key| config::place_of(name, settings, key),

@@ -4,13 +4,11 @@ use super::step_time::StepTime;
 use crate::config::Config;
 use crate::dist::World;
 use crate::model::Costs;
-use crate::sys::{PeakMemory, Phase, format_gib};
+use crate::sys::{Driver, PeakMemory, Phase, format_gib};
 use crate::text::counted;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
-use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// One rank's entry in `profile.json`.
@@ -154,14 +152,7 @@ fn rank_table(ranks: &[RankProfile]) -> String {
 /// The GPU's name by its driver, or `CPU`. Not yet run on a GPU.
 fn device_name(device: Device) -> String {
     let Device::Cuda(index) = device else { return "CPU".into() };
-    let entries = fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
-    let mut gpus: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    gpus.sort();
-    let model = |gpu: &Path| {
-        let text = fs::read_to_string(gpu.join("information")).ok()?;
-        text.lines().find_map(|line| Some(line.strip_prefix("Model:")?.trim().to_owned()))
-    };
-    gpus.get(index).and_then(|gpu| model(gpu)).unwrap_or_else(|| "unknown GPU".into())
+    Driver::open().and_then(|driver| driver.name(index)).unwrap_or_else(|_| "unknown GPU".into())
 }
 
 /// Dense bf16 TFLOP/s and memory bandwidth in GB/s of a GPU, from NVIDIA's data sheets (A100: the 80 GB SXM's; H100 and H200:

@@ -34,6 +34,7 @@ pub struct Driver {
         *mut *mut c_void,
     ) -> c_int,
     get_uuid: unsafe extern "C" fn(*mut [u8; 16], c_int) -> c_int,
+    get_name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int,
     error_string: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int,
     _library: Library,
 }
@@ -77,6 +78,7 @@ impl Driver {
                 get_function: load_function(l, "cuModuleGetFunction")?,
                 launch_kernel: load_function(l, "cuLaunchKernel")?,
                 get_uuid: load_function(l, "cuDeviceGetUuid_v2")?,
+                get_name: load_function(l, "cuDeviceGetName")?,
                 error_string: load_function(l, "cuGetErrorString")?,
                 _library: library,
             })
@@ -106,6 +108,17 @@ impl Driver {
             self.check((self.get_device)(&mut handle, number as c_int), "cuDeviceGet")?;
         }
         Ok(handle)
+    }
+
+    /// A GPU's name, such as "NVIDIA H200".
+    pub fn name(&self, number: usize) -> Result<String, String> {
+        let device = self.device(number)?;
+        let mut name = [0_u8; 256];
+        // SAFETY: a device's handle; the driver writes at most the given length, the last byte a zero.
+        let code = unsafe { (self.get_name)(name.as_mut_ptr().cast(), name.len() as c_int, device) };
+        self.check(code, "cuDeviceGetName")?;
+        let name = CStr::from_bytes_until_nul(&name).map_err(|error| error.to_string())?;
+        Ok(name.to_string_lossy().into_owned())
     }
 
     /// The UUID of a GPU, or of a part of one, in hexadecimal digits. A number does not identify a GPU: each rank may see its
