@@ -79,6 +79,8 @@ class Block(nn.Module):
             plan = [(cin, width, 1, first), (width, width, 3, second), (width, cout, 1, 1)]
         else:
             plan = [(cin, width, 3, stride), (width, width, 3, 1)]
+        if f"{prefix}.conv1.weight" not in tensors:
+            plan = []  # a fixed path without this block
         for i, (a, b, k, s) in enumerate(plan, 1):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, k, s, k // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(b))
@@ -90,9 +92,11 @@ class Block(nn.Module):
         def project():
             return nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
 
-        self.downsample = project() if self.reshapes and kind != "small" else None
-        self.gated = meta["gates"] == "all" or meta["gates"] == "same_shape" and not self.reshapes
-        self.skip = project() if self.gated and self.reshapes and meta["skip"] == "project" else None
+        self.downsample = project() if self.reshapes and f"{prefix}.downsample.0.weight" in tensors else None
+        has_gate = meta["gates"] == "all" or meta["gates"] == "same_shape" and not self.reshapes
+        self.gated = has_gate and meta.get("routing", "routers") == "routers"
+        skips = self.gated or not plan
+        self.skip = project() if skips and self.reshapes and meta["skip"] == "project" else None
         routers = {"fc": FcRouter, "cnn": CnnRouter}
         has_router = self.gated and meta["router"] in routers
         activate = nn.Identity() if meta.get("activation") == "none" else nn.ReLU()
@@ -107,6 +111,8 @@ class Block(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added_channels - before))
 
     def run(self, x):
+        if self.convolutions == 0:
+            return self.bypass(x)
         y = x
         for i in range(1, self.convolutions + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))

@@ -1,7 +1,7 @@
 //! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
 //! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Schedule};
+use crate::{Config, Gates, Routing, Schedule};
 use codinet_dataloader::transform::{Augment, Transform};
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -138,6 +138,19 @@ impl Config {
                 "a divisor of optim.batch_size",
             ),
             rule(
+                "model.routing",
+                self.model.routing == Routing::Routers || self.model.gates != Gates::None,
+                "routers, without gates",
+            ),
+            rule(
+                "model.routing",
+                match &self.model.routing {
+                    Routing::Fixed(gates) => gates.is_sorted_by(|a, b| a < b),
+                    Routing::Routers | Routing::Random(_) => true,
+                },
+                "numbers of gates in rising order",
+            ),
+            rule(
                 "cost.calibrate",
                 !self.cost.calibrate || self.cost.budget_gmacs.is_some(),
                 "false, without a budget_gmacs",
@@ -209,6 +222,8 @@ mod tests {
             ("data.lanes", json!({"count": 3, "window": 1})),
             ("data.prefetch", json!(0)),
             ("data.max_bad_fraction", json!(1.01)),
+            ("model.routing", json!({"fixed": [3, 3]})),
+            ("model.routing", json!({"random": 1.0})),
             ("model.router.hidden", json!({"ratio": 0.0})),
             ("model.router.hidden", json!({"ratio": 16.1})),
             ("model.router.hidden", json!({"units": 0})),
@@ -227,6 +242,8 @@ mod tests {
             ("target_rate.weight", json!(-0.1)),
             ("target_rate.rate", json!(1.01)),
             ("run_rate.weight", json!(-0.1)),
+            ("distill.temperature", json!(0.0)),
+            ("distill.weight", json!(1.01)),
             ("optim.batch_size", json!(0)),
             ("optim.eval_batch_size", json!(1_048_577)),
             ("optim.momentum", json!(1.0)),

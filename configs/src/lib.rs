@@ -35,11 +35,12 @@ pub use collective::{Backend, Collective, OnDivergence, Wire};
 pub use data::{Cache, Data};
 pub use load::{is_table, load, load_table, place_of, shipped};
 pub use model::{
-    Arch, Gates, Hidden, HiddenActivation, Model, Noise, Relaxation, Router, RouterKind, SkipBranch,
+    Arch, Gates, Hidden, HiddenActivation, Model, Noise, Relaxation, Router, RouterKind, Routing, SkipBranch,
     StrideIn, Temperature, TemperatureRange,
 };
 pub use objective::{
-    Consistency, Cost, CostUnit, Diversity, PathOutputs, PathValue, Paths, Scope, TargetRate, TermWeight,
+    Consistency, Cost, CostUnit, Distill, Diversity, PathOutputs, PathValue, Paths, Scope, TargetRate,
+    TermWeight,
 };
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
@@ -86,6 +87,9 @@ pub struct Config {
     /// SkipNet's loss for shorter paths, for comparison: the mean of v over inputs and blocks.
     #[serde(deserialize_with = "or_default")]
     pub run_rate: TermWeight,
+    /// Distillation from a trained network.
+    #[serde(deserialize_with = "or_default")]
+    pub distill: Distill,
     /// The optimiser and the batch.
     #[serde(deserialize_with = "or_default")]
     pub optim: Optim,
@@ -130,7 +134,7 @@ impl Config {
 
     /// Whether there are routers to train.
     pub fn gated(&self) -> bool {
-        self.model.gates != Gates::None
+        self.model.gates != Gates::None && self.model.routing == Routing::Routers
     }
 
     /// The number that stands for a gate in the path vectors of L_con and L_div.

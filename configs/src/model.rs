@@ -12,6 +12,8 @@ pub struct Model {
     pub arch: Arch,
     /// Which blocks have a router.
     pub gates: Gates,
+    /// Who decides for the gates: routers, or a baseline that routing must beat.
+    pub routing: Routing,
     /// What replaces a skipped block that changes the shape.
     pub skip: SkipBranch,
     /// Where a bottleneck block has its stride: conv1 is ResNet v1 (the paper's 3.86 G), conv2 v1.5
@@ -38,6 +40,20 @@ pub enum Gates {
     SameShape,
     /// None: the static backbone.
     None,
+}
+
+/// Who decides for the gates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Routing {
+    /// Routers, for each image.
+    Routers,
+    /// Nobody: only the gates' blocks with these numbers, counted from 0, are in the network, which is static. `codinet-infer path`
+    /// chooses them by a trained network.
+    Fixed(Vec<usize>),
+    /// Chance: each gate runs its block with this probability, drawn for each sample and step in training and for each image in
+    /// evaluation.
+    Random(#[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))] f64),
 }
 
 /// What replaces a skipped block that changes the shape. Other skipped blocks are replaced by their input.
@@ -189,6 +205,7 @@ impl Default for Model {
         Self {
             arch: Arch::ResNet20,
             gates: Gates::All,
+            routing: Routing::Routers,
             skip: SkipBranch::Project,
             stride_in: StrideIn::Conv2,
             zero_init_last_norm: false,
@@ -209,6 +226,17 @@ impl Default for Router {
             relaxation: Relaxation::Gumbel,
             temperature: Temperature::Constant(1.0),
             noise: Noise::PerView,
+        }
+    }
+}
+
+impl Gates {
+    /// Whether a block has a gate; `keeps_shape`: whether its output has the shape of its input.
+    pub fn include(self, keeps_shape: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::SameShape => keeps_shape,
+            Self::None => false,
         }
     }
 }

@@ -127,6 +127,34 @@ pub struct TermWeight {
     pub weight: f64,
 }
 
+/// Distillation from a trained network, the teacher (Hinton et al., arXiv 1503.02531): with p and q the softmax of the teacher's
+/// and the network's logits over T, the loss is (1 − w)·L_cls + w·T²·KL(p ‖ q).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Distill {
+    /// The teacher: a run directory or a step folder of a network for the same images and classes; null: no distillation.
+    pub from: Option<String>,
+    /// T, by which both networks' logits are divided.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub temperature: f64,
+    /// w, the teacher's share of the loss.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight: f64,
+}
+
+impl Distill {
+    /// w; 0 without a teacher.
+    pub fn active_weight(&self) -> f64 {
+        if self.from.is_some() { self.weight } else { 0.0 }
+    }
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self { from: None, temperature: 4.0, weight: 0.5 }
+    }
+}
+
 impl Default for Paths {
     fn default() -> Self {
         Self { values: None, outputs: PathOutputs::Run }

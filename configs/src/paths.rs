@@ -16,12 +16,13 @@ struct ConfigPath<'a> {
 
 impl Config {
     fn paths(&mut self) -> Vec<ConfigPath<'_>> {
-        let Self { run, data, model, .. } = self;
+        let Self { run, data, model, distill, .. } = self;
         let cache = data.cache.as_mut().map(|cache| &mut cache.folder);
         let local = [
             ("run.dir", run.dir.as_mut()),
             ("data.cache.folder", cache),
             ("model.init_from", model.init_from.as_mut()),
+            ("distill.from", distill.from.as_mut()),
         ];
         let local = local
             .into_iter()

@@ -177,6 +177,8 @@ fn onnx_gives_the_networks_logits_and_paths() {
         ("{arch: resnet18, gates: same_shape, router: {open_bias: 0.1}}", 40),
         ("{arch: resnet50, stride_in: conv1, router: {open_bias: 0.1, hidden: {units: 16}}}", 40),
         ("{arch: resnet20, gates: none}", 16),
+        ("{arch: resnet20, routing: {fixed: [0, 4, 7]}}", 16),
+        ("{arch: resnet18, skip: shortcut, routing: {fixed: [1, 2]}}", 40),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let network = network(folder.path(), model, size, 3);

@@ -322,6 +322,26 @@ fn report_agrees_with_the_lines() {
 }
 
 #[test]
+fn fixed_path_is_printed_as_a_value_of_the_config() {
+    let printed = succeed(&mut infer(&["path", "--checkpoint", "run", "--gates", "4", "train"]));
+    let gates = printed.trim().strip_prefix("{fixed: [").and_then(|rest| rest.strip_suffix("]}")).unwrap();
+    let gates: Vec<usize> = gates.split(", ").map(|gate| gate.parse().unwrap()).collect();
+    assert!(gates.len() == 4 && gates.is_sorted() && gates[3] < 9, "{printed}");
+    let setting = format!("model.routing={}", printed.trim());
+    succeed(&mut RUN.train(1, &["--dry-run", "--set", &setting]));
+    let wrong = ["path", "--checkpoint", "run", "--gates", "10", "train"];
+    assert_rejected(&mut infer(&wrong), 2, &["--gates is 10", "9 gates"]);
+}
+
+#[test]
+fn random_paths_are_left_to_training() {
+    let random = ["--set", "model.routing={random: 0.5}", "--set", "run.dir=random"];
+    succeed(&mut RUN.train(1, &random));
+    let command = &mut infer(&["--checkpoint", "random", "val"]);
+    assert_rejected(command, 2, &["has random paths", "--eval-only"]);
+}
+
+#[test]
 fn budget_changes_the_cost() {
     let out =
         succeed(&mut infer(&["curve", "--checkpoint", "run", "--found-on", "0", "--plot", "curve.svg"]));

@@ -177,6 +177,7 @@ fn check_case(case: &Case) {
     let step = TrainStep {
         world: &world,
         net: &net,
+        teacher: None,
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&config, &config.stages[0], 0.02),

@@ -158,6 +158,28 @@ fn mixed_labels_are_weighted_by_their_shares() {
 }
 
 #[test]
+fn distillation_loss_matches_hand_values_and_pytorch() {
+    // T = 2: logits 2·ln 3 and 0 give ¾ and ¼, equal logits ½ and ½; KL(p ‖ q) = ¾·ln(¾/½) + ¼·ln(¼/½), times T².
+    let teacher = rows(&[[2.0 * 3f64.ln(), 0.0]]);
+    let student = rows(&[[1.0, 1.0]]);
+    let expected = 4.0 * (0.75 * 1.5f64.ln() + 0.25 * 0.5f64.ln());
+    assert_close(value(&loss::distillation(&student, &teacher, 2.0)), expected, 1e-12);
+    assert_close(value(&loss::distillation(&teacher, &teacher, 2.0)), 0.0, 1e-15);
+    // F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")·T², and its gradient.
+    let teacher = rows(&[[0.3, -1.0, 2.0], [1.0, 0.5, -0.5]]);
+    let start = rows(&[[0.1, 0.4, 0.2], [-1.0, 2.0, 0.3]]);
+    let [ours, torch] = [(); 2].map(|()| start.copy().set_requires_grad(true));
+    let found = loss::distillation(&ours, &teacher, 4.0);
+    found.backward();
+    let q = (&torch / 4.0).log_softmax(-1, None::<Kind>);
+    let p = (&teacher / 4.0).softmax(-1, None::<Kind>);
+    let expected = q.kl_div(&p, tch::Reduction::Sum, false) / 2.0 * 16.0;
+    expected.backward();
+    assert_close(value(&found), value(&expected), 1e-12);
+    assert!(ours.grad().allclose(&torch.grad(), 0.0, 1e-12, false));
+}
+
+#[test]
 fn eq8_consistency_matches_hand_values() {
     // Sample 1: views (0,0) and (1,0), centre (½,0), distances ½: [½ − 0.2]² each. Sample 2: both views are equal.
     let paths = rows(&[[0.0, 0.0], [1.0, 0.0], [0.3, 0.7], [0.3, 0.7]]);
@@ -271,7 +293,7 @@ fn config(set: &[&str]) -> Config {
 
 #[test]
 fn eq12_is_the_weighted_sum_of_terms() {
-    let terms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(Tensor::from);
+    let terms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0].map(Tensor::from);
     let config = config(&[
         "consistency.weight=0.1",
         "diversity.weight=0.01",
@@ -282,6 +304,10 @@ fn eq12_is_the_weighted_sum_of_terms() {
     assert_close(value(&at(0).weighted_sum(&terms)), 1.0 + 0.2 + 0.03 + 0.004 + 0.0005 + 0.00006, 1e-12);
     // With frozen routers only the cross entropy counts.
     assert_close(value(&at(1).weighted_sum(&terms)), 1.0, 0.0);
+    // A teacher takes its share of the cross entropy, in every stage.
+    let config = self::config(&["distill={from: runs/teacher, weight: 0.3}"]);
+    let taught = Objective::new(&config, &config.stages[1], 0.001).weighted_sum(&terms);
+    assert_close(value(&taught), 0.7 + 0.3 * 7.0, 1e-12);
 }
 
 #[test]
@@ -326,6 +352,7 @@ fn loss_gradients_match_finite_differences() {
         logits: &logits, // one class: its cross entropy is 0
         labels: &labels,
         views: 2,
+        teacher: None,
         decisions: &paths,
         rates: &rates(&centres.detach()),
         paths: &paths,

@@ -1,8 +1,8 @@
 //! `codinet-train` as a user runs it: on one rank and under mpirun, stopped and resumed.
 
 use crate::common::{
-    Sandbox, finish, latest_checkpoint, metrics, program, read_json, send_signal, shell, succeed, text,
-    wait_until, weights,
+    Sandbox, assert_rejected, finish, latest_checkpoint, metrics, program, read_json, send_signal, shell,
+    succeed, text, wait_until, weights,
 };
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -73,7 +73,7 @@ fn one_and_two_ranks_write_complete_and_equivalent_runs() {
 
 #[test]
 fn interrupted_run_equals_uninterrupted() {
-    train_with_stops(&[]);
+    train_with_stops(&Sandbox::new(), &[]);
 }
 
 /// With everything on that has a state of its own: the budget's controller, the calibrated bias, the mean of weights.
@@ -87,7 +87,8 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
         "--set",
         "diversity.scope=global_batch",
     ];
-    let (whole, sandbox) = train_with_stops(&settings);
+    let sandbox = Sandbox::new();
+    let whole = train_with_stops(&sandbox, &settings);
     let summary = read_json(&whole.join("summary.json"));
     assert_eq!(summary["stages"].as_array().unwrap().len(), 2);
     assert!(summary["ema"]["top1"].as_f64().unwrap() > 0.0);
@@ -120,7 +121,8 @@ fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {
         "--set",
         "stages.1.noise=true",
     ];
-    let (whole, _sandbox) = train_with_stops(&settings);
+    let sandbox = Sandbox::new();
+    let whole = train_with_stops(&sandbox, &settings);
     // Four epochs of twelve steps in which routers train: T of step s is 5·(0.1/5)^(s/48), counted from 0.
     for line in metrics(&whole, "train") {
         let step = line["step"].as_u64().unwrap();
@@ -143,12 +145,49 @@ fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {
     );
 }
 
+/// Mixed images, micro-batches and two ranks; the teacher is a static network, with whose weights the run starts.
+#[test]
+fn interrupted_run_with_a_teacher_equals_uninterrupted() {
+    let sandbox = Sandbox::new();
+    let teacher = sandbox.path("teacher");
+    succeed(&mut sandbox.train_into(&teacher, 1, &["--set", "model.gates=none"]));
+    let from = format!("distill={{from: {}, weight: 0.25}}", teacher.display());
+    let init = format!("model.init_from={}", teacher.display());
+    let settings = [
+        "--set",
+        &from,
+        "--set",
+        &init,
+        "--set",
+        "optim={accumulate: 2, label_smoothing: 0.1}",
+        "--set",
+        "data.mix.mixup_alpha=0.5",
+    ];
+    let whole = train_with_stops(&sandbox, &settings);
+    for line in metrics(&whole, "train") {
+        let number = |name: &str| line[name].as_f64().unwrap();
+        let weights = if line["stage"] == "relaxed" { [0.2, 0.2, 0.01] } else { [0.0; 3] };
+        let terms =
+            ["con", "div", "cost"].into_iter().zip(weights).map(|(name, weight)| weight * number(name));
+        let expected = 0.75 * number("ce") + 0.25 * number("distill") + terms.sum::<f64>();
+        assert!(number("distill") > 0.0 && (number("loss") - expected).abs() < 1e-5, "{line}");
+    }
+    let share = read_json(&whole.join("summary.json"))["teacher_share"].as_f64().unwrap();
+    assert!((0.2..0.25).contains(&share), "one forward pass of four: {share}");
+    assert!(fs::read_to_string(whole.join("log.txt")).unwrap().contains("of a training step's MACs"));
+
+    let rejected = |setting: &str, code: i32, parts: &[&str]| {
+        assert_rejected(&mut sandbox.train(1, &["--set", &from, "--set", setting]), code, parts);
+    };
+    rejected("data.classes=5", 2, &["distill.from", "its data.classes is 4, here it is 5"]);
+    rejected("distill.from=lost", 4, &["distill.from lost", "no such run directory"]);
+}
+
 /// Six epochs: several stops fall into them.
 const LONG: [&str; 4] = ["--set", "stages.0.epochs=4", "--set", "stages.1.epochs=2"];
 
 /// Trains with these settings without a stop, and with three stops; both end alike. Returns the first run's directory.
-fn train_with_stops(settings: &[&str]) -> (PathBuf, Sandbox) {
-    let sandbox = Sandbox::new();
+fn train_with_stops(sandbox: &Sandbox, settings: &[&str]) -> PathBuf {
     let whole = sandbox.path("whole");
     let stopped = sandbox.path("stopped");
     let command =
@@ -196,7 +235,7 @@ fn train_with_stops(settings: &[&str]) -> (PathBuf, Sandbox) {
         train_losses(&stopped),
         "an epoch's mean includes the steps before a stop"
     );
-    (whole, sandbox)
+    whole
 }
 
 /// A run on four ranks, stopped after its first step, continues on two ranks, then on one. Each step is what four ranks would
@@ -486,6 +525,48 @@ fn eval_only_repeats_the_accuracy_of_training() {
     }
     assert_eq!(fs::read_dir(&run).unwrap().count(), files);
     assert!(!sandbox.path("runs").exists());
+}
+
+/// An image's random path is a function of the seed and the image, so that evaluations agree whatever the ranks.
+#[test]
+fn random_paths_train_and_are_evaluated_alike() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    let random = ["--set", "model.routing={random: 0.6}", "--set", "optim={accumulate: 2}"];
+    succeed(&mut sandbox.train_into(&run, 2, &random));
+    let summary = read_json(&run.join("summary.json"));
+    let rates: Vec<f64> = serde_json::from_value(summary["rates"].clone()).unwrap();
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    assert!(rates.len() == 9 && (mean - 0.6).abs() < 0.1, "{rates:?}");
+    assert!(summary["distinct_paths"].as_u64().unwrap() > 20, "{summary}");
+    for line in metrics(&run, "train") {
+        assert_eq!(line["rates"], line["rates_as_trained"], "gates decide in training as in inference");
+    }
+    let top1 = format!("top-1 {:.2} %", 100.0 * summary["top1"].as_f64().unwrap());
+    let paths = format!("{} distinct paths", summary["distinct_paths"]);
+    let evaluate = [&random[..], &["--eval-only", "--resume", run.to_str().unwrap()]].concat();
+    for ranks in [1, 3] {
+        let stdout = succeed(&mut sandbox.train(ranks, &evaluate));
+        assert!(stdout.contains(&top1) && stdout.contains(&paths), "{stdout}");
+    }
+}
+
+#[test]
+fn fixed_path_trains_as_a_static_network() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    succeed(&mut sandbox.train_into(&run, 1, &["--set", "model.routing={fixed: [0, 3, 4, 8]}"]));
+    let summary = read_json(&run.join("summary.json"));
+    assert_eq!(summary["gmacs"], summary["gmacs_static"]);
+    assert_eq!((&summary["distinct_paths"], &summary["rates"]), (&1.into(), &Value::Array(Vec::new())));
+    assert!(summary["top1"].as_f64().unwrap() > 0.5, "the classes are easy: {}", summary["top1"]);
+    let rejected = |routing: &str, parts: &[&str]| {
+        let setting = format!("model.routing={routing}");
+        assert_rejected(&mut sandbox.train(1, &["--set", &setting]), 2, parts);
+    };
+    rejected("{fixed: [0, 9]}", &["model.routing runs gate 9", "are 0 to 8"]);
+    rejected("{fixed: [4, 3]}", &["model.routing", "rising order"]);
+    rejected("{random: 0}", &["model.routing", "between 0 and 1"]);
 }
 
 #[test]

@@ -160,6 +160,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     let step = TrainStep {
         world,
         net: &net,
+        teacher: None,
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(&config, &config.stages[0], 0.02),
@@ -215,7 +216,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
 
 /// How many metrics precede the gradient: the terms and their sum, top-1, the diagnostics of two terms, and two rates of
 /// nine gates.
-const MEASUREMENTS: usize = 6 + 1 + 1 + 2 + 2 * 9;
+const MEASUREMENTS: usize = 7 + 1 + 1 + 2 + 2 * 9;
 
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()
@@ -414,6 +415,7 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
             let step = TrainStep {
                 world,
                 net: &net,
+                teacher: None,
                 reducer: &reducer,
                 costs: &costs,
                 objective,

@@ -133,7 +133,7 @@ fn evaluate_weights(
         Ok(val)
     });
     let val = agree(world, val)?;
-    let evaluation = evaluate(world, config, &net, &val, EvaluationMode::Hard)?;
+    let evaluation = evaluate(world, config, &net, &val, EvaluationMode::inference(config))?;
     let with_noise = if config.run.evaluate_with_noise {
         let noisy = evaluate(world, config, &net, &val, EvaluationMode::HardWithNoise)?;
         format!("\n  {}", noisy.describe_with_noise())

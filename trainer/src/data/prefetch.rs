@@ -10,7 +10,7 @@
 //!
 //! On a CPU nothing is prefetched, and nothing is copied twice. The GPU's part is untested: no GPU has run it yet.
 
-use crate::config::Config;
+use crate::config::{Config, Noise, Routing};
 use crate::loss::Labels;
 use crate::model::gumbel_noise;
 use crate::sys::error::Result;
@@ -117,7 +117,10 @@ impl<'a> Prefetcher<'a> {
                 Ok(targets) => targets,
                 Err(error) => return Some(Err(error.into())),
             };
-        let sharing = config.model.router.noise;
+        let sharing = match config.model.routing {
+            Routing::Random(_) => Noise::PerSample,
+            Routing::Routers | Routing::Fixed(_) => config.model.router.noise,
+        };
         let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates, sharing);
         let shape = [-1, size.into(), size.into(), config.data.channels.into()];
         let copy = || {

@@ -1,4 +1,4 @@
-//! The objective: Eq. 12 and the baselines' terms, a weighted sum of terms, each in a file of its own.
+//! The objective: Eq. 12, the baselines' terms and distillation, a weighted sum of terms, each in a file of its own.
 //!
 //! Scale: every term is a mean. A rank evaluates it on a micro-batch; the mean of these values over all ranks and
 //! micro-batches of a step is the term over the global batch, and the mean of their gradients is its gradient. So
@@ -7,6 +7,7 @@
 mod classification;
 mod consistency;
 mod cost;
+mod distillation;
 mod diversity;
 mod run_rate;
 mod target_rate;
@@ -14,6 +15,7 @@ mod target_rate;
 pub use classification::{Labels, classification};
 pub use consistency::consistency;
 pub use cost::{cost, gamma};
+pub use distillation::distillation;
 pub use diversity::diversity;
 pub use run_rate::run_rate;
 pub use target_rate::target_rate;
@@ -29,6 +31,7 @@ pub const TERMS: &[Term] = &[
     cost::TERM,
     target_rate::TERM,
     run_rate::TERM,
+    distillation::TERM,
 ];
 
 /// A term of the objective.
@@ -65,6 +68,8 @@ pub struct LossInputs<'a> {
     pub labels: &'a Labels,
     /// M.
     pub views: i64,
+    /// The teacher's logits, `[L·M, classes]`, if there is one.
+    pub teacher: Option<&'a Tensor>,
     /// v: the gates' decisions, `[L·M, n]`.
     pub decisions: &'a Tensor,
     /// The means of v over all views of the G samples below, without gradient, `[n]`.
@@ -119,7 +124,7 @@ impl<'a> Objective<'a> {
         TermValues { total: self.weighted_sum(&terms), terms, diagnostics }
     }
 
-    /// Eq. 12: ce + α·con + β·div + γ·cost, and the baselines' terms; `terms` in the order of [`TERMS`].
+    /// Eq. 12: ce + α·con + β·div + γ·cost, the baselines' terms and distillation, which takes a share of ce; `terms` in the order of [`TERMS`].
     pub fn weighted_sum(&self, terms: &[Tensor]) -> Tensor {
         let weighted = terms.iter().zip(&self.weights).map(|(term, weight)| term * *weight);
         weighted.reduce(|sum, term| sum + term).expect("at least one term")

@@ -17,7 +17,7 @@ use tch::Tensor;
 /// convolution in inference. `R` is a router.
 #[derive(Debug)]
 pub struct Block<C, R> {
-    /// At least one.
+    /// None of a block that is always skipped and changes the shape: F(x) = ReLU(`shortcut`(x)).
     pub convs: Vec<C>,
     /// The residual connection.
     pub shortcut: Shortcut<C>,
@@ -85,6 +85,17 @@ impl<C> Shortcut<C> {
     }
 }
 
+/// Whether a block runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum BlockKind {
+    /// Its gate decides.
+    Gated,
+    /// For every image.
+    Run,
+    /// For no image: its skip branch replaces it.
+    Skipped,
+}
+
 /// The form of a block to make.
 pub(super) struct BlockSpec<'a> {
     /// Such as `layer1.0`.
@@ -93,6 +104,23 @@ pub(super) struct BlockSpec<'a> {
     pub convs: &'a [ConvSpec],
     /// Whether a shortcut that changes the shape pads with zeros; otherwise it is a convolution.
     pub pads: bool,
+    pub kind: BlockKind,
+}
+
+impl BlockSpec<'_> {
+    /// C'.
+    pub fn channels(&self) -> i64 {
+        self.convs.last().expect("a block has convolutions").channels
+    }
+
+    fn stride(&self) -> i64 {
+        self.convs.iter().map(|conv| conv.stride).product()
+    }
+
+    /// Whether the output has the shape of the input.
+    pub fn keeps_shape(&self) -> bool {
+        self.stride() == 1 && self.channels() == self.input.c
+    }
 }
 
 /// What a gate computed in a forward pass, `[N]` each.
@@ -103,6 +131,20 @@ pub(super) struct GateOutput {
     pub decision: Tensor,
 }
 
+impl Shortcut<ConvNorm> {
+    fn output_shape(&self, input: Shape) -> Shape {
+        match self {
+            Self::Identity => input,
+            &Self::Pad { stride, before, after } => Shape {
+                c: before + input.c + after,
+                h: (input.h + stride - 1) / stride,
+                w: (input.w + stride - 1) / stride,
+            },
+            Self::Conv(conv) => conv.output_shape(input),
+        }
+    }
+}
+
 impl Block<ConvNorm, Router> {
     pub(super) fn new(
         builder: &mut Builder,
@@ -110,40 +152,38 @@ impl Block<ConvNorm, Router> {
         model: &config::Model,
         spec: &BlockSpec,
     ) -> Self {
-        let BlockSpec { name, input, .. } = *spec;
+        let BlockSpec { name, input, kind, .. } = *spec;
         let mut convs = Vec::new();
-        let mut shape = input;
-        for (i, &conv) in spec.convs.iter().enumerate() {
-            let is_last = i + 1 == spec.convs.len();
+        let mut inputs = input.c;
+        let specs = if kind == BlockKind::Skipped { &[] } else { spec.convs };
+        for (i, &conv) in specs.iter().enumerate() {
+            let is_last = i + 1 == specs.len();
             let scale = if is_last && model.zero_init_last_norm { 0.0 } else { 1.0 };
             let names = [format!("{name}.conv{}", i + 1), format!("{name}.bn{}", i + 1)];
-            let conv = builder.conv_norm(names.each_ref().map(String::as_str), shape.c, conv, scale);
-            shape = conv.output_shape(shape);
-            convs.push(conv);
+            convs.push(builder.conv_norm(names.each_ref().map(String::as_str), inputs, conv, scale));
+            inputs = conv.channels;
         }
-        let keeps_shape = shape == input;
-        let stride = spec.convs.iter().map(|conv| conv.stride).product();
+        let channels = spec.channels();
+        let stride = spec.stride();
+        let keeps_shape = spec.keeps_shape();
+        let projects = !keeps_shape && model.skip == SkipBranch::Project;
         let project = |builder: &mut Builder, branch: &str| {
             let names = [format!("{name}.{branch}.0"), format!("{name}.{branch}.1")];
-            let projection = ConvSpec { kernel: 1, channels: shape.c, stride };
+            let projection = ConvSpec { kernel: 1, channels, stride };
             builder.conv_norm(names.each_ref().map(String::as_str), input.c, projection, 1.0)
         };
         let shortcut = if keeps_shape {
             Shortcut::Identity
+        } else if kind == BlockKind::Skipped && projects {
+            Shortcut::Conv(project(builder, "skip"))
         } else if spec.pads {
-            let before = (shape.c - input.c) / 2;
-            Shortcut::Pad { stride, before, after: shape.c - input.c - before }
+            let before = (channels - input.c) / 2;
+            Shortcut::Pad { stride, before, after: channels - input.c - before }
         } else {
             Shortcut::Conv(project(builder, "downsample"))
         };
-        let gated = match model.gates {
-            config::Gates::All => true,
-            config::Gates::SameShape => keeps_shape,
-            config::Gates::None => false,
-        };
-        let gate = gated.then(|| {
+        let gate = (kind == BlockKind::Gated).then(|| {
             let router = routers.build(builder, name, input.c);
-            let projects = !keeps_shape && model.skip == SkipBranch::Project;
             Gate { router, skip: projects.then(|| project(builder, "skip")) }
         });
         Self { convs, shortcut, gate }
@@ -159,7 +199,7 @@ impl Block<ConvNorm, Router> {
         mode: BnMode,
     ) -> (Activation, Option<GateOutput>) {
         let shortcut = &self.shortcut.forward(&x.values, |conv| conv.forward(&x.values, mode));
-        let (last, others) = self.convs.split_last().expect("a block has convolutions");
+        let Some((last, others)) = self.convs.split_last() else { return (shortcut.relu().into(), None) };
         let mut h = x.values.shallow_clone();
         for conv in others {
             h = conv.forward_with(&h, mode, Epilogue::Relu).values;
@@ -168,8 +208,11 @@ impl Block<ConvNorm, Router> {
         let Some(gate) = &self.gate else {
             return (last.norm.forward_with(&h, mode, Epilogue::AddRelu { shortcut }), None);
         };
-        let logit = gate.router.logit(x, lstm);
+        let mut logit = gate.router.logit(x, lstm);
         let decision = decisions.decide(&logit, k);
+        if matches!(gate.router, Router::Random(_)) {
+            logit = decisions.add_noise(&logit, k); // its sign decides in inference, too
+        }
         let skip = match (&gate.skip, &self.shortcut) {
             (Some(projection), _) => Some(projection.forward_with(&x.values, mode, Epilogue::Relu).values),
             (None, Shortcut::Identity) => None,
@@ -191,6 +234,9 @@ impl Block<ConvNorm, Router> {
             Shortcut::Conv(conv) => conv.macs(input),
             Shortcut::Identity | Shortcut::Pad { .. } => 0,
         };
+        if self.convs.is_empty() {
+            shape = self.shortcut.output_shape(input);
+        }
         let skip = self.gate.as_ref().map_or(0, |gate| match &gate.skip {
             Some(projection) => projection.macs(input),
             None => shortcut,

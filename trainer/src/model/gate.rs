@@ -26,20 +26,23 @@ pub enum Decisions<'a> {
 impl Decisions<'_> {
     /// The decision of gate `k` for its logit `[N]`: v in \[0, 1\], or u in {0, 1}.
     pub fn decide(&self, logit: &Tensor, k: usize) -> Tensor {
-        let noisy = |noise: &Tensor| logit + noise.select(1, k as i64);
-        let (noise, temperature, relaxation) = match self {
-            Self::Hard => return hard_decisions(logit),
-            Self::Sampled(noise) => return hard_decisions(&noisy(noise)),
-            Self::Relaxed { noise, temperature, relaxation } => (noise, *temperature, relaxation),
-        };
-        let v = match noise {
-            Some(noise) => relaxed_decisions(&noisy(noise), temperature),
-            None => relaxed_decisions(logit, temperature),
-        };
+        let logit = self.add_noise(logit, k);
+        let Self::Relaxed { temperature, relaxation, .. } = self else { return hard_decisions(&logit) };
+        let v = relaxed_decisions(&logit, *temperature);
         match relaxation {
             Relaxation::Gumbel => v,
             // The detached difference has no gradient.
             Relaxation::StraightThrough => (v.ge(0.5).to_kind(v.kind()) - &v).detach() + v,
+        }
+    }
+
+    /// The logit of gate `k`, `[N]`, with its noise.
+    pub(super) fn add_noise(&self, logit: &Tensor, k: usize) -> Tensor {
+        match self {
+            Self::Sampled(noise) | Self::Relaxed { noise: Some(noise), .. } => {
+                logit + noise.select(1, k as i64)
+            }
+            Self::Hard | Self::Relaxed { noise: None, .. } => logit.shallow_clone(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Residual networks, static or gated, with torchvision's names: the family for 32×32 images of He et al. (arXiv 1512.03385,
 //! Section 4.2) and the family for ImageNet.
 
-use super::block::{Block, BlockSpec};
+use super::block::{Block, BlockKind, BlockSpec};
 use super::builder::{Builder, ConvSpec};
 use super::costs::Costs;
 use super::gate::Decisions;
@@ -9,7 +9,7 @@ use super::kernels::Epilogue;
 use super::layers::{BnMode, ConvNorm, Linear, Shape};
 use super::params::Params;
 use super::router::{LstmState, Router, RouterBuilder};
-use crate::config::{self, Arch, StrideIn};
+use crate::config::{self, Arch, Routing, StrideIn};
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet's layers, `[N, C, H, W]` → `[N, classes]`. `C` is a convolution and `R` a router, as in [`Block`].
@@ -51,6 +51,8 @@ pub struct Net {
     pub costs: Costs,
     /// The layers, in the form that is trained.
     pub layers: ResNet<ConvNorm, Router>,
+    /// How many gates the network has with routers.
+    pub possible_gates: usize,
     /// The last biases of the routers, `[2]` each.
     router_biases: Vec<Tensor>,
 }
@@ -121,7 +123,8 @@ impl Net {
     ) -> Self {
         let (family, depths) = family_and_depths(model.arch);
         let mut builder = Builder::new(seed);
-        let mut routers = RouterBuilder::new(&model.router);
+        let mut routers = RouterBuilder::new(model);
+        let mut possible_gates = 0;
         let image = Shape { c: channels, h: size, w: size };
         let pool = family != Family::Small;
         let stem = if pool {
@@ -143,8 +146,24 @@ impl Net {
                 let name = format!("layer{}.{index}", stage + 1);
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let convs = block_convs(family, width << stage, stride, model.stride_in);
-                let spec =
-                    BlockSpec { name: &name, input: shape, convs: &convs, pads: family == Family::Small };
+                let mut spec = BlockSpec {
+                    name: &name,
+                    input: shape,
+                    convs: &convs,
+                    pads: family == Family::Small,
+                    kind: BlockKind::Run,
+                };
+                if model.gates.include(spec.keeps_shape()) {
+                    spec.kind = match &model.routing {
+                        Routing::Fixed(run) if run.contains(&possible_gates) => BlockKind::Run,
+                        Routing::Fixed(_) => BlockKind::Skipped,
+                        Routing::Routers | Routing::Random(_) => BlockKind::Gated,
+                    };
+                    possible_gates += 1;
+                }
+                if spec.kind == BlockKind::Skipped && spec.keeps_shape() {
+                    continue; // the skip branch is the identity
+                }
                 let block = Block::new(&mut builder, &mut routers, model, &spec);
                 let cost = block.cost(name, shape);
                 shape = cost.shape;
@@ -157,7 +176,7 @@ impl Net {
         let mut params = builder.params;
         params.flatten(device);
         let layers = ResNet { stem, pool, blocks, head };
-        Self { params, costs, layers, router_biases: routers.biases }
+        Self { params, costs, layers, possible_gates, router_biases: routers.biases }
     }
 
     /// The network that a run of `config` trains, with its initial values.

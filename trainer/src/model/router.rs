@@ -2,10 +2,10 @@
 
 use super::builder::{Builder, ConvSpec};
 use super::layers::{Activation, Conv, Linear, Lstm, Shape};
-use crate::config::{self, HiddenActivation, RouterKind};
+use crate::config::{self, HiddenActivation, RouterKind, Routing};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Width of the `rnn` router's LSTM and of its input.
 const RNN_SIZE: i64 = 10;
@@ -19,6 +19,8 @@ pub enum Router {
     Cnn(Conv, HiddenActivation, Linear),
     /// GAP → linear, shared by blocks of equal width → LSTM → linear, shared by all blocks.
     Rnn(Rc<Linear>, Rc<Recurrent>),
+    /// No layers: the logit of `model.routing: {random: …}`, to which the noise that decides is added.
+    Random(f64),
 }
 
 /// The layers that all `rnn` routers share.
@@ -37,6 +39,7 @@ pub type LstmState = Option<(Tensor, Tensor)>;
 #[derive(Debug)]
 pub struct RouterBuilder<'a> {
     options: &'a config::Router,
+    routing: &'a Routing,
     recurrent: Option<Rc<Recurrent>>,
     inputs: BTreeMap<i64, Rc<Linear>>,
     /// The bias of each last layer, `[2]`, once.
@@ -44,12 +47,16 @@ pub struct RouterBuilder<'a> {
 }
 
 impl<'a> RouterBuilder<'a> {
-    pub fn new(options: &'a config::Router) -> Self {
-        Self { options, recurrent: None, inputs: BTreeMap::new(), biases: Vec::new() }
+    pub fn new(model: &'a config::Model) -> Self {
+        let config::Model { router: options, routing, .. } = model;
+        Self { options, routing, recurrent: None, inputs: BTreeMap::new(), biases: Vec::new() }
     }
 
     /// The router of block `name`, whose input has `channels` channels.
     pub fn build(&mut self, builder: &mut Builder, name: &str, channels: i64) -> Router {
+        if let &Routing::Random(probability) = self.routing {
+            return Router::Random((probability / (1.0 - probability)).ln());
+        }
         let hidden = self.options.hidden.width(channels);
         let activation = self.options.activation;
         builder.in_router = true;
@@ -98,6 +105,9 @@ impl Router {
     /// The gate's logit U[1] − U[0], f32 `[N]`.
     pub fn logit(&self, x: &Activation, lstm: &mut LstmState) -> Tensor {
         let u = match self {
+            Self::Random(logit) => {
+                return Tensor::full([x.values.size()[0]], *logit, (Kind::Float, x.values.device()));
+            }
             Self::Fc(fc1, activation, fc2) => fc2.forward(&activate(fc1.forward(&x.mean()), *activation)),
             Self::Cnn(conv, activation, fc) => {
                 fc.forward(&Activation::from(activate(conv.forward(&x.values), *activation)).mean())
@@ -118,6 +128,7 @@ impl Router {
             Self::Fc(fc1, _, fc2) => fc1.macs() + fc2.macs(),
             Self::Cnn(conv, _, fc) => conv.macs(input) + fc.macs(),
             Self::Rnn(input, shared) => input.macs() + shared.lstm.macs() + shared.fc.macs(),
+            Self::Random(_) => 0,
         }
     }
 }

@@ -146,6 +146,58 @@ fn open_bias_is_the_first_logit_of_a_gate() {
     }
 }
 
+/// A network of the first gate's block only: every other block is its skip branch, so a gated network with the same weights and
+/// only that gate open has the same logits. MACs by hand for 16×16 images: F = 2·16·16·16·16·9, projections as below.
+#[test]
+fn fixed_path_is_the_static_network_of_its_blocks() {
+    use config::{Routing, SkipBranch};
+    for skip in [SkipBranch::Project, SkipBranch::Shortcut] {
+        let build = |routing| {
+            let model = config::Model { routing, skip, ..Default::default() };
+            Net::new(&model, 1, 16, 4, 0, Device::Cpu)
+        };
+        let fixed = build(Routing::Fixed(vec![0]));
+        let gated = build(Routing::Routers);
+        let weights: std::collections::HashMap<_, _> = gated.params.state_dict().into_iter().collect();
+        tch::no_grad(|| {
+            for (name, mut tensor) in fixed.params.state_dict() {
+                tensor.copy_(&weights[&name]);
+            }
+        });
+        let x = Tensor::randn([3, 1, 16, 16], CPU_FLOAT);
+        let noise = Tensor::full([3, 9], -1e9, CPU_FLOAT);
+        let _ = noise.select(1, 0).fill_(1e9);
+        let expected = gated.forward(&x, Decisions::Sampled(&noise), BnMode::Running).logits;
+        let found = fixed.forward(&x, Decisions::Hard, BnMode::Running);
+        assert!(found.logits.allclose(&expected, 1e-5, 1e-5, false), "{skip:?}");
+        assert_eq!((found.path.size(), fixed.possible_gates), (vec![3, 0], 9));
+        let skips = if skip == SkipBranch::Project { 8 * 8 * 16 * 32 + 4 * 4 * 32 * 64 } else { 0 };
+        let ends = 16 * 16 * 16 * 9 + 64 * 4;
+        assert_eq!(fixed.costs.static_macs(), ends + 2 * 16 * 16 * 16 * 16 * 9 + skips);
+        assert_eq!(fixed.costs.mean_macs(&[]), fixed.costs.static_macs() as f64);
+    }
+    let all = config::Model { routing: Routing::Fixed((0..9).collect()), ..Default::default() };
+    let plain = config::Model { gates: Gates::None, ..Default::default() };
+    let [all, plain] = [all, plain].map(|model| Net::new(&model, 1, 16, 4, 0, Device::Cpu));
+    assert!(all.params.flat().equal(plain.params.flat()), "with every gate it is the static backbone");
+}
+
+/// Gates of probability ¾ have the logit ln 3, no layers and no MACs, and what they drew is their logit's sign.
+#[test]
+fn random_gates_run_with_their_probability() {
+    let model = config::Model { routing: config::Routing::Random(0.75), ..Default::default() };
+    let net = Net::new(&model, 1, 16, 4, 0, Device::Cpu);
+    assert!(net.costs.gated().all(|block| block.router == Some(0)));
+    assert!(net.params.parameters.iter().all(|parameter| !parameter.name.contains("router")));
+    let noise = super::evaluation_noise(3, &(0..400).collect::<Vec<u32>>(), 9);
+    let x = Tensor::randn([400, 1, 16, 16], CPU_FLOAT);
+    let output = tch::no_grad(|| net.forward(&x, Decisions::Sampled(&noise), BnMode::Running));
+    assert!(output.path.equal(&(&noise + 3f64.ln()).ge(0.0).to_kind(Kind::Float)));
+    assert!(output.path.equal(&super::hard_decisions(&output.gate_logits)));
+    let rate = output.path.mean(Kind::Double).double_value(&[]);
+    assert!((rate - 0.75).abs() < 0.03, "{rate}");
+}
+
 #[test]
 fn mean_macs_follow_from_rates() {
     let costs = gated_resnet20().costs;

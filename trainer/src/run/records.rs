@@ -117,6 +117,9 @@ pub(crate) struct Summary<'a> {
     pub seconds: f64,
     pub train_loss: Option<f64>,
     pub parameters: i64,
+    /// The share of a training step's MACs that are the teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_share: Option<f64>,
     pub stages: &'a [StageResult],
     #[serde(flatten)]
     pub classes: ClassSummary,

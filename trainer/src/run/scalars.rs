@@ -39,6 +39,12 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
     ("train", "con", "loss/consistency", "L_con (Eq. 8), unweighted. Squared distance of paths."),
     ("train", "div", "loss/diversity", "L_div (Eq. 9), unweighted. Squared distance of paths."),
     ("train", "cost", "loss/cost", "L_cost (Eq. 11): expected cost of the paths. In cost.unit."),
+    (
+        "train",
+        "distill",
+        "loss/distillation",
+        "T² KL of the teacher's classes and the network's, unweighted. Nats.",
+    ),
     ("train", "lr", "loss/lr", "Learning rate. No unit."),
     ("train", "temperature", "routing/temperature", "T of the gates (Eq. 6), if it is scheduled. No unit."),
     (

@@ -59,6 +59,7 @@ fn other_layouts_in_a_step(config: &Config, kind: Kind) -> Vec<String> {
     let step = TrainStep {
         world: &world,
         net: &net,
+        teacher: None,
         reducer: &reducer,
         costs: &costs,
         objective: Objective::new(config, stage, 0.1),

@@ -1,7 +1,7 @@
 //! Evaluation, by hard decisions (Eq. 13) unless the gap to relaxed ones is measured. Every validation image counts once.
 
 use super::Trainer;
-use crate::config::{Config, Routers, Stage};
+use crate::config::{Config, Routers, Routing, Stage};
 use crate::data::Validation;
 use crate::dist::{self, World};
 use crate::loss;
@@ -27,6 +27,16 @@ pub enum EvaluationMode {
         /// T.
         temperature: f64,
     },
+}
+
+impl EvaluationMode {
+    /// That of inference; a random path is drawn for each image.
+    pub fn inference(config: &Config) -> Self {
+        match config.model.routing {
+            Routing::Random(_) => Self::HardWithNoise,
+            Routing::Routers | Routing::Fixed(_) => Self::Hard,
+        }
+    }
 }
 
 /// The results of an evaluation, over all ranks.
@@ -252,14 +262,15 @@ impl Trainer<'_> {
     pub(super) fn evaluate_weights(&mut self) -> Result<Evaluation> {
         self.show_evaluation();
         let start = Instant::now();
-        let mut evaluation = self.evaluate(EvaluationMode::Hard)?;
+        let inference = EvaluationMode::inference(self.config);
+        let mut evaluation = self.evaluate(inference)?;
         let mut passes = 1;
         if self.config.run.evaluate_with_noise {
             evaluation.with_noise = Some(Box::new(self.evaluate(EvaluationMode::HardWithNoise)?));
             passes += 1;
         }
         if self.model.ema.is_some() {
-            let ema = self.with_ema(|trainer| trainer.evaluate(EvaluationMode::Hard))?;
+            let ema = self.with_ema(|trainer| trainer.evaluate(inference))?;
             evaluation.ema = Some(Box::new(ema));
             passes += 1;
         }

@@ -8,6 +8,7 @@ mod report;
 mod resume;
 mod start;
 pub mod step;
+mod teacher;
 
 pub use benchmark::BenchmarkRun;
 pub(crate) use start::{Checked, Directory, Start, Started, describe_shares};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Tensor};
+use teacher::load_teacher;
 
 /// What the schedules set for a step.
 #[derive(Clone, Copy)]
@@ -48,6 +50,7 @@ pub struct Trainer<'a> {
     device: Device,
     data: Datasets,
     model: Model,
+    teacher: Option<Net>,
     state: TrainState,
     /// The steps since the last log line.
     metrics: MetricsBuffer,
@@ -97,6 +100,7 @@ impl<'a> Trainer<'a> {
             device,
             data,
             model,
+            teacher: load_teacher(world, config, device)?,
             state,
             metrics: MetricsBuffer::default(),
             hard_paths: None,

@@ -2,8 +2,9 @@
 
 use super::evaluate::{Evaluation, sample_paths};
 use super::start::describe_shares;
+use super::teacher::teacher_share;
 use super::{Scheduled, Trainer};
-use crate::config::{Gates, OnNonfinite, Routers, Stage, Temperature};
+use crate::config::{Gates, OnNonfinite, Routers, Routing, Stage, Temperature};
 use crate::data::{Prefetcher, loader_spec};
 use crate::dist::{Traffic, World};
 use crate::env;
@@ -263,10 +264,12 @@ impl Trainer<'_> {
     pub(super) fn report_start(&mut self) {
         let model = &self.config.model;
         let world = self.world.ranks();
-        let kind = match model.gates {
-            Gates::All => "gated",
-            Gates::SameShape => "gated where blocks keep their shape",
-            Gates::None => "static",
+        let kind = match (&model.routing, model.gates) {
+            (Routing::Fixed(_), _) => "static with a fixed path",
+            (Routing::Random(_), _) => "with random paths",
+            (Routing::Routers, Gates::All) => "gated",
+            (Routing::Routers, Gates::SameShape) => "gated where blocks keep their shape",
+            (Routing::Routers, Gates::None) => "static",
         };
         let backend = if world == 1 { String::new() } else { format!(", over {}", self.world.backend()) };
         let resumed = self
@@ -288,6 +291,13 @@ impl Trainer<'_> {
             self.device,
             self.log.dir().display(),
         ));
+        if let (Some(teacher), Some(from)) = (&self.teacher, &self.config.distill.from) {
+            self.log.say(&format!(
+                "teacher {from}: {:.4} GMACs per view, {:.0} % of a training step's MACs",
+                teacher.costs.training_macs() as f64 / 1e9,
+                100.0 * teacher_share(&teacher.costs, &self.model.net.costs)
+            ));
+        }
         for line in describe_lr_scale(self.config).into_iter().chain(describe_shares(self.config, world)) {
             self.log.say(&line);
         }
@@ -340,6 +350,10 @@ impl Trainer<'_> {
             seconds,
             train_loss,
             parameters: self.model.net.params.count(),
+            teacher_share: self
+                .teacher
+                .as_ref()
+                .map(|teacher| teacher_share(&teacher.costs, &self.model.net.costs)),
             stages: &self.state.stages,
             classes: ClassSummary::new(&confusion, &names),
             ema: evaluation.ema.as_deref().map(part),

@@ -1,7 +1,8 @@
 //! Whether a run can start. Its start, `--dry-run` and `codinet-launch doctor` go through this one list of checks.
 
 use super::resume::check_checkpoint;
-use crate::config::{Config, Resume};
+use super::teacher::check_teacher;
+use crate::config::{Config, Resume, Routing};
 use crate::data::{Datasets, check_batch_size};
 use crate::dist::device::choose_local_device;
 use crate::dist::{World, agree, on_rank_zero, replicas};
@@ -70,6 +71,7 @@ impl Start<'_> {
         let mut checked = Checked::default();
         let problems = &mut checked.problems;
         problems.collect("optim.batch_size", check_batch_size(config, self.ranks));
+        problems.collect("model.routing", check_fixed_path(config, net));
         problems.collect("cost.budget_gmacs", check_budget(config, &net.costs));
         let device = match self.device {
             None if self.has_data => {
@@ -109,6 +111,7 @@ impl Start<'_> {
                 checked.location = location;
             }
         }
+        problems.collect("distill.from", check_teacher(config));
         if let Some(path) = config.model.init_from.as_ref().filter(|_| !resumes) {
             let initialised = checkpoint::initialise_from(Path::new(path), &net.params);
             checked.notes.extend(problems.collect("model.init_from", initialised));
@@ -132,6 +135,22 @@ impl Start<'_> {
             replicas::broadcast_all(world, &[net.params.flat(), net.params.flat_buffers()])?;
         }
         Ok(Started { data, location, notes })
+    }
+}
+
+/// Checks that the network has the gates of a fixed path.
+fn check_fixed_path(config: &Config, net: &Net) -> Result<()> {
+    let Routing::Fixed(gates) = &config.model.routing else { return Ok(()) };
+    let count = net.possible_gates;
+    match gates.iter().find(|&&gate| gate >= count) {
+        None => Ok(()),
+        Some(gate) => {
+            let last = count - 1;
+            let what = format!(
+                "model.routing runs gate {gate}, but the gates of this network are 0 to {last}; leave it out"
+            );
+            Err(Error::new(Exit::Config, what))
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //! which gradients are all-reduced, the update, and what the ranks learned of each other.
 
 use super::model::Model;
+use super::teacher::teacher_logits;
 use super::{Scheduled, Trainer};
-use crate::config::{Routers, Scope, Stage};
+use crate::config::{Routers, Routing, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, agree, replicas};
 use crate::host;
@@ -77,6 +78,7 @@ impl Trainer<'_> {
         let step = TrainStep {
             world: self.world,
             net: &self.model.net,
+            teacher: self.teacher.as_ref(),
             reducer: &self.model.reducer,
             costs: &self.model.costs,
             objective: Objective::new(self.config, stage, scheduled.gamma),
@@ -102,6 +104,9 @@ impl Trainer<'_> {
 
     /// How gates decide in a step, for views with this Gumbel noise.
     fn decisions<'n>(&self, stage: &Stage, temperature: f64, noise: &'n Tensor) -> Decisions<'n> {
+        if let Routing::Random(_) = self.config.model.routing {
+            return Decisions::Sampled(noise);
+        }
         let noise = stage.is_noisy().then_some(noise);
         match (stage.routers, noise) {
             (Routers::Train, noise) => {
@@ -167,6 +172,8 @@ pub struct TrainStep<'a> {
     pub world: &'a World,
     /// The network.
     pub net: &'a Net,
+    /// The teacher of distillation, for images normalised as the network's.
+    pub teacher: Option<&'a Net>,
     /// Receives the gradient.
     pub reducer: &'a Reducer,
     /// c_k of Eq. 11, `[n]`.
@@ -304,6 +311,8 @@ impl TrainStep<'_> {
             let output =
                 self.net.forward(&micro_batch.images, micro_batch.decisions, self.statistics(a, &pass));
 
+            let teacher = self.teacher.map(|teacher| teacher_logits(teacher, &micro_batch.images));
+
             // The objective (Eqs. 8 to 12), whose L_div compares this rank's path centres with those of all ranks.
             let paths = self.path_vectors.with_decisions(&output);
             let centres = loss::path_centres(&paths, self.views);
@@ -322,6 +331,7 @@ impl TrainStep<'_> {
                 logits: &output.logits,
                 labels: &micro_batch.labels,
                 views: self.views,
+                teacher: teacher.as_ref(),
                 decisions: &output.path,
                 rates: &peers.narrow(1, 0, gates).mean_dim([0].as_slice(), false, None),
                 paths: &select(&paths),
@@ -441,6 +451,7 @@ mod tests {
         let step = TrainStep {
             world: &world,
             net: &net,
+            teacher: None,
             reducer: &reducer,
             costs: &costs,
             objective: Objective::new(&config, &Stage::default(), 0.1),

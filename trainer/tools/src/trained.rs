@@ -2,7 +2,7 @@
 //! the run's `config.yaml`.
 
 use codinet_dataloader::DatasetInfo;
-use codinet_trainer::config::{self, Config};
+use codinet_trainer::config::{self, Config, Routing};
 use codinet_trainer::model::Net;
 use codinet_trainer::run::{checkpoint, name_classes, read_class_names};
 use codinet_trainer::run_dir::{self, CONFIG};
@@ -64,6 +64,11 @@ impl TrainedNet {
                 return Err(Error::new(Exit::Config, format!("{}: {what}", file.display())));
             }
         };
+        if let Routing::Random(_) = config.model.routing {
+            let what =
+                "has random paths (model.routing) and no routers; codinet-train --eval-only evaluates it";
+            return Err(Error::new(Exit::Config, format!("{}: {what}", file.display())));
+        }
         let net = Net::from_config(&config, device);
         checkpoint::load_model(&file, &net.params)?;
         let data = [&config.data.val, &config.data.train];

@@ -117,6 +117,9 @@ impl Writer {
             }
         }
         let shortcut = self.shortcut(&block.shortcut, x);
+        if block.convs.is_empty() {
+            return self.op("Relu", &[&shortcut], &[]);
+        }
         let sum = self.op("Add", &[&h, &shortcut], &[]);
         let run = self.op("Relu", &[&sum], &[]);
         let Some(gate) = &block.gate else { return run };
@@ -168,6 +171,7 @@ impl Writer {
                 let mean = self.mean(&h);
                 self.linear(fc, &mean)
             }
+            Router::Random(_) => unreachable!("TrainedNet refuses random paths"),
             Router::Rnn(input, shared) => {
                 let mean = self.mean(x);
                 let projected = self.linear(input, &mean);

@@ -1,7 +1,7 @@
 //! `.safetensors` files with torchvision's names: the whole network with its architecture, or only the backbone.
 
 use crate::trained::TrainedNet;
-use codinet_trainer::config::{Arch, Config, Gates, StrideIn};
+use codinet_trainer::config::{Arch, Config, Gates, Routing, StrideIn};
 use codinet_trainer::sys::error::{Error, Exit, Result};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -27,6 +27,9 @@ pub fn torchvision(network: &TrainedNet) -> Result<Vec<u8>> {
     }
     if network.config.data.channels != 3 {
         return refuse("its networks take three channels; use --format safetensors");
+    }
+    if model.routing != Routing::Routers {
+        return refuse("a fixed path lacks blocks of its networks; use --format safetensors");
     }
     let mut backbone = network.net.params.state_dict();
     backbone.retain(|(name, _)| !name.contains("router.") && !name.contains(".skip."));
@@ -58,7 +61,7 @@ pub fn description(network: &TrainedNet) -> Value {
     json!({
         "version": 1,
         "arch": model.arch, "gates": model.gates, "skip": model.skip, "stride_in": model.stride_in,
-        "router": model.router.kind, "activation": model.router.activation,
+        "routing": model.routing, "router": model.router.kind, "activation": model.router.activation,
         "classes": data.classes, "channels": data.channels, "image_size": data.image_size,
         "mean": data.mean, "std": data.std, "eval_resize": data.eval_resize,
         "class_names": network.class_names,

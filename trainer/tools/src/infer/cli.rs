@@ -1,6 +1,6 @@
 //! `codinet-infer`'s command line.
 
-use super::{bench, curve, predict};
+use super::{bench, curve, path, predict};
 use clap::{Parser, Subcommand};
 use codinet_trainer::sys::error::{Exit, OF_TRAINED, Result};
 use codinet_trainer::sys::load_cuda;
@@ -10,6 +10,7 @@ Examples:
   codinet-infer --checkpoint runs/a photos/ --output preds.jsonl
   codinet-infer --checkpoint runs/a/checkpoints/best data/fashion-mnist/test
   codinet-infer curve --checkpoint runs/a      accuracy at other budgets
+  codinet-infer path --checkpoint runs/a --gates 6      the best fixed path, for model.routing
   codinet-infer bench --checkpoint runs/a      time saved by skipping";
 
 /// Classify images with a trained network; each block runs only for the images whose path takes it.
@@ -41,6 +42,9 @@ enum Command {
     /// Find accuracy and cost at several budgets, by a bias on the gates.
     #[command(after_help = curve::EXAMPLES)]
     Curve(curve::Args),
+    /// Choose a fixed path: the gates whose blocks most images run.
+    #[command(after_help = path::EXAMPLES)]
+    Path(path::Args),
 }
 
 /// Runs the command.
@@ -50,5 +54,6 @@ pub fn run(args: &Args) -> Result<()> {
         None => predict::run(&args.predict),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Curve(args)) => curve::run(args),
+        Some(Command::Path(args)) => path::run(args),
     }
 }

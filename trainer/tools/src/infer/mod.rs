@@ -8,6 +8,7 @@ pub mod cli;
 mod curve;
 mod layer;
 mod output;
+mod path;
 mod predict;
 mod router;
 mod rows;
