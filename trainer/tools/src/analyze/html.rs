@@ -16,7 +16,7 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;color:#
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:left;\
 vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}\
 .figures,.gallery{display:grid;gap:1.5rem;margin:1rem 0;align-items:start}\
-.figures td{white-space:nowrap}.figures{grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}\
+.figures :is(td,th){padding:.2rem .5rem}.figures{grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}\
 .gallery{grid-template-columns:repeat(auto-fill,minmax(10rem,1fr))}\
 figure{margin:0}img{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#333;max-width:34rem;overflow-wrap:anywhere}\
 .gallery img{width:10rem}.gallery img.small{width:6rem;image-rendering:pixelated}\
