@@ -192,11 +192,11 @@ mod tests {
     #[test]
     fn codes_and_restarts_are_as_released() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|exit| *exit as u8).collect();
-        assert_eq!(codes, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 75, 101, 127]);
+        assert_eq!(codes, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 75, 101, 127]);
         for exit in Exit::ALL {
             let code = *exit as u8;
-            assert_eq!(exit.restartable(true), [7, 8, 9, 101].contains(&code), "{code}");
-            assert_eq!(exit.restartable(false), [7, 8, 9, 101, 127].contains(&code), "{code}");
+            assert_eq!(exit.restartable(true), [7, 8, 9, 11, 101].contains(&code), "{code}");
+            assert_eq!(exit.restartable(false), [7, 8, 9, 11, 101, 127].contains(&code), "{code}");
         }
     }
 }

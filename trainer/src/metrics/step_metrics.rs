@@ -170,7 +170,9 @@ impl MetricsSum {
             return;
         }
         let row: Vec<f64> = metrics.to_row().collect();
-        self.sums.resize(row.len(), 0.0);
+        if self.sums.len() != row.len() {
+            *self = Self { steps: 0, sums: vec![0.0; row.len()] }; // empty, or of a version with other terms
+        }
         self.sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         self.steps += 1;
     }
@@ -232,5 +234,9 @@ mod tests {
             (3, 3.5, 2.5, first + 3.5)
         );
         assert!(sum.take_mean(4).is_none());
+        // A checkpoint of a version with other terms.
+        let mut sum = MetricsSum { steps: 7, sums: vec![9.0; names.len()] };
+        sum.add(&steps[1]);
+        assert_eq!(sum.take_mean(4).unwrap().get("ce"), steps[1].get("ce"));
     }
 }
