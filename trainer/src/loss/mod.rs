@@ -124,7 +124,8 @@ impl<'a> Objective<'a> {
         TermValues { total: self.weighted_sum(&terms), terms, diagnostics }
     }
 
-    /// Eq. 12: ce + α·con + β·div + γ·cost, the baselines' terms and distillation, which takes a share of ce; `terms` in the order of [`TERMS`].
+    /// Eq. 12: ce + α·con + β·div + γ·cost, the baselines' terms, and distillation, which takes a share of ce; `terms` in the
+    /// order of [`TERMS`].
     pub fn weighted_sum(&self, terms: &[Tensor]) -> Tensor {
         let weighted = terms.iter().zip(&self.weights).map(|(term, weight)| term * *weight);
         weighted.reduce(|sum, term| sum + term).expect("at least one term")
