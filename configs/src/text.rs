@@ -53,13 +53,16 @@ pub fn print_line(text: &str) {
     print(&format!("{text}\n"));
 }
 
-/// As `eprintln`, but a closed pipe (`2>&1 | head`) is not an error: the program goes on.
+/// Prints a line to stderr, in one write, so that lines of several ranks do not mix. A closed pipe (`2>&1 | head`) is not an
+/// error: the program goes on.
+pub fn print_error_line(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
+/// [`print_error_line`](crate::text::print_error_line) of a format, as `eprintln`.
 #[macro_export]
 macro_rules! eprint_line {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => { $crate::text::print_error_line(&format!($($text)*)) };
 }
 
 #[cfg(test)]
