@@ -163,7 +163,9 @@ impl Fault {
             Self::Stopped => stderr.contains(&format!("rank {rank} ")),
             Self::BrokenData => stderr.contains("(rank ") && stderr.contains(".tar"),
             Self::HungFileSystem => stderr.contains("has waited"),
-            Self::Panicked => names_rank && stderr.contains("a bug in codinet-train at dataloader"),
+            Self::Panicked => {
+                stderr.contains(&format!("a bug in codinet-train on rank {rank} at dataloader"))
+            }
             Self::LostNetwork => stderr.contains("rank 0 has waited 4 s in "),
             Self::FullDisk => stderr.contains("No space left on device"),
         }

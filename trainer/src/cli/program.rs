@@ -92,7 +92,7 @@ impl<A: Parser> Program<A> {
                 dist::abort(Exit::Gpu as i32);
             }
             let location = panic.location().map(ToString::to_string).unwrap_or_default();
-            crate::eprint_line!("error: a bug in {name} at {location}: {message}; please report it");
+            crate::eprint_line!("error: a bug in {name}{rank} at {location}: {message}; please report it");
             dist::abort(Exit::Panic as i32);
         }));
     }
