@@ -121,7 +121,7 @@ impl Fault {
             )),
             Self::HungFileSystem => shell(&format!(
                 "cp -r {folder}/folders {folder}/folders-whole; for file in {folder}/folders/*/*.png; do \
-                 rm $file; mkfifo $file; done"
+                 mkfifo $file.new; mv $file.new $file; done"
             )),
             Self::FullDisk => {
                 shell(&format!("dd if=/dev/zero of={folder}/disk/filler bs=64k status=none; true"))
