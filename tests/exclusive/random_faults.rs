@@ -119,9 +119,10 @@ impl Fault {
                 "cp -r {folder}/train {folder}/train-whole; for tar in {folder}/train/*.tar; do \
                  dd if=/dev/zero of=$tar bs=512 seek=1 count=40 conv=notrunc status=none; done"
             )),
+            // One file, so that one rank waits for it and the others wait for that rank in a collective.
             Self::HungFileSystem => shell(&format!(
-                "cp -r {folder}/folders {folder}/folders-whole; for file in {folder}/folders/*/*.png; do \
-                 mkfifo $file.new; mv $file.new $file; done"
+                "cp -r {folder}/folders {folder}/folders-whole; file=$(ls {folder}/folders/*/*.png | head -n 1); \
+                 mkfifo $file.new; mv $file.new $file"
             )),
             Self::FullDisk => {
                 shell(&format!("dd if=/dev/zero of={folder}/disk/filler bs=64k status=none; true"))
