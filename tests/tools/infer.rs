@@ -321,16 +321,23 @@ fn report_agrees_with_the_lines() {
     assert_rejected(&mut infer(&unlabelled), 2, &["no image has a label", "name a data set"]);
 }
 
+/// By the blocks' rates, and by a search.
 #[test]
 fn fixed_path_is_printed_as_a_value_of_the_config() {
-    let printed = succeed(&mut infer(&["path", "--checkpoint", "run", "--gates", "4", "train"]));
-    let gates = printed.trim().strip_prefix("{fixed: [").and_then(|rest| rest.strip_suffix("]}")).unwrap();
-    let gates: Vec<usize> = gates.split(", ").map(|gate| gate.parse().unwrap()).collect();
-    assert!(gates.len() == 4 && gates.is_sorted() && gates[3] < 9, "{printed}");
-    let setting = format!("model.routing={}", printed.trim());
-    succeed(&mut RUN.train(1, &["--dry-run", "--set", &setting]));
-    let wrong = ["path", "--checkpoint", "run", "--gates", "10", "train"];
-    assert_rejected(&mut infer(&wrong), 2, &["--gates is 10", "9 gates"]);
+    let path = |args: &[&str]| infer(&[&["path", "--checkpoint", "run", "--gates"], args].concat());
+    for choice in [&["4", "train"][..], &["4", "--search", "--limit", "40", "train"]] {
+        let printed = succeed(&mut path(choice));
+        let gates =
+            printed.trim().strip_prefix("{fixed: [").and_then(|rest| rest.strip_suffix("]}")).unwrap();
+        let gates: Vec<usize> = gates.split(", ").map(|gate| gate.parse().unwrap()).collect();
+        assert!(gates.len() == 4 && gates.is_sorted() && gates[3] < 9, "{printed}");
+        let setting = format!("model.routing={}", printed.trim());
+        succeed(&mut RUN.train(1, &["--dry-run", "--set", &setting]));
+    }
+    assert_rejected(&mut path(&["10", "train"]), 2, &["--gates is 10", "9 gates"]);
+    let files = write_images(&RUN.path("no_labels_for_a_search"), 2);
+    let unlabelled = ["4", "--search", files.to_str().unwrap()];
+    assert_rejected(&mut path(&unlabelled), 2, &["have no labels", "name a data set"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `codinet-infer curve`: one checkpoint's accuracy and cost at several biases on its gates.
 
 use super::output::{create_output, output_error};
-use super::source::{ImageBatch, InputArgs, Source};
+use super::source::{InputArgs, Source};
 use super::{Engine, Paths};
 use crate::plot::{self, Chart, Point};
 use crate::progress;
@@ -104,7 +104,7 @@ fn fit_inputs(source: &Source, images: usize) -> Result<Vec<Tensor>> {
     let mut inputs = Vec::new();
     for batch in source.batches(if images == 0 { source.len() } else { images }) {
         let batch = batch?;
-        labels(&batch)?;
+        batch.all_labels()?;
         inputs.push(batch.x);
     }
     if source.len() <= images {
@@ -131,7 +131,7 @@ fn measure(rows: &mut [Row], engine: &mut Engine, source: &Source, skip: usize) 
     let progress = progress::bar(true, "measuring images", source.len());
     for batch in source.batches(usize::MAX) {
         let batch = batch?;
-        let labels = labels(&batch)?;
+        let labels = batch.all_labels()?;
         let first = skip.min(labels.len());
         skip -= first;
         if first < labels.len() {
@@ -188,12 +188,4 @@ impl Row {
             self.images
         )
     }
-}
-
-/// The label of every image.
-fn labels(batch: &ImageBatch) -> Result<Vec<i64>> {
-    batch.labels.iter().copied().collect::<Option<Vec<i64>>>().ok_or_else(|| {
-        let what = "files have no labels, which accuracy needs; name a data set, or leave IMAGES out for the run's data.val";
-        Error::new(Exit::Config, what)
-    })
 }

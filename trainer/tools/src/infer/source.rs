@@ -50,6 +50,16 @@ pub struct ImageBatch {
     pub bad: Vec<BadImage>,
 }
 
+impl ImageBatch {
+    /// The label of every image; an error if one has none.
+    pub fn all_labels(&self) -> Result<Vec<i64>> {
+        self.labels.iter().copied().collect::<Option<Vec<i64>>>().ok_or_else(|| {
+            let what = "files have no labels, which accuracy needs; name a data set, or leave IMAGES out for the run's data.val";
+            Error::new(Exit::Config, what)
+        })
+    }
+}
+
 /// An image that could not be read or decoded.
 pub struct BadImage {
     /// How many good images of its batch come before it.
