@@ -12,6 +12,7 @@ RANKS ?= 2
 QUICK ?= fashion_quick.yaml
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 CARGO ?= cargo
+DEFAULT_SIGNALS = env --default-signal=INT,HUP,QUIT
 MDBOOK_VERSION = 0.5.4
 MDBOOK = .tools/bin/mdbook
 BIN = target/release
@@ -36,9 +37,10 @@ data/fashion-mnist/test/dataset.json: | build
 	@sh cluster/setup.sh data
 	@$(BIN)/codinet-data import fashion-mnist --src $(FASHION_MNIST) --output data/fashion-mnist
 
+# Shells ignore SIGINT in background jobs, and nohup SIGHUP; tests send both.
 test: setup
-	@$(CARGO) test --release --locked --workspace
-	@$(CARGO) test --release --locked -p codinet-data --features parquet,store-tests --test dataloader -- stores:: import_images::
+	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked --workspace
+	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked -p codinet-data --features parquet,store-tests --test dataloader -- stores:: import_images::
 
 docs: build
 	@$(MDBOOK) --version 2>/dev/null | grep -qx "mdbook v$(MDBOOK_VERSION)" || $(CARGO) install mdbook --locked \
