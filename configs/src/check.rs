@@ -236,6 +236,7 @@ mod tests {
             ("diversity.margin", json!(-0.1)),
             ("cost.gamma", json!(-0.1)),
             ("cost.budget_gmacs", json!(0.0)),
+            ("cost.budget_ramp", json!(1.1)),
             ("cost.gamma_step", json!(0.0)),
             ("cost.calibrate", json!(true)),
             ("cost.calibration_samples", json!(0)),

@@ -83,6 +83,10 @@ pub struct Cost {
     /// Mean MACs per image, in billions, that γ is adjusted to meet; null: γ is constant.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub budget_gmacs: Option<f64>,
+    /// The share of the epochs whose routers train over which the budget goes from the network's first MACs to `budget_gmacs`;
+    /// 0: at once, and most gates close before the blocks have learned which of them matter.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub budget_ramp: f64,
     /// The change of γ a step, as the price of the mean block, for each 100 % that the network's MACs are off the budget.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma_step: f64,
@@ -179,6 +183,7 @@ impl Default for Cost {
             gamma: 0.01,
             unit: CostUnit::Blocks,
             budget_gmacs: None,
+            budget_ramp: 0.33,
             gamma_step: 2e-4,
             calibrate: false,
             calibration_samples: 2000,

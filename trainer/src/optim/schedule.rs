@@ -11,15 +11,24 @@ pub fn learning_rate(config: &Config, stage: &Stage, epoch: f64) -> f64 {
     stage.lr * scale(optim) * warmup * factor(&stage.schedule, epoch, stage.epochs)
 }
 
-/// T of the gates at `epoch` of the stage number `stage`: a function of the share of the stages' epochs whose routers train that
-/// have passed.
+/// T of the gates at `epoch` of the stage number `stage`.
 pub fn temperature(config: &Config, stage: usize, epoch: f64) -> f64 {
+    config.model.router.temperature.at_progress(router_progress(config, stage, epoch))
+}
+
+/// The share of the budget's ramp that has passed at `epoch` of the stage number `stage`, 0 to 1.
+pub fn budget_ramp(config: &Config, stage: usize, epoch: f64) -> f64 {
+    let progress = router_progress(config, stage, epoch);
+    if progress < config.cost.budget_ramp { progress / config.cost.budget_ramp } else { 1.0 }
+}
+
+/// The share of the epochs whose routers train that have passed at `epoch` of the stage number `stage`.
+fn router_progress(config: &Config, stage: usize, epoch: f64) -> f64 {
     let training = |stages: &[Stage]| {
         stages.iter().filter(|stage| stage.routers == Routers::Train).map(|stage| stage.epochs).sum::<u64>()
             as f64
     };
-    let passed = training(&config.stages[..stage]) + epoch;
-    config.model.router.temperature.at_progress(passed / training(&config.stages))
+    (training(&config.stages[..stage]) + epoch) / training(&config.stages)
 }
 
 /// The factor of a stage's `lr` that follows from the batch size.
@@ -95,6 +104,23 @@ mod tests {
         {
             assert_eq!(temperature(&config, stage, epoch), expected, "stage {stage}, epoch {epoch}");
         }
+    }
+
+    /// Over the first third of six epochs in which routers train, in two stages.
+    #[test]
+    fn budget_ramp_ends_at_its_share_of_the_epochs_in_which_routers_train() {
+        let mut config = Config::default();
+        let stage = |routers, epochs| Stage { routers, epochs, ..Stage::default() };
+        config.stages = vec![stage(Routers::Train, 1), stage(Routers::Freeze, 7), stage(Routers::Train, 5)];
+        config.cost.budget_ramp = 1.0 / 3.0;
+        for (stage, epoch, expected) in
+            [(0, 0.0, 0.0), (0, 0.5, 0.25), (2, 0.5, 0.75), (2, 1.0, 1.0), (2, 5.0, 1.0)]
+        {
+            let ramp = budget_ramp(&config, stage, epoch);
+            assert!((ramp - expected).abs() < 1e-12, "stage {stage}, epoch {epoch}: {ramp}");
+        }
+        config.cost.budget_ramp = 0.0;
+        assert_eq!(budget_ramp(&config, 0, 0.0), 1.0, "no ramp");
     }
 
     #[test]

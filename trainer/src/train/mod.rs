@@ -18,7 +18,7 @@ use crate::data::{Datasets, Prefetcher, StepIndex};
 use crate::dist::{self, World, replicas};
 use crate::metrics::MetricsBuffer;
 use crate::model::Net;
-use crate::optim::schedule::{learning_rate, temperature};
+use crate::optim::schedule::{budget_ramp, learning_rate, temperature};
 use crate::run::RunLog;
 use crate::run::checkpoint::TrainState;
 use crate::sys::error::{Error, Exit, Result};
@@ -40,6 +40,8 @@ struct Scheduled {
     lr: f64,
     /// T of the gates, while routers train.
     temperature: f64,
+    /// The share of the budget's ramp that has passed.
+    budget_ramp: f64,
     gamma: f64,
 }
 
@@ -255,6 +257,7 @@ impl<'a> Trainer<'a> {
         Scheduled {
             lr: learning_rate(self.config, stage, epoch),
             temperature: temperature(self.config, self.state.stage, epoch),
+            budget_ramp: budget_ramp(self.config, self.state.stage, epoch),
             gamma: self.state.gamma.gamma,
         }
     }

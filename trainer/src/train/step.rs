@@ -47,7 +47,7 @@ impl Trainer<'_> {
 
         // What all ranks act on alike: the wish to stop, and γ, which follows the compute budget.
         let (stop, hard_rates) = output.sync.wait();
-        self.update_gamma(stage, &hard_rates);
+        self.update_gamma(stage, scheduled.budget_ramp, &hard_rates);
         let samples = self.config.optim.batch_size as u64;
         self.state.step = step;
         self.state.epoch_samples += samples;
@@ -151,7 +151,7 @@ impl Trainer<'_> {
 
     /// With a compute budget: updates γ after a step in which gates would have decided with these rates in inference,
     /// unless a gate's logit was not finite.
-    fn update_gamma(&mut self, stage: &Stage, hard_rates: &[f64]) {
+    fn update_gamma(&mut self, stage: &Stage, ramp: f64, hard_rates: &[f64]) {
         let config = self.config;
         let Some(budget) = config.budget() else { return };
         if !config.steers(stage) || !hard_rates.iter().all(|rate| rate.is_finite()) {
@@ -162,7 +162,7 @@ impl Trainer<'_> {
         // γ is per block, whatever the unit of the cost.
         let table = costs.gate_costs(config.cost.unit);
         let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
-        self.state.gamma.update(gmacs, budget, config.cost.gamma_step / mean_cost);
+        self.state.gamma.update(gmacs, budget, ramp, config.cost.gamma_step / mean_cost);
     }
 }
 
