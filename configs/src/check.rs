@@ -1,7 +1,7 @@
 //! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
 //! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Gates, Routing, Schedule};
+use crate::{Config, Gates, Routers, Routing, Schedule, Skip};
 use codinet_dataloader::transform::{Augment, Transform};
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -165,6 +165,12 @@ impl Config {
                 _ => true,
             };
             rules.push(rule(&key("schedule"), sorted, "milestones in rising order"));
+            let trains = stage.routers == Routers::Train && self.gated();
+            rules.push(rule(
+                &key("skip"),
+                stage.skip == Skip::Masked || !trains,
+                "masked, while routers train",
+            ));
         }
         rules
     }

@@ -44,7 +44,7 @@ pub use objective::{
 };
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};
-pub use stage::{Routers, Schedule, Stage};
+pub use stage::{Routers, Schedule, Skip, Stage};
 pub use table::{Figures, Row, Table};
 pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs, key_as_option};
 

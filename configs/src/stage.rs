@@ -23,6 +23,8 @@ pub struct Stage {
     pub routers: Routers,
     /// Whether gates decide with Gumbel noise; null: while routers train. In the authors' code frozen routers do, too.
     pub noise: Option<bool>,
+    /// Which branches of a gated block are computed where decisions are hard.
+    pub skip: Skip,
     /// α in this stage; null: `consistency.weight` if routers train, 0 if they are frozen. Hard decisions have no gradient: with
     /// frozen routers a weight only changes the reported loss.
     pub alpha: Option<f64>,
@@ -40,6 +42,16 @@ pub enum Routers {
     Train,
     /// They are frozen and decide hard; the rest is fine-tuned: the paper's second stage.
     Freeze,
+}
+
+/// Which branches of a gated block are computed where decisions are hard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Skip {
+    /// Both, for all inputs; the decision masks one.
+    Masked,
+    /// For each input the one that it takes, as in inference. Batch norm has the statistics of the inputs that take its branch.
+    Real,
 }
 
 /// How the learning rate falls over a stage.
@@ -76,6 +88,7 @@ impl Default for Stage {
             warmup_epochs: 0.0,
             routers: Routers::Train,
             noise: None,
+            skip: Skip::Masked,
             alpha: None,
             beta: None,
             gamma: None,

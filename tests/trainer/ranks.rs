@@ -4,7 +4,7 @@
 
 use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
-    self, Config, CostUnit, Model, Noise, OnDivergence, Optim, Relaxation, Routers, Scope, Wire,
+    self, Config, CostUnit, Model, Noise, OnDivergence, Optim, Relaxation, Routers, Scope, Skip, Wire,
 };
 use codinet_trainer::dist::replicas;
 use codinet_trainer::dist::{self, World};
@@ -121,6 +121,8 @@ fn diverged_or_mismatched_rank_is_named() {
 #[derive(Clone)]
 struct Sharing {
     routers: Routers,
+    /// With frozen routers: `Real` decides with noise, so that images take different paths.
+    skip: Skip,
     /// Micro-batches per rank.
     micros: i64,
     scope: Scope,
@@ -136,7 +138,7 @@ fn load_config(settings: &[&str]) -> Config {
 
 /// The metrics and the gradient of one step on the global batch, as bytes.
 fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
-    let Sharing { routers, micros, scope, paths, .. } = sharing;
+    let Sharing { routers, skip, micros, scope, paths, .. } = sharing;
     let samples = 8i64;
     let views = 2i64;
     let side = 16i64;
@@ -191,7 +193,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
                     temperature: 1.0,
                     relaxation: Relaxation::Gumbel,
                 },
-                Routers::Freeze => Decisions::Hard,
+                Routers::Freeze => Decisions::hard((skip == Skip::Real).then_some(noise), skip),
             },
         })
         .collect();
@@ -257,7 +259,14 @@ fn assert_independent_of_world_size(name: &str, sharing: impl Fn(usize) -> Shari
 /// The defaults of the config.
 fn default_sharing(_: usize) -> Sharing {
     let collective = config::Collective::default();
-    Sharing { routers: Routers::Train, micros: 1, scope: Scope::MicroBatch, paths: "paths={}", collective }
+    Sharing {
+        routers: Routers::Train,
+        skip: Skip::Masked,
+        micros: 1,
+        scope: Scope::MicroBatch,
+        paths: "paths={}",
+        collective,
+    }
 }
 
 #[test]
@@ -269,6 +278,18 @@ fn relaxed_gradient_equals_single_process() {
 fn hard_gradient_equals_single_process() {
     let sharing = |ranks| Sharing { routers: Routers::Freeze, ..default_sharing(ranks) };
     assert_independent_of_world_size("hard_gradient_equals_single_process", sharing);
+}
+
+/// A rank's bucket of a block that none of its images runs is complete like all others.
+#[test]
+fn gradient_of_images_that_skip_equals_single_process() {
+    let sharing = |ranks| Sharing {
+        routers: Routers::Freeze,
+        skip: Skip::Real,
+        collective: small_buckets(),
+        ..default_sharing(ranks)
+    };
+    assert_independent_of_world_size("gradient_of_images_that_skip_equals_single_process", sharing);
 }
 
 /// With `Scope::GlobalBatch` this includes the diversity loss.
@@ -377,9 +398,7 @@ fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
 }
 
 /// With batch norm's statistics over all ranks, any number of ranks takes the same 20 steps.
-#[test]
-fn training_with_sync_batch_norm_is_independent_of_world_size() {
-    let name = "training_with_sync_batch_norm_is_independent_of_world_size";
+fn assert_synced_training_is_independent_of_world_size(name: &str, routers: Routers, skip: Skip) {
     let train = |world: &World| -> Vec<u8> {
         let samples = 12i64;
         let views = 2i64;
@@ -404,10 +423,19 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
             let batch = MicroBatch {
                 images: all.narrow(0, rank * share * views, share * views),
                 labels: labels.narrow(0, rank * share, share).into(),
-                decisions: Decisions::Relaxed {
-                    noise: Some(&noise),
-                    temperature: 1.0,
-                    relaxation: Relaxation::Gumbel,
+                decisions: match routers {
+                    Routers::Train => Decisions::Relaxed {
+                        noise: Some(&noise),
+                        temperature: 1.0,
+                        relaxation: Relaxation::Gumbel,
+                    },
+                    Routers::Freeze => {
+                        // No image runs the last gate's block, and none of the first quarter, rank 0 of 4, that of another.
+                        let _ = noise.select(1, 8).fill_(-1e9);
+                        let first_quarter = indices.iter().filter(|&&sample| sample < 3).count() as i64;
+                        let _ = noise.select(1, 4).narrow(0, 0, first_quarter * views).fill_(-1e9);
+                        Decisions::hard(Some(&noise), skip)
+                    }
                 },
             };
             let objective = Objective::new(&config, &config.stages[0], 0.01);
@@ -420,13 +448,13 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
                 costs: &costs,
                 objective,
                 path_vectors: PathVectors::new(&config),
-                routers: Routers::Train,
+                routers,
                 views,
                 scope: Scope::MicroBatch,
                 statistics,
             };
             let output = step.forward_backward(&[batch], false).unwrap();
-            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, Routers::Train);
+            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
             buffer.push(0, output.metrics);
         }
         let steps = buffer.gather(world).unwrap();
@@ -449,6 +477,19 @@ fn training_with_sync_batch_norm_is_independent_of_world_size() {
             assert!((found - expected).abs() <= bound, "{ranks} ranks, {i}: {found}, {expected}");
         }
     }
+}
+
+#[test]
+fn training_with_sync_batch_norm_is_independent_of_world_size() {
+    let name = "training_with_sync_batch_norm_is_independent_of_world_size";
+    assert_synced_training_is_independent_of_world_size(name, Routers::Train, Skip::Masked);
+}
+
+/// Also where a rank has no image that runs a block.
+#[test]
+fn skipping_with_sync_batch_norm_is_independent_of_world_size() {
+    let name = "skipping_with_sync_batch_norm_is_independent_of_world_size";
+    assert_synced_training_is_independent_of_world_size(name, Routers::Freeze, Skip::Real);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use super::builder::{Builder, ConvSpec};
 use super::costs::BlockCost;
 use super::gate::Decisions;
 use super::kernels::Epilogue;
-use super::layers::{Activation, BnMode, ConvNorm, Shape};
+use super::layers::{Activation, BatchNorm, BnMode, ConvNorm, Shape};
+use super::partition::Partition;
 use super::router::{LstmState, Router, RouterBuilder};
 use crate::config::{self, SkipBranch};
 use tch::Tensor;
@@ -131,6 +132,19 @@ pub(super) struct GateOutput {
     pub decision: Tensor,
 }
 
+impl Gate<ConvNorm, Router> {
+    /// The decision for `x`, as gate number `k` of the network.
+    fn decide(&self, x: &Activation, lstm: &mut LstmState, k: usize, decisions: Decisions) -> GateOutput {
+        let logit = self.router.logit(x, lstm);
+        let decision = decisions.decide(&logit, k);
+        let logit = match self.router {
+            Router::Random(_) => decisions.add_noise(&logit, k), // its sign decides in inference, too
+            _ => logit,
+        };
+        GateOutput { logit, decision }
+    }
+}
+
 impl Shortcut<ConvNorm> {
     fn output_shape(&self, input: Shape) -> Shape {
         match self {
@@ -189,7 +203,7 @@ impl Block<ConvNorm, Router> {
         Self { convs, shortcut, gate }
     }
 
-    /// The block's output for `x`, blended by the decision of its gate, which is number `k` of the network.
+    /// The block's output for `x`, by the decisions of its gate, which is number `k` of the network.
     pub(super) fn forward(
         &self,
         x: &Activation,
@@ -198,28 +212,88 @@ impl Block<ConvNorm, Router> {
         decisions: Decisions,
         mode: BnMode,
     ) -> (Activation, Option<GateOutput>) {
-        let shortcut = &self.shortcut.forward(&x.values, |conv| conv.forward(&x.values, mode));
-        let Some((last, others)) = self.convs.split_last() else { return (shortcut.relu().into(), None) };
-        let mut h = x.values.shallow_clone();
-        for conv in others {
-            h = conv.forward_with(&h, mode, Epilogue::Relu).values;
+        if self.convs.is_empty() {
+            return (self.project(&x.values, mode).relu().into(), None);
         }
-        let h = last.conv.forward(&h);
         let Some(gate) = &self.gate else {
-            return (last.norm.forward_with(&h, mode, Epilogue::AddRelu { shortcut }), None);
+            let shortcut = self.project(&x.values, mode);
+            return (self.run(&x.values, &shortcut, mode), None);
         };
-        let mut logit = gate.router.logit(x, lstm);
-        let decision = decisions.decide(&logit, k);
-        if matches!(gate.router, Router::Random(_)) {
-            logit = decisions.add_noise(&logit, k); // its sign decides in inference, too
-        }
+        let decide = || gate.decide(x, lstm, k, decisions);
+        let (output, gate) = match decisions {
+            Decisions::Skipping(_) => self.forward_chosen(x, gate, decide, mode),
+            _ => self.forward_blended(x, gate, decide, mode),
+        };
+        (output, Some(gate))
+    }
+
+    /// Both branches for all inputs, blended by v (Eq. 7).
+    fn forward_blended(
+        &self,
+        x: &Activation,
+        gate: &Gate<ConvNorm, Router>,
+        decide: impl FnOnce() -> GateOutput,
+        mode: BnMode,
+    ) -> (Activation, GateOutput) {
+        let shortcut = &self.project(&x.values, mode);
+        let (h, norm) = self.convolve(&x.values, mode);
+        let decided = decide();
         let skip = match (&gate.skip, &self.shortcut) {
             (Some(projection), _) => Some(projection.forward_with(&x.values, mode, Epilogue::Relu).values),
             (None, Shortcut::Identity) => None,
             (None, _) => Some(shortcut.relu()),
         };
-        let blend = Epilogue::Blend { shortcut, skip: skip.as_ref(), v: &decision };
-        (last.norm.forward_with(&h, mode, blend), Some(GateOutput { logit, decision }))
+        let blend = Epilogue::Blend { shortcut, skip: skip.as_ref(), v: &decided.decision };
+        (norm.forward_with(&h, mode, blend), decided)
+    }
+
+    /// F(x) for the inputs that run, and skip(x) for the others (Eq. 13). Both are computed even for no input: then they cost
+    /// nothing, their gradients are zero, and all ranks take part in the collectives of synchronised batch norm.
+    fn forward_chosen(
+        &self,
+        x: &Activation,
+        gate: &Gate<ConvNorm, Router>,
+        decide: impl FnOnce() -> GateOutput,
+        mode: BnMode,
+    ) -> (Activation, GateOutput) {
+        let decided = decide();
+        let partition = Partition::new(&decided.decision);
+        let [run, skipped] = partition.split(x);
+        let (shortcut, skip) = match (&gate.skip, &self.shortcut) {
+            (Some(projection), _) => {
+                let skip = projection.forward_with(&skipped.values, mode, Epilogue::Relu);
+                (self.project(&run.values, mode), skip)
+            }
+            (None, Shortcut::Identity) => (run.values.shallow_clone(), skipped),
+            (None, _) => {
+                // All inputs need the shortcut.
+                let [shortcut, skip] = partition.split(&self.project(&x.values, mode).into());
+                (shortcut.values, skip.values.relu().into())
+            }
+        };
+        let run = self.run(&run.values, &shortcut, mode);
+        (partition.join(&run, &skip), decided)
+    }
+
+    /// The residual connection of `x`.
+    fn project(&self, x: &Tensor, mode: BnMode) -> Tensor {
+        self.shortcut.forward(x, |conv| conv.forward(x, mode))
+    }
+
+    /// F(x), for the residual connection of x.
+    fn run(&self, x: &Tensor, shortcut: &Tensor, mode: BnMode) -> Activation {
+        let (h, norm) = self.convolve(x, mode);
+        norm.forward_with(&h, mode, Epilogue::AddRelu { shortcut })
+    }
+
+    /// `convs`(x) before the last batch norm, and that norm.
+    fn convolve(&self, x: &Tensor, mode: BnMode) -> (Tensor, &BatchNorm) {
+        let (last, others) = self.convs.split_last().expect("a block that runs has convolutions");
+        let mut h = x.shallow_clone();
+        for conv in others {
+            h = conv.forward_with(&h, mode, Epilogue::Relu).values;
+        }
+        (last.conv.forward(&h), &last.norm)
     }
 
     /// The block's MACs and the shape of its output, for an input of shape `input`.

@@ -1,6 +1,6 @@
 //! Gates' decisions: the Gumbel-Softmax relaxation of training (Eq. 6) and the hard decision of inference (Eq. 13).
 
-use crate::config::{Noise, Relaxation};
+use crate::config::{Noise, Relaxation, Skip};
 use codinet_dataloader::random::{self, Domain};
 use rand::Rng;
 use tch::{Kind, Tensor};
@@ -21,9 +21,21 @@ pub enum Decisions<'a> {
     Hard,
     /// u = 1 if U[1] + g₁ ≥ U[0] + g₀, else 0: a block runs with probability σ(U[1] − U[0]). g₁ − g₀ as above.
     Sampled(&'a Tensor),
+    /// As `Sampled` or, without noise, as `Hard`, but each input computes only the branch that it takes: a batch norm has the
+    /// statistics of the inputs that reach it.
+    Skipping(Option<&'a Tensor>),
 }
 
-impl Decisions<'_> {
+impl<'a> Decisions<'a> {
+    /// Hard decisions, with noise or without.
+    pub fn hard(noise: Option<&'a Tensor>, skip: Skip) -> Self {
+        match (skip, noise) {
+            (Skip::Real, noise) => Self::Skipping(noise),
+            (Skip::Masked, Some(noise)) => Self::Sampled(noise),
+            (Skip::Masked, None) => Self::Hard,
+        }
+    }
+
     /// The decision of gate `k` for its logit `[N]`: v in \[0, 1\], or u in {0, 1}.
     pub fn decide(&self, logit: &Tensor, k: usize) -> Tensor {
         let logit = self.add_noise(logit, k);
@@ -39,10 +51,10 @@ impl Decisions<'_> {
     /// The logit of gate `k`, `[N]`, with its noise.
     pub(super) fn add_noise(&self, logit: &Tensor, k: usize) -> Tensor {
         match self {
-            Self::Sampled(noise) | Self::Relaxed { noise: Some(noise), .. } => {
+            Self::Sampled(noise) | Self::Skipping(Some(noise)) | Self::Relaxed { noise: Some(noise), .. } => {
                 logit + noise.select(1, k as i64)
             }
-            Self::Hard | Self::Relaxed { noise: None, .. } => logit.shallow_clone(),
+            Self::Hard | Self::Skipping(None) | Self::Relaxed { noise: None, .. } => logit.shallow_clone(),
         }
     }
 }

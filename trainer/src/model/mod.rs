@@ -7,6 +7,7 @@ mod gate;
 mod kernels;
 mod layers;
 mod params;
+mod partition;
 mod path_vector;
 mod resnet;
 mod router;

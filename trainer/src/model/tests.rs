@@ -182,6 +182,87 @@ fn fixed_path_is_the_static_network_of_its_blocks() {
     assert!(all.params.flat().equal(plain.params.flat()), "with every gate it is the static backbone");
 }
 
+/// The same logits and gradients, up to rounding, where some images run a block, all of them, or none.
+#[test]
+fn skipping_equals_masking() {
+    use config::{RouterKind, Skip, SkipBranch};
+    for (arch, kind, gates, skip, size) in [
+        (Arch::ResNet20, RouterKind::Fc, Gates::All, SkipBranch::Project, 16),
+        (Arch::ResNet20, RouterKind::Rnn, Gates::All, SkipBranch::Shortcut, 16),
+        (Arch::ResNet18, RouterKind::Cnn, Gates::All, SkipBranch::Shortcut, 32),
+        (Arch::ResNet50, RouterKind::Fc, Gates::All, SkipBranch::Project, 32),
+    ] {
+        let router = config::Router { kind, open_bias: 0.5, ..Default::default() };
+        let model = config::Model { arch, gates, skip, router, ..Default::default() };
+        let net = Net::new(&model, 3, size, 7, 0, Device::Cpu);
+        let n = net.possible_gates as i64;
+        let x = Tensor::randn([6, 3, size, size], CPU_FLOAT);
+        let noise = super::evaluation_noise(3, &[0, 1, 2, 3, 4, 5], n as usize);
+        let _ = noise.select(1, 1).fill_(-1e9);
+        let _ = noise.select(1, n - 1).fill_(1e9);
+        let pass = |skip| {
+            let output = net.forward(&x, Decisions::hard(Some(&noise), skip), BnMode::Running);
+            (output.logits.square().sum(Kind::Float)).backward();
+            let gradients: Vec<Tensor> = net
+                .params
+                .parameters
+                .iter()
+                .map(|parameter| {
+                    let mut gradient = parameter.tensor.grad();
+                    let found =
+                        if gradient.defined() { gradient.copy() } else { parameter.tensor.zeros_like() };
+                    if gradient.defined() {
+                        let _ = gradient.zero_();
+                    }
+                    found
+                })
+                .collect();
+            (output, gradients)
+        };
+        let (masked, expected) = pass(Skip::Masked);
+        let (skipping, found) = pass(Skip::Real);
+        assert!(
+            skipping.path.equal(&masked.path) && skipping.logits.allclose(&masked.logits, 1e-4, 1e-5, false)
+        );
+        let rates = Vec::<f64>::try_from(masked.path.mean_dim([0].as_slice(), false, Kind::Double)).unwrap();
+        assert!(
+            rates.iter().any(|&rate| rate > 0.0 && rate < 1.0),
+            "{arch}: some images run a block: {rates:?}"
+        );
+        for (parameter, (found, expected)) in net.params.parameters.iter().zip(found.iter().zip(&expected)) {
+            let largest = expected.abs().max().double_value(&[]);
+            let error = (found - expected).abs().max().double_value(&[]);
+            assert!(error <= 1e-4 * largest.max(1e-3), "{arch} {}: {error} of {largest}", parameter.name);
+        }
+    }
+}
+
+/// The first gate's block normalises with the statistics of the images that run it, and the second moves no running statistics,
+/// because no image does.
+#[test]
+fn images_that_skip_a_block_have_no_part_in_its_statistics() {
+    let net = gated_resnet20();
+    let x = Tensor::randn([6, 3, 32, 32], CPU_FLOAT);
+    let noise = Tensor::full([6, 9], 1e9, CPU_FLOAT);
+    let _ = noise.select(1, 0).slice(0, 2, None, 1).fill_(-1e9); // images 0 and 1 run
+    let _ = noise.select(1, 1).fill_(-1e9);
+    let statistics = |name: &str| -> Tensor {
+        let state = net.params.state_dict();
+        state.into_iter().find(|(found, _)| found == name).expect("a buffer of this name").1.copy()
+    };
+    let before = statistics("layer1.1.bn2.running_mean");
+    let still = BnMode::Batch { update_running: false, sync: None };
+    let stem = tch::no_grad(|| net.layers.stem.forward(&x, still).relu());
+    let h = tch::no_grad(|| net.layers.blocks[0].convs[0].conv.forward(&stem.narrow(0, 0, 2)));
+    net.forward(&x, Decisions::Skipping(Some(&noise)), BnMode::BATCH);
+    let expected = h.mean_dim([0, 2, 3].as_slice(), false, Kind::Float) * 0.1; // momentum 0.1, from 0
+    assert!(statistics("layer1.0.bn1.running_mean").allclose(&expected, 1e-4, 1e-6, false));
+    assert!(statistics("layer1.1.bn2.running_mean").equal(&before));
+    assert!(
+        statistics("layer1.1.bn1.running_var").equal(&statistics("layer1.1.bn1.running_var").ones_like())
+    );
+}
+
 /// Gates of probability ¾ have the logit ln 3, no layers and no MACs, and what they drew is their logit's sign.
 #[test]
 fn random_gates_run_with_their_probability() {

@@ -105,15 +105,14 @@ impl Trainer<'_> {
     /// How gates decide in a step, for views with this Gumbel noise.
     fn decisions<'n>(&self, stage: &Stage, temperature: f64, noise: &'n Tensor) -> Decisions<'n> {
         if let Routing::Random(_) = self.config.model.routing {
-            return Decisions::Sampled(noise);
+            return Decisions::hard(Some(noise), stage.skip);
         }
         let noise = stage.is_noisy().then_some(noise);
         match (stage.routers, noise) {
             (Routers::Train, noise) => {
                 Decisions::Relaxed { noise, temperature, relaxation: self.config.model.router.relaxation }
             }
-            (Routers::Freeze, Some(noise)) => Decisions::Sampled(noise),
-            (Routers::Freeze, None) => Decisions::Hard,
+            (Routers::Freeze, noise) => Decisions::hard(noise, stage.skip),
         }
     }
 

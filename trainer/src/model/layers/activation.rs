@@ -34,6 +34,11 @@ impl Activation {
         Self { values, mean: Some(mean) }
     }
 
+    /// The mean over H and W, f32 `[N, C]`, if a kernel has computed it.
+    pub fn computed_mean(&self) -> Option<&Tensor> {
+        self.mean.as_ref()
+    }
+
     /// The mean over H and W, f32 `[N, C]`: the input of routers and of the classifier.
     pub fn mean(&self) -> Tensor {
         self.mean.as_ref().map_or_else(|| mean_over_pixels(&self.values), Tensor::shallow_clone)

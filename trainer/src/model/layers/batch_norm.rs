@@ -46,13 +46,14 @@ impl BatchNorm {
         Self { weight, bias, running_mean, running_var }
     }
 
-    /// `[N, C, H, W]` → the same shape and kind. Statistics are computed in fp32 for every kind of `x`.
+    /// `[N, C, H, W]` → the same shape and kind. Statistics are computed in fp32 for every kind of `x`. One value per channel
+    /// has none: the running ones normalise it, and stay as they are.
     pub fn forward(&self, x: &Tensor, mode: BnMode) -> Tensor {
         let (update_running, from_batch) = match mode {
             BnMode::Batch { update_running, sync: Some(mean) } => {
                 return self.forward_synced(x, mean, update_running);
             }
-            BnMode::Batch { update_running, sync: None } => (update_running, true),
+            BnMode::Batch { update_running, sync: None } => (update_running, self.values_per_channel(x) != 1),
             BnMode::Running => (true, false),
         };
         let running_mean = update_running.then_some(&self.running_mean);
@@ -74,6 +75,7 @@ impl BatchNorm {
     pub(crate) fn forward_with(&self, x: &Tensor, mode: BnMode, epilogue: Epilogue) -> Activation {
         if let BnMode::Batch { update_running, sync: None } = mode
             && kernels::has_kernel(x)
+            && self.values_per_channel(x) > 1
         {
             let norm = NormTensors {
                 weight: &self.weight,
@@ -97,26 +99,36 @@ impl BatchNorm {
         out.into()
     }
 
-    /// Normalises with the statistics of all ranks' batches, which are of one size. One collective forward, one backward.
+    /// N·H·W.
+    fn values_per_channel(&self, x: &Tensor) -> usize {
+        x.numel() / self.weight.numel()
+    }
+
+    /// Normalises with the statistics of all ranks' inputs, of which a rank may have none. One collective forward, one backward.
     fn forward_synced(&self, x: &Tensor, rank_mean: &RankMean, update_running: bool) -> Tensor {
-        let values = x.to_kind(Kind::Float);
-        let (own_var, own_mean) = values.var_mean_dim([0, 2, 3].as_slice(), false, false);
-        // Means are taken relative to the running mean, which is equal on all ranks: squares of small numbers lose less.
-        let own_offset = own_mean - &self.running_mean;
-        let own_moments = Tensor::stack(&[&own_offset, &(own_var + own_offset.square())], 0); // [2, C]
-        let moments = rank_mean.forward(&own_moments);
-        let offset = moments.get(0);
-        let var = (moments.get(1) - offset.square()).clamp_min(0.0);
-        let mean = offset + &self.running_mean;
         let by_channel = |x: &Tensor| x.view([1, -1, 1, 1]);
+        // Means are taken relative to the running mean, which is equal on all ranks: squares of small numbers lose less.
+        let offsets = x.to_kind(Kind::Float) - by_channel(&self.running_mean);
+        let sum = |x: &Tensor| x.sum_dim_intlist([0, 2, 3].as_slice(), false, None);
+        let own_count = self.running_mean.full_like(self.values_per_channel(x) as f64);
+        let own_sums = Tensor::stack(&[&sum(&offsets), &sum(&offsets.square()), &own_count], 0); // [3, C]
+        let sums = rank_mean.forward(&own_sums);
+        let count = sums.get(2) * rank_mean.ranks as f64; // values per channel
+        let has_statistics = count.gt(1.0);
+        let mean_count = sums.get(2).clamp_min(1.0 / rank_mean.ranks as f64);
+        let zero = self.running_mean.zeros_like();
+        let offset = (sums.get(0) / &mean_count).where_self(&has_statistics, &zero);
+        let var = (sums.get(1) / &mean_count - offset.square()).clamp_min(0.0);
+        let var = var.where_self(&has_statistics, &self.running_var);
         let scale = &self.weight * (&var + EPSILON).rsqrt();
-        let y = (values - by_channel(&mean)) * by_channel(&scale) + by_channel(&self.bias);
+        let y = (offsets - by_channel(&offset)) * by_channel(&scale) + by_channel(&self.bias);
         if update_running {
             tch::no_grad(|| {
-                let count = (x.numel() as f64 / var.numel() as f64) * rank_mean.ranks as f64; // values per channel
-                let unbiased_var = var * (count / (count - 1.0).max(1.0));
-                let _ = self.running_mean.shallow_clone().lerp_(&mean, MOMENTUM);
-                let _ = self.running_var.shallow_clone().lerp_(&unbiased_var, MOMENTUM);
+                let unbiased_var = &var * (&count / (&count - 1.0).clamp_min(1.0));
+                let momentum = has_statistics.to_kind(Kind::Float) * MOMENTUM;
+                let mean = offset + &self.running_mean;
+                let _ = self.running_mean.shallow_clone().lerp_tensor_(&mean, &momentum);
+                let _ = self.running_var.shallow_clone().lerp_tensor_(&unbiased_var, &momentum);
             });
         }
         y.to_kind(x.kind())
@@ -196,6 +208,31 @@ mod tests {
         let libtorchs = run(None);
         for (i, (ours, theirs)) in synced.iter().zip(&libtorchs).enumerate() {
             assert!(ours.allclose(theirs, 1e-4, 1e-5, false), "{i}: {ours:?} {theirs:?}");
+        }
+    }
+
+    /// 16 channels have a kernel, 3 do not; with statistics over ranks and without.
+    #[test]
+    fn one_value_per_channel_is_normalised_by_the_running_statistics() {
+        let one_rank = RankMean::new(1, |_| {});
+        for channels in [3, 16] {
+            for sync in [None, Some(&one_rank)] {
+                let mut builder = Builder::new(1);
+                let norm = builder.norm("norm", channels, 1.0);
+                let _ = tch::no_grad(|| norm.running_mean.shallow_clone().fill_(2.0));
+                let x = Tensor::full([1, channels, 1, 1], 5.0, (Kind::Float, Device::Cpu));
+                let mode = BnMode::Batch { update_running: true, sync };
+                let y = norm.forward_with(&x, mode, Epilogue::Relu).values;
+                assert!(y.allclose(&norm.forward(&x, BnMode::Running), 1e-5, 1e-6, false));
+                assert!(y.allclose(&Tensor::from(3f32), 1e-4, 0.0, false));
+                assert!(norm.running_mean.eq(2.0).all().int64_value(&[]) == 1);
+                assert!(norm.running_var.eq(1.0).all().int64_value(&[]) == 1);
+                // No value at all has gradients of 0.
+                let none = Tensor::zeros([0, channels, 4, 4], (Kind::Float, Device::Cpu));
+                norm.forward_with(&none, mode, Epilogue::Relu).values.sum(Kind::Float).backward();
+                assert!(norm.weight.grad().eq(0.0).all().int64_value(&[]) == 1);
+                assert!(norm.running_mean.eq(2.0).all().int64_value(&[]) == 1);
+            }
         }
     }
 }
