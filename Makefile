@@ -2,6 +2,7 @@
 # make setup        system packages, libtorch into .libtorch/ (CUDA=1: with CUDA, also on a machine without a GPU)
 # make build        the programs, in target/release/
 # make test         the whole test suite
+# make test-gpu     the GPU path on simulated GPUs, after make setup CUDA=1 (docs/simulated_gpu.md)
 # make docs         the documentation as a book, in target/book/, checked against the programs
 # make bench        speed against PyTorch, DALI and our static network (20 minutes; an idle machine)
 # make lint         formatting and clippy
@@ -18,7 +19,7 @@ MDBOOK = .tools/bin/mdbook
 BIN = target/release
 BINARIES = codinet-train codinet-infer codinet-analyze codinet-export codinet-data codinet-launch
 
-.PHONY: quickstart setup build test docs bench install data lint
+.PHONY: quickstart setup build test test-gpu docs bench install data lint
 
 quickstart: build data
 	@$(BIN)/codinet-launch -n $(RANKS) $(QUICK) $(ARGS)
@@ -41,6 +42,9 @@ data/fashion-mnist/test/dataset.json: | build
 test: setup
 	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked --workspace
 	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked -p codinet-data --features parquet,store-tests --test dataloader -- stores:: import_images::
+
+test-gpu: build
+	@tests/gpu/run.py $(ARGS)
 
 docs: build
 	@$(MDBOOK) --version 2>/dev/null | grep -qx "mdbook v$(MDBOOK_VERSION)" || $(CARGO) install mdbook --locked \

@@ -1,0 +1,36 @@
+"""Counts what a training step asks of a GPU: operations, copies, allocations, and how often the host waits."""
+
+import collections
+import re
+
+# The update ends a step; it takes one call for weights with decay and one for those without.
+UPDATE = "operation aten::_fused_sgd_"
+# Two updates that are so many calls apart are those of different steps.
+GAP = 30
+# Steps 5 to 7: the first ones allocate memory.
+FIRST, LAST = 4, 7
+
+KINDS = [
+    ("operations", r"operation "),
+    ("own kernels", r"own kernel "),
+    ("copies to the GPU", r"copy, \w+ to device"),
+    ("copies to the host", r"copy, device to (pinned|pageable)"),
+    ("host waits", r"wait: "),
+    ("allocations", r"cudaMalloc|cudaHostAlloc"),
+    ("events recorded", r"cudaEventRecord"),
+    ("stream waits", r"cudaStreamWaitEvent"),
+]
+
+
+def step_starts(calls):
+    updates = [at for at, call in enumerate(calls) if call.startswith(UPDATE)]
+    return [at for before, at in zip([-GAP - 1, *updates], updates) if at - before > GAP]
+
+
+def per_step(calls):
+    """The mean of each kind over three steps."""
+    starts = step_starts(calls)
+    counts = collections.Counter()
+    for call in calls[starts[FIRST] : starts[LAST]]:
+        counts.update(name for name, pattern in KINDS if re.match(pattern, call))
+    return {name: round(counts[name] / (LAST - FIRST), 1) for name, _ in KINDS}

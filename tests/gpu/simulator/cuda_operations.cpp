@@ -1,0 +1,97 @@
+// Operations of which a CPU has no kernel of the same name: batch norm of cuDNN, and the LSTM cell of libtorch's own kernels.
+#include <ATen/ATen.h>
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "operations.h"
+
+namespace {
+
+// Results of a CPU's kernel as tensors of the GPU, noted as written.
+std::vector<Tensor> written(Accesses &accesses, Device device, const std::vector<Tensor> &results) {
+    std::vector<Tensor> moved;
+    for (const Tensor &result : results) {
+        moved.push_back(on_gpu(result, device));
+        accesses.add(moved.back(), true);
+    }
+    return moved;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cudnn_batch_norm(const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
+                                                            const OptionalTensor &running_mean, const OptionalTensor &running_var,
+                                                            bool training, double momentum, double epsilon) {
+    c10::OptionalDeviceGuard guard(x.device());
+    Accesses accesses;
+    for (const OptionalTensor &read : {OptionalTensor(x), OptionalTensor(weight), bias}) accesses.add(read, false);
+    for (const OptionalTensor &running : {running_mean, running_var}) accesses.add(running, training);
+    const auto [y, mean, deviation] = at::native_batch_norm(on_cpu(x), on_cpu(weight), on_cpu(bias), on_cpu(running_mean),
+                                                            on_cpu(running_var), training, momentum, epsilon);
+    const auto results = written(accesses, x.device(), {y, mean, deviation});
+    accesses.run(x.device(), "cudnn_batch_norm");
+    return {results[0], results[1], results[2], at::empty({0}, x.options().dtype(at::kByte))};
+}
+
+std::tuple<Tensor, Tensor, Tensor> cudnn_batch_norm_backward(const Tensor &x, const Tensor &gradient, const Tensor &weight,
+                                                             const OptionalTensor &, const OptionalTensor &, const OptionalTensor &mean,
+                                                             const OptionalTensor &deviation, double epsilon, const Tensor &) {
+    c10::OptionalDeviceGuard guard(x.device());
+    Accesses accesses;
+    for (const Tensor &read : {x, gradient, weight, *mean, *deviation}) accesses.add(read, false);
+    const auto [of_x, of_weight, of_bias] = at::native_batch_norm_backward(
+        on_cpu(gradient), on_cpu(x), on_cpu(weight), {}, {}, on_cpu(*mean), on_cpu(*deviation), true, epsilon, {true, true, true});
+    const auto results = written(accesses, x.device(), {of_x, of_weight, of_bias});
+    accesses.run(x.device(), "cudnn_batch_norm_backward");
+    return {results[0], results[1], results[2]};
+}
+
+// The gates i, f, g and o are the quarters of the columns; the workspace holds them after their activations.
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor &of_input, const Tensor &of_hidden, const Tensor &cell,
+                                             const OptionalTensor &input_bias, const OptionalTensor &hidden_bias) {
+    const Device device = of_input.device();
+    c10::OptionalDeviceGuard guard(device);
+    Accesses accesses;
+    for (const OptionalTensor &read : {OptionalTensor(of_input), OptionalTensor(of_hidden), OptionalTensor(cell), input_bias, hidden_bias})
+        accesses.add(read, false);
+    Tensor sums = on_cpu(of_input) + on_cpu(of_hidden);
+    for (const OptionalTensor &bias : {input_bias, hidden_bias})
+        if (bias && bias->defined()) sums = sums + on_cpu(*bias);
+    const auto quarters = sums.chunk(4, 1);
+    const Tensor i = quarters[0].sigmoid(), f = quarters[1].sigmoid(), g = quarters[2].tanh(), o = quarters[3].sigmoid();
+    const Tensor new_cell = f * on_cpu(cell) + i * g;
+    const Tensor hidden = o * new_cell.tanh();
+    const auto results = written(accesses, device, {hidden, new_cell, at::cat({i, f, g, o}, 1)});
+    accesses.run(device, "_thnn_fused_lstm_cell");
+    return {results[0], results[1], results[2]};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const OptionalTensor &hidden_gradient, const OptionalTensor &cell_gradient,
+                                                      const Tensor &cell, const Tensor &new_cell, const Tensor &workspace, bool has_bias) {
+    const Device device = workspace.device();
+    c10::OptionalDeviceGuard guard(device);
+    Accesses accesses;
+    for (const OptionalTensor &read :
+         {hidden_gradient, cell_gradient, OptionalTensor(cell), OptionalTensor(new_cell), OptionalTensor(workspace)})
+        accesses.add(read, false);
+    const auto quarters = on_cpu(workspace).chunk(4, 1);
+    const Tensor &i = quarters[0], &f = quarters[1], &g = quarters[2], &o = quarters[3];
+    const Tensor active = on_cpu(new_cell).tanh();
+    auto or_zero = [&](const OptionalTensor &x) { return x && x->defined() ? on_cpu(*x) : at::zeros_like(active); };
+    const Tensor of_hidden = or_zero(hidden_gradient);
+    const Tensor of_cell = or_zero(cell_gradient) + of_hidden * o * (1 - active * active);
+    const Tensor gates = at::cat({of_cell * g * i * (1 - i), of_cell * on_cpu(cell) * f * (1 - f), of_cell * i * (1 - g * g),
+                                  of_hidden * active * o * (1 - o)}, 1);
+    const auto results = written(accesses, device, {gates, of_cell * f, has_bias ? gates.sum(0) : Tensor()});
+    accesses.run(device, "_thnn_fused_lstm_cell_backward");
+    return {results[0], results[1], results[2]};
+}
+
+}  // namespace
+
+void replace_cuda_operations(torch::Library &library) {
+    library.impl("cudnn_batch_norm", TORCH_FN(cudnn_batch_norm));
+    library.impl("cudnn_batch_norm_backward", TORCH_FN(cudnn_batch_norm_backward));
+    library.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
+    library.impl("_thnn_fused_lstm_cell_backward_impl", TORCH_FN(lstm_cell_backward));
+}
