@@ -4,6 +4,7 @@
     tests/bench/compare.py check                    # checks first that both train the same network
     tests/bench/compare.py speed --rounds 3         # images/s of both, as a table
     tests/bench/compare.py speed --cases imagenet_r50 --photos FOLDER
+    tests/bench/compare.py speed --gates none       # the static network
     tests/bench/compare.py collectives              # bytes and time in MPI, call by call
     tests/bench/compare.py host                     # where a step's time goes, with perf
 
@@ -13,7 +14,8 @@ codinet-train in target/release or on the PATH; for `collectives` mpicc, for `ho
 Speed: each program runs once per round. Each round starts with another program, so that disturbances of the machine
 affect all programs alike. Each rank has one thread, and mpirun binds it to one core, for both. Images/s are those of the
 steps after the warm-up. For codinet-train they come from metrics.jsonl and include loading, collectives and the update, not
-evaluation or checkpoints; for PyTorch the same parts are timed. The ratio uses PyTorch's faster memory format.
+evaluation or checkpoints; for PyTorch the same parts are timed. The ratio is to the fastest of PyTorch eager in two memory
+formats, and torch.compile, whose first step, with the compilation, is given apart.
 imagenet_r50 takes 8 images per rank and step: codinet-train decodes JPEGs from shards under --photos (train/ and val/),
 PyTorch reuses one random tensor at no cost.
 """
@@ -61,7 +63,7 @@ def our_command(options, case, dtype, ranks, folder, log_every):
         train = repeat_shards(options.photos / "train", folder)
         val = options.photos / "val"
         settings += ["cost.calibration_samples=2"]
-    settings += [f"data.train={train}", f"data.val={val}", *options.set]
+    settings += [f"data.train={train}", f"data.val={val}", f"model.gates={options.gates}", *options.set]
     return [options.codinet_train, f"{case}.yaml", *(part for setting in settings for part in ("--set", setting))]
 
 
@@ -108,7 +110,7 @@ def time_codinet_train(options, case, dtype, ranks, settings=()):
     return statistics.harmonic_mean([line["images_per_second"] for line in measured])
 
 
-def time_pytorch(options, case, dtype, ranks, layout, env=None):
+def time_pytorch(options, case, dtype, ranks, layout, compiled=False, env=None):
     """Images/s of ddp.py."""
     log_every, warm_up, lines = PLANS[case]
     with socket.socket() as free:
@@ -116,12 +118,16 @@ def time_pytorch(options, case, dtype, ranks, layout, env=None):
         port = str(free.getsockname()[1])
     command = [sys.executable, HERE / "ddp.py", case, "--dtype", dtype, "--layout", layout, "--threads", 1]
     command += ["--batch", samples(case, ranks), "--warm-up", warm_up * log_every, "--steps", lines * log_every]
+    command += ["--gates", options.gates, *(["--compile"] if compiled else [])]
     command += ["--data", options.data / "train"] if case == "fashion_r20" else []
     process = mpirun(ranks, command, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", **(env or {})})
     out, error = process.communicate()
     if process.returncode:
         sys.exit(f"compare.py: ddp.py failed:\n{error}")
-    return json.loads(out)["images_per_second"]
+    measured = json.loads(out)
+    if compiled:
+        print(f"torch.compile: first step {measured['first_step']:.0f} s", file=sys.stderr, flush=True)
+    return measured["images_per_second"]
 
 
 def allocator_settings():
@@ -137,8 +143,9 @@ def speed(options):
     programs = {"codinet-train": time_codinet_train, "without overlap": lambda *case: time_codinet_train(*case, ["collective.overlap=false"])}
     for layout in LAYOUTS:
         programs[f"PyTorch, {layout}"] = lambda *case, layout=layout: time_pytorch(*case, layout)
+    programs["torch.compile, channels_last"] = lambda *case: time_pytorch(*case, "channels_last", compiled=True)
     peers = list(programs)[2:]
-    programs["PyTorch, channels_last, our allocator settings"] = lambda *case: time_pytorch(*case, "channels_last", allocator_settings())
+    programs["PyTorch, channels_last, our allocator settings"] = lambda *case: time_pytorch(*case, "channels_last", env=allocator_settings())
     results = collections.defaultdict(list)
     cases = [(case, dtype, ranks) for case in options.cases for dtype in options.dtypes for ranks in options.ranks]
     for turn in range(options.rounds):
@@ -158,7 +165,7 @@ def speed(options):
         cells = [f"{statistics.median(s):.1f} ({min(s):.1f} to {max(s):.1f})" for s in speeds.values()]
         cells += [f"**{ratio:.2f}**", " ".join(f"{ratio:.2f}" for ratio in each)]
         print("| " + " | ".join([*map(str, case), *cells]) + " |")
-    print(f"\nimages/s: median of {options.rounds} rounds (min to max); the ratio is to PyTorch's faster format, with PyTorch as installed.")
+    print(f"\nimages/s: median of {options.rounds} rounds (min to max); gates: {options.gates}; the ratio is to the fastest PyTorch, as installed.")
 
 
 # Checks that both train the same network.
@@ -428,6 +435,7 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=PLANS, default=["fashion_r20"])
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--gates", choices=["all", "none"], default="all", help="none: the static network")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=15, help="duration of `host`")
     parser.add_argument("--data", type=pathlib.Path, default="data/fashion-mnist", help="shards of Fashion-MNIST")

@@ -3,7 +3,8 @@
     mpirun -n 2 --bind-to core python3 tests/bench/ddp.py fashion_r20 --dtype bf16 --layout channels_last
     torchrun --nproc-per-node 2 tests/bench/ddp.py fashion_r20
 
-Prints one line of JSON: images/s over the measured steps, and the median step. Needs: pip install torch==2.11.0 numpy pillow
+Prints one line of JSON: images/s over the measured steps, the median step, and seconds of the first step, in which
+torch.compile compiles. Needs: pip install torch==2.11.0 numpy pillow
 
 The tensors are those of tests/golden/reference.py, against which the golden test checks the Rust program. The forward pass
 and the losses are a fast version with fused and in-place operations, and `compare.py check` compares them with the reference.
@@ -57,6 +58,12 @@ class Case:
         option = {**reference.OPTIONS, "hidden": self.hidden}
         return Net(self.kind, self.depths, self.stride_in, self.channels, self.classes, option)
 
+    def static_net(self):
+        net = StaticNet(self.kind, self.depths, self.stride_in, self.channels, self.classes, reference.OPTIONS)
+        for block in net.blocks():
+            block.router = block.skip = None
+        return net
+
 
 CASES = {
     "fashion_r20": Case("small", [3, 3, 3], "conv2", 1, 28, 10, None, [0.286], [0.353], 0.5, 1.0),
@@ -99,6 +106,16 @@ class Net(reference.Net):
         ran = self.run(block, x)
         skipped = F.relu_(block.skip(x)) if block.skip is not None else x
         return torch.lerp(skipped, ran, v.to(ran.dtype)[:, None, None, None])
+
+
+class StaticNet(Net):
+    """The backbone: every block runs, and there are no gates."""
+
+    def forward(self, x, noise):
+        x = self.pool(F.relu_(self.bn1(self.conv1(x))))
+        for block in self.blocks():
+            x = self.run(block, x)
+        return self.fc(x.mean((2, 3))), None, None
 
 
 def losses(path, keys, first, cost, views, m_c, m_d):
@@ -181,37 +198,45 @@ def train(options, rank, world):
     layout = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}[options.layout]
     net = case.net()
     cost = reference.costs(net, case.size, case.channels)
+    gates = len(net.gated())
+    if options.gates == "none":
+        net = case.static_net()
     net = net.to(memory_format=layout).train()
     model = net
     if world > 1:
         # Each rank keeps its own running statistics, and gradients are views of the buckets: both save time.
         model = torch.nn.parallel.DistributedDataParallel(
-            net, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+            net, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=not options.compile
         )
+    if options.compile:
+        model = torch.compile(model)
     implementation = {options.sgd: True}
     optimiser = torch.optim.SGD(net.parameters(), case.lr, case.momentum, weight_decay=case.weight_decay, **implementation)
     images = Images(case, options.data, options.batch // world, layout, rank, world)
-    gates = len(net.gated())
 
     def step():
         x, labels = images.batch()
         noise = torch.rand(len(x), gates).clamp_(1e-6, 1 - 1e-6).logit_()  # a difference of two Gumbel variables
         with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bf16"):
             logits, _, path = model(x, noise)
-        centres = path.detach().view(-1, case.views, gates).mean(1)
-        keys = centres
-        if world > 1:
-            keys = centres.new_empty(world * len(centres), gates)
-            dist.all_gather_into_tensor(keys, centres)
-        con, div, price = losses(path, keys, rank * len(centres), cost, case.views, case.m_c, case.m_d)
         loss = F.cross_entropy(logits.float(), labels)
-        loss = loss + case.alpha * con + case.beta * world * div + case.gamma * price
+        if path is not None:
+            centres = path.detach().view(-1, case.views, gates).mean(1)
+            keys = centres
+            if world > 1:
+                keys = centres.new_empty(world * len(centres), gates)
+                dist.all_gather_into_tensor(keys, centres)
+            con, div, price = losses(path, keys, rank * len(centres), cost, case.views, case.m_c, case.m_d)
+            loss = loss + case.alpha * con + case.beta * world * div + case.gamma * price
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         return loss
 
-    for _ in range(options.warm_up):
+    start = time.perf_counter()
+    loss = step()
+    first = time.perf_counter() - start
+    for _ in range(options.warm_up - 1):
         loss = step()
     seconds = []
     for _ in range(options.steps):
@@ -222,7 +247,7 @@ def train(options, rank, world):
     if rank == 0:
         images = options.batch * case.views
         speed = images * options.steps / sum(seconds)
-        print(json.dumps({"images_per_second": speed, "median_step": statistics.median(seconds)}), flush=True)
+        print(json.dumps({"images_per_second": speed, "median_step": statistics.median(seconds), "first_step": first}), flush=True)
 
 
 def main():
@@ -231,6 +256,8 @@ def main():
     parser.add_argument("--data", help="folder of shards of grey images; default: random images")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument("--gates", choices=["all", "none"], default="all")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--sgd", choices=["fused", "foreach"], default="fused")
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all ranks")
     parser.add_argument("--threads", type=int, default=1)
