@@ -254,7 +254,14 @@ fn each_image_gets_a_line_with_the_networks_prediction() {
     let step = format!("run/checkpoints/{}", step.trim());
     let weights = format!("{step}/model.safetensors");
     let files = files.to_str().unwrap();
+    fs::create_dir(RUN.path("bundle")).unwrap();
+    for (file, copy) in
+        [(weights.as_str(), "bundle/model.safetensors"), ("run/config.yaml", "bundle/config.yaml")]
+    {
+        fs::copy(RUN.path(file), RUN.path(copy)).unwrap();
+    }
     for args in [
+        ["--checkpoint", "bundle", "val", "--batch", "4"],
         ["--checkpoint", "run", files, "--batch", "1"],
         ["--checkpoint", "run/checkpoints/latest", "val", "--batch", "3"],
         ["--checkpoint", &step, files, "--batch", "5"],

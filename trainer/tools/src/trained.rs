@@ -13,7 +13,7 @@ use tch::Device;
 /// The arguments that select a network.
 #[derive(Debug, clap::Args)]
 pub struct NetworkArgs {
-    /// A run directory, a `step-…` folder, `checkpoints/best` or a .safetensors file.
+    /// A run directory, a `step-…` folder, `checkpoints/best`, a .safetensors file, or a folder of one with its config.yaml.
     #[arg(long, value_name = "RUN|FILE", required = true)]
     pub checkpoint: Option<PathBuf>,
 

@@ -4,7 +4,7 @@ use super::state::{TrainState, VERSION};
 use super::{COMPLETE, EMA, MODEL, STATE, complete_steps, sha256};
 use crate::model::Params;
 use crate::optim::Ema;
-use crate::run_dir::{BEST, CHECKPOINTS, LATEST, step_of};
+use crate::run_dir::{BEST, CHECKPOINTS, CONFIG, LATEST, step_of};
 use crate::sys::error::{Error, Exit, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,13 +59,14 @@ pub(crate) fn read_state(checkpoint: &Path) -> Result<TrainState> {
     Ok(state)
 }
 
-/// The file of weights that `path` stands for: a run directory (its newest undamaged checkpoint), a `step-…` folder, a file
-/// `best` or `latest` that names one, or the file itself.
+/// The file of weights that `path` stands for: a run directory (its newest undamaged checkpoint), a `step-…` folder, a folder of
+/// a `model.safetensors` with its `config.yaml`, a file `best` or `latest` that names a step, or the file itself.
 ///
 /// # Errors
 /// No such file, or a damaged one.
 pub fn find_weights(path: &Path) -> Result<PathBuf> {
-    if path.is_dir() && is_complete(path) {
+    let is_bundle = path.join(MODEL).is_file() && path.join(CONFIG).is_file();
+    if path.is_dir() && (is_complete(path) || is_bundle) {
         return check_weights(&path.join(MODEL));
     }
     if path.is_dir() {
