@@ -150,7 +150,14 @@ fn parts_features_and_comparison_write_their_files() {
 
     let printed = succeed(&mut analyze(2, &sandbox, &["compare", &run_name, &run_name, "--output", "side"]));
     assert!(printed.contains("top-1, %") && printed.contains("PCC"), "{printed}");
-    for file in ["report.html", "comparison.csv", "accuracy.png", "accuracy.svg"] {
+    for file in [
+        "report.html",
+        "comparison.csv",
+        "accuracy.png",
+        "accuracy.svg",
+        "training_pairs_inside.png",
+        "training_gmacs.svg",
+    ] {
         assert!(sandbox.path("side").join(file).exists(), "{file}");
     }
     let table = fs::read_to_string(sandbox.path("side/comparison.csv")).unwrap();

@@ -216,9 +216,9 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     bytes
 }
 
-/// How many metrics precede the gradient: the terms and their sum, top-1, the diagnostics of two terms, and two rates of
-/// nine gates.
-const MEASUREMENTS: usize = 7 + 1 + 1 + 2 + 2 * 9;
+/// How many metrics precede the gradient: the terms and their sum, top-1, two diagnostics each of two terms, the share of saturated
+/// decisions, and two rates of nine gates.
+const MEASUREMENTS: usize = 7 + 1 + 1 + 4 + 1 + 2 * 9;
 
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()

@@ -5,7 +5,7 @@ use tch::{Reduction, Tensor};
 
 pub(super) const TERM: Term = Term {
     name: "ce",
-    diagnostic: None,
+    diagnostics: &[],
     weight: |config, _, _| 1.0 - config.distill.active_weight(),
     evaluate: |config, inputs| {
         classification(inputs.logits, inputs.labels, inputs.views, config.optim.label_smoothing).into()

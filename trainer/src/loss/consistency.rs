@@ -5,12 +5,15 @@ use tch::Tensor;
 
 pub(super) const TERM: Term = Term {
     name: "con",
-    diagnostic: Some("spread"),
+    diagnostics: &["spread", "views_outside"],
     weight: |config, stage, _| stage.alpha.unwrap_or(while_routers_train(stage, config.consistency.weight)),
     evaluate: |config, inputs| {
         let distances = distances_to_centre(inputs.paths, inputs.centres, inputs.views);
-        let loss = squared_hinge(&distances, config.consistency.margin);
-        TermValue { loss, diagnostic: Some(distances.detach().mean(None)) }
+        let margin = config.consistency.margin;
+        let loss = squared_hinge(&distances, margin);
+        let distances = distances.detach();
+        let outside = distances.gt(margin).to_kind(distances.kind());
+        TermValue { loss, diagnostics: vec![distances.mean(None), outside.mean(None)] }
     },
 };
 

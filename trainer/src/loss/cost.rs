@@ -6,7 +6,7 @@ use tch::Tensor;
 
 pub(super) const TERM: Term = Term {
     name: "cost",
-    diagnostic: None,
+    diagnostics: &[],
     weight: |_, stage, gamma| self::gamma(stage, gamma),
     evaluate: |_, inputs| cost(inputs.decisions, inputs.costs).into(),
 };

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 pub(super) const TERM: Term = Term {
     name: "distill",
-    diagnostic: None,
+    diagnostics: &[],
     weight: |config, _, _| config.distill.active_weight(),
     evaluate: |config, inputs| match inputs.teacher {
         Some(teacher) => distillation(inputs.logits, teacher, config.distill.temperature).into(),

@@ -5,12 +5,10 @@ use tch::{Kind, Tensor};
 
 pub(super) const TERM: Term = Term {
     name: "div",
-    diagnostic: Some("centre_distance"),
+    diagnostics: &["centre_distance", "pairs_inside"],
     weight: |config, stage, _| stage.beta.unwrap_or(while_routers_train(stage, config.diversity.weight)),
     evaluate: |config, inputs| {
-        let (loss, distance) =
-            loss_and_distance(inputs.centres, inputs.peers, inputs.offset, config.diversity.margin);
-        TermValue { loss, diagnostic: Some(distance) }
+        compare_pairs(inputs.centres, inputs.peers, inputs.offset, config.diversity.margin)
     },
 };
 
@@ -28,16 +26,18 @@ const DIRECT_DIFFERENCES: i64 = 2;
 /// The mean over the S micro-batches is Eq. 9 over all G samples. So is the mean of the gradients: it is written out
 /// rather than recorded by autograd, and counts each pair from both of its ends, though its other end is a constant here.
 pub fn diversity(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64) -> Tensor {
-    loss_and_distance(centres, peers, offset, margin).0
+    compare_pairs(centres, peers, offset, margin).loss
 }
 
-/// [`diversity`], and the mean distance between two samples' centres in the same scale, without gradient.
-fn loss_and_distance(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64) -> (Tensor, Tensor) {
+/// [`diversity`] and, in the same scale, the mean distance between two samples' centres, and the share of pairs that are nearer
+/// than the margin: those that have a gradient.
+fn compare_pairs(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64) -> TermValue {
     let (own, gates) = centres.size2().expect("[L, n]");
     let all = peers.size()[0];
     if all < 2 || gates == 0 {
         let zero = (centres * 0.0).sum(None);
-        return (zero.shallow_clone(), zero.detach());
+        let diagnostics = vec![zero.detach(), zero.detach()];
+        return TermValue { loss: zero, diagnostics };
     }
     // Some rows at a time, so that memory does not grow with the number of ranks.
     let constant = centres.detach();
@@ -46,6 +46,7 @@ fn loss_and_distance(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64)
     let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
     let mut loss = Tensor::zeros([], (centres.kind(), centres.device()));
     let mut distance = loss.zeros_like();
+    let mut inside = loss.zeros_like();
     let mut gradients = Vec::new();
     for start in (0..own).step_by(rows as usize) {
         let block = constant.narrow(0, start, rows.min(own - start));
@@ -55,6 +56,7 @@ fn loss_and_distance(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64)
         let others = self_column.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
         let hinge = (-&distances + margin).relu() * others;
         loss += hinge.square().sum(None);
+        inside += hinge.gt(0.0).to_kind(centres.kind()).sum(None);
         // ∂[m − d]₊²/∂c_i = −2 [m − d]₊ (c_i − c_j)/d; 0 where d = 0.
         let one = Tensor::ones_like(&distances);
         let slope = hinge * -2.0 / distances.where_self(&distances.gt(0.0), &one);
@@ -69,5 +71,5 @@ fn loss_and_distance(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64)
     let gradient = Tensor::cat(&gradients, 0) / pairs * (2.0 * shares);
     // The second term is 0; it gives the loss its gradient.
     let loss = loss / pairs * shares + (gradient * (centres - constant)).sum(None);
-    (loss, distance / pairs * shares)
+    TermValue { loss, diagnostics: vec![distance / pairs * shares, inside / pairs * shares] }
 }

@@ -38,8 +38,8 @@ pub const TERMS: &[Term] = &[
 pub struct Term {
     /// Its name in `metrics.jsonl` and TensorBoard.
     pub name: &'static str,
-    /// The name of a further number that it measures, without gradient.
-    pub diagnostic: Option<&'static str>,
+    /// The names of further numbers that it measures, without gradient.
+    pub diagnostics: &'static [&'static str],
     /// Its weight in a stage, for the current γ.
     weight: fn(&Config, &Stage, f64) -> f64,
     evaluate: fn(&Config, &LossInputs) -> TermValue,
@@ -50,12 +50,12 @@ struct TermValue {
     /// With gradient.
     loss: Tensor,
     /// Without.
-    diagnostic: Option<Tensor>,
+    diagnostics: Vec<Tensor>,
 }
 
 impl From<Tensor> for TermValue {
     fn from(loss: Tensor) -> Self {
-        Self { loss, diagnostic: None }
+        Self { loss, diagnostics: Vec::new() }
     }
 }
 
@@ -117,9 +117,9 @@ impl<'a> Objective<'a> {
         let mut terms = Vec::new();
         let mut diagnostics = Vec::new();
         for term in TERMS {
-            let TermValue { loss, diagnostic } = (term.evaluate)(self.config, inputs);
-            terms.push(loss);
-            diagnostics.extend(diagnostic);
+            let value = (term.evaluate)(self.config, inputs);
+            terms.push(value.loss);
+            diagnostics.extend(value.diagnostics);
         }
         TermValues { total: self.weighted_sum(&terms), terms, diagnostics }
     }

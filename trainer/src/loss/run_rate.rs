@@ -5,7 +5,7 @@ use tch::Tensor;
 
 pub(super) const TERM: Term = Term {
     name: "run_rate",
-    diagnostic: None,
+    diagnostics: &[],
     weight: |config, stage, _| while_routers_train(stage, config.run_rate.weight),
     evaluate: |_, inputs| run_rate(inputs.decisions).into(),
 };

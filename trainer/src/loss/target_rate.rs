@@ -5,7 +5,7 @@ use tch::Tensor;
 
 pub(super) const TERM: Term = Term {
     name: "target",
-    diagnostic: None,
+    diagnostics: &[],
     weight: |config, stage, _| while_routers_train(stage, config.target_rate.weight),
     evaluate: |config, inputs| target_rate(inputs.decisions, inputs.rates, config.target_rate.rate).into(),
 };

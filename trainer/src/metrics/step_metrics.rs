@@ -19,7 +19,8 @@ pub struct StepMetrics {
     /// Whether the averaged gradient was finite; otherwise the step changed nothing.
     pub finite: bool,
     /// By name: the L² norm of the averaged gradient (`grad_norm`), the objective's terms ([`TERMS`]), their weighted sum
-    /// (`loss`), the share of views whose most probable class was right (`top1`), and the terms' diagnostics.
+    /// (`loss`), the share of views whose most probable class was right (`top1`), the terms' diagnostics, and the share of
+    /// decisions whose probability is below 1 % or above 99 % (`saturated`).
     pub scalars: Vec<(&'static str, f64)>,
     /// Mean decision of each gate, `[n]`.
     pub rates: Vec<f64>,
@@ -33,8 +34,12 @@ impl StepMetrics {
     /// The scalars' names, in the order of a row.
     fn scalar_names() -> impl Iterator<Item = &'static str> {
         let terms = TERMS.iter().map(|term| term.name);
-        let diagnostics = TERMS.iter().filter_map(|term| term.diagnostic);
-        std::iter::once("grad_norm").chain(terms).chain(["loss", "top1"]).chain(diagnostics)
+        let diagnostics = TERMS.iter().flat_map(|term| term.diagnostics).copied();
+        std::iter::once("grad_norm")
+            .chain(terms)
+            .chain(["loss", "top1"])
+            .chain(diagnostics)
+            .chain(["saturated"])
     }
 
     /// A micro-batch's part of the row: all but `finite` and `grad_norm`. `labels` is `[L]`, `hard_path` `[L·M, n]`.
@@ -49,7 +54,9 @@ impl StepMetrics {
         let correct = output.logits.argmax(1, false).eq_tensor(&labels);
         let top1 = correct.to_kind(Kind::Float).mean(None);
         let terms = values.terms.iter();
-        let scalars: Vec<&Tensor> = terms.chain([&values.total, &top1]).chain(&values.diagnostics).collect();
+        let saturated = saturated_share(&output.gate_logits.detach());
+        let measured = values.diagnostics.iter().chain([&saturated]);
+        let scalars: Vec<&Tensor> = terms.chain([&values.total, &top1]).chain(measured).collect();
         let rates = |path: &Tensor| path.mean_dim([0].as_slice(), false, None);
         Tensor::cat(&[Tensor::stack(&scalars, 0), rates(&output.path), rates(hard_path)], 0).detach()
     }
@@ -114,6 +121,14 @@ impl StepMetrics {
         let scalar = self.scalars.iter().find(|(known, _)| *known == name);
         scalar.unwrap_or_else(|| panic!("no metric is named {name}")).1
     }
+}
+
+/// The share of `gate_logits`, `[N, n]`, whose block runs with a probability below 1 % or above 99 %, `[]`: their gradient is
+/// almost 0.
+fn saturated_share(gate_logits: &Tensor) -> Tensor {
+    let count = gate_logits.numel().max(1) as f64;
+    let saturated = gate_logits.abs().gt(99f64.ln()).to_kind(Kind::Float);
+    saturated.sum(Kind::Float) / count
 }
 
 /// Rows of steps that are still on the device. They are gathered when a log line or a checkpoint needs them: one
@@ -217,7 +232,8 @@ mod tests {
         let after_terms = 2 + TERMS.len();
         assert_eq!(["grad_norm", "ce", "con", "div", "cost"].map(column), [1, 2, 3, 4, 5]);
         assert_eq!([column("loss"), column("top1")], [after_terms, after_terms + 1]);
-        assert_eq!([column("spread"), column("centre_distance")], [after_terms + 2, after_terms + 3]);
+        let diagnostics = ["spread", "views_outside", "centre_distance", "pairs_inside", "saturated"];
+        assert_eq!(diagnostics.map(column), [2, 3, 4, 5, 6].map(|place| after_terms + place));
         for name in &names {
             let value = column(name) as f64;
             assert_eq!((steps[0].get(name), steps[1].get(name)), (1.0 + value, 2.0 + value), "{name}");

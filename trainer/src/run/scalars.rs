@@ -146,6 +146,24 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "train",
+        "views_outside",
+        "routing/views_outside",
+        "Share of views farther than m_c from their sample's centre: those on which consistency acts. 0 to 1.",
+    ),
+    (
+        "train",
+        "pairs_inside",
+        "routing/pairs_inside",
+        "Share of pairs of samples nearer than m_d: those on which diversity acts. 0 to 1.",
+    ),
+    (
+        "train",
+        "saturated",
+        "routing/saturated",
+        "Share of decisions whose probability is below 1 % or above 99 %: they hardly change. 0 to 1.",
+    ),
+    (
+        "train",
         "images_per_second",
         "speed/images_per_second",
         "Views trained on per second, over all ranks. 1/s.",
@@ -220,6 +238,11 @@ pub(super) const CHARTS: &[(&str, &str, &[&str])] = &[
     ("routing", "path entropy in bits", &["routing/path_entropy_.*"]),
     ("routing", "spread and its margin", &["routing/spread.*"]),
     ("routing", "distance of centres and its margin", &["routing/centre_distance.*"]),
+    (
+        "routing",
+        "shares on which the losses act, and of saturated decisions",
+        &["routing/(views_outside|pairs_inside|saturated)"],
+    ),
     (
         "speed",
         "shares of the time: loader, collectives",

@@ -3,7 +3,7 @@
 
 use super::files::OutputFolder;
 use super::html::Page;
-use crate::plot::{self, Point};
+use crate::plot::{self, Line, Point};
 use codinet_trainer::config::{self, Config};
 use codinet_trainer::run_dir;
 use codinet_trainer::sys::error::{Error, Exit, Result};
@@ -20,6 +20,8 @@ struct Run {
     summary: Value,
     /// Null if there is none.
     analysis: Value,
+    /// The lines of `metrics.jsonl` about training steps.
+    training: Vec<Value>,
 }
 
 /// A column of measured numbers, averaged over seeds.
@@ -50,9 +52,56 @@ pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
     let caption =
         "Top-1 against mean multiply-accumulates per image (Figures 8, 13, 14); bars: standard deviations.";
     page.figures(&[folder.chart("accuracy", plot::accuracy(&points, &[])?, caption)?]);
+    add_training(&mut page, &groups, &mut folder)?;
     let file = out.join("report.html");
     page.save(&file)?;
     print_line(&format!("{}\n  view it         {}", format_table(&columns, &table), file.display()));
+    Ok(())
+}
+
+/// A number of `metrics.jsonl`, the chart's title, its axis, and what it tells.
+const OVER_TRAINING: [(&str, &str, &str, &str); 4] = [
+    (
+        "pairs_inside",
+        "Pairs of samples inside the margin",
+        "share of pairs",
+        "Pairs nearer than m_d: those on which L_div acts.",
+    ),
+    (
+        "views_outside",
+        "Views outside the margin",
+        "share of views",
+        "Views farther than m_c from their centre: those on which L_con acts.",
+    ),
+    (
+        "saturated",
+        "Saturated decisions",
+        "share of decisions",
+        "Decisions whose probability is below 1 % or above 99 %: they hardly change.",
+    ),
+    ("gmacs", "Cost by hard decisions", "10⁹ multiply-accumulates", "The mean cost of a training view."),
+];
+
+/// The charts of [`OVER_TRAINING`], with a line for the first run of each group that has the number.
+fn add_training(page: &mut Page, groups: &[Vec<Run>], folder: &mut OutputFolder) -> Result<()> {
+    let mut figures = Vec::new();
+    for (key, title, axis, caption) in OVER_TRAINING {
+        let line = |group: &Vec<Run>| {
+            let run = &group[0];
+            let point = |line: &Value| Some((line["step"].as_f64()?, line[key].as_f64()?));
+            let points: Vec<(f64, f64)> = run.training.iter().filter_map(point).collect();
+            (run.config.gated() && !points.is_empty()).then(|| Line { name: title_of(group), points })
+        };
+        let lines: Vec<Line> = groups.iter().filter_map(line).collect();
+        if !lines.is_empty() {
+            let chart = plot::lines(title, "step", axis, &lines)?;
+            figures.push(folder.chart(&format!("training_{key}"), chart, caption)?);
+        }
+    }
+    if !figures.is_empty() {
+        page.section("Over training", "From each run's metrics.jsonl; of several seeds the first.");
+        page.figures(&figures);
+    }
     Ok(())
 }
 
@@ -80,7 +129,10 @@ fn read_run(run: &Path) -> Result<Run> {
     };
     let name =
         run.file_name().map_or_else(|| run.display().to_string(), |name| name.to_string_lossy().into_owned());
-    Ok(Run { name, config, summary, analysis })
+    let lines = fs::read_to_string(run.join(run_dir::METRICS)).unwrap_or_default();
+    let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let training = lines.filter(|line| line["kind"] == "train").collect();
+    Ok(Run { name, config, summary, analysis, training })
 }
 
 /// Groups runs whose configs differ only in the section `run`: the seed, and where they run.
@@ -175,7 +227,7 @@ fn table(groups: &[Vec<Run>]) -> (Vec<String>, Vec<Vec<String>>) {
         ["run", "seeds", "network", "router", "relaxation", "α", "β", "m_d", "γ"].map(str::to_owned).into();
     names.extend(columns.iter().map(|column| column.name.to_owned()));
     let row = |group: &Vec<Run>| {
-        let mut cells = vec![title(group), group.len().to_string()];
+        let mut cells = vec![title_of(group), group.len().to_string()];
         cells.extend(settings(&group[0].config));
         cells.extend(columns.iter().map(|column| cell(column, group)));
         cells
@@ -221,7 +273,7 @@ fn config_name(value: &impl serde::Serialize) -> String {
 }
 
 /// The name of a row: the run's, or what the runs' names begin with.
-fn title(group: &[Run]) -> String {
+fn title_of(group: &[Run]) -> String {
     let names: Vec<&str> = group.iter().map(|run| run.name.as_str()).collect();
     let first = names[0];
     let shared = (0..=first.len())
@@ -238,7 +290,7 @@ fn accuracy_point(group: &[Run]) -> Point {
         let (mean, deviation) = mean_and_deviation(group, value).expect("every summary has it");
         (scale * mean, scale * deviation)
     };
-    Point { name: title(group), gmacs: measure(gmacs, 1.0), top1: measure(top1, 100.0) }
+    Point { name: title_of(group), gmacs: measure(gmacs, 1.0), top1: measure(top1, 100.0) }
 }
 
 /// The table for the terminal.
@@ -266,7 +318,7 @@ mod tests {
         let summary = json!({"top1": top1, "gmacs": 0.02, "gmacs_static": 0.04, "distinct_paths": 10 + seed});
         let parts = json!([{"same_path": 0.5, "path_kl": 1.0}, {"same_path": 0.7, "path_kl": 2.0}]);
         let analysis = if margin == 0.5 { json!({"consistency": parts}) } else { Value::Null };
-        Run { name: name.into(), config, summary, analysis }
+        Run { name: name.into(), config, summary, analysis, training: Vec::new() }
     }
 
     #[test]

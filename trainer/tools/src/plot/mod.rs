@@ -3,9 +3,11 @@
 mod accuracy;
 mod axis;
 mod canvas;
+mod lines;
 
 pub use accuracy::{Point, accuracy};
 pub use axis::Axis;
+pub use lines::{Line, lines};
 
 use canvas::Canvas;
 use codinet_dataloader::Channels;
