@@ -7,6 +7,7 @@ mod paper;
 mod program;
 mod ranks;
 mod recipes;
+mod resume;
 
 #[path = "../common/mod.rs"]
 mod common;
