@@ -11,8 +11,9 @@ pub struct Collective {
     pub compare_every: u64,
     /// What to do if a rank's weights or momenta differ from rank 0's.
     pub on_divergence: OnDivergence,
-    /// Seconds that a rank may wait in a collective for the others before the job ends. The work that only rank 0 does, such as
-    /// waiting for the previous checkpoint to reach the disk, has to fit.
+    /// Seconds that a rank may wait in a collective for the others, or for the next sample of its loader, before the job ends. The
+    /// work that only rank 0 does, such as waiting for the previous checkpoint to reach the disk, has to fit; so does the copy
+    /// of a shard to `data.cache`.
     #[schemars(range(min = 1))]
     pub timeout_s: u64,
     /// The same until the first step: data are opened and kernels chosen in this time.

@@ -53,7 +53,7 @@ exit_codes! {
     Diverged = 5, No, "the loss or a gradient is not finite";
     Disk = 6, No, "a file or folder cannot be written";
     Communication = 7, Yes, "ranks cannot reach each other, or do not match";
-    Hang = 8, Yes, "a rank did not reach a collective in time";
+    Hang = 8, Yes, "a rank did not reach a collective or get data in time";
     Lost = 9, Yes, "a rank, or the host it ran on, was lost";
     Memory = 10, No, "out of memory";
     Gpu = 11, Yes, "a GPU or its driver reported an error";

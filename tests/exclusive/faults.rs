@@ -3,9 +3,13 @@
 
 use crate::common::{Sandbox, count_lines, latest_step, send_signal, succeed, text, wait_until};
 use crate::reserve_machine;
-use std::fs;
+use codinet_dataloader::Dataset;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The process of rank `rank` of this job.
@@ -80,6 +84,79 @@ fn unresponsive_rank_is_named_and_the_job_resumes() {
         assert!(stderr.contains(&named) && stderr.contains("has waited"), "{stderr}");
         assert_resumes(&sandbox, &run);
     }
+}
+
+/// The training images as class folders, whose files are opened when they are read.
+pub fn write_class_folders(sandbox: &Sandbox) {
+    let dataset = Dataset::open(sandbox.path("train").to_str().unwrap()).unwrap();
+    let mut encoded = Vec::new();
+    for sample in 0..dataset.len() {
+        let read = dataset.read(sample, &mut encoded).unwrap();
+        let class = sandbox.path(&format!("folders/kind{}", read.label));
+        fs::create_dir_all(&class).unwrap();
+        fs::write(class.join(format!("{sample}.png")), &encoded).unwrap();
+    }
+}
+
+/// Replaces a file by a FIFO.
+fn make_fifo(file: &Path) {
+    let fifo = file.with_extension("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    fs::rename(&fifo, file).unwrap();
+}
+
+/// From now on, whoever opens a file gets its bytes after `delay`, while `answers` is set, and then none.
+fn make_slow(file: &Path, delay: Duration, answers: &Arc<AtomicBool>) {
+    let bytes = fs::read(file).unwrap();
+    make_fifo(file);
+    let file = file.to_owned();
+    let answers = answers.clone();
+    std::thread::spawn(move || {
+        loop {
+            // Waits for a reader; the folder is gone at the end of the test.
+            let Ok(mut fifo) = File::options().write(true).open(&file) else { return };
+            std::thread::sleep(delay);
+            while !answers.load(Ordering::Relaxed) {
+                std::thread::park(); // holds the file open
+            }
+            if fifo.write_all(&bytes).is_err() {
+                return;
+            }
+            make_fifo(&file); // for the next reader: this one has to come to the end
+        }
+    });
+}
+
+/// One process reads files that take 0.7 s each, so that a batch of four takes longer than the timeout of 2 s.
+#[test]
+fn slow_files_train_and_files_that_hang_end_the_job() {
+    let _machine = reserve_machine();
+    let sandbox = Sandbox::new();
+    write_class_folders(&sandbox);
+    let run = sandbox.path("run");
+    let mut command = sandbox.train_into(&run, 1, &["--set", "data={train: folders, decode_threads: 1}"]);
+    command.args(["--set", "collective={timeout_s: 2, first_timeout_s: 20}", "--set", "optim.batch_size=4"]);
+    command.args(["--set", "run.log_every=1", "--set", "stages.0.epochs=500"]);
+    let mut training = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = run.join("metrics.jsonl");
+    let steps = || count_lines(&metrics);
+    wait_until(60, || "no step is logged".into(), || steps() >= 2);
+    let answers = Arc::new(AtomicBool::new(true));
+    for class in fs::read_dir(sandbox.path("folders")).unwrap() {
+        for file in fs::read_dir(class.unwrap().path()).unwrap() {
+            make_slow(&file.unwrap().path(), Duration::from_millis(700), &answers);
+        }
+    }
+    let before = steps();
+    wait_until(60, || "a slow loader does not train".into(), || steps() >= before + 7);
+    assert!(training.try_wait().unwrap().is_none());
+    answers.store(false, Ordering::Relaxed);
+    let (took, output) = wait_for_end(training, "files hang");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(8), "{stderr}");
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(15), "{took:?}");
+    let named = stderr.contains("error: rank 0 on ") && stderr.contains(" s for data (folders/kind");
+    assert!(named && stderr.contains(".png) after step "), "{stderr}");
 }
 
 /// The complete checkpoints of a run, oldest first.

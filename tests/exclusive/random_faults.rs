@@ -2,10 +2,9 @@
 //! the weights of an uninterrupted run.
 
 use crate::common::{Sandbox, count_lines, random, send_signal, shell, succeed, text, wait_until, weights};
-use crate::faults::{has_partial_checkpoint, process_of_rank, wait_for_end};
+use crate::faults::{has_partial_checkpoint, process_of_rank, wait_for_end, write_class_folders};
 use crate::network::Hosts;
 use crate::reserve_machine;
-use codinet_dataloader::Dataset;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +30,7 @@ enum Fault {
     Stopped,
     /// From some moment on no image can be decoded: an error that each rank meets by itself.
     BrokenData,
-    /// From some moment on a file cannot be read to its end: a FIFO that nobody writes to.
+    /// From some moment on no file can be read to its end: each is a FIFO that nobody writes to.
     HungFileSystem,
     /// The run directory's disk is full when a checkpoint is saved.
     FullDisk,
@@ -84,18 +83,6 @@ fn can_trace() -> bool {
     strace.is_ok_and(|status| status.success())
 }
 
-/// The training images as class folders, whose files are opened when they are read.
-fn write_class_folders(sandbox: &Sandbox) {
-    let dataset = Dataset::open(sandbox.path("train").to_str().unwrap()).unwrap();
-    let mut encoded = Vec::new();
-    for sample in 0..dataset.len() {
-        let read = dataset.read(sample, &mut encoded).unwrap();
-        let class = sandbox.path(&format!("folders/kind{}", read.label));
-        fs::create_dir_all(&class).unwrap();
-        fs::write(class.join(format!("{sample}.png")), &encoded).unwrap();
-    }
-}
-
 impl Fault {
     /// Injects it into a job.
     fn inject(self, sandbox: &Sandbox, mpirun: &Child, rank: usize, hosts: Option<&Hosts>) {
@@ -119,10 +106,9 @@ impl Fault {
                 "cp -r {folder}/train {folder}/train-whole; for tar in {folder}/train/*.tar; do \
                  dd if=/dev/zero of=$tar bs=512 seek=1 count=40 conv=notrunc status=none; done"
             )),
-            // One file, so that one rank waits for it and the others wait for that rank in a collective.
             Self::HungFileSystem => shell(&format!(
-                "cp -r {folder}/folders {folder}/folders-whole; file=$(ls {folder}/folders/*/*.png | head -n 1); \
-                 mkfifo $file.new; mv $file.new $file"
+                "cp -r {folder}/folders {folder}/folders-whole; for file in {folder}/folders/*/*.png; do \
+                 mkfifo $file.new; mv $file.new $file; done"
             )),
             Self::FullDisk => {
                 shell(&format!("dd if=/dev/zero of={folder}/disk/filler bs=64k status=none; true"))
@@ -163,7 +149,7 @@ impl Fault {
             Self::OutOfMemory => names_rank || stderr.contains("memory"),
             Self::Stopped => stderr.contains(&format!("rank {rank} ")),
             Self::BrokenData => stderr.contains("(rank ") && stderr.contains(".tar"),
-            Self::HungFileSystem => stderr.contains("has waited"),
+            Self::HungFileSystem => stderr.contains("s for data (") && stderr.contains(".png"),
             Self::Panicked => {
                 stderr.contains(&format!("a bug in codinet-train on rank {rank} at dataloader"))
             }

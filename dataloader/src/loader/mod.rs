@@ -16,14 +16,17 @@ use crate::region::Region;
 use crate::transform::{Augmenter, Normalization, Normalizer, Renderer, Transform, View};
 
 mod mix;
+mod monitor;
 mod order;
 mod pool;
 mod view_fit;
 
 pub use mix::{Mix, MixTargets};
+pub use monitor::{LoaderMonitor, Stall};
 pub use order::{BatchPlan, EpochOrder, Lanes, Replacements, eval_samples};
 pub use view_fit::describe_view_fit;
 
+use monitor::Wait;
 use pool::{PendingBatch, SlotWorker, WorkerPool};
 
 /// How a [`Loader`] transforms each sample, and with how many threads.
@@ -108,6 +111,7 @@ pub struct Loader {
     sample_bytes: usize,
     free_buffers: Vec<BytesMut>,
     stall_time: Duration,
+    wait: Arc<Wait>,
 }
 
 impl Loader {
@@ -140,6 +144,7 @@ impl Loader {
             sample_bytes: spec.views * view_bytes,
             free_buffers: Vec::new(),
             stall_time: Duration::ZERO,
+            wait: Arc::new(Wait::new(dataset)),
         };
         loader.submit_ahead();
         Ok(loader)
@@ -155,6 +160,11 @@ impl Loader {
     /// The total time that [`next`](Iterator::next) has waited for batches.
     pub fn stall_time(&self) -> Duration {
         self.stall_time
+    }
+
+    /// Watches this loader from another thread.
+    pub fn monitor(&self) -> LoaderMonitor {
+        LoaderMonitor::new(&self.wait)
     }
 
     /// Submits batches until `prefetch` are in flight, or the plan ends.
@@ -205,12 +215,14 @@ impl Iterator for Loader {
         let front = self.in_flight.pop_front()?;
         self.submit_ahead();
         let start = Instant::now();
+        self.wait.begin(&front);
         let finished = front.wait();
         self.stall_time += start.elapsed();
         if finished.is_err() {
             self.in_flight.clear();
             self.pool = None; // no batch follows an error
         }
+        self.wait.end();
         Some(finished.map(|(images, slots)| self.assemble_batch(front.plan.epoch, images, slots)))
     }
 }

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -40,6 +41,8 @@ pub(crate) struct PendingBatch<T> {
 struct Slots<T> {
     finished: Vec<Option<(BytesMut, Result<T>)>>,
     missing: usize,
+    /// When the latest slot was finished.
+    last_finished: Option<Instant>,
 }
 
 struct Job<T> {
@@ -70,7 +73,8 @@ impl<T: Send + 'static> WorkerPool<T> {
     pub(crate) fn submit_batch(&self, plan: BatchPlan, mut buffer: BytesMut) -> Arc<PendingBatch<T>> {
         let count = plan.samples.len();
         let slot_bytes = buffer.len() / count.max(1);
-        let slots = Slots { finished: (0..count).map(|_| None).collect(), missing: count };
+        let slots =
+            Slots { finished: (0..count).map(|_| None).collect(), missing: count, last_finished: None };
         let batch = Arc::new(PendingBatch { plan, slots: Mutex::new(slots), complete: Condvar::new() });
         for slot in 0..count {
             // The last slot keeps the spare capacity of a buffer that held a larger batch.
@@ -111,6 +115,12 @@ impl<T> PendingBatch<T> {
         Ok((buffer, outputs))
     }
 
+    /// When the latest slot was finished, and the first slot that is not.
+    pub(crate) fn progress(&self) -> (Option<Instant>, Option<usize>) {
+        let slots = self.lock();
+        (slots.last_finished, slots.finished.iter().position(Option::is_none))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Slots<T>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner) // no code that could panic runs under the lock
     }
@@ -133,6 +143,7 @@ fn run_worker<W: SlotWorker>(mut worker: W, jobs: &Receiver<Job<W::Output>>, sto
         let mut slots = batch.lock();
         slots.finished[slot] = Some((slot_buf, output));
         slots.missing -= 1;
+        slots.last_finished = Some(Instant::now());
         if slots.missing == 0 {
             batch.complete.notify_one();
         }

@@ -114,11 +114,10 @@ impl Datasets {
                 BatchPlan { epoch, samples, replacements: Some(replacements) }
             })
         });
-        Ok(Loader::new(
-            self.train.clone(),
-            loader_spec(config, config.augmentation(), config.data.views),
-            plan,
-        )?)
+        let spec = loader_spec(config, config.augmentation(), config.data.views);
+        let loader = Loader::new(self.train.clone(), spec, plan)?;
+        world.watch_loader(&loader);
+        Ok(loader)
     }
 
     /// Rising places in the training set, shard by shard.

@@ -62,5 +62,8 @@ pub(super) fn share_loader(
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-    Ok(Loader::new(dataset.clone(), loader_spec(config, config.evaluation(), 1), plans.into_iter())?)
+    let spec = loader_spec(config, config.evaluation(), 1);
+    let loader = Loader::new(dataset.clone(), spec, plans.into_iter())?;
+    world.watch_loader(&loader);
+    Ok(loader)
 }

@@ -1,9 +1,10 @@
-//! What this rank communicates: counted for reports, watched by the watchdog.
+//! What this rank communicates and waits for: counted for reports, watched by the watchdog.
 
 use crate::sys::Event;
+use codinet_dataloader::{LoaderMonitor, Stall};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The communication of this rank so far.
@@ -19,15 +20,17 @@ pub struct Traffic {
     pub waited: Duration,
 }
 
-/// The steps and collectives of this rank.
-#[derive(Debug, Default)]
+/// The steps, collectives and loaders of this rank.
+#[derive(Default)]
 pub(super) struct Progress {
     /// The current step of the run.
     step: AtomicU64,
     /// Steps begun since the start of this process.
     steps_begun: AtomicU64,
     collectives: Mutex<Collectives>,
-    ended: AtomicBool,
+    loaders: Mutex<Vec<LoaderMonitor>>,
+    ended: Mutex<bool>,
+    end: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -80,13 +83,32 @@ impl Progress {
         self.collectives().traffic
     }
 
+    /// From now on [`Progress::stall`] covers a loader that `monitor` watches.
+    pub(super) fn add_loader(&self, monitor: LoaderMonitor) {
+        let mut loaders = self.loaders.lock().expect("no panic under the lock");
+        loaders.retain(LoaderMonitor::is_live);
+        loaders.push(monitor);
+    }
+
+    /// The wait for a loader that is in progress.
+    pub(super) fn stall(&self) -> Option<Stall> {
+        self.loaders.lock().expect("no panic under the lock").iter().find_map(LoaderMonitor::stall)
+    }
+
     /// The world has ended: the watchdog stops.
     pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
+        *self.ended.lock().expect("no panic under the lock") = true;
+        self.end.notify_all();
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
+        *self.ended.lock().expect("no panic under the lock")
+    }
+
+    /// Returns after `time`, or at the world's end.
+    pub(super) fn sleep(&self, time: Duration) {
+        let ended = self.ended.lock().expect("no panic under the lock");
+        drop(self.end.wait_timeout_while(ended, time, |ended| !*ended));
     }
 
     pub(super) fn step(&self) -> u64 {

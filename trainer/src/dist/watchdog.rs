@@ -1,5 +1,5 @@
-//! A watchdog over collectives: if a rank does not reach one in time, the job ends with a message that names the rank. Ranks
-//! send heartbeats to rank 0 over UDP, independently of MPI, which may be what hangs.
+//! A watchdog: if a rank does not reach a collective in time, or gets no data, the job ends with a message that names the rank.
+//! Ranks send heartbeats to rank 0 over UDP, independently of MPI, which may be what hangs.
 
 use super::abort;
 use super::agreement::on_rank_zero;
@@ -8,6 +8,7 @@ use super::world::World;
 use crate::config;
 use crate::host;
 use crate::sys::error::{Exit, Result};
+use codinet_dataloader::Stall;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
@@ -17,11 +18,16 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// A rank without a heartbeat for so long is not merely slow to send one.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The longest heartbeat: three numbers and a text. It fits into a packet of any network.
+const HEARTBEAT_BYTES: usize = 1200;
+
 /// What rank 0 knows of a rank.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 struct PeerStatus {
     /// How many collectives it has entered.
     entered: u64,
+    /// Its wait for data, as [`describe_stall`] has it; empty if it does not wait.
+    stall: String,
     last_heartbeat: Option<Instant>,
 }
 
@@ -36,11 +42,9 @@ fn heartbeat_address(name: &str, port: u16, own_host: &str) -> Option<SocketAddr
     (name, port).to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)
 }
 
-/// All ranks: from now on, a rank that does not reach a collective within the timeouts of `options` ends the job.
+/// All ranks: from now on, a rank that does not reach a collective within the timeouts of `options`, or waits that long for a
+/// sample of its loader, ends the job.
 pub fn start_watchdog(world: &mut World, options: &config::Collective) -> Result<()> {
-    if world.ranks() == 1 {
-        return Ok(());
-    }
     let watchdog = Watchdog::new(world, options)?;
     world.add_thread("watchdog", move || watchdog.run())
 }
@@ -49,22 +53,25 @@ pub fn start_watchdog(world: &mut World, options: &config::Collective) -> Result
 struct Watchdog {
     rank: usize,
     ranks: usize,
+    host: String,
     /// Rank 0's address.
     address: Option<SocketAddr>,
+    /// None in a world of one.
     socket: Option<UdpSocket>,
     /// A random number of this run: packets without it are not heartbeats of its ranks.
     run: u64,
     progress: Arc<Progress>,
-    /// The longest time for a collective until the first step has been taken.
+    /// The longest wait until the first step has been taken.
     first_timeout: Duration,
-    /// The longest time for one after that.
+    /// The longest wait after that.
     timeout: Duration,
 }
 
 impl Watchdog {
     /// All ranks: learns rank 0's address.
     fn new(world: &World, options: &config::Collective) -> Result<Self> {
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok();
+        let is_only = world.ranks() == 1;
+        let socket = if is_only { None } else { UdpSocket::bind(("0.0.0.0", 0)).ok() };
         let port = socket.as_ref().and_then(|socket| socket.local_addr().ok()).map_or(0, |at| at.port());
         let host = host::name();
         let (name, port, run) =
@@ -73,6 +80,7 @@ impl Watchdog {
             rank: world.rank(),
             ranks: world.ranks(),
             address: heartbeat_address(&name, port, &host),
+            host,
             socket,
             run,
             progress: world.queue().progress().clone(),
@@ -83,32 +91,44 @@ impl Watchdog {
 
     /// Watches until the world ends.
     fn run(self) {
-        let mut peers = vec![PeerStatus { entered: 0, last_heartbeat: None }; self.ranks];
+        let mut peers = vec![PeerStatus::default(); self.ranks];
+        let mut overdue = None;
         while !self.progress.has_ended() {
-            let entered = self.progress.traffic().calls;
-            if self.rank == 0 {
-                peers[0] = PeerStatus { entered, last_heartbeat: Some(Instant::now()) };
-                self.receive_heartbeats(&mut peers);
-            } else {
-                self.send_heartbeat(entered);
-                std::thread::sleep(HEARTBEAT_INTERVAL);
-            }
-            let oldest = self.progress.oldest();
-            if let Some((what, start)) = oldest.filter(|(_, start)| start.elapsed() > self.limit()) {
-                let waited = start.elapsed().as_secs();
-                let step = self.progress.step();
+            self.exchange_heartbeats(&mut peers);
+            let limit = self.limit();
+            let collective = self.progress.oldest().filter(|(_, start)| start.elapsed() > limit);
+            if let Some((what, start)) = collective {
                 let cause = if self.rank == 0 { missing(&peers) } else { "rank 0 does not answer".into() };
-                crate::eprint_line!(
-                    "error: rank {} has waited {waited} s in {what} (step {step}, collective {entered}): {cause}; \
-                     the job ends; --resume auto continues from the last checkpoint",
-                    self.rank
-                );
-                abort(Exit::Hang as i32);
+                let waited = start.elapsed().as_secs();
+                let entered = self.progress.traffic().calls;
+                let step = self.progress.step();
+                self.end_job(&format!(
+                    "has waited {waited} s in {what} (step {step}, collective {entered}): {cause}"
+                ));
             }
+            let stall = self.progress.stall().filter(|stall| stall.idle_since.elapsed() > limit);
+            // The second look is for a process that was stopped for long, by Ctrl-Z: it may go on.
+            if let Some(stall) = stall.as_ref().filter(|stall| overdue == Some(stall.idle_since)) {
+                let step = self.progress.step();
+                let others = describe_others(&peers);
+                self.end_job(&format!(
+                    "{} after step {step}{others}; check the file system or store",
+                    describe_stall(&self.host, stall)
+                ));
+            }
+            overdue = stall.map(|stall| stall.idle_since);
         }
     }
 
-    /// The longest time that a collective may take now.
+    fn end_job(&self, what: &str) -> ! {
+        crate::eprint_line!(
+            "error: rank {} {what}; the job ends; --resume auto continues from the last checkpoint",
+            self.rank
+        );
+        abort(Exit::Hang as i32)
+    }
+
+    /// The longest time that a wait may take now.
     fn limit(&self) -> Duration {
         let first = self.progress.steps_begun() <= 1;
         let limit = if first { self.first_timeout } else { self.timeout };
@@ -116,27 +136,62 @@ impl Watchdog {
         if self.rank == 0 { limit } else { limit + 4 * HEARTBEAT_TIMEOUT }
     }
 
-    /// Sends rank 0 how many collectives this rank has entered; a lost message is followed by another.
-    fn send_heartbeat(&self, entered: u64) {
+    /// For one interval: rank 0 receives heartbeats, another rank has sent one.
+    fn exchange_heartbeats(&self, peers: &mut [PeerStatus]) {
+        let entered = self.progress.traffic().calls;
+        let stall = self.progress.stall().map_or(String::new(), |stall| describe_stall(&self.host, &stall));
+        if self.rank > 0 {
+            self.send_heartbeat(entered, &stall);
+            return self.progress.sleep(HEARTBEAT_INTERVAL);
+        }
+        peers[0] = PeerStatus { entered, stall, last_heartbeat: Some(Instant::now()) };
+        match &self.socket {
+            Some(socket) => self.receive_heartbeats(socket, peers),
+            None => self.progress.sleep(HEARTBEAT_INTERVAL),
+        }
+    }
+
+    /// Sends rank 0 what this rank does; a lost message is followed by another.
+    fn send_heartbeat(&self, entered: u64, stall: &str) {
         if let (Some(socket), Some(address)) = (&self.socket, self.address) {
             let numbers = [self.run, self.rank as u64, entered];
-            let _ = socket.send_to(&numbers.map(u64::to_le_bytes).concat(), address);
+            let mut message = numbers.map(u64::to_le_bytes).concat();
+            message.extend(stall.bytes().take(HEARTBEAT_BYTES - message.len()));
+            let _ = socket.send_to(&message, address);
         }
     }
 
     /// Receives the other ranks' heartbeats for one interval.
-    fn receive_heartbeats(&self, peers: &mut [PeerStatus]) {
+    fn receive_heartbeats(&self, socket: &UdpSocket, peers: &mut [PeerStatus]) {
         let end = Instant::now() + HEARTBEAT_INTERVAL;
-        let Some(socket) = &self.socket else { return std::thread::sleep(HEARTBEAT_INTERVAL) };
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let _ = socket.set_read_timeout(Some(left));
-            let mut message = [0; 24];
-            let Ok((24, _)) = socket.recv_from(&mut message) else { continue };
+            let mut message = [0; HEARTBEAT_BYTES];
+            let Ok((length @ 24.., _)) = socket.recv_from(&mut message) else { continue };
             let number = |at: usize| u64::from_le_bytes(message[at..at + 8].try_into().expect("eight bytes"));
             if let Some(peer) = peers.get_mut(number(8) as usize).filter(|_| number(0) == self.run) {
-                *peer = PeerStatus { entered: number(16), last_heartbeat: Some(Instant::now()) };
+                *peer = PeerStatus {
+                    entered: number(16),
+                    stall: String::from_utf8_lossy(&message[24..length]).into_owned(),
+                    last_heartbeat: Some(Instant::now()),
+                };
             }
         }
+    }
+}
+
+/// A wait for data on `host`.
+fn describe_stall(host: &str, stall: &Stall) -> String {
+    let waited = stall.start.elapsed().as_secs();
+    let sample = stall.sample.as_ref().map(|sample| format!(" ({sample})")).unwrap_or_default();
+    format!("on {host} has waited {waited} s for data{sample}")
+}
+
+/// For rank 0, which waits for data itself: how many other ranks do.
+fn describe_others(peers: &[PeerStatus]) -> String {
+    match peers.iter().skip(1).filter(|peer| !peer.stall.is_empty()).count() {
+        0 => String::new(),
+        count => format!("; {count} of {} other ranks wait for data, too", peers.len() - 1),
     }
 }
 
@@ -148,9 +203,10 @@ fn missing(peers: &[PeerStatus]) -> String {
         Some(age) if age > HEARTBEAT_TIMEOUT => {
             Some(format!("rank {rank} sent its last heartbeat {} s ago", age.as_secs()))
         }
-        Some(_) if peer.entered < furthest => {
+        Some(_) if peer.entered < furthest && peer.stall.is_empty() => {
             Some(format!("rank {rank} has not arrived (it is at collective {})", peer.entered))
         }
+        Some(_) if peer.entered < furthest => Some(format!("rank {rank} {}", peer.stall)),
         Some(_) => None,
     };
     let missing: Vec<String> = peers.iter().enumerate().filter_map(describe).collect();
@@ -169,40 +225,52 @@ mod tests {
     fn missing_ranks_are_named_with_their_last_heartbeat() {
         let now = Some(Instant::now());
         let late = Some(Instant::now() - 10 * HEARTBEAT_TIMEOUT);
-        let peers = [(7, now), (7, now), (6, now), (7, late), (0, None)]
-            .map(|(entered, last_heartbeat)| PeerStatus { entered, last_heartbeat });
+        let start = Instant::now() - Duration::from_secs(9);
+        let stall = Stall { start, idle_since: Instant::now(), sample: Some("x/1.png".into()) };
+        let stall = describe_stall("n2", &stall);
+        let peers =
+            [(7, now, ""), (7, now, ""), (6, now, ""), (7, late, ""), (0, None, ""), (6, now, &stall)].map(
+                |(entered, last_heartbeat, stall)| PeerStatus {
+                    entered,
+                    last_heartbeat,
+                    stall: stall.into(),
+                },
+            );
         assert_eq!(
             missing(&peers),
             "rank 2 has not arrived (it is at collective 6), rank 3 sent its last heartbeat 30 s ago, \
-             rank 4 has sent no heartbeat"
+             rank 4 has sent no heartbeat, rank 5 on n2 has waited 9 s for data (x/1.png)"
         );
         assert!(missing(&peers[..2]).starts_with("all ranks entered the collective"));
+        assert_eq!(describe_others(&peers), "; 1 of 5 other ranks wait for data, too");
+        assert_eq!(describe_others(&peers[..2]), "");
     }
 
     #[test]
-    fn packets_of_other_runs_are_no_heartbeats() {
+    fn heartbeats_carry_waits_for_data_and_packets_of_other_runs_are_ignored() {
         let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         let address = socket.local_addr().ok();
         let watchdog = |rank, run, socket| Watchdog {
             rank,
-            ranks: 3,
+            ranks: 4,
+            host: "n1".into(),
             address,
-            socket: Some(socket),
+            socket,
             run,
             progress: Arc::default(),
             first_timeout: Duration::ZERO,
             timeout: Duration::ZERO,
         };
         let sender = || UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-        watchdog(1, 7, sender()).send_heartbeat(5);
-        watchdog(2, 8, sender()).send_heartbeat(5);
+        watchdog(1, 7, Some(sender())).send_heartbeat(5, "");
+        watchdog(2, 8, Some(sender())).send_heartbeat(5, "");
+        watchdog(3, 7, Some(sender())).send_heartbeat(4, &"x".repeat(2000));
         sender().send_to(&[0; 16], address.unwrap()).unwrap();
-        let mut peers = [PeerStatus { entered: 0, last_heartbeat: None }; 3];
-        watchdog(0, 7, socket).receive_heartbeats(&mut peers);
-        assert_eq!(
-            peers.map(|peer| (peer.entered, peer.last_heartbeat.is_some())),
-            [(0, false), (5, true), (0, false)]
-        );
+        let mut peers = vec![PeerStatus::default(); 4];
+        watchdog(0, 7, None).receive_heartbeats(&socket, &mut peers);
+        let received = peers.iter().map(|peer| (peer.entered, peer.last_heartbeat.is_some()));
+        assert_eq!(received.collect::<Vec<_>>(), [(0, false), (5, true), (0, false), (4, true)]);
+        assert_eq!((peers[1].stall.len(), peers[3].stall.len()), (0, HEARTBEAT_BYTES - 24));
     }
 
     #[test]

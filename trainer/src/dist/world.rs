@@ -9,6 +9,7 @@ use super::single::SingleProcess;
 use crate::model::RankMean;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Event, Phase, range};
+use codinet_dataloader::Loader;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -126,6 +127,11 @@ impl World {
     /// The step that begins, for the watchdog's message.
     pub fn set_step(&self, step: u64) {
         self.queue.progress.set_step(step);
+    }
+
+    /// From now on the watchdog ends the job if a wait for `loader` takes too long.
+    pub fn watch_loader(&self, loader: &Loader) {
+        self.queue.progress.add_loader(loader.monitor());
     }
 
     /// The communication of this rank so far.
