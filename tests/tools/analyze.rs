@@ -243,7 +243,6 @@ fn training_writes_tensorboard_files() {
     let events = events(&run);
     let contains = |what: &[u8]| events.windows(what.len()).any(|window| window == what);
     for what in [
-        "_hparams_/experiment",
         "_hparams_/session_end_info",
         "routing/rates_over_time",
         "accuracy/confusion",

@@ -1,5 +1,7 @@
-//! A run's settings for TensorBoard's HParams tab: the messages of its `plugin_data.proto` and `api.proto`, without the fields
-//! that are not used.
+//! A run's settings for TensorBoard's HParams tab: the messages of its `plugin_data.proto`, without the fields that are not used.
+//!
+//! There is no message about the experiment: TensorBoard then compares all runs of a folder, and shows the settings that differ
+//! first. Of the measurements it shows the first five by name, which are those of the overview.
 
 use super::tensorboard::EventFile;
 use prost::Message;
@@ -7,21 +9,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The measurements that the tab compares.
-const METRICS: [&str; 4] =
-    ["accuracy/top1_eval", "routing/gmacs_eval", "routing/paths_eval", "routing/path_entropy_eval"];
-/// What varies most between runs: the table has these keys first, and the others after them.
-const FIRST: [&str; 9] = [
-    "model.arch",
-    "cost.budget_gmacs",
-    "cost.gamma",
-    "consistency.weight",
-    "diversity.weight",
-    "diversity.margin",
-    "stages.0.lr",
-    "optim.batch_size",
-    "run.seed",
-];
 /// Prefixes of keys that do not affect what is trained.
 const NOT_COMPARED: [&str; 2] = ["run.", "collective."];
 const PLUGIN: &str = "hparams";
@@ -33,52 +20,16 @@ const SUCCESS: i32 = 1;
 struct PluginData {
     #[prost(int32, tag = "1")]
     version: i32,
-    #[prost(oneof = "Content", tags = "2, 3, 4")]
+    #[prost(oneof = "Content", tags = "3, 4")]
     content: Option<Content>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 enum Content {
-    #[prost(message, tag = "2")]
-    Experiment(Experiment),
     #[prost(message, tag = "3")]
     Start(SessionStartInfo),
     #[prost(message, tag = "4")]
     End(SessionEndInfo),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Experiment {
-    #[prost(message, repeated, tag = "4")]
-    hparam_infos: Vec<HParamInfo>,
-    #[prost(message, repeated, tag = "5")]
-    metric_infos: Vec<MetricInfo>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct HParamInfo {
-    #[prost(string, tag = "1")]
-    name: String,
-    /// 1: text, 2: boolean, 3: number.
-    #[prost(int32, tag = "4")]
-    kind: i32,
-    /// TensorBoard shows these first.
-    #[prost(bool, tag = "7")]
-    differs: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct MetricInfo {
-    #[prost(message, optional, tag = "1")]
-    name: Option<MetricName>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct MetricName {
-    #[prost(string, tag = "1")]
-    group: String,
-    #[prost(string, tag = "2")]
-    tag: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -114,28 +65,12 @@ enum SettingValue {
     Bool(bool),
 }
 
-/// Writes the settings of `config`, a JSON tree, and the measurements to compare.
+/// Writes the settings of `config`, a JSON tree.
 pub(super) fn write_start(events: &mut EventFile, config: &Value) {
     let mut settings = BTreeMap::new();
     flatten(config, String::new(), &mut settings);
     settings
         .retain(|name, _| name == "run.seed" || !NOT_COMPARED.iter().any(|prefix| name.starts_with(prefix)));
-    let kind = |setting: &Setting| match setting.value {
-        Some(SettingValue::Text(_)) | None => 1,
-        Some(SettingValue::Bool(_)) => 2,
-        Some(SettingValue::Number(_)) => 3,
-    };
-    let info = |(name, value): (&String, &Setting)| HParamInfo {
-        name: name.clone(),
-        kind: kind(value),
-        differs: FIRST.contains(&name.as_str()),
-    };
-    let metric = |tag: &str| MetricInfo { name: Some(MetricName { group: String::new(), tag: tag.into() }) };
-    let experiment = Experiment {
-        hparam_infos: settings.iter().map(info).collect(),
-        metric_infos: METRICS.map(metric).into(),
-    };
-    write(events, "_hparams_/experiment", Content::Experiment(experiment));
     let start = SessionStartInfo { hparams: settings, start_time_secs: now() };
     write(events, "_hparams_/session_start_info", Content::Start(start));
 }

@@ -214,11 +214,12 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
 ];
 
 /// The curves that open the page, with those of [`CURVES`] that they repeat. TensorBoard sorts groups by name.
-const OVERVIEW: [(&str, &str); 4] = [
+const OVERVIEW: [(&str, &str); 5] = [
     ("loss/train", "_overview/1_loss"),
     ("accuracy/top1_eval", "_overview/2_top1"),
     ("loss/lr", "_overview/3_lr"),
     ("speed/images_per_second", "_overview/4_images_per_second"),
+    ("routing/gmacs_eval", "_overview/5_gmacs"),
 ];
 
 /// The image of all blocks' rates.
@@ -312,7 +313,7 @@ mod tests {
             of_number(kind, name, value).into_iter().map(|curve| curve.tag).collect()
         };
         assert_eq!(tags("train", "loss", 1.0), ["_overview/1_loss", "loss/train"]);
-        assert_eq!(tags("eval", "gmacs", 1.0), ["routing/gmacs_eval"]);
+        assert_eq!(tags("eval", "gmacs", 1.0), ["_overview/5_gmacs", "routing/gmacs_eval"]);
         assert_eq!(tags("train", "target", 1.0), ["loss/target"]);
         assert!(tags("train", "samples", 1.0).is_empty() && tags("eval", "bad_images", 0.0).is_empty());
         assert_eq!(tags("eval", "bad_images", 2.0), ["system/bad_images"]);
