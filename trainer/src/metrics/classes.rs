@@ -49,6 +49,20 @@ pub struct Confusion {
     images: Vec<u64>,
 }
 
+/// The most rows of a picture of the matrix: in smaller cells a mistake would hardly show.
+pub const MATRIX_ROWS: usize = 100;
+
+/// A confusion matrix with a row and a column for each group of neighbouring classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// Classes of a group.
+    pub group: usize,
+    /// Groups.
+    pub rows: usize,
+    /// Row, column, and the share of the row's images that are predicted as a class of the column, for each cell with images.
+    pub cells: Vec<(usize, usize, f64)>,
+}
+
 impl Confusion {
     /// Counts predictions for a network of so many `classes`.
     pub fn new(predictions: &[Prediction], classes: usize) -> Self {
@@ -69,6 +83,19 @@ impl Confusion {
     /// Class, predicted class and images of each pair that has images, in this order.
     pub fn iter(&self) -> impl Iterator<Item = (usize, usize, u64)> {
         self.counts.iter().map(|(&(class, predicted), &images)| (class, predicted, images))
+    }
+
+    /// The matrix for a picture of at most `rows` rows: with more classes, neighbouring ones form groups of one size.
+    pub fn shares(&self, rows: usize) -> Shares {
+        let group = self.images.len().div_ceil(rows).max(1);
+        let images: Vec<u64> = self.images.chunks(group).map(|classes| classes.iter().sum()).collect();
+        let mut counts: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+        for (class, predicted, images) in self.iter() {
+            *counts.entry((class / group, predicted / group)).or_default() += images;
+        }
+        let share =
+            |((row, column), count): ((usize, usize), u64)| (row, column, count as f64 / images[row] as f64);
+        Shares { group, rows: images.len(), cells: counts.into_iter().map(share).collect() }
     }
 
     /// The share of each class's images that are predicted as that class, `[classes]`; none for a class without images.
@@ -138,6 +165,11 @@ mod tests {
         assert_eq!(confusion.images(), [4, 2, 0, 2]);
         let counts: Vec<_> = confusion.iter().collect();
         assert_eq!(counts, [(0, 0, 1), (0, 1, 2), (0, 3, 1), (1, 0, 1), (1, 1, 1), (3, 3, 2)]);
+        let shares = confusion.shares(4);
+        assert_eq!((shares.group, shares.rows, shares.cells[1]), (1, 4, (0, 1, 0.5)));
+        let halves = confusion.shares(3); // classes 0 and 1, 2 and 3
+        assert_eq!((halves.group, halves.rows), (2, 2));
+        assert_eq!(halves.cells, [(0, 0, 5.0 / 6.0), (0, 1, 1.0 / 6.0), (1, 1, 1.0)]);
         assert_eq!(confusion.accuracies(), [Some(0.25), Some(0.5), None, Some(1.0)]);
         assert_eq!(confusion.worst_classes(2), [(0, 0.25), (1, 0.5)]);
         assert_eq!(confusion.worst_classes(9).len(), 3, "a class without images has no accuracy");

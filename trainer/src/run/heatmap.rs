@@ -1,13 +1,13 @@
 //! Pictures for TensorBoard whose cells have the colours of shares: the gates' rates over a run, and the confusion matrix.
 
 use super::cividis;
-use crate::metrics::classes::Confusion;
+use crate::metrics::classes::{Confusion, MATRIX_ROWS};
 use codinet_dataloader::contact_sheet::{ContactSheet, LETTER};
 use serde_json::Value;
 
 /// The most columns of the gates' rates; beyond it, a column is the mean of several log lines.
 const MAX_COLUMNS: usize = 640;
-/// The side of the confusion matrix at most, in pixels, unless each class has more than one.
+/// The side of the confusion matrix at most, in pixels.
 const MATRIX_SIDE: usize = 512;
 /// Letters of a class's name next to the matrix.
 const NAME_LETTERS: usize = 16;
@@ -42,21 +42,21 @@ pub(super) fn gate_rates(metrics: &str) -> Option<ContactSheet> {
 }
 
 /// A row per class, the first at the top, and a column per predicted class in the same order; up to 32 classes with their
-/// names. The colour is the square root of the share of the class's images, so that rare mistakes show: dark blue none, yellow
-/// all. None if there is no room for so many classes.
+/// names. Beyond [`MATRIX_ROWS`] classes a row is a group of neighbouring ones. The colour is the square root of the share of the row's
+/// images, so that rare mistakes show: dark blue none, yellow all.
 pub(super) fn confusion(confusion: &Confusion, names: &[String]) -> Option<ContactSheet> {
-    let side = (MATRIX_SIDE / names.len()).clamp(1, 40);
+    let shares = confusion.shares(MATRIX_ROWS);
+    let side = (MATRIX_SIDE / shares.rows).min(40);
     let named = side >= LETTER;
     let left = if named { NAME_LETTERS * LETTER } else { 0 };
     let top = if named { 2 * LETTER } else { 0 };
-    let size = names.len() * side;
+    let size = shares.rows * side;
     let mut picture =
         ContactSheet::blank(left + size.max(if named { 16 * LETTER } else { 0 }), top + size).ok()?;
     let cell = (side, side);
     fill(&mut picture, (left, top), (size, size), 0.0);
-    for (class, predicted, images) in confusion.iter() {
-        let share = images as f64 / confusion.images()[class] as f64;
-        fill(&mut picture, (left + predicted * side, top + class * side), cell, share.sqrt());
+    for (row, column, share) in shares.cells {
+        fill(&mut picture, (left + column * side, top + row * side), cell, share.sqrt());
     }
     if named {
         picture.write_text("class", 0, LETTER / 2);
@@ -120,8 +120,13 @@ mod tests {
         assert_eq!((centre(1, 1), centre(1, 0)), (&cividis(1.0)[..], &cividis(0.0)[..]));
         let names = few.pixels.chunks(few.width as usize * 3).flat_map(|row| &row[..left * 3]);
         assert!(names.filter(|&&byte| byte == 0).count() > 100, "names are written");
+        // 100 rows of ten classes, each five pixels wide: of six images of the first ten classes one is predicted as class 900.
+        let predictions = [predictions.as_slice(), &[prediction(5, 3, 900)]].concat();
         let many = vec![String::new(); 1000];
         let many = confusion(&Confusion::new(&predictions, 1000), &many).unwrap();
-        assert_eq!((many.width, many.height, pixel(&many, 1, 0)), (1000, 1000, &cividis(0.5)[..]));
+        assert_eq!((many.width, many.height), (500, 500));
+        let share = |share: f64| cividis(share.sqrt());
+        assert_eq!(pixel(&many, 4, 4), share(5.0 / 6.0));
+        assert_eq!(pixel(&many, 5 * (900 / 10), 0), share(1.0 / 6.0));
     }
 }

@@ -39,7 +39,11 @@ pub fn peak_memory(device: Device) -> PeakMemory {
 /// What this process holds on `device` now, in bytes: on a GPU, tensors and what libtorch's allocator keeps for reuse; on a CPU,
 /// RAM (VmRSS).
 pub fn held_memory(device: Device) -> u64 {
-    gpu_memory(device).map_or_else(|| status_bytes("VmRSS:"), |gpu| gpu.held)
+    held_bytes(gpu_memory(device))
+}
+
+fn held_bytes(gpu: Option<GpuMemory>) -> u64 {
+    gpu.map_or_else(|| status_bytes("VmRSS:"), |gpu| gpu.held)
 }
 
 /// Restarts a GPU's peaks. A CPU's peak cannot fall, because freed memory stays with the process ([`super::restart_with_settings`]).
@@ -92,6 +96,14 @@ struct GpuMemory {
     free: u64,
 }
 
+impl GpuMemory {
+    /// Of the numbers of `codinet_memory_stats`.
+    fn new(bytes: [i64; 4]) -> Self {
+        let [peak_tensors, peak_held, held, free] = bytes.map(|bytes| bytes.max(0) as u64);
+        Self { peak_tensors, peak_held, held, free }
+    }
+}
+
 /// `None` on a CPU.
 fn gpu_memory(device: Device) -> Option<GpuMemory> {
     let Device::Cuda(index) = device else { return None };
@@ -99,8 +111,7 @@ fn gpu_memory(device: Device) -> Option<GpuMemory> {
     // SAFETY: room for the four numbers that are written; the result is checked.
     let read = unsafe { codinet_memory_stats(index as c_int, bytes.as_mut_ptr()) };
     panic_on_error(read, "reading the GPU's memory");
-    let [peak_tensors, peak_held, held, free] = bytes.map(|bytes| bytes.max(0) as u64);
-    Some(GpuMemory { peak_tensors, peak_held, held, free })
+    Some(GpuMemory::new(bytes))
 }
 
 fn reset_gpu(device: Device, release: bool) {
@@ -120,4 +131,18 @@ pub(super) fn status_bytes(name: &str) -> u64 {
 fn field_bytes(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_memory_is_the_allocators_on_a_gpu_and_ram_on_a_cpu() {
+        let gpu = GpuMemory::new([3 << 30, 5 << 30, 4 << 30, -1]);
+        assert_eq!(gpu.free, 0);
+        assert_eq!(held_bytes(Some(gpu)), 4 << 30);
+        let ram = held_memory(Device::Cpu);
+        assert!(ram > 1 << 20 && ram <= peak_memory(Device::Cpu).held);
+    }
 }

@@ -5,7 +5,7 @@ use super::similarity::{BINS, Correlation};
 use crate::plot::{
     Axis, CATEGORIES, Chart, Frame, GREY, cell, centred, cividis, colour_bar, legend, letters, mark, pixels,
 };
-use codinet_trainer::metrics::classes::Confusion;
+use codinet_trainer::metrics::classes::Shares;
 use codinet_trainer::metrics::routing::Histogram;
 use codinet_trainer::sys::error::Result;
 use plotters::element::DashedPathElement;
@@ -102,11 +102,12 @@ pub fn rates(by_class: &[Vec<f64>], all: &[f64], classes: &[String], blocks: &[S
     })
 }
 
-/// The confusion matrix: a row a class, a column a predicted class. Colours are square roots of shares, so that rare mistakes
-/// show.
-pub fn confusion(confusion: &Confusion, classes: &[String]) -> Result<Chart> {
+/// The confusion matrix: a row a class, a column a predicted class; with many classes, a group of neighbouring ones. Colours are
+/// square roots of shares, so that rare mistakes show.
+pub fn confusion(shares: &Shares, classes: &[String]) -> Result<Chart> {
     let count = classes.len();
     let few = count <= 20;
+    let side = shares.group as f64;
     let end = count as f64 - 0.5;
     // Beyond, names have no room.
     let every = count.div_ceil(30);
@@ -120,17 +121,18 @@ pub fn confusion(confusion: &Confusion, classes: &[String]) -> Result<Chart> {
     let y = Axis::named("class", (-end, 0.5), rows);
     Frame::new("Classes and predicted classes", (SIDE, SIDE), 80.0, x, y).draw(|plane, margin| {
         plane.draw(&cell((-0.5, 0.5), (end, -end), cividis(0.0)))?;
-        for (class, predicted, images) in confusion.iter() {
-            let share = images as f64 / confusion.images()[class] as f64;
-            let x = predicted as f64;
-            let y = -(class as f64);
-            plane.draw(&cell((x - 0.5, y - 0.5), (x + 0.5, y + 0.5), cividis(share.sqrt())))?;
+        for &(row, column, share) in &shares.cells {
+            let x = column as f64 * side;
+            let y = -(row as f64 * side);
+            let right = (x + side - 0.5).min(end);
+            let bottom = (y - side + 0.5).max(-end);
+            plane.draw(&cell((x - 0.5, bottom), (right, y + 0.5), cividis(share.sqrt())))?;
             if few && share >= 0.005 {
                 let ink = if share.sqrt() > 0.55 { BLACK } else { WHITE };
                 plane.draw(&Text::new(format!("{:.0}", 100.0 * share), (x, y), centred(10.5, ink)))?;
             }
         }
-        colour_bar(margin, "share of the class's images, % (root)", "0", "100")
+        colour_bar(margin, "share of the row's images, % (root)", "0", "100")
     })
 }
 

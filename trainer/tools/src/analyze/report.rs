@@ -15,7 +15,7 @@ use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::{BatchPlan, Channels, Loader};
 use codinet_trainer::config::Arch;
 use codinet_trainer::data;
-use codinet_trainer::metrics::classes::Prediction;
+use codinet_trainer::metrics::classes::{MATRIX_ROWS, Prediction};
 use codinet_trainer::metrics::routing::text;
 use codinet_trainer::sys::error::Result;
 
@@ -174,9 +174,16 @@ fn add_accuracy(page: &mut Page, results: &Results, folder: &mut OutputFolder) -
         "Accuracy by class",
         "Which classes are taken for which, with hard decisions (Eq. 13). confusion.csv and classes.csv have all numbers.",
     );
-    let caption = "Each row is a class, each column a predicted class, in the same order: the share of the class's images in per cent. \
-                   Mistakes lie off the diagonal.";
-    let figure = folder.chart("confusion", charts::confusion(confusion, classes)?, caption)?;
+    let shares = confusion.shares(MATRIX_ROWS);
+    let one = match shares.group {
+        1 => "a class".to_owned(),
+        group => format!("{group} neighbouring classes"),
+    };
+    let caption = format!(
+        "Each row is {one}, each column {one} as predicted, in the same order: the share of the row's images in per cent. Mistakes lie off \
+         the diagonal."
+    );
+    let figure = folder.chart("confusion", charts::confusion(&shares, classes)?, caption)?;
     let gates = observations.gates;
     let pairs = confusion.confused_pairs(usize::MAX);
     let row = |class: &ClassResults| {
