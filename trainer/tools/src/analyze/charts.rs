@@ -16,6 +16,8 @@ const RED: RGBColor = CATEGORIES[6];
 const PALE: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 /// A plane's side, in points, that fits a column.
 const SIDE: f64 = 360.0;
+/// Letters of a class's name next to a chart.
+const NAME_LETTERS: usize = 20;
 /// The height of a plane of bars.
 const BARS: f64 = 220.0;
 /// The most paths in the chart of frequent ones.
@@ -109,14 +111,16 @@ pub fn confusion(shares: &Shares, classes: &[String]) -> Result<Chart> {
     let few = count <= 20;
     let side = shares.group as f64;
     let end = count as f64 - 0.5;
-    // Beyond, names have no room.
-    let every = count.div_ceil(30);
+    // Beyond, names and numbers have no room.
     let row = |(class, name): (usize, &String)| {
-        let name = if classes[class] == class.to_string() { name.clone() } else { format!("{class} {name}") };
+        let name = shorten(name, NAME_LETTERS);
+        let name = if name == class.to_string() { name } else { format!("{class} {name}") };
         (-(class as f64), name)
     };
-    let rows = classes.iter().enumerate().step_by(every).map(row).collect();
-    let columns = (0..count).step_by(every).map(|class| (class as f64, class.to_string())).collect();
+    let rows = classes.iter().enumerate().step_by(count.div_ceil(30)).map(row).collect();
+    let digits = end.log10() as usize + 1;
+    let numbers = (0..count).step_by(count.div_ceil(60 / (digits + 1)));
+    let columns = numbers.map(|class| (class as f64, class.to_string())).collect();
     let x = Axis::named("predicted class", (-0.5, end), columns);
     let y = Axis::named("class", (-end, 0.5), rows);
     Frame::new("Classes and predicted classes", (SIDE, SIDE), 80.0, x, y).draw(|plane, margin| {
@@ -134,6 +138,14 @@ pub fn confusion(shares: &Shares, classes: &[String]) -> Result<Chart> {
         }
         colour_bar(margin, "share of the row's images, % (root)", "0", "100")
     })
+}
+
+/// `name`, or its beginning if it has more letters.
+fn shorten(name: &str, letters: usize) -> String {
+    match name.char_indices().nth(letters) {
+        None => name.to_owned(),
+        Some((end, _)) => format!("{}…", &name[..end]),
+    }
 }
 
 fn width(blocks: &[String]) -> f64 {

@@ -50,7 +50,10 @@ impl Page {
         };
         let class: Vec<&str> =
             (0..columns.len()).map(|column| if numeric(column) { " class=\"n\"" } else { "" }).collect();
-        let cell = |tag: &str, text: &str, class: &str| format!("<{tag}{class}>{}</{tag}>", escape(text));
+        // A long name such as n01440764_tench may be broken after each underscore.
+        let cell = |tag: &str, text: &str, class: &str| {
+            format!("<{tag}{class}>{}</{tag}>", escape(text).replace('_', "_<wbr>"))
+        };
         let heads = columns.iter().zip(&class).map(|(text, class)| cell("th", text.as_ref(), class));
         let _ = writeln!(self.body, "<table><tr>{}</tr>", heads.collect::<String>());
         for row in rows {
@@ -111,7 +114,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut page = Page::new("Paths of <a>", "Text & more");
         page.section("Numbers", "What was measured.");
-        let rows = [vec!["top-1".to_owned(), "93.1 %".to_owned(), "a word".to_owned()]];
+        let rows = [vec!["top-1".to_owned(), "93.1 %".to_owned(), "a_word".to_owned()]];
         page.table(&["what", "here", "note"], &rows);
         let figure = Figure { caption: "\"One\"\nline".into(), png: vec![1, 2, 3], width: 7 };
         page.figures(std::slice::from_ref(&figure));
@@ -120,7 +123,7 @@ mod tests {
         page.save(&path).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.contains("Paths of &lt;a&gt;") && text.contains("Text &amp; more"));
-        assert!(text.contains("<td class=\"n\">93.1 %</td><td>a word</td>"));
+        assert!(text.contains("<td class=\"n\">93.1 %</td><td>a_<wbr>word</td>"));
         assert!(
             text.contains("src=\"data:image/png;base64,AQID\"") && text.contains("&quot;One&quot;<br>line")
         );
