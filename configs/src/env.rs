@@ -34,6 +34,7 @@ variables! {
         "codinet-train" "settings of the allocator; if it has none of glibc.malloc, codinet-train sets them and restarts itself"
     }
     GOMP_CPU_AFFINITY { "codinet-train" "as OMP_PROC_BIND" }
+    HOME { "codinet-train" "the user's folder: .cache/codinet in it keeps compiled kernels (run.cuda_kernels)" }
     LD_LIBRARY_PATH { "codinet-launch" "named where codinet-train cannot be loaded: it may lead to another libtorch" }
     MPI_LOCALRANKID { "codinet-train" "as OMPI_COMM_WORLD_LOCAL_RANK, under MPICH and Intel MPI" }
     OMPI_COMM_WORLD_LOCAL_RANK { "codinet-train" "compared with the local rank that MPI reports" }
@@ -70,6 +71,7 @@ variables! {
         "codinet-train" "as OMPI_COMM_WORLD_SIZE, under srun",
         "codinet-launch" "shows that srun started several launchers, which is refused"
     }
+    XDG_CACHE_HOME { "codinet-train" "as HOME, in place of .cache" }
 }
 
 /// A variable's value, if it is set to text that is not empty.

@@ -35,15 +35,29 @@ pub struct Driver {
     ) -> c_int,
     get_uuid: unsafe extern "C" fn(*mut [u8; 16], c_int) -> c_int,
     get_name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int,
+    get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
     error_string: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int,
     _library: Library,
 }
 
-/// Opens the first of `names` that exists.
+/// Opens the first of `names` that can be loaded. The error says why each of those that exist could not.
 pub fn open_library(names: &[&str]) -> Result<Library, String> {
-    // SAFETY: NVIDIA's libraries' constructors set up the libraries themselves and nothing else.
-    let found = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-    found.ok_or_else(|| format!("found none of {} (LD_LIBRARY_PATH can name its folder)", names.join(", ")))
+    let mut reasons = Vec::new();
+    for name in names {
+        // SAFETY: NVIDIA's libraries' constructors set up the libraries themselves and nothing else.
+        match unsafe { Library::new(*name) } {
+            Ok(library) => return Ok(library),
+            Err(error) => reasons.push(library_error(&error)),
+        }
+    }
+    let is_missing =
+        |reason: &String| names.iter().any(|name| reason.starts_with(&format!("{name}: cannot open")));
+    reasons.retain(|reason| !is_missing(reason));
+    Err(if reasons.is_empty() {
+        format!("found none of {} (LD_LIBRARY_PATH can name its folder)", names.join(", "))
+    } else {
+        format!("cannot load {}", reasons.join("; "))
+    })
 }
 
 /// The system's own message for a library that cannot be opened or lacks a function.
@@ -79,6 +93,7 @@ impl Driver {
                 launch_kernel: load_function(l, "cuLaunchKernel")?,
                 get_uuid: load_function(l, "cuDeviceGetUuid_v2")?,
                 get_name: load_function(l, "cuDeviceGetName")?,
+                get_version: load_function(l, "cuDriverGetVersion")?,
                 error_string: load_function(l, "cuGetErrorString")?,
                 _library: library,
             })
@@ -97,6 +112,14 @@ impl Driver {
             if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
         };
         Err(format!("{call} failed with code {code}: {text}"))
+    }
+
+    /// The newest CUDA that the driver supports, such as "13.0".
+    pub fn cuda_version(&self) -> Result<String, String> {
+        let mut code = 0;
+        // SAFETY: room for the number that is written.
+        self.check(unsafe { (self.get_version)(&mut code) }, "cuDriverGetVersion")?;
+        Ok(format!("{}.{}", code / 1000, code % 1000 / 10))
     }
 
     /// The driver's handle of the GPU that libtorch knows by `number`.
@@ -129,5 +152,22 @@ impl Driver {
         // SAFETY: a device's handle; room for the 16 bytes that are written.
         self.check(unsafe { (self.get_uuid)(&mut uuid, device) }, "cuDeviceGetUuid")?;
         Ok(uuid.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_and_broken_libraries_have_different_reasons() {
+        let folder = tempfile::tempdir().unwrap();
+        let broken = folder.path().join("libbroken.so");
+        std::fs::write(&broken, "no library").unwrap();
+        let missing = open_library(&["libmissing_1.so", "libmissing_2.so"]).unwrap_err();
+        assert!(missing.starts_with("found none of libmissing_1.so, libmissing_2.so"), "{missing}");
+        let reason = open_library(&["libmissing_1.so", broken.to_str().unwrap()]).unwrap_err();
+        assert!(reason.starts_with("cannot load ") && reason.contains("libbroken.so"), "{reason}");
+        assert!(!reason.contains("libmissing_1"), "{reason}");
     }
 }

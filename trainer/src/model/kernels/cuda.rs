@@ -4,12 +4,14 @@
 //! NVRTC is opened here because cudarc panics if it is missing.
 #![expect(unsafe_code, reason = "NVRTC and the driver are C libraries")]
 
+use super::code_cache;
 use super::gpu::{self, Launch, THREADS, Task};
 use crate::sys::{Driver, Handle, current_stream_handle, load_function, open_library};
 use libloading::Library;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
+use std::path::Path;
 use std::ptr::{null, null_mut};
 
 const SOURCE: &str = include_str!("kernels.cu");
@@ -31,6 +33,7 @@ struct Nvrtc {
     ptx: BytesGetter,
     count_archs: unsafe extern "C" fn(*mut c_int) -> c_int,
     archs: unsafe extern "C" fn(*mut c_int) -> c_int,
+    get_version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     _library: Library,
 }
@@ -43,7 +46,8 @@ struct BytesGetter {
 }
 
 impl Nvrtc {
-    /// Prefers libtorch's own: libcaffe2_nvrtc.so loads the NVRTC that it is linked with.
+    /// Prefers libtorch's own: libcaffe2_nvrtc.so loads the NVRTC that it is linked with, which then finds its builtins. By itself
+    /// the libnvrtc.so of a wheel does not find them.
     fn open() -> Result<Self, String> {
         let library =
             open_library(&["libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"])?;
@@ -64,6 +68,7 @@ impl Nvrtc {
                 ptx: getter("PTX")?,
                 count_archs: load_function(l, "nvrtcGetNumSupportedArchs")?,
                 archs: load_function(l, "nvrtcGetSupportedArchs")?,
+                get_version: load_function(l, "nvrtcVersion")?,
                 error_string: load_function(l, "nvrtcGetErrorString")?,
                 _library: library,
             })
@@ -77,6 +82,21 @@ impl Nvrtc {
         // SAFETY: any number is allowed; the result is a string in the library.
         let text = unsafe { CStr::from_ptr((self.error_string)(code)) }.to_string_lossy();
         Err(format!("{call} failed with code {code}: {text}"))
+    }
+
+    /// [`Nvrtc::compile`], unless `cache` has the result.
+    fn compile_cached(
+        &self,
+        cache: Option<&Path>,
+        source: &str,
+        capability: c_int,
+    ) -> Result<Vec<u8>, String> {
+        let mut version = [0; 2];
+        let [major, minor] = &mut version;
+        // SAFETY: room for the numbers that are written.
+        self.check(unsafe { (self.get_version)(major, minor) }, "nvrtcVersion")?;
+        let key = [source, &format!("{version:?}"), &capability.to_string()];
+        code_cache::get_or_compile(cache, &key, || self.compile(source, capability))
     }
 
     /// Compiles for a GPU of compute capability `capability`, such as 90: to its machine code, or with an NVRTC older than the
@@ -158,7 +178,9 @@ impl Cuda {
             let read = unsafe { (driver.get_attribute)(number, attribute, handle) };
             driver.check(read, "cuDeviceGetAttribute")?;
         }
-        let code = Nvrtc::open()?.compile(SOURCE, 10 * capability[0] + capability[1])?;
+        let cache = code_cache::folder();
+        let code =
+            Nvrtc::open()?.compile_cached(cache.as_deref(), SOURCE, 10 * capability[0] + capability[1])?;
         // SAFETY: as above; the context is never released.
         let retained = unsafe { (driver.retain_primary)(&mut context, handle) };
         driver.check(retained, "cuDevicePrimaryCtxRetain")?;

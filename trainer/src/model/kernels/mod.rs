@@ -7,6 +7,7 @@
 //! libtorch's operations, in [`super::layers`]. `check.rs` compares the kernels with them.
 
 mod check;
+mod code_cache;
 mod cpu;
 mod cuda;
 #[cfg(test)]
