@@ -11,12 +11,27 @@ use crate::sys::{current_stream_handle, library_error};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// Bytes of a communicator's id, by which its ranks find each other.
 pub const ID_BYTES: usize = 128;
 
 type ReturnCode = c_int; // not cudarc's enum, which lacks the codes of newer libraries
+/// ncclInProgress: no error.
+const IN_PROGRESS: ReturnCode = 7;
+
+/// Refused; docs/decisions.md says why.
+const BAD_VERSIONS: RangeInclusive<c_int> = 22_803..=22_808;
+
+fn version_name(code: c_int) -> String {
+    match code {
+        10_000.. => format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100),
+        _ => format!("{}.{}.{}", code / 1000, code / 100 % 10, code % 100), // before 2.9
+    }
+}
 
 /// Functions of libnccl, by <https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html>.
 pub struct Nccl {
@@ -24,6 +39,9 @@ pub struct Nccl {
     get_unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> ReturnCode,
     comm_init_rank: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> ReturnCode,
     comm_destroy: unsafe extern "C" fn(ncclComm_t) -> ReturnCode,
+    comm_abort: unsafe extern "C" fn(ncclComm_t) -> ReturnCode,
+    get_async_error: unsafe extern "C" fn(ncclComm_t, *mut ReturnCode) -> ReturnCode,
+    get_error_string: unsafe extern "C" fn(ReturnCode) -> *const c_char,
     get_last_error: unsafe extern "C" fn(ncclComm_t) -> *const c_char,
     all_reduce: unsafe extern "C" fn(
         *const c_void,
@@ -69,29 +87,50 @@ impl Nccl {
         unsafe {
             let library =
                 Library::new("libnccl.so.2").or_else(|_| Library::new("libnccl.so")).map_err(failed)?;
-            Ok(Self {
+            let nccl = Self {
                 get_version: *library.get(b"ncclGetVersion").map_err(failed)?,
                 get_unique_id: *library.get(b"ncclGetUniqueId").map_err(failed)?,
                 comm_init_rank: *library.get(b"ncclCommInitRank").map_err(failed)?,
                 comm_destroy: *library.get(b"ncclCommDestroy").map_err(failed)?,
+                comm_abort: *library.get(b"ncclCommAbort").map_err(failed)?,
+                get_async_error: *library.get(b"ncclCommGetAsyncError").map_err(failed)?,
+                get_error_string: *library.get(b"ncclGetErrorString").map_err(failed)?,
                 get_last_error: *library.get(b"ncclGetLastError").map_err(failed)?,
                 all_reduce: *library.get(b"ncclAllReduce").map_err(failed)?,
                 all_gather: *library.get(b"ncclAllGather").map_err(failed)?,
                 broadcast: *library.get(b"ncclBroadcast").map_err(failed)?,
                 _library: library,
-            })
+            };
+            nccl.refuse_bad_version()?;
+            Ok(nccl)
         }
     }
 
     /// The library's version, such as 2.27.3.
     pub fn version(&self) -> String {
+        self.version_code()
+            .map_or_else(|returned| format!("unknown: ncclGetVersion returned {returned}"), version_name)
+    }
+
+    /// The version as a number, such as 22703; an error is the call's return code.
+    fn version_code(&self) -> Result<c_int, ReturnCode> {
         let mut code: c_int = 0;
         // SAFETY: `code` outlives the call, which writes nothing else.
         let returned = unsafe { (self.get_version)(&mut code) };
-        match code {
-            _ if returned != 0 => format!("unknown: ncclGetVersion returned {returned}"),
-            10_000.. => format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100),
-            _ => format!("{}.{}.{}", code / 1000, code / 100 % 10, code % 100), // before 2.9
+        if returned == 0 { Ok(code) } else { Err(returned) }
+    }
+
+    fn refuse_bad_version(&self) -> Result<()> {
+        match self.version_code() {
+            Ok(code) if BAD_VERSIONS.contains(&code) => {
+                let what = format!(
+                    "NCCL {} is refused, as 2.28.3 to 2.28.8 are; install 2.28.9 or newer (libtorch 2.11's), or set \
+                     collective.backend=mpi",
+                    version_name(code)
+                );
+                Err(Error::new(Exit::Communication, what))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -116,17 +155,73 @@ impl Nccl {
         let what = format!("{call} failed with code {code}: {}", text.trim());
         Err(Error::new(Exit::Communication, what))
     }
+
+    /// What a code means, and the library's last message.
+    fn describe(&self, code: ReturnCode, comm: ncclComm_t) -> String {
+        // SAFETY: any code is allowed, and a living communicator; the results are null or strings that are copied at once.
+        let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };
+        let texts = texts.into_iter().filter(|text| !text.is_null());
+        // SAFETY: as above.
+        let texts = texts.map(|text| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned());
+        texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(": ")
+    }
 }
 
-/// An NCCL communicator of all ranks.
+/// An NCCL communicator of all ranks. Only the thread of collectives has it.
 pub struct Comm {
-    nccl: Nccl,
-    comm: ncclComm_t,
+    shared: Arc<SharedComm>,
     device: usize,
 }
 
-// SAFETY: any thread may use a communicator, one at a time; this one has one owner.
-unsafe impl Send for Comm {}
+/// The part of a communicator that the watchdog uses too.
+struct SharedComm {
+    nccl: Nccl,
+    comm: ncclComm_t,
+    /// Whether the communicator has been destroyed or aborted.
+    ended: Mutex<bool>,
+}
+
+// SAFETY: NCCL allows that one thread asks for asynchronous errors, or aborts, while another one starts collectives; that is
+// what its documentation gives these functions for. Only the owner of `Comm` starts collectives. `ended` keeps a communicator
+// from being used by the other thread after its end.
+unsafe impl Send for SharedComm {}
+// SAFETY: as above.
+unsafe impl Sync for SharedComm {}
+
+/// Watches a communicator from another thread.
+#[derive(Clone)]
+pub struct CommMonitor(Arc<SharedComm>);
+
+impl fmt::Debug for CommMonitor {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("CommMonitor").finish_non_exhaustive()
+    }
+}
+
+impl CommMonitor {
+    /// The error with which NCCL's own threads have given up a collective, such as a lost network; `None` if there is none.
+    pub fn async_error(&self) -> Option<String> {
+        let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *ended {
+            return None;
+        }
+        let SharedComm { nccl, comm, .. } = &*self.0;
+        let mut code: ReturnCode = 0;
+        // SAFETY: the communicator has not ended; room for the code that is written.
+        let returned = unsafe { (nccl.get_async_error)(*comm, &mut code) };
+        let code = if returned == 0 { code } else { returned };
+        if code == 0 || code == IN_PROGRESS { None } else { Some(nccl.describe(code, *comm)) }
+    }
+
+    /// Ends collectives that hang on the device, and the communicator: nobody may use it any more.
+    pub fn abort(&self) {
+        let mut ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *ended, true) {
+            // SAFETY: the communicator has not ended. The job ends, so no collective follows.
+            let _ = unsafe { (self.0.nccl.comm_abort)(self.0.comm) };
+        }
+    }
+}
 
 /// Sends tensors on the GPU over NCCL, and those on the host over another backend.
 pub struct NcclWorld {
@@ -154,7 +249,12 @@ impl Comm {
         // SAFETY: `comm` outlives the call; every rank passes its own rank and the same id.
         let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, id, rank as c_int) };
         nccl.check(code, "ncclCommInitRank", std::ptr::null_mut())?;
-        Ok(Self { nccl, comm, device })
+        Ok(Self { shared: Arc::new(SharedComm { nccl, comm, ended: Mutex::new(false) }), device })
+    }
+
+    /// For the watchdog.
+    pub fn monitor(&self) -> CommMonitor {
+        CommMonitor(self.shared.clone())
     }
 
     /// Whether NCCL can send a tensor without a copy.
@@ -167,7 +267,7 @@ impl Comm {
     }
 
     fn check(&self, code: ReturnCode, call: &str) -> Result<()> {
-        self.nccl.check(code, call, self.comm)
+        self.shared.nccl.check(code, call, self.shared.comm)
     }
 }
 
@@ -180,12 +280,16 @@ impl NcclWorld {
 
 impl Drop for Comm {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: the communicator has no other owner, and no collective in progress: each was waited for.
-            let code = unsafe { (self.nccl.comm_destroy)(self.comm) };
-            if let Err(error) = self.nccl.check(code, "ncclCommDestroy", std::ptr::null_mut()) {
-                crate::eprint_line!("note: {error}"); // training is over
-            }
+        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::thread::panicking() || std::mem::replace(&mut *ended, true) {
+            return;
+        }
+        let SharedComm { nccl, comm, .. } = &*self.shared;
+        // SAFETY: no other thread uses the communicator once it has ended. The call itself waits for collectives that are still
+        // queued on the device.
+        let code = unsafe { (nccl.comm_destroy)(*comm) };
+        if let Err(error) = nccl.check(code, "ncclCommDestroy", std::ptr::null_mut()) {
+            crate::eprint_line!("note: {error}"); // training is over
         }
     }
 }
@@ -208,22 +312,23 @@ impl Collective for NcclWorld {
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
-        let Comm { nccl, comm, .. } = &self.comm;
+        let SharedComm { nccl, comm, .. } = &*self.comm.shared;
         if !self.comm.can_send(tensor) {
             return self.host.broadcast(tensor, root);
         }
         let data = tensor.data_ptr();
         let n = tensor.numel();
         let kind = datatype(tensor.kind())?;
-        // SAFETY: a contiguous tensor of n elements on the communicator's device. It lives until the stream has done the
-        // work, because the collective's caller waits for that.
+        // SAFETY: a contiguous tensor of n elements on the communicator's device. Its owner makes the stream that uses it
+        // next wait for this one (`Pending::wait`), so that its memory is not reused before. If the owner never does, the job
+        // is ending.
         let code = unsafe { (nccl.broadcast)(data, data, n, kind, root as c_int, *comm, self.comm.stream()) };
         self.comm.check(code, "ncclBroadcast")
     }
 
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<()> {
         check_summable(tensor)?;
-        let Comm { nccl, comm, .. } = &self.comm;
+        let SharedComm { nccl, comm, .. } = &*self.comm.shared;
         if !self.comm.can_send(tensor) {
             return self.host.all_reduce_sum(tensor);
         }
@@ -238,8 +343,8 @@ impl Collective for NcclWorld {
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        let Comm { nccl, comm, device } = &self.comm;
-        if tensor.device() != Device::Cuda(*device) {
+        let SharedComm { nccl, comm, .. } = &*self.comm.shared;
+        if tensor.device() != Device::Cuda(self.comm.device) {
             return self.host.all_gather(tensor);
         }
         let own = tensor.detach().contiguous();
@@ -251,7 +356,8 @@ impl Collective for NcclWorld {
         let to = all.data_ptr();
         let n = own.numel();
         // SAFETY: `all` has room for n elements of every rank; otherwise as for ncclBroadcast. `own` may be freed before
-        // the work is done: the allocator reuses its memory only on this stream.
+        // the work is done: if it is a copy, the allocator reuses its memory only on this stream, on which `all` was made too;
+        // else it is the caller's tensor.
         let code = unsafe { (nccl.all_gather)(from, to, n, kind, *comm, self.comm.stream()) };
         self.comm.check(code, "ncclAllGather")?;
         Ok(all)

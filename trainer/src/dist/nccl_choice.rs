@@ -27,6 +27,7 @@ pub fn use_device(world: &mut World, device: Device, wanted: config::Backend) ->
     };
     // If one rank fails, the others wait for it in NCCL until the watchdog ends the job.
     if let Some(comm) = world.queue().start("the start of NCCL", Device::Cpu, 0, start_nccl).wait()? {
+        world.queue().progress().watch(comm.monitor());
         world.replace_backend(|host| Box::new(NcclWorld::new(comm, host)))?;
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! What this rank communicates and waits for: counted for reports, watched by the watchdog.
 
+use super::nccl::CommMonitor;
 use crate::sys::Event;
 use codinet_dataloader::{LoaderMonitor, Stall};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The communication of this rank so far.
@@ -29,6 +30,8 @@ pub(super) struct Progress {
     steps_begun: AtomicU64,
     collectives: Mutex<Collectives>,
     loaders: Mutex<Vec<LoaderMonitor>>,
+    /// NCCL's communicator, if there is one.
+    communicator: OnceLock<CommMonitor>,
     ended: Mutex<bool>,
     end: Condvar,
 }
@@ -73,6 +76,15 @@ impl Progress {
             collectives.on_device.extend(done.map(|done| (what, start, done)));
             collectives.oldest(); // drops those that are over
         }
+    }
+
+    /// The communicator that the watchdog watches from now on.
+    pub(super) fn watch(&self, communicator: CommMonitor) {
+        let _ = self.communicator.set(communicator); // there is one a process
+    }
+
+    pub(super) fn communicator(&self) -> Option<&CommMonitor> {
+        self.communicator.get()
     }
 
     pub(super) fn add_wait(&self, time: Duration) {

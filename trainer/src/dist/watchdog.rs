@@ -12,11 +12,14 @@ use codinet_dataloader::Stall;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// A rank without a heartbeat for so long is not merely slow to send one.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest time that NCCL gets to end a communicator after an error.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest heartbeat: three numbers and a text. It fits into a packet of any network.
 const HEARTBEAT_BYTES: usize = 1200;
@@ -95,6 +98,7 @@ impl Watchdog {
         let mut overdue = None;
         while !self.progress.has_ended() {
             self.exchange_heartbeats(&mut peers);
+            self.end_after_network_error();
             let limit = self.limit();
             let collective = self.progress.oldest().filter(|(_, start)| start.elapsed() > limit);
             if let Some((what, start)) = collective {
@@ -120,12 +124,38 @@ impl Watchdog {
         }
     }
 
+    /// Ends the job if NCCL's own threads have given up a collective: without this it would hang until the timeout.
+    fn end_after_network_error(&self) {
+        let Some(communicator) = self.progress.communicator() else { return };
+        let Some(error) = communicator.async_error() else { return };
+        let what = self.progress.oldest().map_or("no collective", |(what, _)| what);
+        self.report_end(&format!(
+            "on {}: NCCL reports in {what} (step {}): {error}; suspect the network or another rank's GPU; NCCL_DEBUG=INFO \
+             shows more",
+            self.host,
+            self.progress.step()
+        ));
+        // The abort itself waits for NCCL's threads, perhaps for ever.
+        let communicator = communicator.clone();
+        let (done_tx, done_rx) = sync_channel(1);
+        std::thread::spawn(move || {
+            communicator.abort();
+            let _ = done_tx.send(());
+        });
+        let _ = done_rx.recv_timeout(ABORT_TIMEOUT);
+        abort(Exit::Communication as i32);
+    }
+
     fn end_job(&self, what: &str) -> ! {
+        self.report_end(what);
+        abort(Exit::Hang as i32)
+    }
+
+    fn report_end(&self, what: &str) {
         crate::eprint_line!(
             "error: rank {} {what}; the job ends; --resume auto continues from the last checkpoint",
             self.rank
         );
-        abort(Exit::Hang as i32)
     }
 
     /// The longest time that a wait may take now.
