@@ -93,7 +93,11 @@ impl BatchNorm {
             Epilogue::AddRelu { shortcut } => y.g_add_(shortcut).relu_(),
             Epilogue::Blend { shortcut, skip, v } => {
                 let run = y.g_add_(shortcut).relu_();
-                skip.unwrap_or(shortcut).lerp_tensor(&run, &v.view([-1, 1, 1, 1]).to_kind(run.kind()))
+                // In fp32, as v is: bf16 has 8 bits of it.
+                let float = |x: &Tensor| x.to_kind(Kind::Float);
+                float(skip.unwrap_or(shortcut))
+                    .lerp_tensor(&float(&run), &v.view([-1, 1, 1, 1]))
+                    .to_kind(run.kind())
             }
         };
         out.into()
