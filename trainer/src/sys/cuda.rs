@@ -35,7 +35,7 @@ pub fn no_gpu_reason() -> String {
 /// Lets cuDNN time its algorithms for each shape and keep the fastest, because shapes are the same in every step. The choice,
 /// and with it the last bits of results, may differ from run to run. Allows TF32 in fp32 products unless
 /// `NVIDIA_TF32_OVERRIDE=0` is set.
-pub(crate) fn configure_cuda() {
+pub fn configure_cuda() {
     tch::Cuda::cudnn_set_benchmark(true);
     allow_tf32();
 }

@@ -9,8 +9,7 @@ mod startup;
 mod torch;
 mod torch_message;
 
-pub(crate) use cuda::configure_cuda;
-pub use cuda::{load_cuda, no_gpu_reason};
+pub use cuda::{configure_cuda, load_cuda, no_gpu_reason};
 pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
 pub(crate) use memory::{PeakMemory, available_memory, format_gib, held_memory, peak_memory, release_memory};
 pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};

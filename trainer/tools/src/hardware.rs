@@ -3,6 +3,7 @@
 use codinet_trainer::config::DeviceChoice;
 use codinet_trainer::dist::device::choose_local_device;
 use codinet_trainer::host;
+use codinet_trainer::sys::configure_cuda;
 use codinet_trainer::sys::error::Result;
 use tch::Device;
 
@@ -27,6 +28,10 @@ impl Hardware {
     pub fn prepare(&self) -> Result<(usize, Device)> {
         let threads = self.threads.map_or_else(host::usable_cpu_count, usize::from);
         tch::set_num_threads(threads as i32);
-        Ok((threads, choose_local_device(self.device, "--device", 0)?))
+        let device = choose_local_device(self.device, "--device", 0)?;
+        if device.is_cuda() {
+            configure_cuda();
+        }
+        Ok((threads, device))
     }
 }

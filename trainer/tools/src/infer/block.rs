@@ -6,13 +6,13 @@ use super::router::FastRouter;
 use super::rows;
 use codinet_trainer::model::{Block, Shortcut};
 use codinet_trainer::sys::channels_last;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Batch norm is folded into the convolutions.
 pub type InferenceBlock<'a> = Block<Layer, FastRouter<'a>>;
 
-/// Elements of one image's activation, per thread, above which moving images together costs more than computing convolutions
-/// one image at a time.
+/// Elements of one image's activation, per thread of a CPU, above which moving images together costs more than computing
+/// convolutions one image at a time. A GPU gains more from a larger batch than from not moving images.
 const LARGE: usize = 1 << 18;
 
 /// Replaces `x` by the block's output for images whose `run` is true, and by the skip branch's for the others.
@@ -21,6 +21,8 @@ pub fn step(block: &InferenceBlock, x: &mut CachedActivation, run: &[bool]) {
     let rows = rows_with(true);
     let others = rows_with(false);
     let keeps_shape = matches!(block.shortcut, Shortcut::Identity);
+    let moves_cheaply =
+        x.x().device() != Device::Cpu || x.x().numel() / run.len() < LARGE * tch::get_num_threads() as usize;
     if others.is_empty() && keeps_shape {
         let _ = forward(block, x.x()); // in place
         x.mark_changed(&rows);
@@ -30,7 +32,7 @@ pub fn step(block: &InferenceBlock, x: &mut CachedActivation, run: &[bool]) {
         if !keeps_shape {
             x.set(skip(block, x.x()));
         }
-    } else if keeps_shape && x.x().numel() / run.len() >= LARGE * tch::get_num_threads() as usize {
+    } else if keeps_shape && !moves_cheaply {
         // In place, without moving images.
         for neighbours in rows.chunk_by(|a, b| a + 1 == *b) {
             let _ = forward(block, &x.x().narrow(0, neighbours[0] as i64, neighbours.len() as i64));
