@@ -29,6 +29,8 @@ pub struct Probe {
     pub config: Option<ConfigNeeds>,
     /// Speed of an all-reduce.
     pub all_reduce: AllReduceSpeed,
+    /// Speed of one between the GPUs over NCCL, if every rank has one; or why there was none.
+    pub gpu_all_reduce: Option<Result<AllReduceSpeed, String>>,
     /// Every rank.
     pub ranks: Vec<RankProbe>,
 }
@@ -73,7 +75,7 @@ impl CheckpointSpace {
     }
 }
 
-/// Speed of an all-reduce of fp32 numbers on the host.
+/// Speed of an all-reduce of fp32 numbers.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AllReduceSpeed {
     /// Duration for one number.
@@ -111,6 +113,8 @@ pub struct RankProbe {
     pub without_gpu: String,
     /// The driver's version.
     pub driver: Option<String>,
+    /// The name of this rank's GPU, on which a convolution has the CPU's result; or why it has not. `None` without a GPU.
+    pub gpu: Option<Result<String, String>>,
     /// NCCL's version, or why it cannot be used.
     pub nccl: Result<String, String>,
     /// Samples of the data sets, by their keys in the config; of those that can be read.

@@ -30,6 +30,13 @@ pub fn check_ranks(result: ProbeResult, started: usize) -> Vec<Check> {
         };
         return match result.code {
             Some(2) => vec![Check::red("config", found, "codinet-train CONFIG --dry-run shows the error")],
+            _ if error.to_lowercase().contains("nccl") => {
+                vec![Check::red(
+                    "nccl",
+                    found,
+                    "NCCL_DEBUG=INFO shows why; collective.backend=mpi trains without NCCL",
+                )]
+            }
             _ => vec![Check::red(
                 "meeting",
                 found,
@@ -146,6 +153,8 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
         .ranks
         .iter()
         .find(|rank| rank.gpus > 1 && rank.local_ranks > rank.gpus.max(rank.gpus_installed));
+    let broken = probe.ranks.iter().find_map(|rank| Some((rank, rank.gpu.as_ref()?.as_ref().err()?)));
+    let driver = probe.ranks[0].driver.as_deref();
     let mut checks = Vec::new();
     checks.push(match (hidden, without, shared) {
         _ if device == DeviceChoice::Cpu => Check::green("gpus", "run.device is cpu"),
@@ -170,28 +179,53 @@ fn check_gpus(probe: &Probe) -> Vec<Check> {
             "start one rank per GPU: -n auto",
         ),
         (_, Some(_), _) => Check::green("gpus", "none; ranks compute on CPU cores"),
-        _ => Check::green(
-            "gpus",
-            format!(
-                "{} on each host; {}",
-                probe.ranks[0].gpus,
-                probe.ranks[0].driver.as_deref().unwrap_or("no driver")
+        _ => match (broken, driver) {
+            (Some((rank, why)), _) => Check::red(
+                "gpus",
+                format!("rank {} on {} cannot compute: {why}", rank.rank, rank.host),
+                "nvidia-smi and `dmesg | grep Xid` on that host show whether the GPU or its driver is at fault",
             ),
-        ),
+            (None, None) => Check::yellow(
+                "gpus",
+                format!("{} on each host, whose driver has no version", probe.ranks[0].gpus),
+                "check that libcuda.so.1 is the driver's own: nvidia-smi prints its version",
+            ),
+            (None, Some(driver)) => {
+                let name = probe.ranks[0].gpu.as_ref().and_then(|gpu| gpu.as_deref().ok()).unwrap_or_default();
+                let gpus = counted(probe.ranks[0].gpus, "GPU");
+                Check::green("gpus", format!("{gpus} on each host ({name}), each computes; {driver}"))
+            }
+        },
     });
     if without.is_none() && device != DeviceChoice::Cpu && probe.world > 1 {
-        let failure = probe.ranks.iter().find_map(|rank| Some((rank, rank.nccl.as_ref().err()?)));
-        checks.push(match (failure, &probe.ranks[0].nccl) {
-            (Some((rank, why)), _) => Check::yellow(
-                "nccl",
-                format!("rank {} on {}: {why}", rank.rank, rank.host),
-                "put libnccl.so.2 on LD_LIBRARY_PATH; without it GPUs communicate through the host",
-            ),
-            (None, Ok(version)) => Check::green("nccl", version.clone()),
-            (None, Err(_)) => unreachable!("no rank has an error"),
-        });
+        checks.push(check_nccl(probe));
     }
     checks
+}
+
+fn check_nccl(probe: &Probe) -> Check {
+    let failure = probe.ranks.iter().find_map(|rank| Some((rank, rank.nccl.as_ref().err()?)));
+    if let Some((rank, why)) = failure {
+        return Check::yellow(
+            "nccl",
+            format!("rank {} on {}: {why}", rank.rank, rank.host),
+            "put libnccl.so.2 on LD_LIBRARY_PATH; without it GPUs communicate through the host",
+        );
+    }
+    let version = probe.ranks[0].nccl.as_deref().unwrap_or_default();
+    match &probe.gpu_all_reduce {
+        Some(Ok(speed)) => Check::green(
+            "nccl",
+            format!(
+                "{version}; {:.0} MB between all GPUs at {:.2} GB/s; one number in {:.0} µs",
+                speed.bytes as f64 / MB,
+                speed.bytes_per_second / 1e9,
+                speed.microseconds
+            ),
+        ),
+        Some(Err(why)) => Check::red("nccl", format!("{version}: {why}"), "start one rank per GPU: -n auto"),
+        None => Check::yellow("nccl", format!("{version}, not tried"), "fix the GPUs first"),
+    }
 }
 
 /// What keeps a run from starting, each problem once, and the data sets' samples. `disk` is red: its own check says why.
@@ -371,7 +405,7 @@ mod tests {
             json!({
                 "rank": rank, "local": rank, "local_ranks": 2, "host": "a", "cpus": 16, "cpu_list": "0-15",
                 "host_cpus": 16, "threads": 8, "decode_threads": 8, "gpus": 2, "gpus_installed": 2, "without_gpu": "make setup CUDA=1",
-                "driver": "580", "nccl": {"Ok": "2.27.3"}, "samples": {"data.train": 9}, "problems": [],
+                "driver": "580", "gpu": {"Ok": "H200"}, "nccl": {"Ok": "2.27.3"}, "samples": {"data.train": 9}, "problems": [],
                 "disk": {"dir": "/d", "free": 10_000_000_000u64, "bytes_per_second": 1e9, "error": null},
             })
         };
@@ -379,6 +413,7 @@ mod tests {
             "backend": "MPI", "library": "Open MPI", "pmix": "4.2", "world": 2,
             "config": {"device": "cuda", "space": {"bytes": 300_000_000u64, "checkpoints": 5}},
             "all_reduce": {"microseconds": 9.0, "bytes": 16_777_216, "bytes_per_second": 1e9},
+            "gpu_all_reduce": {"Ok": {"microseconds": 20.0, "bytes": 67_108_864, "bytes_per_second": 3e11}},
             "ranks": [rank(0), rank(1)],
         });
         change(&mut output);
@@ -420,6 +455,11 @@ mod tests {
         assert_eq!(problems(|probe| probe["ranks"][1]["gpus"] = 0.into()), red("gpus"));
         assert_eq!(problems(|probe| probe["ranks"][0]["local_ranks"] = 3.into()), red("gpus"));
         assert_eq!(problems(|probe| probe["ranks"][1]["nccl"] = json!({"Err": "none"})), yellow("nccl"));
+        // A GPU that cannot compute, and one of unknown driver; GPUs that do not reach each other.
+        assert_eq!(problems(|probe| probe["ranks"][1]["gpu"] = json!({"Err": "CUDA error"})), red("gpus"));
+        assert_eq!(problems(|probe| probe["ranks"][0]["driver"] = json!(null)), yellow("gpus"));
+        assert_eq!(problems(|probe| probe["gpu_all_reduce"] = json!({"Err": "over MPI"})), red("nccl"));
+        assert_eq!(problems(|probe| probe["gpu_all_reduce"] = json!(null)), yellow("nccl"));
         assert_eq!(
             problems(|probe| probe["all_reduce"]["bytes_per_second"] = 1e6.into()),
             yellow("all-reduce")
