@@ -170,6 +170,7 @@ COUNTS = [
 
 OTHER_PROGRAMS = [
     Case("evaluation", words=["--resume", "runs/fp32", "--eval-only"], says="top-1", needs=("fp32",)),
+    Case("doctor", ranks=2, words=["codinet-train", "--probe"], says=r'"gpu_all_reduce":{"Ok":.*"gpu":{"Ok":"Simulated GPU 0"}'),
     Case("profile", words=["--profile", "4"], says="peak memory"),
     Case("find-batch", words=["--find-batch"], variables={"SIM_GPU_MB": "300"}, says="largest batch that fits"),
     Case("infer", words=of_checkpoint("codinet-infer", "data/test", "-o", "infer.jsonl"), says="of 48 with a label", needs=("fp32",)),
@@ -189,6 +190,8 @@ FAULTS = [
     Case("not-finite", settings=("stages.0.lr=1e30",), code=5, says="not finite"),
     Case("nccl-start", ranks=2, settings=(NCCL,), variables=nccl_fault("init", 0), code=7, says="ncclCommInitRank failed"),
     Case("nccl-error", ranks=2, settings=(NCCL,), variables=nccl_fault("error", 9), code=7, says="ncclAllReduce failed"),
+    Case("nccl-late-error", ranks=2, settings=(NCCL,), variables=nccl_fault("async", 24), code=7, says="rank 1 on .*NCCL reports in"),
+    Case("nccl-bad-version", ranks=2, settings=(NCCL,), variables={"SIM_NCCL_VERSION": "22807"}, code=2, says="NCCL 2.28.7 is refused"),
     Case(
         "nccl-hang",
         ranks=2,

@@ -41,7 +41,9 @@ class Programs:
         self.folder = folder
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        exports = "".join(f"export {name}='{value}'\n" for name, value in simulator.environment().items())
+        # Compiled kernels are kept there, not in the user's folder.
+        variables = simulator.environment(XDG_CACHE_HOME=str(folder / "cache"))
+        exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
         self.wrapper = folder / "run.sh"
         self.wrapper.write_text(f'#!/bin/sh\n# Runs a command on the simulated GPUs.\n{exports}exec "$@"\n')
         self.wrapper.chmod(0o755)
