@@ -1,7 +1,7 @@
 """The networks of tests/bench/ddp.py on one device in PyTorch at its fastest: the reference for check.py's timings.
 
     twin.py time '{"net": "r50", "gated": true, "images": 256, "compiled": false, ...}'
-    twin.py facts '{"nets": ["r50", "r101"], "device": "cuda"}'
+    twin.py facts '{"nets": ["r50", "r101"], "device": "cuda", "small": false}'
 
 Prints one line of JSON. PyTorch has AMP in bf16, channels_last, cudnn.benchmark, foreach SGD, and with "compiled" torch.compile
 of the forward pass and the losses. Its batch is on the device as normalised floats, the same in every step. It does not load, copy
@@ -158,18 +158,17 @@ def fastest(device, run, times):
 def facts(plan):
     """Name, memory and peaks of the device, and the work of the networks."""
     device = plan["device"]
-    small = device == "cpu"
-    n, floats = (1024, 1 << 24) if small else (8192, 1 << 29)
+    n, floats = (1024, 1 << 24) if plan["small"] else (8192, 1 << 29)
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     x, y = (torch.empty(floats, device=device) for _ in range(2))
     measured = {
         "tflops": 2 * n**3 / fastest(device, lambda: a @ b, 10) / 1e12,
         "gb_per_s": 2 * 4 * floats / fastest(device, lambda: y.copy_(x), 10) / 1e9,
     }
-    name = "CPU" if small else torch.cuda.get_device_name()
+    name = "CPU" if device == "cpu" else torch.cuda.get_device_name()
     known = next(({"tflops": t, "gb_per_s": g} for part, t, g in PEAKS if part in name), None)
     work_of = {net: {kind: count_work(NETS[net], kind == "gated") for kind in ("static", "gated")} for net in plan["nets"]}
-    memory = None if small else torch.cuda.get_device_properties(0).total_memory / 1e9
+    memory = None if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 1e9
     return {"name": name, "gigabytes": memory, "torch": torch.__version__, "measured": measured, "peak": known, "work": work_of}
 
 
