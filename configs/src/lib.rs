@@ -39,8 +39,8 @@ pub use model::{
     StrideIn, Temperature, TemperatureRange,
 };
 pub use objective::{
-    Consistency, Cost, CostUnit, Distill, Diversity, PathOutputs, PathValue, Paths, Scope, TargetRate,
-    TermWeight,
+    Consistency, Control, Cost, CostUnit, Distill, Diversity, PathOutputs, PathValue, Paths, Scope,
+    TargetRate, TermWeight,
 };
 pub use optim::{OnNonfinite, Optim};
 pub use run::{DeviceChoice, Precision, Run};

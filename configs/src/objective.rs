@@ -80,14 +80,19 @@ pub struct Cost {
     pub gamma: f64,
     /// The unit of c_k: γ is the price of one.
     pub unit: CostUnit,
-    /// Mean MACs per image, in billions, that γ is adjusted to meet; null: γ is constant.
+    /// Mean MACs per image, in billions, that training is steered to meet; null: γ is constant.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub budget_gmacs: Option<f64>,
     /// The share of the epochs whose routers train over which the budget goes from the network's first MACs to `budget_gmacs`;
     /// 0: at once, and most gates close before the blocks have learned which of them matter.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub budget_ramp: f64,
-    /// The change of γ a step, as the price of the mean block, for each 100 % that the network's MACs are off the budget.
+    /// What steers training to the budget.
+    pub control: Control,
+    /// With `control: bias`, the change of the bias a step for each 100 % that the network's MACs are off the budget.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub bias_step: f64,
+    /// With `control: price`, the change of γ a step, as the price of the mean block, for each 100 % that the network's MACs are off the budget.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma_step: f64,
     /// Whether each stage ends with one bias on all gates that makes held-out training images meet the budget. The next stage
@@ -96,6 +101,16 @@ pub struct Cost {
     /// How many training images are held out for calibration.
     #[schemars(range(min = 1))]
     pub calibration_samples: usize,
+}
+
+/// What steers training to a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// One bias on all gates, with a constant γ. It also moves gates that are saturated, which have no gradient.
+    Bias,
+    /// γ, the price of a block, as in the paper (Section 3.3).
+    Price,
 }
 
 /// The unit of a block's cost.
@@ -184,6 +199,8 @@ impl Default for Cost {
             unit: CostUnit::Blocks,
             budget_gmacs: None,
             budget_ramp: 0.33,
+            control: Control::Bias,
+            bias_step: 0.3,
             gamma_step: 2e-4,
             calibrate: false,
             calibration_samples: 2000,

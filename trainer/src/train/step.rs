@@ -4,7 +4,7 @@
 use super::model::Model;
 use super::teacher::teacher_logits;
 use super::{Scheduled, Trainer};
-use crate::config::{Routers, Routing, Scope, Stage};
+use crate::config::{Control, Routers, Routing, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, agree, replicas};
 use crate::host;
@@ -45,9 +45,9 @@ impl Trainer<'_> {
         self.compare_replicas(step)?;
         batches.prefetch();
 
-        // What all ranks act on alike: the wish to stop, and γ, which follows the compute budget.
+        // What all ranks act on alike: the wish to stop, and what follows the compute budget.
         let (stop, hard_rates) = output.sync.wait();
-        self.update_gamma(stage, scheduled.budget_ramp, &hard_rates);
+        self.steer(stage, scheduled.budget_ramp, &hard_rates);
         let samples = self.config.optim.batch_size as u64;
         self.state.step = step;
         self.state.epoch_samples += samples;
@@ -148,20 +148,25 @@ impl Trainer<'_> {
         self.log.event(step, &Event::ReplicasRepaired { ranks: repaired })
     }
 
-    /// With a compute budget: updates γ after a step in which gates would have decided with these rates in inference,
+    /// With a compute budget: steers the network after a step in which gates would have decided with these rates in inference,
     /// unless a gate's logit was not finite.
-    fn update_gamma(&mut self, stage: &Stage, ramp: f64, hard_rates: &[f64]) {
+    fn steer(&mut self, stage: &Stage, ramp: f64, hard_rates: &[f64]) {
         let config = self.config;
         let Some(budget) = config.budget() else { return };
         if !config.steers(stage) || !hard_rates.iter().all(|rate| rate.is_finite()) {
             return;
         }
         let costs = &self.model.net.costs;
-        let gmacs = costs.mean_macs(hard_rates) / 1e9;
-        // γ is per block, whatever the unit of the cost.
-        let table = costs.gate_costs(config.cost.unit);
-        let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
-        self.state.gamma.update(gmacs, budget, ramp, config.cost.gamma_step / mean_cost);
+        let gap = self.state.gamma.gap(costs.mean_macs(hard_rates) / 1e9, budget, ramp);
+        match config.cost.control {
+            Control::Price => {
+                // γ is per block, whatever the unit of the cost.
+                let table = costs.gate_costs(config.cost.unit);
+                let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
+                self.state.gamma.update(gap, config.cost.gamma_step / mean_cost);
+            }
+            Control::Bias => self.model.net.shift_gates(-config.cost.bias_step * gap),
+        }
     }
 }
 
