@@ -163,8 +163,9 @@ impl Config {
         self.budget().is_some() && self.cost.calibrate
     }
 
-    /// Whether γ is adjusted to a budget in `stage`.
+    /// Whether a budget steers training in `stage`.
     pub fn steers(&self, stage: &Stage) -> bool {
-        self.budget().is_some() && stage.routers == Routers::Train && stage.gamma.is_none()
+        let moves = self.cost.control == Control::Bias || stage.gamma.is_none();
+        self.budget().is_some() && stage.routers == Routers::Train && moves
     }
 }

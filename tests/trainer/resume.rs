@@ -24,7 +24,7 @@ fn interrupted_run_equals_uninterrupted() {
 fn interrupted_run_on_a_budget_equals_uninterrupted() {
     let settings = [
         "--set",
-        "cost={budget_gmacs: 0.007, gamma_step: 0.01, calibrate: true, calibration_samples: 9}",
+        "cost={budget_gmacs: 0.007, control: price, gamma_step: 0.01, calibrate: true, calibration_samples: 9}",
         "--set",
         "optim={accumulate: 2, ema_decay: 0.9, nesterov: true, clip_norm: 1.0, label_smoothing: 0.1}",
         "--set",
@@ -49,7 +49,8 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     assert!(error.abs() < 0.11, "off by {error}");
 }
 
-/// Hard gates whose temperature falls, and path vectors that are not the gates' decisions.
+/// Hard gates whose temperature falls, path vectors that are not the gates' decisions, a bias that follows a budget, and a second stage
+/// that skips for real.
 #[test]
 fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {
     let settings = [
@@ -62,7 +63,9 @@ fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {
         "--set",
         "run={evaluate_with_noise: true, replay_every: 7}",
         "--set",
-        "stages.1.noise=true",
+        "stages.1={noise: true, skip: real}",
+        "--set",
+        "cost.budget_gmacs=0.007",
     ];
     let sandbox = Sandbox::new();
     let whole = train_with_stops(&sandbox, &settings);
