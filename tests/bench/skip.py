@@ -23,7 +23,7 @@ import time
 # Settings; steps of warm-up, steps measured.
 NETWORKS = {
     "resnet110": (["model.arch=resnet110", "optim.batch_size=64"], 2, 4),
-    "resnet50": (["model.arch=resnet50", "data.image_size=224", "data.crop={resized: {area: [0.5, 1.0]}}", "data.views=1", "optim.batch_size=64"], 1, 2),
+    "resnet50": (["model.arch=resnet50", "data.image_size=224", "data.eval_resize=224", "data.crop={random_resized: {scale: [0.5, 1.0], ratio: [0.75, 1.3333333]}}", "data.views=1", "optim.batch_size=64"], 1, 2),
 }
 
 
