@@ -144,7 +144,7 @@ impl Loader {
             sample_bytes: spec.views * view_bytes,
             free_buffers: Vec::new(),
             stall_time: Duration::ZERO,
-            wait: Arc::new(Wait::new(dataset)),
+            wait: Arc::new(Wait::new(&dataset)),
         };
         loader.submit_ahead();
         Ok(loader)

@@ -9,13 +9,14 @@ use crate::dataset::Dataset;
 
 /// The wait of a loader's consumer, shared with its monitors.
 pub(super) struct Wait {
-    dataset: Arc<Dataset>,
+    /// The loader's threads own it.
+    dataset: Weak<Dataset>,
     current: Mutex<Option<(Instant, Arc<PendingBatch<SlotResult>>)>>,
 }
 
 impl Wait {
-    pub(super) fn new(dataset: Arc<Dataset>) -> Wait {
-        Wait { dataset, current: Mutex::new(None) }
+    pub(super) fn new(dataset: &Arc<Dataset>) -> Wait {
+        Wait { dataset: Arc::downgrade(dataset), current: Mutex::new(None) }
     }
 
     pub(super) fn begin(&self, batch: &Arc<PendingBatch<SlotResult>>) {
@@ -63,7 +64,8 @@ impl LoaderMonitor {
         let (start, batch) = current?;
         let (last_finished, missing) = batch.progress();
         let idle_since = last_finished.map_or(start, |finished| finished.max(start));
-        let sample = missing.map(|slot| wait.dataset.sample_name(batch.plan.samples[slot] as usize));
+        let sample = wait.dataset.upgrade().zip(missing);
+        let sample = sample.map(|(dataset, slot)| dataset.sample_name(batch.plan.samples[slot] as usize));
         Some(Stall { start, idle_since, sample })
     }
 }

@@ -124,11 +124,12 @@ impl Watchdog {
         }
     }
 
-    /// Ends the job if NCCL's own threads have given up a collective: without this it would hang until the timeout.
+    /// Ends the job if NCCL's own threads have given up a collective: without this it would hang until the timeout. Between
+    /// collectives an error has no victim yet, and at the job's end it may only be that another rank has left first.
     fn end_after_network_error(&self) {
         let Some(communicator) = self.progress.communicator() else { return };
+        let Some((what, _)) = self.progress.oldest() else { return };
         let Some(error) = communicator.async_error() else { return };
-        let what = self.progress.oldest().map_or("no collective", |(what, _)| what);
         self.report_end(&format!(
             "on {}: NCCL reports in {what} (step {}): {error}; suspect the network or another rank's GPU; NCCL_DEBUG=INFO \
              shows more",
