@@ -1,4 +1,4 @@
-// Operations of which a CPU has no kernel of the same name: batch norm of cuDNN, and the LSTM cell of libtorch's own kernels.
+// Operations without a CPU kernel of the same name: batch norm of cuDNN, and the LSTM cell of libtorch's own kernels.
 #include <ATen/ATen.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>

@@ -219,32 +219,21 @@ impl Block<ConvNorm, Router> {
             let shortcut = self.project(&x.values, mode);
             return (self.run(&x.values, &shortcut, mode), None);
         };
-        let decide = || gate.decide(x, lstm, k, decisions);
-        let (output, gate) = match decisions {
-            Decisions::Skipping(_) => self.forward_chosen(x, gate, decide, mode),
-            _ => self.forward_blended(x, gate, decide, mode),
-        };
-        (output, Some(gate))
-    }
-
-    /// Both branches for all inputs, blended by v (Eq. 7).
-    fn forward_blended(
-        &self,
-        x: &Activation,
-        gate: &Gate<ConvNorm, Router>,
-        decide: impl FnOnce() -> GateOutput,
-        mode: BnMode,
-    ) -> (Activation, GateOutput) {
+        if let Decisions::Skipping(_) = decisions {
+            let decided = gate.decide(x, lstm, k, decisions);
+            return (self.forward_chosen(x, gate, &decided.decision, mode), Some(decided));
+        }
+        // Both branches for all inputs, blended by v (Eq. 7).
         let shortcut = &self.project(&x.values, mode);
         let (h, norm) = self.convolve(&x.values, mode);
-        let decided = decide();
+        let decided = gate.decide(x, lstm, k, decisions);
         let skip = match (&gate.skip, &self.shortcut) {
             (Some(projection), _) => Some(projection.forward_with(&x.values, mode, Epilogue::Relu).values),
             (None, Shortcut::Identity) => None,
             (None, _) => Some(shortcut.relu()),
         };
         let blend = Epilogue::Blend { shortcut, skip: skip.as_ref(), v: &decided.decision };
-        (norm.forward_with(&h, mode, blend), decided)
+        (norm.forward_with(&h, mode, blend), Some(decided))
     }
 
     /// F(x) for the inputs that run, and skip(x) for the others (Eq. 13). Both are computed even for no input: then they cost
@@ -253,11 +242,10 @@ impl Block<ConvNorm, Router> {
         &self,
         x: &Activation,
         gate: &Gate<ConvNorm, Router>,
-        decide: impl FnOnce() -> GateOutput,
+        decisions: &Tensor,
         mode: BnMode,
-    ) -> (Activation, GateOutput) {
-        let decided = decide();
-        let partition = Partition::new(&decided.decision);
+    ) -> Activation {
+        let partition = Partition::new(decisions);
         let [run, skipped] = partition.split(x);
         let (shortcut, skip) = match (&gate.skip, &self.shortcut) {
             (Some(projection), _) => {
@@ -272,7 +260,7 @@ impl Block<ConvNorm, Router> {
             }
         };
         let run = self.run(&run.values, &shortcut, mode);
-        (partition.join(&run, &skip), decided)
+        partition.join(&run, &skip)
     }
 
     /// The residual connection of `x`.

@@ -43,23 +43,14 @@ impl Partition {
         let parts = tch::no_grad(|| [take_rows(x, &self.run), take_rows(x, &self.skip)]);
         let whole = self.shallow_clone();
         attach_backward([x], parts.each_ref(), move |[run, skip]| {
-            let shape = |rows: &Tensor, other: &Tensor| {
-                let mut shape = other.size();
+            let Some(known) = run.as_ref().or(skip.as_ref()) else { return [None] };
+            let zeros = |rows: &Tensor| {
+                let mut shape = known.size();
                 shape[0] = rows.size()[0];
-                shape
+                known.new_zeros(shape, (known.kind(), known.device()))
             };
-            let (run, skip) = match (run, skip) {
-                (None, None) => return [None],
-                (Some(run), None) => {
-                    let skip = run.new_zeros(shape(&whole.skip, &run), (run.kind(), run.device()));
-                    (run, skip)
-                }
-                (None, Some(skip)) => {
-                    let run = skip.new_zeros(shape(&whole.run, &skip), (skip.kind(), skip.device()));
-                    (run, skip)
-                }
-                (Some(run), Some(skip)) => (run, skip),
-            };
+            let run = run.as_ref().map_or_else(|| zeros(&whole.run), Tensor::shallow_clone);
+            let skip = skip.as_ref().map_or_else(|| zeros(&whole.skip), Tensor::shallow_clone);
             [Some(whole.put_rows(&run, &skip))]
         });
         parts

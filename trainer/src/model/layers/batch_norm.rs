@@ -108,7 +108,7 @@ impl BatchNorm {
         x.numel() / self.weight.numel()
     }
 
-    /// Normalises with the statistics of all ranks' inputs, of which a rank may have none. One collective forward, one backward.
+    /// Normalises with the statistics of all ranks' inputs; a rank may have none. One collective forward, one backward.
     fn forward_synced(&self, x: &Tensor, rank_mean: &RankMean, update_running: bool) -> Tensor {
         let by_channel = |x: &Tensor| x.view([1, -1, 1, 1]);
         // Means are taken relative to the running mean, which is equal on all ranks: squares of small numbers lose less.
