@@ -75,12 +75,9 @@ fn unresponsive_rank_is_named_and_the_job_resumes() {
     for rank in [0, 3] {
         let run = sandbox.path(&format!("run{rank}"));
         let (took, code, stderr) = signal_rank(&sandbox, &run, "STOP", rank);
-        assert!(took > Duration::from_secs(3) && took < Duration::from_secs(40), "{took:?}");
+        assert!(took > Duration::from_secs(3) && took < Duration::from_secs(15), "{took:?}");
         assert_eq!(code, Some(8), "{stderr}");
-        let named = match rank {
-            0 => "rank 0 does not answer".to_owned(),
-            rank => format!("rank {rank} sent its last heartbeat"),
-        };
+        let named = format!("rank {rank} sent its last heartbeat");
         assert!(stderr.contains(&named) && stderr.contains("has waited"), "{stderr}");
         assert_resumes(&sandbox, &run);
     }

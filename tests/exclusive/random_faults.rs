@@ -158,13 +158,10 @@ impl Fault {
         }
     }
 
-    /// The longest time from the fault to the job's end: what hangs ends after `collective.timeout_s` (4 s here), on rank 0,
-    /// or some seconds later on others.
+    /// The longest time from the fault to the job's end: what hangs ends after `collective.timeout_s` (4 s here).
     fn longest_end(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Stopped => 30,
-            Self::HungFileSystem => 20,
-            Self::LostNetwork => 15,
+            Self::Stopped | Self::HungFileSystem | Self::LostNetwork => 15,
             _ => 10,
         })
     }

@@ -1,5 +1,5 @@
 //! A watchdog: if a rank does not reach a collective in time, or gets no data, the job ends with a message that names the rank.
-//! Ranks send heartbeats to rank 0 over UDP, independently of MPI, which may be what hangs.
+//! Ranks send heartbeats to rank 0 over UDP, independently of MPI, which may be what hangs. Rank 0 answers each with one of its own.
 
 use super::abort;
 use super::agreement::on_rank_zero;
@@ -24,7 +24,7 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest heartbeat: three numbers and a text. It fits into a packet of any network.
 const HEARTBEAT_BYTES: usize = 1200;
 
-/// What rank 0 knows of a rank.
+/// What rank 0 knows of a rank, and another rank of rank 0.
 #[derive(Clone, Debug, Default)]
 struct PeerStatus {
     /// How many collectives it has entered.
@@ -32,6 +32,13 @@ struct PeerStatus {
     /// Its wait for data, as [`describe_stall`] has it; empty if it does not wait.
     stall: String,
     last_heartbeat: Option<Instant>,
+}
+
+impl PeerStatus {
+    /// Its last heartbeat is too old.
+    fn is_silent(&self) -> bool {
+        self.last_heartbeat.is_some_and(|at| at.elapsed() > HEARTBEAT_TIMEOUT)
+    }
 }
 
 /// The address at which rank 0, on the host `name`, receives heartbeats.
@@ -95,24 +102,26 @@ impl Watchdog {
     /// Watches until the world ends.
     fn run(self) {
         let mut peers = vec![PeerStatus::default(); self.ranks];
-        let mut overdue = None;
+        // A wait ends the job when it is seen twice: a process that was stopped for long, by Ctrl-Z, may go on.
+        let mut late_collective = None;
+        let mut late_stall = None;
         while !self.progress.has_ended() {
             self.exchange_heartbeats(&mut peers);
             self.end_after_network_error();
-            let limit = self.limit();
+            let limit = self.limit(&peers[0]);
             let collective = self.progress.oldest().filter(|(_, start)| start.elapsed() > limit);
-            if let Some((what, start)) = collective {
-                let cause = if self.rank == 0 { missing(&peers) } else { "rank 0 does not answer".into() };
+            if let Some((what, start)) = collective.filter(|(_, start)| late_collective == Some(*start)) {
                 let waited = start.elapsed().as_secs();
                 let entered = self.progress.traffic().calls;
                 let step = self.progress.step();
+                let cause = self.describe_missing(&peers);
                 self.end_job(&format!(
                     "has waited {waited} s in {what} (step {step}, collective {entered}): {cause}"
                 ));
             }
+            late_collective = collective.map(|(_, start)| start);
             let stall = self.progress.stall().filter(|stall| stall.idle_since.elapsed() > limit);
-            // The second look is for a process that was stopped for long, by Ctrl-Z: it may go on.
-            if let Some(stall) = stall.as_ref().filter(|stall| overdue == Some(stall.idle_since)) {
+            if let Some(stall) = stall.as_ref().filter(|stall| late_stall == Some(stall.idle_since)) {
                 let step = self.progress.step();
                 let others = describe_others(&peers);
                 self.end_job(&format!(
@@ -120,7 +129,16 @@ impl Watchdog {
                     describe_stall(&self.host, stall)
                 ));
             }
-            overdue = stall.map(|stall| stall.idle_since);
+            late_stall = stall.map(|stall| stall.idle_since);
+        }
+    }
+
+    /// Whom this rank waits for, as far as it knows.
+    fn describe_missing(&self, peers: &[PeerStatus]) -> String {
+        match &peers[0] {
+            _ if self.rank == 0 => missing(peers),
+            rank_zero if rank_zero.is_silent() => missing(&peers[..1]),
+            _ => "rank 0 does not end the job".into(),
         }
     }
 
@@ -160,52 +178,54 @@ impl Watchdog {
     }
 
     /// The longest time that a wait may take now.
-    fn limit(&self) -> Duration {
+    fn limit(&self, rank_zero: &PeerStatus) -> Duration {
         let first = self.progress.steps_begun() <= 1;
         let limit = if first { self.first_timeout } else { self.timeout };
-        // Rank 0 knows more, so it reports first.
-        if self.rank == 0 { limit } else { limit + 4 * HEARTBEAT_TIMEOUT }
+        // Rank 0 knows more, so while it lives it reports first.
+        if self.rank == 0 || rank_zero.is_silent() { limit } else { limit + 4 * HEARTBEAT_TIMEOUT }
     }
 
-    /// For one interval: rank 0 receives heartbeats, another rank has sent one.
+    /// For one interval, exchanges heartbeats with rank 0; rank 0 does so with all others.
     fn exchange_heartbeats(&self, peers: &mut [PeerStatus]) {
-        let entered = self.progress.traffic().calls;
-        let stall = self.progress.stall().map_or(String::new(), |stall| describe_stall(&self.host, &stall));
-        if self.rank > 0 {
-            self.send_heartbeat(entered, &stall);
-            return self.progress.sleep(HEARTBEAT_INTERVAL);
+        peers[self.rank] = PeerStatus {
+            entered: self.progress.traffic().calls,
+            stall: self.progress.stall().map_or(String::new(), |stall| describe_stall(&self.host, &stall)),
+            last_heartbeat: Some(Instant::now()),
+        };
+        let Some(socket) = &self.socket else { return self.progress.sleep(HEARTBEAT_INTERVAL) };
+        if let Some(rank_zero) = self.address.filter(|_| self.rank > 0) {
+            self.send_heartbeat(socket, rank_zero, &peers[self.rank]);
         }
-        peers[0] = PeerStatus { entered, stall, last_heartbeat: Some(Instant::now()) };
-        match &self.socket {
-            Some(socket) => self.receive_heartbeats(socket, peers),
-            None => self.progress.sleep(HEARTBEAT_INTERVAL),
-        }
+        self.receive_heartbeats(socket, peers);
     }
 
-    /// Sends rank 0 what this rank does; a lost message is followed by another.
-    fn send_heartbeat(&self, entered: u64, stall: &str) {
-        if let (Some(socket), Some(address)) = (&self.socket, self.address) {
-            let numbers = [self.run, self.rank as u64, entered];
-            let mut message = numbers.map(u64::to_le_bytes).concat();
-            message.extend(stall.bytes().take(HEARTBEAT_BYTES - message.len()));
-            let _ = socket.send_to(&message, address);
-        }
+    /// Sends what this rank does; a lost message is followed by another.
+    fn send_heartbeat(&self, socket: &UdpSocket, to: SocketAddr, own: &PeerStatus) {
+        let numbers = [self.run, self.rank as u64, own.entered];
+        let mut message = numbers.map(u64::to_le_bytes).concat();
+        message.extend(own.stall.bytes().take(HEARTBEAT_BYTES - message.len()));
+        let _ = socket.send_to(&message, to);
     }
 
-    /// Receives the other ranks' heartbeats for one interval.
+    /// Receives heartbeats for one interval; rank 0 answers them.
     fn receive_heartbeats(&self, socket: &UdpSocket, peers: &mut [PeerStatus]) {
         let end = Instant::now() + HEARTBEAT_INTERVAL;
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let _ = socket.set_read_timeout(Some(left));
             let mut message = [0; HEARTBEAT_BYTES];
-            let Ok((length @ 24.., _)) = socket.recv_from(&mut message) else { continue };
+            let Ok((length @ 24.., sender)) = socket.recv_from(&mut message) else { continue };
             let number = |at: usize| u64::from_le_bytes(message[at..at + 8].try_into().expect("eight bytes"));
-            if let Some(peer) = peers.get_mut(number(8) as usize).filter(|_| number(0) == self.run) {
-                *peer = PeerStatus {
-                    entered: number(16),
-                    stall: String::from_utf8_lossy(&message[24..length]).into_owned(),
-                    last_heartbeat: Some(Instant::now()),
-                };
+            let rank = number(8) as usize;
+            if number(0) != self.run || rank >= self.ranks || rank == self.rank {
+                continue;
+            }
+            peers[rank] = PeerStatus {
+                entered: number(16),
+                stall: String::from_utf8_lossy(&message[24..length]).into_owned(),
+                last_heartbeat: Some(Instant::now()),
+            };
+            if self.rank == 0 {
+                self.send_heartbeat(socket, sender, &peers[0]);
             }
         }
     }
@@ -231,7 +251,7 @@ fn missing(peers: &[PeerStatus]) -> String {
     let furthest = peers.iter().map(|peer| peer.entered).max().unwrap_or(0);
     let describe = |(rank, peer): (usize, &PeerStatus)| match peer.last_heartbeat.map(|at| at.elapsed()) {
         None => Some(format!("rank {rank} has sent no heartbeat")),
-        Some(age) if age > HEARTBEAT_TIMEOUT => {
+        Some(age) if peer.is_silent() => {
             Some(format!("rank {rank} sent its last heartbeat {} s ago", age.as_secs()))
         }
         Some(_) if peer.entered < furthest && peer.stall.is_empty() => {
@@ -278,30 +298,66 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_carry_waits_for_data_and_packets_of_other_runs_are_ignored() {
-        let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-        let address = socket.local_addr().ok();
-        let watchdog = |rank, run, socket| Watchdog {
+    fn heartbeats_carry_waits_for_data_are_answered_and_ignored_from_other_runs() {
+        let bind = || UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        let rank_zero = bind();
+        let rank_one = bind();
+        let address = rank_zero.local_addr().unwrap();
+        let watchdog = |rank, run| Watchdog {
             rank,
             ranks: 4,
             host: "n1".into(),
-            address,
-            socket,
+            address: Some(address),
+            socket: None,
             run,
             progress: Arc::default(),
             first_timeout: Duration::ZERO,
             timeout: Duration::ZERO,
         };
-        let sender = || UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-        watchdog(1, 7, Some(sender())).send_heartbeat(5, "");
-        watchdog(2, 8, Some(sender())).send_heartbeat(5, "");
-        watchdog(3, 7, Some(sender())).send_heartbeat(4, &"x".repeat(2000));
-        sender().send_to(&[0; 16], address.unwrap()).unwrap();
-        let mut peers = vec![PeerStatus::default(); 4];
-        watchdog(0, 7, None).receive_heartbeats(&socket, &mut peers);
-        let received = peers.iter().map(|peer| (peer.entered, peer.last_heartbeat.is_some()));
-        assert_eq!(received.collect::<Vec<_>>(), [(0, false), (5, true), (0, false), (4, true)]);
+        let status = |entered, stall: String| PeerStatus { entered, stall, last_heartbeat: None };
+        watchdog(1, 7).send_heartbeat(&rank_one, address, &status(5, String::new()));
+        watchdog(2, 8).send_heartbeat(&bind(), address, &status(5, String::new()));
+        watchdog(3, 7).send_heartbeat(&bind(), address, &status(4, "x".repeat(2000)));
+        bind().send_to(&[0; 16], address).unwrap();
+        let mut peers = vec![status(0, String::new()); 4];
+        peers[0] = status(6, "waits".into());
+        watchdog(0, 7).receive_heartbeats(&rank_zero, &mut peers);
+        let received = peers.iter().skip(1).map(|peer| (peer.entered, peer.last_heartbeat.is_some()));
+        assert_eq!(received.collect::<Vec<_>>(), [(5, true), (0, false), (4, true)]);
         assert_eq!((peers[1].stall.len(), peers[3].stall.len()), (0, HEARTBEAT_BYTES - 24));
+
+        let mut peers = vec![status(0, String::new()); 4];
+        watchdog(1, 7).receive_heartbeats(&rank_one, &mut peers);
+        assert_eq!((peers[0].entered, peers[0].stall.as_str()), (6, "waits"));
+        assert!(peers[0].last_heartbeat.is_some(), "rank 0 has answered");
+    }
+
+    #[test]
+    fn ranks_wait_for_the_report_of_rank_zero_while_it_lives() {
+        let timeout = Duration::from_secs(4);
+        let watchdog = |rank| Watchdog {
+            rank,
+            ranks: 2,
+            host: "n1".into(),
+            address: None,
+            socket: None,
+            run: 7,
+            progress: Arc::default(),
+            first_timeout: timeout,
+            timeout,
+        };
+        let status = |last_heartbeat| PeerStatus { entered: 0, stall: String::new(), last_heartbeat };
+        let live = status(Some(Instant::now()));
+        let silent = status(Some(Instant::now() - 2 * HEARTBEAT_TIMEOUT));
+        assert_eq!(watchdog(0).limit(&live), timeout);
+        assert_eq!(watchdog(1).limit(&live), timeout + 4 * HEARTBEAT_TIMEOUT);
+        assert_eq!(watchdog(1).limit(&status(None)), timeout + 4 * HEARTBEAT_TIMEOUT);
+        assert_eq!(watchdog(1).limit(&silent), timeout);
+        assert_eq!(
+            watchdog(1).describe_missing(&[silent, live.clone()]),
+            "rank 0 sent its last heartbeat 6 s ago"
+        );
+        assert_eq!(watchdog(1).describe_missing(&[live.clone(), live]), "rank 0 does not end the job");
     }
 
     #[test]
