@@ -7,8 +7,8 @@ import re
 UPDATE = "operation aten::_fused_sgd_"
 # Two updates that are so many calls apart are those of different steps.
 GAP = 30
-# Steps 5 to 7: the first ones allocate memory.
-FIRST, LAST = 4, 7
+# From the update of step 4 to that of step 7: the first steps allocate memory, and the last one uploads no next batch.
+FIRST, LAST = 3, 6
 
 KINDS = [
     ("operations", r"operation "),

@@ -198,7 +198,7 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
         })
         .collect();
     let output = step.forward_backward(&batch, rank == 1).unwrap();
-    let (stop, gathered_rates) = output.sync.wait();
+    let (stop, gathered_rates) = output.gathered.wait();
     assert_eq!(stop, ranks > 1, "one rank's request to stop reaches all");
     let mut buffer = MetricsBuffer::default();
     buffer.push(1, output.metrics);

@@ -154,7 +154,7 @@ fn assert_three_steps_resume(recipe: &str, gmacs_static: &str) {
     let stopped = finish(&mut train(&[]));
     assert_eq!(stopped.status.code(), Some(75), "{}", text(&stopped.stderr));
     let stdout = succeed(&mut train(&["--resume", "auto"]));
-    assert!(stdout.contains("resuming from") && stdout.contains("(step 1)"), "{stdout}");
+    assert!(stdout.contains("resuming from") && stdout.contains("(step 2)"), "{stdout}");
     let summary = read_json(&run.join("summary.json"));
     assert_eq!(summary["validation_images"], 5);
     assert_eq!(format!("{:.6}", summary["gmacs_static"].as_f64().unwrap()), gmacs_static);

@@ -272,8 +272,8 @@ fn changed_schedule_is_reported_on_resume() {
         text(&output.stdout)
     };
     assert!(!resume(&[]).contains("learning rate"));
-    // After 2 of 12 steps of a cosine: 0.05·(1 + cos(π/6))/2 = 0.0467, and over two epochs 0.05·(1 + cos(π/12))/2 = 0.0491.
-    let note = "changes the schedule of stages.0: the learning rate is 0.0491 from here, instead of 0.0467";
+    // After 4 of 12 steps of a cosine: 0.05·(1 + cos(π/3))/2 = 0.0375, and over two epochs 0.05·(1 + cos(π/6))/2 = 0.0467.
+    let note = "changes the schedule of stages.0: the learning rate is 0.0467 from here, instead of 0.0375";
     let changed = resume(&["--set", "stages.0.epochs=2"]);
     assert!(changed.contains(note), "{changed}");
     // More epochs for a stage that has ended.

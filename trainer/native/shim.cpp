@@ -255,21 +255,6 @@ bool codinet_set_side_stream(int device) noexcept {
     });
 }
 
-void *codinet_stream_from_pool(int device) noexcept {
-    return guarded([&]() -> void * { return new c10::Stream(cuda().getStreamFromGlobalPool(gpu(device))); });
-}
-
-// Swaps `stream` and this thread's current stream.
-bool codinet_stream_exchange(void *stream) noexcept {
-    return guarded([&] {
-        auto &other = *static_cast<c10::Stream *>(stream);
-        other = cuda().exchangeStream(other);
-        return true;
-    });
-}
-
-void codinet_stream_free(void *stream) noexcept { delete static_cast<c10::Stream *>(stream); }
-
 // --- sys/torch/tensor.rs ------------------------------------------------------------------------------------------------------
 
 at::Tensor *codinet_pin_memory(const at::Tensor *tensor) noexcept {

@@ -1,5 +1,6 @@
 //! The data of a run: the data sets, batches on the device, normalised images.
 
+mod ahead;
 mod bad_samples;
 mod missing;
 mod normalise;

@@ -1,27 +1,28 @@
 //! Batches on the device, one step ahead of their use.
 //!
-//! On a GPU a batch is copied to pinned memory, and from there on a stream of its own while the device computes the step
-//! before. The step's stream waits for the copy by an event; the host waits for nothing. libtorch's caching allocators
-//! reuse both ends of a copy by events too: the pinned end after the copy, the device's after the step.
+//! On a GPU a thread with a stream of its own takes a batch from the loader, mixes it, draws its noise, and copies it to pinned
+//! memory and from there to the device, while the device computes the step before. The step's stream waits for the copy by
+//! an event; the host waits for nothing. libtorch's caching allocators reuse both ends of a copy by events too: the pinned
+//! end after the copy, the device's after the step.
 //!
 //! The loader decodes into ordinary memory, and the pinned memory is a copy of it. Pinned buffers of the loader's own would
-//! have to be registered with CUDA and outlive every copy, which libtorch's allocator takes care of already. All of
-//! libtorch's threads make the copy while the host would otherwise wait for the device.
+//! have to be registered with CUDA and outlive every copy, which libtorch's allocator takes care of already.
 //!
 //! On a CPU nothing is prefetched, and nothing is copied twice. The GPU's part is untested: no GPU has run it yet.
 
+use super::ahead::Ahead;
 use crate::config::{Config, Noise, Routing};
 use crate::loss::Labels;
 use crate::model::gumbel_noise;
 use crate::sys::error::Result;
-use crate::sys::{Event, Stream, pin_memory, pin_slice, record_stream};
+use crate::sys::{Event, pin_memory, pin_slice, record_stream};
 use crate::sys::{Phase, range};
-use codinet_dataloader::{BadSample, Loader, MixTargets};
+use codinet_dataloader::{BadSample, Batch, Loader, MixTargets};
 use std::time::Duration;
 use tch::kind::Element;
 use tch::{Device, Tensor};
 
-/// The inputs of a training step on one rank, on its device.
+/// The inputs of a step on one rank, on its device.
 #[derive(Debug)]
 pub struct DeviceBatch {
     /// u8 `[L·M, H, W, C]`, mixed if the config asks for it.
@@ -32,26 +33,77 @@ pub struct DeviceBatch {
     pub noise: Tensor,
     /// M.
     pub views: usize,
+    /// The samples' numbers in their data set, `[L]`.
+    pub samples: Vec<u32>,
+    /// Their class numbers on the host, `[L]`.
+    pub classes: Vec<i64>,
     /// Samples that could not be read or decoded.
     pub bad: Vec<BadSample>,
     /// The end of the copies; `None` if they are over.
     ready: Option<Event>,
 }
 
-/// A loader's batches on the device, in order.
-pub struct Prefetcher<'a> {
-    loader: Loader,
-    config: &'a Config,
-    device: Device,
-    gates: usize,
-    next: StepIndex,
-    steps_per_epoch: u64,
-    stream: Option<Stream>,
-    /// Whether batches are prefetched.
-    enabled: bool,
-    /// The prefetched batch; an error is reported when its turn comes.
-    prefetched: Option<Result<DeviceBatch>>,
+/// What a batch is given on its way to the device.
+pub(super) struct Additions {
+    /// Labels after mixing.
+    pub mix: MixTargets,
+    /// [`DeviceBatch::noise`], on the host.
+    pub noise: Tensor,
 }
+
+/// Mixes a batch and draws its noise.
+type Add = dyn FnMut(&mut Batch) -> Result<Additions> + Send;
+
+/// A loader's batches, copied to the device in order.
+pub(super) struct Uploads {
+    pub loader: Loader,
+    pub device: Device,
+    /// H, W, C.
+    pub shape: [i64; 3],
+    pub add: Box<Add>,
+}
+
+impl Uploads {
+    /// Starts the copies.
+    fn upload(&self, batch: &mut Batch, additions: Additions) -> DeviceBatch {
+        let Self { device, shape: [height, width, channels], .. } = *self;
+        let Additions { mix: MixTargets { labels: partners, lambda }, noise } = additions;
+        let partner = || (copy_to_device(&partners, device), lambda);
+        DeviceBatch {
+            pixels: copy_to_device(&batch.images, device).view([-1, height, width, channels]),
+            labels: Labels {
+                own: copy_to_device(&batch.labels, device),
+                partner: (lambda < 1.0).then(partner),
+            },
+            noise: match device {
+                Device::Cuda(_) => copy_pinned_to_device(&pin_memory(&noise), device),
+                _ => noise,
+            },
+            views: batch.views,
+            samples: batch.samples.clone(),
+            classes: batch.labels.clone(),
+            bad: std::mem::take(&mut batch.bad),
+            ready: Event::record(device),
+        }
+    }
+}
+
+impl Iterator for Uploads {
+    type Item = Result<DeviceBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut batch = match self.loader.next()? {
+            Ok(batch) => batch,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let uploaded = (self.add)(&mut batch).map(|additions| self.upload(&mut batch, additions));
+        self.loader.recycle(batch);
+        Some(uploaded)
+    }
+}
+
+/// A loader's batches on the device, in order. An error is reported in its batch's turn.
+pub struct Prefetcher(Ahead<Uploads>);
 
 /// The step that a batch is for: mixing and noise depend on it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,99 +114,80 @@ pub struct StepIndex {
     pub global: u64,
 }
 
-impl<'a> Prefetcher<'a> {
+impl Prefetcher {
     /// The batches of `loader`, from the one for the step `first` on, for a network of `gates` gates. A run resumed after an
     /// epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
     pub fn new(
         loader: Loader,
-        config: &'a Config,
+        config: &Config,
         device: Device,
         gates: usize,
         first: StepIndex,
         steps_per_epoch: u64,
     ) -> Self {
-        let next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
-        let stream = Stream::from_pool(device);
-        let enabled = stream.is_some();
-        Self { loader, config, device, gates, next, steps_per_epoch, stream, enabled, prefetched: None }
+        Self(Ahead::new(Self::uploads(loader, config, device, gates, first, steps_per_epoch), device))
     }
 
-    /// Enables prefetching on a CPU too, where it gains nothing.
-    #[cfg(test)]
-    fn enable(mut self) -> Self {
-        self.enabled = true;
-        self
-    }
-
-    /// Starts the next batch's way to the device, once a step's work is queued there. Waits for the loader, not for the
-    /// device.
-    pub fn prefetch(&mut self) {
-        if self.enabled && self.prefetched.is_none() {
-            self.prefetched = self.load();
-        }
-    }
-
-    /// The total time spent waiting for the loader.
-    pub fn stall_time(&self) -> Duration {
-        self.loader.stall_time()
-    }
-
-    fn load(&mut self) -> Option<Result<DeviceBatch>> {
-        let waiting = range(Phase::Loader);
-        let batch = self.loader.next()?;
-        drop(waiting);
-        let mut batch = match batch {
-            Ok(batch) => batch,
-            Err(error) => return Some(Err(error.into())),
-        };
-        let Self { config, device, next: step, .. } = *self;
-        self.next =
-            StepIndex { in_epoch: (step.in_epoch + 1) % self.steps_per_epoch, global: step.global + 1 };
+    fn uploads(
+        loader: Loader,
+        config: &Config,
+        device: Device,
+        gates: usize,
+        first: StepIndex,
+        steps_per_epoch: u64,
+    ) -> Uploads {
+        let mut next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
         let size = config.data.image_size;
         let seed = config.run.seed;
-        let MixTargets { labels: partners, lambda } =
-            match config.data.mix.apply(&mut batch, size, seed, step.in_epoch) {
-                Ok(targets) => targets,
-                Err(error) => return Some(Err(error.into())),
-            };
+        let mix = config.data.mix.clone();
         let sharing = match config.model.routing {
             Routing::Random(_) => Noise::PerSample,
             Routing::Routers | Routing::Fixed(_) => config.model.router.noise,
         };
-        let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates, sharing);
-        let shape = [-1, size.into(), size.into(), config.data.channels.into()];
-        let copy = || {
-            let partner = || (copy_to_device(&partners, device), lambda);
-            DeviceBatch {
-                pixels: copy_to_device(&batch.images, device).view(shape),
-                labels: Labels {
-                    own: copy_to_device(&batch.labels, device),
-                    partner: (lambda < 1.0).then(partner),
-                },
-                noise: match device {
-                    Device::Cuda(_) => copy_pinned_to_device(&pin_memory(&noise), device),
-                    _ => noise,
-                },
-                views: batch.views,
-                bad: std::mem::take(&mut batch.bad),
-                ready: Event::record(device),
-            }
+        let add = move |batch: &mut Batch| {
+            let step = next;
+            next = StepIndex { in_epoch: (step.in_epoch + 1) % steps_per_epoch, global: step.global + 1 };
+            let mix = mix.apply(batch, size, seed, step.in_epoch)?;
+            let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, gates, sharing);
+            Ok(Additions { mix, noise })
         };
-        let device_batch = match &mut self.stream {
-            Some(stream) => stream.run(copy),
-            None => copy(),
+        Uploads { loader, device, shape: image_shape(config), add: Box::new(add) }
+    }
+
+    /// The batches of `loader`, unmixed, with the noise that `noise` returns for their samples.
+    pub fn of_evaluation(
+        loader: Loader,
+        config: &Config,
+        device: Device,
+        mut noise: impl FnMut(&[u32]) -> Tensor + Send + 'static,
+    ) -> Self {
+        let add = move |batch: &mut Batch| {
+            let mix = MixTargets { labels: Vec::new(), lambda: 1.0 };
+            Ok(Additions { mix, noise: noise(&batch.samples) })
         };
-        self.loader.recycle(batch);
-        Some(Ok(device_batch))
+        Self(Ahead::new(Uploads { loader, device, shape: image_shape(config), add: Box::new(add) }, device))
+    }
+
+    /// The total time spent waiting for the loader, on a GPU for what its thread does with a batch too.
+    pub fn stall_time(&self) -> Duration {
+        self.0.source().map_or_else(|waited| waited, |uploads| uploads.loader.stall_time())
     }
 }
 
-impl Iterator for Prefetcher<'_> {
+/// H, W, C.
+fn image_shape(config: &Config) -> [i64; 3] {
+    let size = config.data.image_size.into();
+    [size, size, config.data.channels.into()]
+}
+
+impl Iterator for Prefetcher {
     type Item = Result<DeviceBatch>;
 
     /// The next batch, which this thread's stream may use at once.
     fn next(&mut self) -> Option<Result<DeviceBatch>> {
-        let batch = self.prefetched.take().or_else(|| self.load())?;
+        let waiting = range(Phase::Loader);
+        let batch = self.0.next()?;
+        drop(waiting);
         if let Ok(DeviceBatch { pixels, labels, noise, ready: Some(ready), .. }) = &batch {
             ready.block();
             let partner = labels.partner.as_ref().map(|(labels, _)| labels);
@@ -188,7 +221,7 @@ mod tests {
     use std::sync::Arc;
 
     /// Two epochs of three steps of four samples, from step `from` on; sample 9 is broken.
-    fn batches_from<'a>(from: u64, folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Prefetcher<'a> {
+    fn batches_from(from: u64, folder: &Path, config: &Config, on_bad: OnBadSample) -> Uploads {
         let data = Arc::new(Dataset::open(&folder.to_string_lossy()).unwrap());
         let plan = (from..6).map(|step| {
             let first = 4 * (step % 3) as u32;
@@ -198,10 +231,10 @@ mod tests {
         spec.on_bad = on_bad;
         spec.threads = 2;
         let first = StepIndex { in_epoch: from, global: 30 + from };
-        Prefetcher::new(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
+        Prefetcher::uploads(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
     }
 
-    fn batches<'a>(folder: &Path, config: &'a Config, on_bad: OnBadSample) -> Prefetcher<'a> {
+    fn batches(folder: &Path, config: &Config, on_bad: OnBadSample) -> Uploads {
         batches_from(0, folder, config, on_bad)
     }
 
@@ -226,11 +259,10 @@ mod tests {
         // The third batch lacks sample 9: it is odd and cannot be mixed.
         for (config, steps) in [(&plain, 6), (&mixed, 2)] {
             let direct = batches(folder.path(), config, OnBadSample::Replace).take(steps);
-            let mut prefetcher = batches(folder.path(), config, OnBadSample::Replace).enable();
+            let uploads = batches(folder.path(), config, OnBadSample::Replace);
+            let mut prefetcher = Ahead::on_thread(uploads, Device::Cpu);
             for (step, expected) in direct.map(Result::unwrap).enumerate() {
                 let found = prefetcher.next().unwrap().unwrap();
-                prefetcher.prefetch();
-                assert_eq!(prefetcher.prefetched.is_some(), step < 5);
                 let samples = if step % 3 == 2 { 3 } else { 4 };
                 assert_eq!(found.pixels.size(), [2 * samples, 28, 28, 1], "step {step}");
                 assert_eq!(found.noise.size(), [2 * samples, 5]);
@@ -255,11 +287,8 @@ mod tests {
         assert!(resumed.next().unwrap().unwrap().pixels.equal(&fourth.pixels));
 
         // An error in a batch is reported in its turn, not when it is prefetched.
-        let mut prefetcher = batches(folder.path(), &plain, OnBadSample::Fail).enable();
-        for _ in 0..2 {
-            assert!(prefetcher.next().unwrap().is_ok());
-            prefetcher.prefetch();
-        }
+        let mut prefetcher = Ahead::on_thread(batches(folder.path(), &plain, OnBadSample::Fail), Device::Cpu);
+        assert!(prefetcher.next().unwrap().is_ok() && prefetcher.next().unwrap().is_ok());
         let error = prefetcher.next().unwrap().unwrap_err();
         assert!(error.to_string().contains("09"), "{error}");
     }

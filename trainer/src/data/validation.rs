@@ -1,11 +1,11 @@
 //! The validation set.
 
-use super::{Normalise, loader_spec, open};
+use super::{Normalise, Prefetcher, loader_spec, open};
 use crate::config::Config;
 use crate::data::bad_samples::BadSamples;
 use crate::dist::World;
 use crate::sys::error::Result;
-use codinet_dataloader::{Batch, BatchPlan, Dataset, Loader};
+use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader};
 use std::cell::RefCell;
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -18,6 +18,7 @@ pub struct Validation {
     /// Images that could not be read or decoded.
     pub(super) bad: RefCell<BadSamples>,
     normalise: Normalise,
+    device: Device,
 }
 
 impl Validation {
@@ -25,11 +26,12 @@ impl Validation {
     pub fn open(config: &Config, device: Device) -> Result<Self> {
         let set = open(super::VAL, &config.data.val, config, config.evaluation())?;
         let bad = RefCell::new(BadSamples::new("val", set.len(), config.data.max_bad_fraction));
-        Ok(Self { set, bad, normalise: Normalise::new(&config.data, config.run.precision, device) })
+        let normalise = Normalise::new(&config.data, config.run.precision, device);
+        Ok(Self { set, bad, normalise, device })
     }
 
     /// This rank's share of all images; each image belongs to one rank.
-    pub fn loader(&self, config: &Config, world: &World) -> Result<Loader> {
+    fn loader(&self, config: &Config, world: &World) -> Result<Loader> {
         share_loader(&self.set, (0..self.set.len() as u32).collect(), config, world)
     }
 
@@ -40,8 +42,24 @@ impl Validation {
     }
 
     /// This rank: records the bad samples of a batch.
-    pub fn record_bad(&self, batch: &Batch) -> Result<()> {
-        self.bad.borrow_mut().record(&batch.bad)
+    pub fn record_bad(&self, bad: &[BadSample]) -> Result<()> {
+        self.bad.borrow_mut().record(bad)
+    }
+
+    /// This rank's share of all images, on the device; `noise` returns the noise of samples.
+    pub fn batches(
+        &self,
+        config: &Config,
+        world: &World,
+        noise: impl FnMut(&[u32]) -> Tensor + Send + 'static,
+    ) -> Result<Prefetcher> {
+        let loader = self.loader(config, world)?;
+        Ok(Prefetcher::of_evaluation(loader, config, self.device, noise))
+    }
+
+    /// As [`Normalise::images`].
+    pub fn normalise(&self, pixels: &Tensor) -> Tensor {
+        self.normalise.images(pixels)
     }
 
     /// As [`Normalise::tensors`].

@@ -16,14 +16,14 @@ impl HostCopy {
         Self { copy, copied: Event::record(tensor.device()) }
     }
 
-    /// Whether the tensor was on the host, so that there is nothing to wait for.
-    pub fn is_immediate(&self) -> bool {
-        self.copied.is_none()
+    /// Whether the numbers are on the host.
+    pub fn is_complete(&self) -> bool {
+        self.copied.as_ref().is_none_or(Event::is_complete)
     }
 
     /// Waits for the copy, on a GPU also for the work that produced the tensor, and returns its numbers.
-    pub fn wait(self) -> Vec<f64> {
-        if let Some(copied) = self.copied {
+    pub fn wait(&self) -> Vec<f64> {
+        if let Some(copied) = self.copied.as_ref().filter(|copied| !copied.is_complete()) {
             copied.synchronize();
         }
         Vec::try_from(self.copy.view(-1)).expect("a vector of numbers")

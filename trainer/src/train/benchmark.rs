@@ -13,7 +13,7 @@ use tch::Device;
 /// Training steps of a run's first stage, as many as asked for. Writes nothing.
 pub struct BenchmarkRun<'a> {
     trainer: Trainer<'a>,
-    batches: Prefetcher<'a>,
+    batches: Prefetcher,
 }
 
 impl<'a> BenchmarkRun<'a> {

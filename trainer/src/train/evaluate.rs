@@ -90,59 +90,64 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     world.broadcast(net.params.flat_buffers(), 0)?;
     let gates = net.costs.gated().count();
-    let mut loader = val.loader(config, world)?;
-    // Images, correct top-1, correct top-5, cross entropy, and how many images ran each block.
-    let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, tch::Device::Cpu));
-    let mut paths = Histogram::default();
-    let mut predictions = Vec::new();
+    let seed = config.run.seed;
+    let with_noise = mode == EvaluationMode::HardWithNoise;
+    let batches = val.batches(config, world, move |samples| {
+        evaluation_noise(seed, samples, if with_noise { gates } else { 0 })
+    })?;
+    // On the device until the end, so that the host need not wait for a batch: the number of images, of those with the right
+    // class first, and among the first five, the sum of cross entropies, and how many images ran each block.
+    let mut sums = Tensor::zeros([4 + gates as i64], (Kind::Double, net.params.flat().device()));
+    // Of each image the class, its probability, and the path.
+    let mut rows = Vec::new();
+    let mut images = Vec::new();
     let mut failed = Ok(());
-    while let Some(batch) = loader.next() {
+    for batch in batches {
+        let batch = batch.and_then(|batch| val.record_bad(&batch.bad).map(|()| batch));
         let batch = match batch {
             Ok(batch) => batch,
             Err(error) => {
-                failed = Err(error.into());
+                failed = Err(error);
                 break;
             }
         };
-        if let Err(error) = val.record_bad(&batch) {
-            failed = Err(error);
-            break;
-        }
         if batch.samples.is_empty() {
             continue;
         }
-        let (images, labels) = val.tensors(&batch);
-        let noise = evaluation_noise(config.run.seed, &batch.samples, gates);
-        let noise = noise.to_device(images.device());
+        let labels = &batch.labels.own;
         let relaxation = config.model.router.relaxation;
         let decisions = match mode {
             EvaluationMode::Hard => Decisions::Hard,
-            EvaluationMode::HardWithNoise => Decisions::Sampled(&noise),
+            EvaluationMode::HardWithNoise => Decisions::Sampled(&batch.noise),
             EvaluationMode::Relaxed { temperature } => {
                 Decisions::Relaxed { noise: None, temperature, relaxation }
             }
         };
-        let out = no_grad(|| net.forward(&images, decisions, BnMode::Running));
+        let out = no_grad(|| net.forward(&val.normalise(&batch.pixels), decisions, BnMode::Running));
         let path = match mode {
             EvaluationMode::HardWithNoise => out.path,
             EvaluationMode::Hard | EvaluationMode::Relaxed { .. } => hard_decisions(&out.gate_logits),
         };
         let (highest, best) = out.logits.topk(config.data.classes.min(5), 1, true, true); // [N, 5]
         let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-        let own = labels.shallow_clone().into();
-        let ce = loss::classification(&out.logits, &own, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
+        let ce =
+            loss::classification(&out.logits, &batch.labels, 1, 0.0).to_kind(Kind::Double) * labels.size()[0];
         let count = Tensor::full([0; 0], labels.size()[0] as f64, (Kind::Double, hits.device()));
         let scalars = Tensor::stack(&[count, hits.select(1, 0).sum(None), hits.sum(None), ce], 0);
         let rates = path.sum_dim_intlist([0].as_slice(), false, Kind::Double);
-        sums += Tensor::cat(&[scalars, rates], 0).to_device(tch::Device::Cpu);
+        sums += Tensor::cat(&[scalars, rates], 0);
         let first = highest.narrow(1, 0, 1).to_kind(Kind::Float);
         let probability = (first - out.logits.to_kind(Kind::Float).logsumexp([1].as_slice(), true)).exp();
-        // One copy to the host: class, probability and path of each image.
         let predicted = best.narrow(1, 0, 1).to_kind(Kind::Float);
-        let rows = Tensor::cat(&[predicted, probability, path.to_kind(Kind::Float)], 1);
-        let rows = Vec::<f32>::try_from(rows.view(-1)).expect("numbers");
-        let images = batch.samples.iter().zip(&batch.labels);
-        for ((&sample, &label), row) in images.zip(rows.chunks_exact(2 + gates)) {
+        rows.push(Tensor::cat(&[predicted, probability, path.to_kind(Kind::Float)], 1));
+        images.extend(batch.samples.into_iter().zip(batch.classes));
+    }
+    dist::agree(world, failed)?;
+    let mut paths = Histogram::default();
+    let mut predictions = Vec::new();
+    if !rows.is_empty() {
+        let rows = Vec::<f32>::try_from(Tensor::cat(&rows, 0).view(-1)).expect("numbers");
+        for (&(sample, label), row) in images.iter().zip(rows.chunks_exact(2 + gates)) {
             let path: Vec<u8> = row[2..].iter().map(|&ran| ran as u8).collect();
             let blocks_run = path.iter().filter(|&&ran| ran == 1).count();
             predictions.push(Prediction {
@@ -154,9 +159,8 @@ pub fn evaluate(
             });
             paths.add(&path, 1);
         }
-        loader.recycle(batch);
     }
-    dist::agree(world, failed)?;
+    let sums = sums.to_device(tch::Device::Cpu);
     world.all_reduce_sum(&sums)?;
     let paths = paths.over_ranks(world, gates)?;
     let predictions = Prediction::all_gather(world, &predictions)?;
@@ -220,7 +224,7 @@ pub fn sample_paths(
     let mut read = || -> Result<()> {
         for batch in val.sample_loader(config, world, limit)? {
             let batch = batch?;
-            val.record_bad(&batch)?;
+            val.record_bad(&batch.bad)?;
             if !batch.samples.is_empty() {
                 let (images, _) = val.tensors(&batch);
                 let out = no_grad(|| net.forward(&images, Decisions::Hard, BnMode::Running));

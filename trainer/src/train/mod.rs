@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use step::Gathered;
 use tch::{Device, Tensor};
 use teacher::load_teacher;
 
@@ -58,6 +59,8 @@ pub struct Trainer<'a> {
     metrics: MetricsBuffer,
     /// The gates' decisions in inference for the last step's views, `[A·L·M, n]`.
     hard_paths: Option<Tensor>,
+    /// What the ranks gathered in the last step, until the next one, or the epoch's end, acts on it.
+    gathered: Option<Gathered>,
     log: RunLog,
     progress: Progress,
     /// Lines to print once the run directory is open.
@@ -95,6 +98,7 @@ impl<'a> Trainer<'a> {
                 ("set of first weights", replicas::fingerprint(model.net.params.flat())),
             ],
         )?;
+        let gathered = state.gathered_rates.as_deref().map(Gathered::of_rates);
         let log = RunLog::new(world, &location.dir, config, &model.net.params)?;
         Ok(Self {
             world,
@@ -106,6 +110,7 @@ impl<'a> Trainer<'a> {
             state,
             metrics: MetricsBuffer::default(),
             hard_paths: None,
+            gathered,
             log,
             progress: Progress::default(),
             notes,
@@ -182,6 +187,9 @@ impl<'a> Trainer<'a> {
                 }
             }
             self.state.training_seconds += throughput.elapsed_since_last();
+            if self.act_on_gathered(stage) {
+                return Err(self.interrupt());
+            }
             let evaluation = self.end_epoch(stage)?;
             let stage_ended = self.state.epoch == 0;
             if let Some(evaluation) = evaluation.filter(|_| stage_ended) {
@@ -192,7 +200,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: the batches of the rest of `stage`.
-    fn stage_batches(&self, stage: &Stage) -> Result<Prefetcher<'a>> {
+    fn stage_batches(&self, stage: &Stage) -> Result<Prefetcher> {
         let earlier: u64 = self.config.stages[..self.state.stage].iter().map(|stage| stage.epochs).sum();
         let batch_size = self.config.optim.batch_size as u64;
         let first = StepIndex { in_epoch: self.state.epoch_samples / batch_size, global: self.state.step };
@@ -200,7 +208,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// All ranks: batches from step `first` of epoch `from` up to epoch `to`; epochs are counted over all stages.
-    fn batches(&self, from: u64, first: StepIndex, to: u64) -> Result<Prefetcher<'a>> {
+    fn batches(&self, from: u64, first: StepIndex, to: u64) -> Result<Prefetcher> {
         let loader = self.data.training_loader(self.config, self.world, from, first.in_epoch, to)?;
         let gates = self.model.costs.size()[0] as usize;
         let steps = self.data.steps_per_epoch(self.config);
@@ -277,6 +285,8 @@ impl<'a> Trainer<'a> {
         dist::agree(self.world, finite)?; // one rank's weights may differ
         self.state.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
+        let rates = self.gathered.as_ref().map(|gathered| gathered.wait().1);
+        self.state.gathered_rates = rates.filter(|rates| rates.iter().all(|rate| rate.is_finite()));
         let Model { net, sgd, ema, .. } = &self.model;
         self.log.save(&net.params, &sgd.momentum, ema.as_ref(), self.state.clone())
     }

@@ -8,6 +8,7 @@ use crate::optim::calibration;
 use crate::run::checkpoint::TrainState;
 use crate::sys::held_memory;
 use crate::text;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tch::Device;
 
@@ -32,8 +33,8 @@ pub(super) struct Progress {
     timed_seconds: f64,
     evaluated_images: u64,
     evaluation_seconds: f64,
-    /// This rank's loss in the last step, on its way to the host.
-    copy: Option<HostCopy>,
+    /// This rank's losses in the last steps, on their way to the host.
+    losses: VecDeque<HostCopy>,
     /// This rank's loss, smoothed over the last steps.
     loss: Option<f64>,
     memory: Option<(Instant, u64)>,
@@ -48,8 +49,8 @@ struct WorkLeft {
 }
 
 impl Progress {
-    /// Counts a step that has ended now. `copy` is this rank's loss in it.
-    fn end_step(&mut self, now: Instant, copy: Option<HostCopy>) {
+    /// Counts a step that has ended now. `loss` is this rank's in it.
+    fn end_step(&mut self, now: Instant, loss: Option<HostCopy>) {
         if let Some(last) = self.last_end.replace(now) {
             let seconds = (now - last).as_secs_f64();
             self.timed_steps += 1;
@@ -57,13 +58,9 @@ impl Progress {
             let weight = (seconds / WINDOW).max(1.0 / self.timed_steps as f64).min(1.0);
             self.step_seconds += weight * (seconds - self.step_seconds);
         }
-        // On a GPU the copy that the step before queued is over: this step has waited for what it queued after it.
-        let over = match copy {
-            Some(copy) if copy.is_immediate() => Some(copy),
-            Some(copy) => self.copy.replace(copy),
-            None => self.copy.take(),
-        };
-        if let Some(value) = over.and_then(|over| over.wait().first().copied()) {
+        self.losses.extend(loss);
+        while let Some(loss) = self.losses.pop_front_if(|loss| loss.is_complete()) {
+            let value = loss.wait()[0];
             self.loss = Some(match self.loss {
                 Some(mean) if mean.is_finite() => mean + LOSS_WEIGHT * (value - mean),
                 _ => value,

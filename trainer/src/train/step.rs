@@ -43,16 +43,25 @@ impl Trainer<'_> {
         self.metrics.push(step, output.metrics);
         self.hard_paths = Some(output.hard_paths);
         self.compare_replicas(step)?;
-        batches.prefetch();
 
-        // What all ranks act on alike: the wish to stop, and what follows the compute budget.
-        let (stop, hard_rates) = output.sync.wait();
-        self.steer(stage, scheduled.budget_ramp, &hard_rates);
+        // What all ranks act on alike: what they gathered in the step before, so that the host need not wait for this one.
+        let stop = self.act_on_gathered(stage);
+        self.gathered = Some(output.gathered);
         let samples = self.config.optim.batch_size as u64;
         self.state.step = step;
         self.state.epoch_samples += samples;
         self.state.samples += samples;
         Ok(stop)
+    }
+
+    /// All ranks: acts on what was gathered in the last step, unless that was done: steers the network towards its budget, and
+    /// returns whether a rank was asked to stop.
+    pub(super) fn act_on_gathered(&mut self, stage: &Stage) -> bool {
+        let Some(gathered) = self.gathered.take() else { return false };
+        let (stop, hard_rates) = gathered.wait();
+        let ramp = self.scheduled(stage).budget_ramp;
+        self.steer(stage, ramp, &hard_rates);
+        stop
     }
 
     /// All ranks: the gradient on a batch, in one or more micro-batches.
@@ -219,17 +228,22 @@ pub struct StepOutput {
     /// Each gate's decision in inference (Eq. 13) for this rank's views, `[A·L·M, n]`.
     pub hard_paths: Tensor,
     /// What the ranks gathered along with the path centres.
-    pub sync: StepSync,
+    pub gathered: Gathered,
 }
 
 /// What the ranks gather along with the path centres, on its way to the host.
-pub struct StepSync(Vec<HostCopy>);
+pub struct Gathered(Vec<HostCopy>);
 
-impl StepSync {
+impl Gathered {
+    /// Nobody was asked to stop, and these are the mean decisions.
+    pub fn of_rates(hard_rates: &[f64]) -> Self {
+        Self(vec![HostCopy::start(&Tensor::from_slice(&[&[0.0], hard_rates].concat()))])
+    }
+
     /// Waits for it: whether a rank was asked to stop, and the mean of each gate's decisions in inference (Eq. 13) over all
     /// ranks' views, `[n]`. Bit-identical on all ranks; NaN for a gate with a logit that is not finite.
-    pub fn wait(self) -> (bool, Vec<f64>) {
-        let gathered: Vec<Vec<f64>> = self.0.into_iter().map(HostCopy::wait).collect();
+    pub fn wait(&self) -> (bool, Vec<f64>) {
+        let gathered: Vec<Vec<f64>> = self.0.iter().map(HostCopy::wait).collect();
         let mean =
             |column: usize| gathered.iter().map(|values| values[column]).sum::<f64>() / gathered.len() as f64;
         (mean(0) > 0.0, (1..gathered[0].len()).map(mean).collect())
@@ -250,7 +264,7 @@ struct LocalPass {
     /// For each micro-batch: the path centres that L_div compares, after the means of decisions, `[G, n + d]` or `[G, d]`
     /// (see [`PathVectors::with_decisions`]), and the row of the first of its own.
     peers: Vec<(Tensor, i64)>,
-    sync: Vec<HostCopy>,
+    gathered: Vec<HostCopy>,
     metrics: Vec<Tensor>,
     hard_paths: Vec<Tensor>,
 }
@@ -305,7 +319,7 @@ impl TrainStep<'_> {
         let mut local = LocalPass::default();
         if let (Pass::First { stop, .. }, Scope::GlobalBatch, true) = (&pass, self.scope, count > 1) {
             let (centres, copy) = self.gather_all_centres(micro_batches, *stop)?;
-            local.sync.push(copy);
+            local.gathered.push(copy);
             let first = (rank * count) as i64 * samples;
             local.peers.extend((0..count as i64).map(|a| (centres.shallow_clone(), first + a * samples)));
         }
@@ -322,7 +336,7 @@ impl TrainStep<'_> {
             let centres = loss::path_centres(&paths, self.views);
             if let (Pass::First { stop, .. }, true) = (&pass, local.peers.len() == a) {
                 let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, *stop)?;
-                local.sync.push(copy);
+                local.gathered.push(copy);
                 local.peers.push((peers, rank as i64 * samples));
             }
             let (peers, offset) = match &pass {
@@ -375,7 +389,7 @@ impl TrainStep<'_> {
             finite,
             metrics,
             hard_paths: Tensor::cat(&pass.hard_paths, 0),
-            sync: StepSync(pass.sync),
+            gathered: Gathered(pass.gathered),
         })
     }
 

@@ -1,9 +1,10 @@
-//! Copies of flat buffers on the host, and the named tensors in them as a `.safetensors` file holds them. After the copy
-//! nothing here computes with torch: the thread that writes a checkpoint starts no compute threads.
+//! Copies of flat buffers on the host, and the named tensors in them as a `.safetensors` file holds them. The thread that
+//! writes a checkpoint computes nothing with torch, so it starts no compute threads; from a GPU it copies.
 
+use crate::sys::{Event, set_device, set_side_stream};
 use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// A tensor's name and shape.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(super) struct HostSnapshot {
     /// Where the first of them starts in the flat buffer.
     start: usize,
     values: Vec<f32>,
+    /// From a GPU: a copy on the device, to be copied to `values`, and its end.
+    on_device: Option<(Tensor, Event)>,
 }
 
 impl HostSnapshot {
@@ -51,13 +54,35 @@ impl HostSnapshot {
             end += shape.numel();
         }
         let values = vec![0.0; own.iter().map(TensorShape::numel).sum()];
-        Self { shapes: own, start: start.unwrap_or(0), values }
+        Self { shapes: own, start: start.unwrap_or(0), values, on_device: None }
     }
 
-    /// Copies the tensors from the flat buffer.
+    /// Copies the tensors from the flat buffer. On a GPU they stay on the device, and the host does not wait, until
+    /// [`HostSnapshot::fetch`].
     pub fn copy_from(&mut self, flat: &Tensor) {
         let count = self.values.len();
-        flat.detach().narrow(0, self.start as i64, count as i64).copy_data(&mut self.values, count);
+        let part = flat.detach().narrow(0, self.start as i64, count as i64);
+        match flat.device() {
+            Device::Cpu => part.copy_data(&mut self.values, count),
+            device => {
+                let copy = part.copy();
+                self.on_device = Event::record(device).map(|copied| (copy, copied));
+            }
+        }
+    }
+
+    /// Any thread, before [`HostSnapshot::tensors`]: waits until the tensors are on the host.
+    pub fn fetch(&mut self) {
+        if let Some((copy, copied)) = self.on_device.take() {
+            let device = copy.device();
+            set_device(device);
+            set_side_stream(device);
+            copied.block();
+            let pinned = copy.internal_to_copy((Kind::Float, Device::Cpu), true);
+            Event::record(device).expect("a GPU's event").synchronize();
+            let count = self.values.len();
+            pinned.copy_data(&mut self.values, count);
+        }
     }
 
     /// The tensors by their names.

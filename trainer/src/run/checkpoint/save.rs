@@ -1,4 +1,4 @@
-//! Saves checkpoints in the background: training waits for a copy of the tensors to the host, and a thread does the rest. One
+//! Saves checkpoints in the background: training waits for a copy of the tensors on its device, and a thread does the rest. One
 //! save is in progress at a time.
 
 use super::PARTIAL;

@@ -36,6 +36,10 @@ pub(crate) struct TrainState {
     /// γ and its controller.
     #[serde(rename = "price")]
     pub gamma: GammaController,
+    /// What the ranks gathered in the last step and the next one acts on: the mean of each gate's decisions in inference; none
+    /// at an epoch's start.
+    #[serde(default)]
+    pub gathered_rates: Option<Vec<f64>>,
     pub best: Option<Best>,
     /// The sum of the metrics since the last log line.
     #[serde(rename = "tally")]

@@ -94,6 +94,7 @@ impl Writer {
 
     /// The writing thread: writes what was copied. An error leaves no part of the checkpoint.
     pub fn write(&mut self) -> Result<()> {
+        self.files.iter_mut().flat_map(|(_, snapshots)| snapshots).for_each(HostSnapshot::fetch);
         let folder = self.checkpoints.join(step_name(self.state.step));
         let written = if self.rank == 0 { self.write_checkpoint(&folder) } else { self.write_shard() };
         written.map_err(|error| {

@@ -12,7 +12,7 @@ mod threads;
 pub(crate) use autograd::{attach_backward, hook_gradient};
 pub use convolution::PackedConv;
 pub(crate) use sgd::{SgdUpdate, fused_sgd};
-pub(crate) use stream::{Event, Stream, current_stream_handle, set_device, set_side_stream};
+pub(crate) use stream::{Event, current_stream_handle, set_device, set_side_stream};
 pub use tensor::channels_last;
 pub(crate) use tensor::{pin_memory, pin_slice, record_stream};
 pub use threads::parallel_for;

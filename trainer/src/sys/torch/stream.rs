@@ -14,9 +14,6 @@ unsafe extern "C" {
     fn codinet_event_free(event: *mut c_void);
     fn codinet_set_device(device: c_int) -> bool;
     fn codinet_set_side_stream(device: c_int) -> bool;
-    fn codinet_stream_from_pool(device: c_int) -> *mut c_void;
-    fn codinet_stream_exchange(stream: *mut c_void) -> bool;
-    fn codinet_stream_free(stream: *mut c_void);
     fn codinet_current_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
 }
 
@@ -100,43 +97,6 @@ pub fn set_side_stream(device: Device) {
         // SAFETY: a number; the result is checked.
         let set = unsafe { codinet_set_side_stream(index as c_int) };
         panic_on_error(set, "setting a thread's stream");
-    }
-}
-
-/// A second CUDA stream of this thread's.
-#[derive(Debug)]
-pub struct Stream(*mut c_void);
-
-impl Stream {
-    /// A stream from libtorch's pool; `None` on a CPU.
-    pub fn from_pool(device: Device) -> Option<Self> {
-        let Device::Cuda(index) = device else { return None };
-        // SAFETY: a number; the result is checked.
-        let stream = unsafe { codinet_stream_from_pool(index as c_int) };
-        panic_on_error(!stream.is_null(), "a stream");
-        Some(Self(stream))
-    }
-
-    /// Runs `work` with this stream as the thread's current one.
-    pub fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        self.exchange();
-        let result = work();
-        self.exchange(); // a panic in `work` ends the job, so nobody runs on the wrong stream
-        result
-    }
-
-    /// Swaps this stream and the thread's current one.
-    fn exchange(&mut self) {
-        // SAFETY: the stream is alive, and no other thread's.
-        let exchanged = unsafe { codinet_stream_exchange(self.0) };
-        panic_on_error(exchanged, "changing a thread's stream");
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: made by codinet_stream_from_pool, freed once.
-        unsafe { codinet_stream_free(self.0) };
     }
 }
 
