@@ -243,7 +243,7 @@ mod tests {
             ("cost.gamma", json!(-0.1)),
             ("cost.budget_gmacs", json!(0.0)),
             ("cost.budget_ramp", json!(1.1)),
-            ("cost.bias_step", json!(0.0)),
+            ("cost.penalty", json!(-0.1)),
             ("cost.gamma_step", json!(0.0)),
             ("cost.calibrate", json!(true)),
             ("cost.calibration_samples", json!(0)),

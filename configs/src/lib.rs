@@ -163,9 +163,14 @@ impl Config {
         self.budget().is_some() && self.cost.calibrate
     }
 
-    /// Whether a budget steers training in `stage`.
-    pub fn steers(&self, stage: &Stage) -> bool {
-        let moves = self.cost.control == Control::Bias || stage.gamma.is_none();
-        self.budget().is_some() && stage.routers == Routers::Train && moves
+    /// Whether the objective has a penalty for missing the budget in `stage`.
+    pub fn penalizes(&self, stage: &Stage) -> bool {
+        self.budget().is_some() && stage.routers == Routers::Train && self.cost.control == Control::Penalty
+    }
+
+    /// Whether a budget adjusts γ in `stage`.
+    pub fn adjusts_gamma(&self, stage: &Stage) -> bool {
+        let trains = stage.routers == Routers::Train && stage.gamma.is_none();
+        self.budget().is_some() && trains && self.cost.control == Control::Price
     }
 }

@@ -75,7 +75,7 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cost {
-    /// γ of Eq. 12; with a budget, its first value.
+    /// γ of Eq. 12; with `control: price`, its first value.
     #[schemars(range(min = 0.0))]
     pub gamma: f64,
     /// The unit of c_k: γ is the price of one.
@@ -83,15 +83,15 @@ pub struct Cost {
     /// Mean MACs per image, in billions, that training is steered to meet; null: γ is constant.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub budget_gmacs: Option<f64>,
-    /// The share of the epochs whose routers train over which the budget goes from the network's first MACs to `budget_gmacs`;
+    /// The share of the epochs whose routers train over which the budget goes from the MACs of all blocks to `budget_gmacs`;
     /// 0: at once, and most gates close before the blocks have learned which of them matter.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub budget_ramp: f64,
     /// What steers training to the budget.
     pub control: Control,
-    /// With `control: bias`, the change of the bias a step for each 100 % that the network's MACs are off the budget.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub bias_step: f64,
+    /// With `control: penalty`, its weight.
+    #[schemars(range(min = 0.0))]
+    pub penalty: f64,
     /// With `control: price`, the change of γ a step, as the price of the mean block, for each 100 % that the network's MACs are off the budget.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma_step: f64,
@@ -107,9 +107,10 @@ pub struct Cost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
-    /// One bias on all gates, with a constant γ. It also moves gates that are saturated, which have no gradient.
-    Bias,
-    /// γ, the price of a block, as in the paper (Section 3.3).
+    /// A term of the loss, `cost.penalty` · (F − θ)²: F is the mean MACs of a batch by v and θ the budget, in shares of the static
+    /// network (Verelst & Tuytelaars, CVPR 2020; arXiv 2308.15949). γ is constant.
+    Penalty,
+    /// γ, the price of a block, changes from step to step.
     Price,
 }
 
@@ -199,8 +200,8 @@ impl Default for Cost {
             unit: CostUnit::Blocks,
             budget_gmacs: None,
             budget_ramp: 0.33,
-            control: Control::Bias,
-            bias_step: 0.3,
+            control: Control::Penalty,
+            penalty: 10.0,
             gamma_step: 2e-4,
             calibrate: false,
             calibration_samples: 2000,

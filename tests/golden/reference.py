@@ -30,6 +30,7 @@ OPTIONS = {
     "label_smoothing": 0.0,
     "target_rate": [0.0, 0.5],  # weight and rate of Conv-AIG's loss
     "run_rate": 0.0,  # weight of SkipNet's penalty
+    "budget": None,  # share of the gated blocks' cost at which the penalty for a budget, of weight 10, is 0
 }
 
 
@@ -297,11 +298,14 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
         weight, rate = option["target_rate"]
         target = ((path.mean(0) - rate) ** 2).sum()
         run = path.mean()
+        total = ce + 0.7 * con + 0.9 * div + 0.02 * c + weight * target + option["run_rate"] * run
+        if option["budget"] is not None:
+            total = total + 10 * ((path @ cost).mean() / gated - option["budget"]) ** 2
         net.zero_grad()
-        (ce + 0.7 * con + 0.9 * div + 0.02 * c + weight * target + option["run_rate"] * run).backward()
-        return logits, gates, path, ce, con, div, c, target, run
+        total.backward()
+        return logits, gates, path, total, ce, con, div, c, target, run
 
-    logits, gates, path, ce, con, div, c, target, run = backward()
+    logits, gates, path, total, ce, con, div, c, target, run = backward()
     grads = gradients(net)
     for _ in range(8):
         with rounding():
@@ -319,7 +323,7 @@ def case(label, name, kind, depths, stride_in, channels, size, classes, batch_st
         "logits": logits.tolist(), "gates": gates.tolist(), "path": path.tolist(),
         "hard_logits": hard_logits.tolist(), "hard_path": hard_path.tolist(),
         "margin": margin, "ce": ce.item(), "con": con.item(), "div": div.item(), "cost": c.item(),
-        "target": target.item(), "run": run.item(), "grads": grads,
+        "target": target.item(), "run": run.item(), "loss": total.item(), "grads": grads,
     }
 
 
@@ -343,6 +347,7 @@ if __name__ == "__main__":
         case("both outputs", *resnet20, router="cnn", hidden=6, activation="none", path_outputs="both", target_rate=[0.5, 0.6]),
         case("probabilities of hard gates", *resnet20, relaxation="straight_through", temperature=0.5, activation="none",
              path_value="probability", path_outputs="both", target_rate=[0.5, 0.6]),
+        case("budget", *resnet20, budget=0.4),
     ]
     rounded = json.loads(json.dumps({"torch": torch.__version__, "cases": cases}), parse_float=lambda s: float(f"{float(s):.8g}"))
     pathlib.Path(__file__).with_name("golden.json").write_text(json.dumps(rounded))

@@ -7,7 +7,7 @@ use codinet_trainer::config::{
 };
 use codinet_trainer::dist;
 use codinet_trainer::dist::Reducer;
-use codinet_trainer::loss::{self, Objective};
+use codinet_trainer::loss::{self, Budget, Objective};
 use codinet_trainer::metrics::MetricsBuffer;
 use codinet_trainer::model::{BnMode, Decisions, Net, PathVectors};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
@@ -45,6 +45,8 @@ struct Case {
     /// Weight of Conv-AIG's loss, and its rate.
     target_rate: (f64, f64),
     run_rate: f64,
+    /// The share of the gated blocks' cost at which the penalty for a budget is 0.
+    budget: Option<f64>,
     logits: Vec<Vec<f64>>,
     gates: Vec<Vec<f64>>,
     path: Vec<Vec<f64>>,
@@ -57,6 +59,7 @@ struct Case {
     cost: f64,
     target: f64,
     run: f64,
+    loss: f64,
     /// For each parameter's gradient: its norm, its product with `wave`, and the error that rounding may add to both where it
     /// moves a ReLU's input across 0.
     grads: HashMap<String, (f64, f64, f64)>,
@@ -171,16 +174,21 @@ fn check_case(case: &Case) {
         format!("run_rate.weight={}", case.run_rate),
         format!("paths={}", json!({"values": case.path_value, "outputs": case.path_outputs})),
         format!("optim.label_smoothing={}", case.label_smoothing),
+        format!("cost.budget_gmacs={}", if case.budget.is_some() { "1" } else { "null" }),
     ];
     let config = config::load("fashion_r20.yaml", &set).unwrap();
     let reducer = Reducer::new(&net.params, &world, &Collective::default());
+    let shares = &costs / costs.size()[0] as f64;
+    let mut objective = Objective::new(&config, &config.stages[0], 0.02);
+    objective.budget =
+        case.budget.map(|share| Budget { gates: &shares, fixed: 0.0, least: share, most: share });
     let step = TrainStep {
         world: &world,
         net: &net,
         teacher: None,
         reducer: &reducer,
         costs: &costs,
-        objective: Objective::new(&config, &config.stages[0], 0.02),
+        objective,
         path_vectors: PathVectors::new(&config),
         routers: Routers::Train,
         views: case.views,
@@ -197,6 +205,7 @@ fn check_case(case: &Case) {
         ("cost", case.cost),
         ("target", case.target),
         ("run_rate", case.run),
+        ("loss", case.loss),
     ] {
         assert_close(name, metrics.get(name), expected);
     }

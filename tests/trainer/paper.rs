@@ -262,6 +262,27 @@ fn eq11_cost_matches_hand_values() {
     assert_close(value(&cost), (1.4 + 0.6) / 2.0, 1e-12);
 }
 
+/// Gates of ¼ and ½ of the static network, at rates ½ and ¾: with 0.2 for the rest the batch costs 0.2 + 0.125 + 0.375 = 0.7.
+#[test]
+fn budget_penalty_matches_hand_values() {
+    let paths = rows(&[[1.0, 0.5], [0.0, 1.0]]);
+    let gates = Tensor::from_slice(&[0.25, 0.5]);
+    for (least, most, expected, slope) in
+        [(0.6, 0.6, 0.01, 0.2), (0.6, 0.65, 0.0025, 0.1), (0.6, 0.8, 0.0, 0.0), (0.75, 0.8, 0.0025, -0.1)]
+    {
+        let paths = paths.copy().set_requires_grad(true);
+        let budget = loss::Budget { gates: &gates, fixed: 0.2, least, most };
+        let loss = loss::budget(&paths, &rates(&paths.detach()), &budget);
+        assert_close(value(&loss), expected, 1e-12);
+        // 2(F − θ) times a gate's share, for each of two views.
+        loss.backward();
+        let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();
+        for (i, found) in gradient.into_iter().enumerate() {
+            assert_close(found, slope * [0.25, 0.5][i % 2] / 2.0, 1e-12);
+        }
+    }
+}
+
 #[test]
 fn baseline_losses_match_hand_values() {
     // Block rates ½ and ¾; Conv-AIG's loss at a target of 0.6: 0.1² + 0.15².
@@ -293,7 +314,7 @@ fn config(set: &[&str]) -> Config {
 
 #[test]
 fn eq12_is_the_weighted_sum_of_terms() {
-    let terms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0].map(Tensor::from);
+    let terms = [1.0, 2.0, 3.0, 4.0, 8.0, 5.0, 6.0, 7.0].map(Tensor::from);
     let config = config(&[
         "consistency.weight=0.1",
         "diversity.weight=0.01",
@@ -304,6 +325,18 @@ fn eq12_is_the_weighted_sum_of_terms() {
     assert_close(value(&at(0).weighted_sum(&terms)), 1.0 + 0.2 + 0.03 + 0.004 + 0.0005 + 0.00006, 1e-12);
     // With frozen routers only the cross entropy counts.
     assert_close(value(&at(1).weighted_sum(&terms)), 1.0, 0.0);
+    // A term that is not minimised may be anything.
+    let unused = [1.0, 2.0, 3.0, 4.0, f64::NAN, 5.0, 6.0, f64::NAN].map(Tensor::from);
+    assert_close(value(&at(0).weighted_sum(&unused)), 1.23456, 1e-12);
+    // A budget has a penalty while routers train.
+    let config = self::config(&[
+        "cost={budget_gmacs: 0.03, penalty: 10}",
+        "consistency.weight=0",
+        "diversity.weight=0",
+    ]);
+    let penalized = |stage: usize| Objective::new(&config, &config.stages[stage], 0.0).weighted_sum(&terms);
+    assert_close(value(&penalized(0)), 1.0 + 80.0, 1e-12);
+    assert_close(value(&penalized(1)), 1.0, 0.0);
     // A teacher takes its share of the cross entropy, in every stage.
     let config = self::config(&["distill={from: runs/teacher, weight: 0.3}"]);
     let taught = Objective::new(&config, &config.stages[1], 0.001).weighted_sum(&terms);
@@ -329,12 +362,15 @@ fn loss_gradients_match_finite_differences() {
     ])
     .view([6, 3]);
     let costs = Tensor::from_slice(&[0.5, 1.0, 1.5]);
+    let shares = Tensor::from_slice(&[0.3, 0.2, 0.4]);
+    let budget = loss::Budget { gates: &shares, fixed: 0.1, least: 0.2, most: 0.3 };
     let global = |paths: &Tensor| {
         let centres = loss::path_centres(paths, 2);
         let con = loss::consistency(paths, &centres, 2, 0.1);
         let div = loss::diversity(&centres, &centres, 0, 0.9);
         let target = loss::target_rate(paths, &rates(&centres), 0.3);
-        let others = target * 0.5 + loss::run_rate(paths) * 0.6;
+        let budget = loss::budget(paths, &rates(&centres), &budget) * 3.0;
+        let others = target * 0.5 + loss::run_rate(paths) * 0.6 + budget;
         value(&(con * 0.2 + div * 0.3 + loss::cost(paths, &costs) * 0.4 + others))
     };
     let paths = start.copy().set_requires_grad(true);
@@ -344,6 +380,7 @@ fn loss_gradients_match_finite_differences() {
         "diversity={weight: 0.3, margin: 0.9}",
         "target_rate={weight: 0.5, rate: 0.3}",
         "run_rate.weight=0.6",
+        "cost={budget_gmacs: 0.03, penalty: 3}",
     ]);
     let objective = Objective::new(&config, &config.stages[0], 0.4);
     let logits = rows(&[[0.0]; 6]);
@@ -360,6 +397,7 @@ fn loss_gradients_match_finite_differences() {
         peers: &centres.detach(),
         offset: 0,
         costs: &costs,
+        budget: Some(&budget),
     };
     objective.evaluate(&inputs).total.backward();
     let gradient = Vec::<f64>::try_from(paths.grad().reshape([-1])).unwrap();

@@ -49,7 +49,7 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     assert!(error.abs() < 0.11, "off by {error}");
 }
 
-/// Hard gates whose temperature falls, path vectors that are not the gates' decisions, a bias that follows a budget, and a second stage
+/// Hard gates whose temperature falls, path vectors that are not the gates' decisions, a penalty for missing a budget, and a second stage
 /// that skips for real.
 #[test]
 fn interrupted_run_with_a_temperature_schedule_equals_uninterrupted() {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -30,10 +31,16 @@ struct Context {
 };
 
 struct GradientHook : torch::autograd::PostAccumulateGradHook {
-    void (*ready)(void *);
+    // The callee owns the gradient.
+    using Receive = void (*)(void *, at::Tensor *gradient);
+    Receive receive;
     Context context;
-    GradientHook(void (*ready)(void *), void *data, void (*release)(void *)) : ready(ready), context(data, release) {}
-    void operator()(const at::Tensor &) override { ready(context.data); }
+    GradientHook(Receive receive, void *data, void (*release)(void *)) : receive(receive), context(data, release) {}
+    void operator()(const at::Tensor &parameter) override {
+        auto *gradient = new at::Tensor(parameter.grad());
+        parameter.mutable_grad().reset();
+        receive(context.data, gradient);
+    }
 };
 
 // An operation whose backward pass is a Rust closure. It receives the outputs' gradients, null for an undefined one, and
@@ -89,11 +96,9 @@ const char *codinet_last_error() noexcept { return last_error.c_str(); }
 
 // --- sys/torch/autograd.rs ----------------------------------------------------------------------------------------------------
 
-bool codinet_hook_gradient(at::Tensor *parameter, at::Tensor *gradient, void (*ready)(void *), void *data,
-                           void (*release)(void *)) noexcept {
+bool codinet_hook_gradient(at::Tensor *parameter, GradientHook::Receive receive, void *data, void (*release)(void *)) noexcept {
     return guarded([&] {
-        auto hook = std::make_unique<GradientHook>(ready, data, release);
-        parameter->mutable_grad() = *gradient;
+        auto hook = std::make_unique<GradientHook>(receive, data, release);
         torch::autograd::impl::set_post_acc_grad_hooks(*parameter, std::move(hook));
         return true;
     });
@@ -259,6 +264,19 @@ bool codinet_set_side_stream(int device) noexcept {
 
 at::Tensor *codinet_pin_memory(const at::Tensor *tensor) noexcept {
     return guarded([&] { return new at::Tensor(tensor->pin_memory()); });
+}
+
+bool codinet_add_all(const at::Tensor *const *sums, const at::Tensor *const *terms, size_t n) noexcept {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        std::vector<at::Tensor> to, from;
+        for (size_t i = 0; i < n; i++) {
+            to.push_back(*sums[i]);
+            from.push_back(*terms[i]);
+        }
+        at::_foreach_add_(to, from);
+        return true;
+    });
 }
 
 bool codinet_record_stream(at::Tensor *tensor) noexcept {

@@ -1,20 +1,19 @@
 //! The gradient's all-reduce, which overlaps the backward pass: the flat gradient is divided into buckets, and each is
-//! summed over ranks as soon as it is complete.
+//! summed over ranks as soon as it is complete. Autograd's gradients are added to it a bucket at a time, in one call.
 
 use super::world::{CollectiveQueue, Pending, World};
 use crate::config::{self, Routers, Wire};
 use crate::model::{Params, Role};
 use crate::sys::error::Result;
-use crate::sys::hook_gradient;
+use crate::sys::{add_all, hook_gradient};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch::{Kind, Tensor, no_grad};
 
-/// The gradient of all trained tensors, laid out as [`Params::flat`], and its sum over ranks. Autograd accumulates into it
-/// in place.
+/// The gradient of all trained tensors, laid out as [`Params::flat`], and its sum over ranks.
 ///
-/// Each step: [`Reducer::zero`], the backward passes, [`Reducer::prepare_backward`] before the last of them, and
-/// [`Reducer::finish`] after it.
+/// Each step: [`Reducer::zero`], the backward passes, [`Reducer::prepare_backward`] before each, and [`Reducer::finish`] after the
+/// last.
 pub struct Reducer {
     flat: Tensor,
     buckets: Arc<Mutex<BucketQueue>>,
@@ -26,15 +25,19 @@ struct BucketQueue {
     collectives: CollectiveQueue,
     wire: Wire,
     flat: Tensor,
+    /// Each trained tensor's part of it, in the tensor's shape.
+    views: Vec<Tensor>,
     /// In the order in which backward completes them: the reverse of their order in a forward pass.
     buckets: Vec<Bucket>,
     /// The bucket of each trained tensor.
     bucket_of: Vec<usize>,
-    /// Whether gradients are complete when hooks report them: in the last micro-batch only.
+    /// Whether complete buckets are launched: in the last micro-batch only.
     last_backward: bool,
     /// Whether the routers' buckets are reduced.
     routers: Routers,
-    /// Gradients that each bucket still lacks.
+    /// For each bucket, gradients of this backward pass that are not yet added to the flat one, and their tensors' numbers.
+    received: Vec<Vec<(usize, Tensor)>>,
+    /// How many gradients of this backward pass each bucket still lacks.
     missing: Vec<usize>,
     /// The first bucket that has not been launched.
     next: usize,
@@ -58,7 +61,7 @@ struct Bucket {
 }
 
 impl Reducer {
-    /// Allocates the gradient of `params` and lets autograd accumulate into it; buckets are reduced over `world`.
+    /// Allocates the gradient of `params`, which autograd's are added to from now on; buckets are reduced over `world`.
     pub fn new(params: &Params, world: &World, options: &config::Collective) -> Self {
         let flat = params.flat().zeros_like();
         let sizes: Vec<(Role, usize, i64)> =
@@ -68,6 +71,8 @@ impl Reducer {
             collectives: world.queue().clone(),
             wire: options.wire,
             flat: flat.shallow_clone(),
+            views: params.named_views(&flat).into_iter().map(|(_, view)| view).collect(),
+            received: buckets.iter().map(|_| Vec::new()).collect(),
             missing: vec![0; buckets.len()],
             buckets,
             bucket_of,
@@ -76,13 +81,17 @@ impl Reducer {
             next: 0,
             in_flight: Vec::new(),
         };
-        let queue = Arc::new(Mutex::new(queue));
-        let views = params.named_views(&flat);
-        for (index, (parameter, (_, view))) in params.parameters.iter().zip(&views).enumerate() {
-            let queue = queue.clone();
-            hook_gradient(&parameter.tensor, view, move || lock(&queue).mark_ready(index));
+        let reducer = Self { flat, buckets: Arc::new(Mutex::new(queue)), overlap: options.overlap };
+        for (index, parameter) in params.parameters.iter().enumerate() {
+            hook_gradient(&parameter.tensor, reducer.receiver(index));
         }
-        Self { flat, buckets: queue, overlap: options.overlap }
+        reducer
+    }
+
+    /// Receives the gradient of tensor number `index` of a backward pass.
+    pub(crate) fn receiver(&self, index: usize) -> impl Fn(Tensor) + Send + Sync + 'static {
+        let queue = self.buckets.clone();
+        move |gradient| lock(&queue).receive(index, gradient)
     }
 
     /// The flat gradient: this rank's during the backward passes, the sum over ranks after [`Reducer::finish`].
@@ -95,8 +104,8 @@ impl Reducer {
         let _ = self.flat.shallow_clone().zero_();
     }
 
-    /// All ranks, before the last micro-batch's backward pass: with `overlap`, and if the config wants it, buckets are launched
-    /// during that pass. Those of frozen routers are left out.
+    /// All ranks, before each micro-batch's backward pass: with `overlap`, for the last one, and if the config wants it, buckets
+    /// are launched during that pass. Those of frozen routers are left out.
     pub fn prepare_backward(&self, routers: Routers, overlap: bool) {
         lock(&self.buckets).prepare(routers, overlap && self.overlap);
     }
@@ -106,6 +115,7 @@ impl Reducer {
     pub fn finish(&self) -> Result<()> {
         let mut queue = lock(&self.buckets);
         queue.last_backward = false;
+        queue.add_received();
         queue.missing.fill(0); // a tensor without part in the step has gradient 0
         queue.launch_ready();
         for InFlight { pending, range, wire_copy } in std::mem::take(&mut queue.in_flight) {
@@ -124,18 +134,39 @@ fn lock(queue: &Mutex<BucketQueue>) -> MutexGuard<'_, BucketQueue> {
 
 impl BucketQueue {
     fn prepare(&mut self, routers: Routers, overlap: bool) {
+        self.add_received();
         self.missing = self.buckets.iter().map(|bucket| bucket.tensors.len()).collect();
         self.routers = routers;
         self.next = 0;
         self.last_backward = overlap;
     }
 
-    /// A hook reports that autograd has added to the gradient of a tensor.
-    fn mark_ready(&mut self, tensor: usize) {
-        if self.last_backward {
-            self.missing[self.bucket_of[tensor]] -= 1;
-            self.launch_ready();
+    /// A hook has the gradient of a tensor.
+    fn receive(&mut self, tensor: usize, gradient: Tensor) {
+        let bucket = self.bucket_of[tensor];
+        self.received[bucket].push((tensor, gradient));
+        self.missing[bucket] -= 1;
+        if self.missing[bucket] == 0 {
+            self.add_bucket(bucket);
+            if self.last_backward {
+                self.launch_ready();
+            }
         }
+    }
+
+    /// Adds what is left of a backward pass in which some tensors had no part.
+    fn add_received(&mut self) {
+        (0..self.buckets.len()).for_each(|bucket| self.add_bucket(bucket));
+    }
+
+    fn add_bucket(&mut self, bucket: usize) {
+        if self.received[bucket].is_empty() {
+            return;
+        }
+        let (tensors, gradients): (Vec<usize>, Vec<Tensor>) =
+            std::mem::take(&mut self.received[bucket]).into_iter().unzip();
+        let views: Vec<&Tensor> = tensors.iter().map(|&tensor| &self.views[tensor]).collect();
+        add_all(&views, &gradients);
     }
 
     /// Launches buckets in their order, up to the first that still lacks a gradient.
@@ -221,6 +252,7 @@ mod tests {
                 config::Collective { bucket_mb: 1e-6, first_bucket_mb: 1e-6, overlap, ..Default::default() };
             let reducer = Reducer::new(&params, &world, &options);
             let launched = || lock(&reducer.buckets).in_flight.len();
+            reducer.prepare_backward(Routers::Train, false);
             (&a * &b).sum(Kind::Float).backward();
             assert_eq!(launched(), 0);
             reducer.prepare_backward(Routers::Train, true);

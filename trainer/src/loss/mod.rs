@@ -4,6 +4,7 @@
 //! micro-batches of a step is the term over the global batch, and the mean of their gradients is its gradient. So
 //! gradients and metrics are averaged over ranks, and nothing else has to know how many ranks there are.
 
+mod budget;
 mod classification;
 mod consistency;
 mod cost;
@@ -12,6 +13,7 @@ mod diversity;
 mod run_rate;
 mod target_rate;
 
+pub use budget::{Budget, budget};
 pub use classification::{Labels, classification};
 pub use consistency::consistency;
 pub use cost::{cost, gamma};
@@ -21,7 +23,7 @@ pub use run_rate::run_rate;
 pub use target_rate::target_rate;
 
 use crate::config::{Config, Routers, Stage};
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 /// The terms, in the order of summation and of the log's columns.
 pub const TERMS: &[Term] = &[
@@ -29,6 +31,7 @@ pub const TERMS: &[Term] = &[
     consistency::TERM,
     diversity::TERM,
     cost::TERM,
+    budget::TERM,
     target_rate::TERM,
     run_rate::TERM,
     distillation::TERM,
@@ -85,6 +88,8 @@ pub struct LossInputs<'a> {
     pub offset: i64,
     /// c_k of Eq. 11, `[n]`.
     pub costs: &'a Tensor,
+    /// The compute budget.
+    pub budget: Option<&'a Budget<'a>>,
 }
 
 /// The weighted sum of the terms in a stage.
@@ -92,6 +97,8 @@ pub struct LossInputs<'a> {
 pub struct Objective<'a> {
     config: &'a Config,
     weights: Vec<f64>,
+    /// The compute budget, if the objective has a penalty for it.
+    pub budget: Option<Budget<'a>>,
 }
 
 /// The objective on one micro-batch, each number `[]`.
@@ -109,15 +116,16 @@ impl<'a> Objective<'a> {
     /// The objective of `stage`, for the current `gamma`.
     pub fn new(config: &'a Config, stage: &Stage, gamma: f64) -> Self {
         let weights = TERMS.iter().map(|term| (term.weight)(config, stage, gamma)).collect();
-        Self { config, weights }
+        Self { config, weights, budget: None }
     }
 
     /// Evaluates all terms.
     pub fn evaluate(&self, inputs: &LossInputs) -> TermValues {
         let mut terms = Vec::new();
         let mut diagnostics = Vec::new();
-        for term in TERMS {
-            let value = (term.evaluate)(self.config, inputs);
+        for (term, &weight) in TERMS.iter().zip(&self.weights) {
+            let evaluate = || (term.evaluate)(self.config, inputs);
+            let value = if weight == 0.0 { no_grad(evaluate) } else { evaluate() };
             terms.push(value.loss);
             diagnostics.extend(value.diagnostics);
         }
@@ -127,7 +135,9 @@ impl<'a> Objective<'a> {
     /// Eq. 12: ce + α·con + β·div + γ·cost, the baselines' terms, and distillation, which takes a share of ce; `terms` in the
     /// order of [`TERMS`].
     pub fn weighted_sum(&self, terms: &[Tensor]) -> Tensor {
-        let weighted = terms.iter().zip(&self.weights).map(|(term, weight)| term * *weight);
+        let minimised = terms.iter().zip(&self.weights).filter(|(_, weight)| **weight != 0.0);
+        let weighted =
+            minimised.map(|(term, &weight)| if weight == 1.0 { term.shallow_clone() } else { term * weight });
         weighted.reduce(|sum, term| sum + term).expect("at least one term")
     }
 }

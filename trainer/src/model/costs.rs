@@ -66,6 +66,12 @@ impl Costs {
         self.blocks.iter().filter(|block| block.router.is_some())
     }
 
+    /// What each gate adds when its block runs and is not skipped, in shares of the static network, `[n]`.
+    pub fn gate_shares(&self) -> Vec<f32> {
+        let share = |block: &BlockCost| (block.run - block.skip) as f64 / self.static_macs() as f64;
+        self.gated().map(|block| share(block) as f32).collect()
+    }
+
     /// c_k of Eq. 11, `[n]`: the MACs of each gated block in `unit`. In `blocks`, Σ c_k = n.
     pub fn gate_costs(&self, unit: CostUnit) -> Vec<f32> {
         let runs: Vec<f64> = self.gated().map(|block| block.run as f64).collect();

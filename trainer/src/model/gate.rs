@@ -61,7 +61,7 @@ impl<'a> Decisions<'a> {
 
 /// v = σ(logit/T), Eq. 6; `logits` include the noise, if there is any.
 pub fn relaxed_decisions(logits: &Tensor, temperature: f64) -> Tensor {
-    (logits / temperature).sigmoid()
+    if temperature == 1.0 { logits.sigmoid() } else { (logits / temperature).sigmoid() }
 }
 
 /// u = 1 if the logit U[1] − U[0] is at least 0, else 0: Eq. 13, f32.

@@ -3,9 +3,10 @@
 use super::builder::{Builder, ConvSpec};
 use super::layers::{Activation, Conv, Linear, Lstm, Shape};
 use crate::config::{self, HiddenActivation, RouterKind, Routing};
+use crate::sys::attach_backward;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 /// Width of the `rnn` router's LSTM and of its input.
 const RNN_SIZE: i64 = 10;
@@ -119,7 +120,7 @@ impl Router {
                 u
             }
         };
-        u.select(1, 1) - u.select(1, 0)
+        difference(&u)
     }
 
     /// MACs of one image. Each block computes the layers it shares with others.
@@ -131,6 +132,15 @@ impl Router {
             Self::Random(_) => 0,
         }
     }
+}
+
+/// U[1] − U[0]. Autograd would add the gradients of both parts, each padded with zeros.
+fn difference(u: &Tensor) -> Tensor {
+    let logit = no_grad(|| u.select(1, 1) - u.select(1, 0));
+    attach_backward([u], [&logit], |[gradient]| {
+        [gradient.map(|gradient| Tensor::stack(&[gradient.neg(), gradient], 1))]
+    });
+    logit
 }
 
 /// The hidden layer's output after its activation.

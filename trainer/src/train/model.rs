@@ -15,6 +15,8 @@ pub(crate) struct Model {
     pub ema: Option<Ema>,
     /// c_k of Eq. 11, `[n]`.
     pub costs: Tensor,
+    /// What each gate adds when its block runs, in shares of the static network, `[n]`.
+    pub cost_shares: Tensor,
     /// Averages batch norm's statistics over ranks, if `model.sync_batch_norm` is set.
     sync_batch_norm: Option<RankMean>,
 }
@@ -27,6 +29,7 @@ impl Model {
             sgd: Sgd::new(&net.params, &config.optim),
             ema: config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay)),
             costs: Tensor::from_slice(&net.costs.gate_costs(config.cost.unit)).to_device(device),
+            cost_shares: Tensor::from_slice(&net.costs.gate_shares()).to_device(device),
             sync_batch_norm: config.model.sync_batch_norm.then(|| world.differentiable_mean()),
             net,
         }

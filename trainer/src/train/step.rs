@@ -4,11 +4,11 @@
 use super::model::Model;
 use super::teacher::teacher_logits;
 use super::{Scheduled, Trainer};
-use crate::config::{Control, Routers, Routing, Scope, Stage};
+use crate::config::{Routers, Routing, Scope, Stage};
 use crate::data::{DeviceBatch, Prefetcher};
 use crate::dist::{Reducer, World, agree, replicas};
 use crate::host;
-use crate::loss::{self, Labels, LossInputs, Objective};
+use crate::loss::{self, Budget, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
 use crate::model::{BnMode, Decisions, Net, PathVectors, hard_decisions};
 use crate::run::Event;
@@ -54,13 +54,13 @@ impl Trainer<'_> {
         Ok(stop)
     }
 
-    /// All ranks: acts on what was gathered in the last step, unless that was done: steers the network towards its budget, and
+    /// All ranks: acts on what was gathered in the last step, unless that was done: adjusts γ, and
     /// returns whether a rank was asked to stop.
     pub(super) fn act_on_gathered(&mut self, stage: &Stage) -> bool {
         let Some(gathered) = self.gathered.take() else { return false };
         let (stop, hard_rates) = gathered.wait();
         let ramp = self.scheduled(stage).budget_ramp;
-        self.steer(stage, ramp, &hard_rates);
+        self.adjust_gamma(stage, ramp, &hard_rates);
         stop
     }
 
@@ -84,13 +84,17 @@ impl Trainer<'_> {
                 decisions: self.decisions(stage, scheduled.temperature, noise),
             })
             .collect();
+        let mut objective = Objective::new(self.config, stage, scheduled.gamma);
+        if self.config.penalizes(stage) {
+            objective.budget = self.budget(scheduled.budget_ramp);
+        }
         let step = TrainStep {
             world: self.world,
             net: &self.model.net,
             teacher: self.teacher.as_ref(),
             reducer: &self.model.reducer,
             costs: &self.model.costs,
-            objective: Objective::new(self.config, stage, scheduled.gamma),
+            objective,
             path_vectors: PathVectors::new(self.config),
             routers: stage.routers,
             views: batch.views as i64,
@@ -109,6 +113,20 @@ impl Trainer<'_> {
             return step.forward_backward_replayed(&micro_batches, stop).map_err(at_step);
         }
         step.forward_backward(&micro_batches, stop)
+    }
+
+    /// The budget at a share `ramp` of its ramp, which begins at the cost of all blocks.
+    fn budget(&self, ramp: f64) -> Option<Budget<'_>> {
+        let static_gmacs = self.model.net.costs.static_macs() as f64 / 1e9;
+        let least = self.config.budget()? / static_gmacs;
+        let (none, all) = self.model.net.costs.gmacs_range();
+        let all = all / static_gmacs;
+        Some(Budget {
+            gates: &self.model.cost_shares,
+            fixed: none / static_gmacs,
+            least,
+            most: all + (least - all) * ramp,
+        })
     }
 
     /// How gates decide in a step, for views with this Gumbel noise.
@@ -157,25 +175,20 @@ impl Trainer<'_> {
         self.log.event(step, &Event::ReplicasRepaired { ranks: repaired })
     }
 
-    /// With a compute budget: steers the network after a step in which gates would have decided with these rates in inference,
+    /// With a budget and `control: price`: adjusts γ after a step in which gates would have decided with these rates in inference,
     /// unless a gate's logit was not finite.
-    fn steer(&mut self, stage: &Stage, ramp: f64, hard_rates: &[f64]) {
+    fn adjust_gamma(&mut self, stage: &Stage, ramp: f64, hard_rates: &[f64]) {
         let config = self.config;
         let Some(budget) = config.budget() else { return };
-        if !config.steers(stage) || !hard_rates.iter().all(|rate| rate.is_finite()) {
+        if !config.adjusts_gamma(stage) || !hard_rates.iter().all(|rate| rate.is_finite()) {
             return;
         }
         let costs = &self.model.net.costs;
         let gap = self.state.gamma.gap(costs.mean_macs(hard_rates) / 1e9, budget, ramp);
-        match config.cost.control {
-            Control::Price => {
-                // γ is per block, whatever the unit of the cost.
-                let table = costs.gate_costs(config.cost.unit);
-                let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
-                self.state.gamma.update(gap, config.cost.gamma_step / mean_cost);
-            }
-            Control::Bias => self.model.net.shift_gates(-config.cost.bias_step * gap),
-        }
+        // γ is per block, whatever the unit of the cost.
+        let table = costs.gate_costs(config.cost.unit);
+        let mean_cost = f64::from(table.iter().sum::<f32>()) / table.len() as f64;
+        self.state.gamma.update(gap, config.cost.gamma_step / mean_cost);
     }
 }
 
@@ -334,8 +347,9 @@ impl TrainStep<'_> {
             // The objective (Eqs. 8 to 12), whose L_div compares this rank's path centres with those of all ranks.
             let paths = self.path_vectors.with_decisions(&output);
             let centres = loss::path_centres(&paths, self.views);
+            let hard_path = hard_decisions(&output.gate_logits.detach());
             if let (Pass::First { stop, .. }, true) = (&pass, local.peers.len() == a) {
-                let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, *stop)?;
+                let (peers, copy) = self.gather_centres(&centres, &output.gate_logits, &hard_path, *stop)?;
                 local.gathered.push(copy);
                 local.peers.push((peers, rank as i64 * samples));
             }
@@ -357,18 +371,16 @@ impl TrainStep<'_> {
                 peers: &select(peers),
                 offset: *offset,
                 costs: self.costs,
+                budget: self.objective.budget.as_ref(),
             });
             drop(forward);
 
             // Backward: gradients accumulate over micro-batches; during the last one buckets are all-reduced.
-            if a == last {
-                self.reducer
-                    .prepare_backward(self.routers, matches!(pass, Pass::First { overlap: true, .. }));
-            }
+            let overlap = a == last && matches!(pass, Pass::First { overlap: true, .. });
+            self.reducer.prepare_backward(self.routers, overlap);
             let backward = range(Phase::Backward);
             (&values.total / (count * self.world.ranks()) as f64).backward();
             drop(backward);
-            let hard_path = hard_decisions(&output.gate_logits).detach();
             let labels = &micro_batch.labels.own;
             local
                 .metrics
@@ -405,17 +417,19 @@ impl TrainStep<'_> {
     }
 
     /// All ranks, in one all-gather: all ranks' path centres, `[G, w]`, and on its way to the host the mean over ranks of
-    /// `stop` and of the hard decisions. `centres` is `[L, w]`, w as in [`LocalPass::peers`], `gate_logits` `[L·M, n]`.
+    /// `stop` and of the hard decisions. `centres` is `[L, w]`, w as in [`LocalPass::peers`], `gate_logits` and `hard_path`
+    /// `[L·M, n]`.
     fn gather_centres(
         &self,
         centres: &Tensor,
         gate_logits: &Tensor,
+        hard_path: &Tensor,
         stop: bool,
     ) -> Result<(Tensor, HostCopy)> {
         let (samples, width) = centres.size2().expect("[L, w]");
         let stop = Tensor::full([1], f64::from(u8::from(stop)), (Kind::Float, centres.device()));
         let nan_if_not_finite = gate_logits.detach() * 0.0;
-        let rates = (hard_decisions(gate_logits) + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
+        let rates = (hard_path + nan_if_not_finite).mean_dim([0].as_slice(), false, None);
         let own = Tensor::cat(&[centres.detach().view(-1), stop, rates], 0);
         let all = self.world.all_gather(&own)?; // [W, L·w + 1 + n]
         let rows = self.world.ranks() as i64 * samples;
@@ -437,7 +451,8 @@ impl TrainStep<'_> {
             centres.push(loss::path_centres(&self.path_vectors.with_decisions(&output), self.views));
             gate_logits.push(output.gate_logits);
         }
-        self.gather_centres(&Tensor::cat(&centres, 0), &Tensor::cat(&gate_logits, 0), stop)
+        let gate_logits = Tensor::cat(&gate_logits, 0);
+        self.gather_centres(&Tensor::cat(&centres, 0), &gate_logits, &hard_decisions(&gate_logits), stop)
     }
 }
 
@@ -447,7 +462,6 @@ mod tests {
     use crate::config::{Config, Model, Relaxation};
     use crate::dist;
     use crate::sys::hook_gradient;
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tch::Device;
 
@@ -491,13 +505,14 @@ mod tests {
         assert!(updated_twice.allclose(&(updated_once * 1.9), 1e-3, 1e-5, false), "one update a step");
 
         // The last bit of one number, the second time that this gradient is computed.
-        let (_, view) = net.params.named_views(reducer.flat()).swap_remove(0);
-        let bits = Mutex::new(view.view(-1).view_dtype(Kind::Int).narrow(0, 0, 1));
+        let receive = reducer.receiver(0);
         let calls = AtomicUsize::new(0);
-        hook_gradient(&net.params.parameters[0].tensor, &view, move || {
+        hook_gradient(&net.params.parameters[0].tensor, move |gradient| {
             if calls.fetch_add(1, Ordering::Relaxed) == 1 {
-                let _ = bits.lock().unwrap().bitwise_xor_(1);
+                let bits = gradient.permute([0, 2, 3, 1]).view(-1).view_dtype(Kind::Int);
+                let _ = bits.narrow(0, 0, 1).bitwise_xor_(1);
             }
+            receive(gradient);
         });
         let error = step.forward_backward_replayed(&[batch()], false).err().unwrap();
         assert_eq!(error.exit, Exit::Communication);

@@ -12,8 +12,7 @@ type Release = unsafe extern "C" fn(*mut c_void);
 unsafe extern "C" {
     fn codinet_hook_gradient(
         parameter: *mut C_tensor,
-        gradient: *mut C_tensor,
-        ready: unsafe extern "C" fn(*mut c_void),
+        receive: unsafe extern "C" fn(*mut c_void, *mut C_tensor),
         data: *mut c_void,
         release: Release,
     ) -> bool;
@@ -28,23 +27,21 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Makes autograd accumulate `parameter`'s gradient in `gradient`, which has its shape and strides. Each backward pass calls
-/// `ready` on an autograd thread once the gradient is complete.
-pub fn hook_gradient(parameter: &Tensor, gradient: &Tensor, ready: impl Fn() + Send + Sync + 'static) {
-    type Ready = Box<dyn Fn() + Send + Sync>;
-    unsafe extern "C" fn call(data: *mut c_void) {
-        // SAFETY: `data` is the box below, until `release`.
-        unsafe { (*data.cast::<Ready>())() }
+/// From now on each backward pass gives the gradient of `parameter`, of its shape, to `receive` on an autograd thread, and does not
+/// keep it. A parameter has one such hook, the last.
+pub fn hook_gradient(parameter: &Tensor, receive: impl Fn(Tensor) + Send + Sync + 'static) {
+    type Receive = Box<dyn Fn(Tensor) + Send + Sync>;
+    unsafe extern "C" fn call(data: *mut c_void, gradient: *mut C_tensor) {
+        // SAFETY: `data` is the box below, until `release`; the gradient is a tensor of ours from here on.
+        unsafe { (*data.cast::<Receive>())(Tensor::from_ptr(gradient)) }
     }
     unsafe extern "C" fn release(data: *mut c_void) {
         // SAFETY: called once, by the hook's destructor.
-        drop(unsafe { Box::from_raw(data.cast::<Ready>()) });
+        drop(unsafe { Box::from_raw(data.cast::<Receive>()) });
     }
-    let data = Box::into_raw(Box::new(Box::new(ready) as Ready)).cast();
-    // SAFETY: both tensors are alive; the hook owns `data` from here on and releases it once, even if this call fails.
-    let hooked = unsafe {
-        codinet_hook_gradient(parameter.as_ptr() as _, gradient.as_ptr() as _, call, data, release)
-    };
+    let data = Box::into_raw(Box::new(Box::new(receive) as Receive)).cast();
+    // SAFETY: the tensor is alive; the hook owns `data` from here on and releases it once, even if this call fails.
+    let hooked = unsafe { codinet_hook_gradient(parameter.as_ptr() as _, call, data, release) };
     panic_on_error(hooked, "a hook on a gradient");
 }
 

@@ -7,6 +7,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
+    fn codinet_add_all(sums: *const *const C_tensor, terms: *const *const C_tensor, n: usize) -> bool;
     fn codinet_pin_memory(tensor: *const C_tensor) -> *mut C_tensor;
     fn codinet_record_stream(tensor: *mut C_tensor) -> bool;
 }
@@ -31,6 +32,17 @@ pub fn pin_memory(tensor: &Tensor) -> Tensor {
     panic_on_error(!copy.is_null(), "pinned memory");
     // SAFETY: not null, and owned by nobody else.
     unsafe { Tensor::from_ptr(copy) }
+}
+
+/// Adds to each tensor of `sums` the one at its place in `terms`, of the same shape, in one call: on a GPU a few launches, however
+/// many tensors there are. No tensor is twice in `sums`.
+pub fn add_all(sums: &[&Tensor], terms: &[Tensor]) {
+    assert_eq!(sums.len(), terms.len());
+    let to: Vec<_> = sums.iter().map(|sum| sum.as_ptr() as *const C_tensor).collect();
+    let from: Vec<_> = terms.iter().map(|term| term.as_ptr() as *const C_tensor).collect();
+    // SAFETY: two arrays of as many living tensors.
+    let added = unsafe { codinet_add_all(to.as_ptr(), from.as_ptr(), to.len()) };
+    panic_on_error(added, "adding tensors");
 }
 
 /// Tells libtorch's allocator that this thread's current stream uses `tensor`, which was allocated on another stream: after
