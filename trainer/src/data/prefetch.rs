@@ -12,7 +12,7 @@
 
 use crate::config::{Config, Noise, Routing};
 use crate::loss::Labels;
-use crate::model::gumbel_noise;
+use crate::model::{drop_path_factors, gumbel_noise};
 use crate::sys::error::Result;
 use crate::sys::{Event, Stream, pin_memory, pin_slice, record_stream};
 use crate::sys::{Phase, range};
@@ -28,7 +28,8 @@ pub struct DeviceBatch {
     pub pixels: Tensor,
     /// Of L samples.
     pub labels: Labels,
-    /// g₁ − g₀ of every view and gate, f32 `[L·M, n]`.
+    /// g₁ − g₀ of every view and gate, f32 `[L·M, n]`. With stochastic depth what multiplies the branch of every view and block,
+    /// f32 `[L·M, blocks]`.
     pub noise: Tensor,
     /// M.
     pub views: usize,
@@ -43,7 +44,8 @@ pub struct Prefetcher<'a> {
     loader: Loader,
     config: &'a Config,
     device: Device,
-    gates: usize,
+    /// Of [`DeviceBatch::noise`].
+    columns: usize,
     next: StepIndex,
     steps_per_epoch: u64,
     stream: Option<Stream>,
@@ -63,20 +65,20 @@ pub struct StepIndex {
 }
 
 impl<'a> Prefetcher<'a> {
-    /// The batches of `loader`, from the one for the step `first` on, for a network of `gates` gates. A run resumed after an
+    /// The batches of `loader`, from the one for the step `first` on, whose noise has `columns` columns. A run resumed after an
     /// epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
     pub fn new(
         loader: Loader,
         config: &'a Config,
         device: Device,
-        gates: usize,
+        columns: usize,
         first: StepIndex,
         steps_per_epoch: u64,
     ) -> Self {
         let next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
         let stream = Stream::from_pool(device);
         let enabled = stream.is_some();
-        Self { loader, config, device, gates, next, steps_per_epoch, stream, enabled, prefetched: None }
+        Self { loader, config, device, columns, next, steps_per_epoch, stream, enabled, prefetched: None }
     }
 
     /// Enables prefetching on a CPU too, where it gains nothing.
@@ -121,7 +123,12 @@ impl<'a> Prefetcher<'a> {
             Routing::Random(_) => Noise::PerSample,
             Routing::Routers | Routing::Fixed(_) => config.model.router.noise,
         };
-        let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, self.gates, sharing);
+        let rate = config.model.drop_path;
+        let noise = if rate > 0.0 {
+            drop_path_factors(seed, step.global, &batch.samples, batch.views, self.columns, rate)
+        } else {
+            gumbel_noise(seed, step.global, &batch.samples, batch.views, self.columns, sharing)
+        };
         let shape = [-1, size.into(), size.into(), config.data.channels.into()];
         let copy = || {
             let partner = || (copy_to_device(&partners, device), lambda);

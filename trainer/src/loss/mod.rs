@@ -12,7 +12,7 @@ mod diversity;
 mod run_rate;
 mod target_rate;
 
-pub use classification::{Labels, classification};
+pub use classification::{Labels, binary_cross_entropy, classification};
 pub use consistency::consistency;
 pub use cost::{cost, gamma};
 pub use distillation::distillation;
