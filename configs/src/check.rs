@@ -1,7 +1,7 @@
 //! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
 //! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Gates, Routers, Routing, Schedule, Skip};
+use crate::{Config, Gates, LossKind, Optim, OptimizerKind, Routers, Routing, Schedule, Skip};
 use codinet_dataloader::transform::{Augment, Transform};
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -121,6 +121,11 @@ impl Config {
         let one_or_each = |list: &[f64]| list.len() == 1 || list.len() == data.channels as usize;
         let rule = |key: &str, holds: bool, takes| Rule { holds, key: key.to_owned(), takes };
         let list = "a list of one number, or one a channel";
+        let optim = &self.optim;
+        let default = Optim::default();
+        let sgd = optim.optimizer == OptimizerKind::Sgd;
+        let (beta_1, beta_2) = optim.betas;
+        let below_one = |beta: f64| (0.0..1.0).contains(&beta);
         let mut rules = vec![
             rule("data.mean", one_or_each(&data.mean), list),
             rule("data.std", one_or_each(&data.std), list),
@@ -136,6 +141,28 @@ impl Config {
                 "optim.accumulate",
                 self.optim.accumulate > 0 && batch_size.is_multiple_of(self.optim.accumulate.max(1)),
                 "a divisor of optim.batch_size",
+            ),
+            rule(
+                "optim.momentum",
+                sgd || optim.momentum == default.momentum,
+                "0.9, its default, with adamw and lamb: they have betas instead",
+            ),
+            rule("optim.nesterov", sgd || !optim.nesterov, "false, with adamw and lamb"),
+            rule(
+                "optim.betas",
+                below_one(beta_1) && below_one(beta_2) && (!sgd || optim.betas == default.betas),
+                "two numbers, 0 to 1, 1 excluded; with sgd, which has momentum instead, their defaults",
+            ),
+            rule("optim.eps", !sgd || optim.eps.is_none(), "null, with sgd"),
+            rule(
+                "optim.bce_threshold",
+                optim.loss == LossKind::BinaryCrossEntropy || optim.bce_threshold.is_none(),
+                "null, with cross_entropy",
+            ),
+            rule(
+                "model.drop_path",
+                self.model.drop_path == 0.0 || self.model.gates == Gates::None,
+                "0, with gates: stochastic depth is for static networks, with model.gates none",
             ),
             rule(
                 "model.routing",
@@ -256,9 +283,15 @@ mod tests {
             ("optim.eval_batch_size", json!(1_048_577)),
             ("optim.momentum", json!(1.0)),
             ("optim.weight_decay", json!(-0.1)),
+            ("optim.betas", json!([0.9, 0.99])),
+            ("optim.eps", json!(1e-8)),
+            ("optim.lr_factors.routers", json!(-0.1)),
+            ("optim.lr_factors.head", json!(-0.1)),
             ("optim.accumulate", json!(0)),
             ("optim.accumulate", json!(3)),
             ("optim.label_smoothing", json!(1.0)),
+            ("optim.bce_threshold", json!(0.2)),
+            ("model.drop_path", json!(0.1)),
             ("optim.clip_norm", json!(0.0)),
             ("optim.ema_decay", json!(0.0)),
             ("optim.ema_decay", json!(1.0)),
@@ -287,6 +320,29 @@ mod tests {
             let config: Config = serde_json::from_value(tree).unwrap();
             let refused = config.refused();
             assert!(refused.len() == 1 && refused[0].0.starts_with(key), "{key}: {value}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn keys_of_another_optimizer_are_refused() {
+        let refused = |settings: Value| {
+            let optim: Optim = serde_json::from_value(settings).unwrap();
+            let mut config = Config { stages: vec![crate::Stage::default()], optim, ..Config::default() };
+            config.data.train = "a".into();
+            config.data.val = "b".into();
+            config.refused().into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        for optimizer in ["adamw", "lamb"] {
+            let settings = json!({"optimizer": optimizer, "betas": [0.9, 0.98], "eps": 1e-7});
+            assert_eq!(refused(settings), [""; 0]);
+            assert_eq!(refused(json!({"optimizer": optimizer, "momentum": 0.8})), ["optim.momentum"]);
+            assert_eq!(refused(json!({"optimizer": optimizer, "nesterov": true})), ["optim.nesterov"]);
+            assert_eq!(refused(json!({"optimizer": optimizer, "betas": [0.9, 1.0]})), ["optim.betas"]);
+            assert_eq!(refused(json!({"optimizer": optimizer, "eps": 0.0})), ["optim.eps"]);
+        }
+        for threshold in [-0.1, 1.0] {
+            let settings = json!({"loss": "binary_cross_entropy", "bce_threshold": threshold});
+            assert_eq!(refused(settings), ["optim.bce_threshold"]);
         }
     }
 }

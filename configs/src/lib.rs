@@ -42,7 +42,7 @@ pub use objective::{
     Consistency, Control, Cost, CostUnit, Distill, Diversity, PathOutputs, PathValue, Paths, Scope,
     TargetRate, TermWeight,
 };
-pub use optim::{OnNonfinite, Optim};
+pub use optim::{LossKind, LrFactors, OnNonfinite, Optim, OptimizerKind};
 pub use run::{DeviceChoice, Precision, Run};
 pub use stage::{Routers, Schedule, Skip, Stage};
 pub use table::{Figures, Row, Table};

@@ -21,6 +21,10 @@ pub struct Model {
     pub stride_in: StrideIn,
     /// Whether the last norm of each block starts at 0, so that blocks start as identities (arXiv 1706.02677).
     pub zero_init_last_norm: bool,
+    /// Stochastic depth of a static network (arXiv 1603.09382): the probability that the last block's residual branch is dropped for a
+    /// view in training. It falls linearly to 0 for the first block. What is kept is divided by its probability, as in timm.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
+    pub drop_path: f64,
     /// Whether batch norm computes its statistics over all ranks' batches (SyncBatchNorm), not over each rank's own.
     pub sync_batch_norm: bool,
     /// The routers, and how their decisions are trained.
@@ -209,6 +213,7 @@ impl Default for Model {
             skip: SkipBranch::Project,
             stride_in: StrideIn::Conv2,
             zero_init_last_norm: false,
+            drop_path: 0.0,
             sync_batch_norm: false,
             router: Router::default(),
             init_from: None,

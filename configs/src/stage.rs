@@ -70,6 +70,8 @@ pub enum Schedule {
     },
     /// Along half a cosine, to 0.
     Cosine,
+    /// In a straight line from the end of the warm-up, to 0.
+    Linear,
     /// Up from 1/25 along a cosine, then down to almost 0 (arXiv 1708.07120), as PyTorch's OneCycleLR.
     OneCycle {
         /// Share of the stage in which it rises.

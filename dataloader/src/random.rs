@@ -26,6 +26,8 @@ pub enum Domain {
     Mix = 5,
     /// Gumbel noise in an evaluation; keyed (seed, sample, 0, 0).
     EvaluationGumbel = 6,
+    /// Residual branches that stochastic depth drops; keyed (seed, step, sample, view).
+    DropPath = 7,
     /// The order in which an import puts samples into shards; keyed (seed, 0, 0, 0).
     Import = 10,
     /// Augmentations and initial layouts in an analysis; keyed (seed, purpose, sample, view).

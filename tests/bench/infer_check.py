@@ -2,7 +2,7 @@
 
     infer_check.py --run RUN --shards data/fashion-mnist/test [--bin target/release] [--images 10000] [--onnx 100]
 
-Compared are codinet-infer (batches of 64, skipped blocks not computed) and examples/codinet.py (masked, and skipping). For the
+Compared are codinet-infer (batches of 64, skipped blocks not computed) and the package in examples/python (masked, and skipping). For the
 first images also onnxruntime and torch.export. Each image must have the same class and path, and logits within 1e-4. The
 torchvision file must fill every key of torchvision's resnet50, and compute the same as the gated network with every block run.
 Needs torch, safetensors, numpy and Pillow; onnxruntime and torchvision for their parts. For each image that differs, the script
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "examples/python"))
 import codinet  # noqa: E402
 
 
@@ -105,7 +105,7 @@ def main():
         subprocess.run(command, check=True)
         infer = [json.loads(line) for line in (folder / "preds.jsonl").open()][: args.images]
         net = codinet.load(export("safetensors", "net.safetensors"))
-        x = codinet.prepare(net, images(args.shards, args.images))
+        x = net.prepare(images(args.shards, args.images))
         assert len(x) == len(infer), (len(x), len(infer))
         equal = True
         with torch.no_grad():
@@ -118,8 +118,7 @@ def main():
             equal &= wrong == 0
             few = x[: args.onnx]
             exported = folder / "net.pt2"
-            command = [sys.executable, ROOT / "examples/codinet.py", folder / "net.safetensors", "--export", exported]
-            subprocess.run(command, check=True)
+            codinet.export(net, exported)
             logits, gates, path = torch.export.load(str(exported)).module()(few)
             equal &= compare("torch.export", infer[: args.onnx], logits, path, gates)
         try:

@@ -2,6 +2,7 @@
 
 mod bad_images;
 mod cli;
+mod fetch;
 mod import_binary;
 mod import_images;
 mod left_out;

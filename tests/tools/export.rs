@@ -14,7 +14,7 @@ use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
 /// A network with different running statistics in each channel, and its weights in `folder`.
-fn network(folder: &Path, model: &str, size: u32, channels: u32) -> TrainedNet {
+pub fn network(folder: &Path, model: &str, size: u32, channels: u32) -> TrainedNet {
     let config = folder.join("net.yaml");
     let text = format!(
         "data: {{train: t, val: v, classes: 5, channels: {channels}, image_size: {size}, mean: [0.4], std: [0.3]}}\n\
@@ -166,20 +166,23 @@ fn operate(node: &Node, x: &[Tensor]) -> Vec<Tensor> {
     }]
 }
 
+/// A model of each kind, and the side of its images.
+pub const MODELS: [(&str, u32); 9] = [
+    ("{arch: resnet20, router: {open_bias: 0.1}}", 16),
+    ("{arch: resnet20, skip: shortcut, router: {kind: cnn, open_bias: 0.0}}", 16),
+    ("{arch: resnet20, router: {open_bias: 0.0, activation: none}}", 16),
+    ("{arch: resnet20, router: {kind: rnn, open_bias: 0.0}}", 16),
+    ("{arch: resnet18, gates: same_shape, router: {open_bias: 0.1}}", 40),
+    ("{arch: resnet50, stride_in: conv1, router: {open_bias: 0.1, hidden: {units: 16}}}", 40),
+    ("{arch: resnet20, gates: none}", 16),
+    ("{arch: resnet20, routing: {fixed: [0, 4, 7]}}", 16),
+    ("{arch: resnet18, skip: shortcut, routing: {fixed: [1, 2]}}", 40),
+];
+
 #[test]
 fn onnx_gives_the_networks_logits_and_paths() {
     let mut skipped = 0;
-    for (model, size) in [
-        ("{arch: resnet20, router: {open_bias: 0.1}}", 16),
-        ("{arch: resnet20, skip: shortcut, router: {kind: cnn, open_bias: 0.0}}", 16),
-        ("{arch: resnet20, router: {open_bias: 0.0, activation: none}}", 16),
-        ("{arch: resnet20, router: {kind: rnn, open_bias: 0.0}}", 16),
-        ("{arch: resnet18, gates: same_shape, router: {open_bias: 0.1}}", 40),
-        ("{arch: resnet50, stride_in: conv1, router: {open_bias: 0.1, hidden: {units: 16}}}", 40),
-        ("{arch: resnet20, gates: none}", 16),
-        ("{arch: resnet20, routing: {fixed: [0, 4, 7]}}", 16),
-        ("{arch: resnet18, skip: shortcut, routing: {fixed: [1, 2]}}", 40),
-    ] {
+    for (model, size) in MODELS {
         let folder = tempfile::tempdir().unwrap();
         let network = network(folder.path(), model, size, 3);
         let onnx = Onnx::decode(&onnx(&network)[..]).unwrap();
@@ -236,7 +239,7 @@ fn program_writes_files_or_explains_why_not() {
         assert_rejected(&mut export(checkpoint, format, "none"), code, parts);
         assert!(!folder.path().join("none").exists());
     };
-    rejected("net.safetensors", "torchscript", 2, &["--torchscript", "codinet.py"]);
+    rejected("net.safetensors", "torchscript", 2, &["--torchscript", "examples/python"]);
     rejected("net.safetensors", "torchvision", 2, &["ResNet20", "safetensors"]);
     rejected("net.yaml", "onnx", 4, &["net.yaml", "not a .safetensors file"]);
     rejected("lost", "onnx", 4, &["lost", "no such"]);

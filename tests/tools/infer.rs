@@ -195,24 +195,24 @@ fn bias_equals_a_shift_of_all_gates() {
 }
 
 /// A short run, which the tests share.
-static RUN: LazyLock<Sandbox> = LazyLock::new(|| {
+pub static RUN: LazyLock<Sandbox> = LazyLock::new(|| {
     let sandbox = Sandbox::new();
     succeed(&mut sandbox.train(1, &["--set", "run.dir=run", "--set", "optim.ema_decay=0.9"]));
     sandbox
 });
 
-fn infer(args: &[&str]) -> Command {
+pub fn infer(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_codinet-infer"));
     command.args(args).args(["--device", "cpu", "--threads", "1"]).current_dir(RUN.folder.path());
     command
 }
 
-fn lines(out: &str) -> Vec<Value> {
+pub fn lines(out: &str) -> Vec<Value> {
     out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The validation images as PNG files in a folder of their own.
-fn write_images(folder: &Path, most: usize) -> PathBuf {
+pub fn write_images(folder: &Path, most: usize) -> PathBuf {
     let dataset = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap();
     let mut encoded = Vec::new();
     fs::create_dir_all(folder).unwrap();

@@ -6,3 +6,4 @@ mod common;
 mod analyze;
 mod export;
 mod infer;
+mod python;

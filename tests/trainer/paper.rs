@@ -157,6 +157,37 @@ fn mixed_labels_are_weighted_by_their_shares() {
     assert_close(value(&smoothed), value(&expected), 1e-12);
 }
 
+/// One view of two samples and three classes, mixed 0.7 to 0.3. The numbers are those of timm 1.0's `BinaryCrossEntropy` formula,
+/// torch.nn.functional.binary_cross_entropy_with_logits on its dense targets.
+#[test]
+fn binary_cross_entropy_matches_hand_values_and_pytorch() {
+    // Class 1 of two, ε = 0: the mean of ln(1 + 3) and ln(1 + 1/3).
+    let logits = rows(&[[3f64.ln(), -(3f64.ln())]]);
+    let own: Labels = Tensor::from_slice(&[1i64]).into();
+    let bce = loss::binary_cross_entropy(&logits, &own, 1, 0.0, None);
+    assert_close(value(&bce), 4f64.ln(), 1e-12);
+    let logits = rows(&[[0.3, -1.0, 2.0], [1.0, 0.5, -0.5]]);
+    let mixed = |share| Labels {
+        own: Tensor::from_slice(&[2i64, 0]),
+        partner: Some((Tensor::from_slice(&[0i64, 2]), share)),
+    };
+    let expected = |targets: [[f64; 3]; 2]| {
+        let targets = rows(&targets);
+        let others: Tensor = 1.0 - &targets;
+        let terms = targets * logits.sigmoid().log() + others * (-&logits).sigmoid().log();
+        -value(&terms.mean(Kind::Double))
+    };
+    let bce = |share, smoothing, threshold| {
+        value(&loss::binary_cross_entropy(&logits, &mixed(share), 1, smoothing, threshold))
+    };
+    // 0.9·0.7 + 0.1/3, 0.9·0.3 + 0.1/3, 0.1/3.
+    let [own, partner, other] = [0.63 + 0.1 / 3.0, 0.27 + 0.1 / 3.0, 0.1 / 3.0];
+    let smoothed = expected([[partner, other, own], [own, other, partner]]);
+    assert_close(bce(0.7, 0.1, None), smoothed, 1e-12);
+    assert_close(bce(0.7, 0.0, Some(0.2)), expected([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]), 1e-12);
+    assert_close(bce(0.9, 0.0, Some(0.2)), expected([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), 1e-12);
+}
+
 #[test]
 fn distillation_loss_matches_hand_values_and_pytorch() {
     // T = 2: logits 2·ln 3 and 0 give ¾ and ¼, equal logits ½ and ½; KL(p ‖ q) = ¾·ln(¾/½) + ¼·ln(¼/½), times T².

@@ -4,7 +4,8 @@
 
 use crate::common::{mpirun, succeed};
 use codinet_trainer::config::{
-    self, Config, CostUnit, Model, Noise, OnDivergence, Optim, Relaxation, Routers, Scope, Skip, Wire,
+    self, Config, CostUnit, Model, Noise, OnDivergence, Optim, OptimizerKind, Relaxation, Routers, Scope,
+    Skip, Wire,
 };
 use codinet_trainer::dist::replicas;
 use codinet_trainer::dist::{self, World};
@@ -12,7 +13,7 @@ use codinet_trainer::dist::{LocalRank, Reducer};
 use codinet_trainer::loss::{self, Objective};
 use codinet_trainer::metrics::{MetricsBuffer, StepMetrics};
 use codinet_trainer::model::{BnMode, Decisions, Net, PathVectors, gumbel_noise};
-use codinet_trainer::optim::{Ema, Sgd};
+use codinet_trainer::optim::{Ema, Gradient, Sgd, new_optimizer};
 use codinet_trainer::sys::error::{Error, Exit};
 use codinet_trainer::train::step::{MicroBatch, TrainStep};
 use tch::{Device, Kind, Tensor};
@@ -216,9 +217,9 @@ fn one_step(world: &World, sharing: Sharing) -> Vec<u8> {
     bytes
 }
 
-/// How many metrics precede the gradient: the terms and their sum, top-1, two diagnostics each of two terms, the share of saturated
+/// How many metrics precede the gradient: the norms of its parts, the terms and their sum, top-1, two diagnostics each of two terms, the share of saturated
 /// decisions, and two rates of nine gates.
-const MEASUREMENTS: usize = 7 + 1 + 1 + 4 + 1 + 2 * 9;
+const MEASUREMENTS: usize = 3 + 7 + 1 + 1 + 4 + 1 + 2 * 9;
 
 fn numbers(bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(8).map(|eight| f64::from_le_bytes(eight.try_into().unwrap())).collect()
@@ -398,7 +399,13 @@ fn pair_by_pair(centres: &Tensor, margin: f64) -> (f64, Tensor) {
 }
 
 /// With batch norm's statistics over all ranks, any number of ranks takes the same 20 steps.
-fn assert_synced_training_is_independent_of_world_size(name: &str, routers: Routers, skip: Skip) {
+fn assert_synced_training_is_independent_of_world_size(
+    name: &str,
+    routers: Routers,
+    skip: Skip,
+    optim: Optim,
+    lr: f64,
+) {
     let train = |world: &World| -> Vec<u8> {
         let samples = 12i64;
         let views = 2i64;
@@ -406,7 +413,7 @@ fn assert_synced_training_is_independent_of_world_size(name: &str, routers: Rout
         let net = Net::new(&Model::default(), 1, side, 4, 5, Device::Cpu);
         let reducer = Reducer::new(&net.params, world, &config::Collective::default());
         let over_ranks = world.differentiable_mean();
-        let mut sgd = Sgd::new(&net.params, &Optim::default());
+        let mut optimizer = new_optimizer(&net.params, &optim);
         let costs = Tensor::from_slice(&net.costs.gate_costs(CostUnit::Blocks));
         let share = samples / world.ranks() as i64;
         let rank = world.rank() as i64;
@@ -454,9 +461,12 @@ fn assert_synced_training_is_independent_of_world_size(name: &str, routers: Rout
                 statistics,
             };
             let output = step.forward_backward(&[batch], false).unwrap();
-            sgd.step(&net.params, reducer.flat(), &output.grad_norm, &output.finite, 1e-4, routers);
+            let gradient = Gradient { flat: reducer.flat(), norm: &output.grad_norm, finite: &output.finite };
+            optimizer.step(world, &net.params, gradient, lr, routers).unwrap();
             buffer.push(0, output.metrics);
         }
+        let tensors = [net.params.flat(), optimizer.state()];
+        assert!(replicas::compare_tensors(world, &tensors, 20, OnDivergence::Stop).unwrap().is_empty());
         let steps = buffer.gather(world).unwrap();
         let mut losses: Vec<f64> = steps.iter().map(|metrics| metrics.get("loss")).collect();
         losses.extend(Vec::<f64>::try_from(net.params.flat_buffers().to_kind(Kind::Double)).unwrap());
@@ -482,14 +492,45 @@ fn assert_synced_training_is_independent_of_world_size(name: &str, routers: Rout
 #[test]
 fn training_with_sync_batch_norm_is_independent_of_world_size() {
     let name = "training_with_sync_batch_norm_is_independent_of_world_size";
-    assert_synced_training_is_independent_of_world_size(name, Routers::Train, Skip::Masked);
+    assert_synced_training_is_independent_of_world_size(
+        name,
+        Routers::Train,
+        Skip::Masked,
+        Optim::default(),
+        1e-4,
+    );
+}
+
+/// ε is so large that Adam's update hardly depends on the rounding of gradients near 0.
+fn with_large_epsilon(optimizer: OptimizerKind) -> Optim {
+    Optim { optimizer, weight_decay: 0.02, eps: Some(0.1), ..Optim::default() }
+}
+
+#[test]
+fn training_with_adamw_is_independent_of_world_size() {
+    let name = "training_with_adamw_is_independent_of_world_size";
+    let optim = with_large_epsilon(OptimizerKind::AdamW);
+    assert_synced_training_is_independent_of_world_size(name, Routers::Train, Skip::Masked, optim, 1e-4);
+}
+
+#[test]
+fn training_with_lamb_is_independent_of_world_size() {
+    let name = "training_with_lamb_is_independent_of_world_size";
+    let optim = with_large_epsilon(OptimizerKind::Lamb);
+    assert_synced_training_is_independent_of_world_size(name, Routers::Train, Skip::Masked, optim, 1e-4);
 }
 
 /// Also where a rank has no image that runs a block.
 #[test]
 fn skipping_with_sync_batch_norm_is_independent_of_world_size() {
     let name = "skipping_with_sync_batch_norm_is_independent_of_world_size";
-    assert_synced_training_is_independent_of_world_size(name, Routers::Freeze, Skip::Real);
+    assert_synced_training_is_independent_of_world_size(
+        name,
+        Routers::Freeze,
+        Skip::Real,
+        Optim::default(),
+        1e-4,
+    );
 }
 
 #[test]

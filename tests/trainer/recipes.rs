@@ -90,6 +90,47 @@ fn ablation_configs_differ_only_in_the_named_keys() {
     assert_eq!(r101, ["cost.budget_gmacs", "model.arch"]);
 }
 
+/// The recipes of timm and FFCV take their own optimisers, losses and augmentation to the end of two epochs of two steps.
+#[test]
+fn recipes_from_elsewhere_train_on_two_ranks() {
+    for recipe in ["imagenet_rsb_a3.yaml", "imagenet_ffcv_16.yaml"] {
+        let folder = tempfile::tempdir().unwrap();
+        write_photographs(&folder.path().join("train"), 8);
+        write_photographs(&folder.path().join("val"), 3);
+        let run = folder.path().join("run");
+        let mut command = mpirun(2);
+        command.arg(program("codinet-train")).arg(recipe);
+        for setting in [
+            &run_dir(&run),
+            "data.train=train",
+            "data.val=val",
+            "data.image_size=64",
+            "data.eval_resize=64",
+            "run={log_every: 1, threads: 1, device: cpu}",
+            "optim={batch_size: 4, eval_batch_size: 4}",
+            "stages.0.epochs=2",
+            "stages.0.warmup_epochs=1",
+        ] {
+            command.args(["--set", setting]);
+        }
+        succeed(command.current_dir(folder.path()));
+        let lines = metrics(&run, "train");
+        assert_eq!(lines.len(), 4, "{recipe}");
+        assert!(
+            lines.iter().all(|line| line["ce"].as_f64().is_some_and(f64::is_finite)),
+            "{recipe}: {lines:?}"
+        );
+        assert_eq!(lines[0]["grad_norm_routers"], 0.0, "{recipe}");
+    }
+}
+
+#[test]
+fn ffcv_configs_differ_in_their_epochs() {
+    for name in ["imagenet_ffcv_40.yaml", "imagenet_ffcv_88.yaml"] {
+        assert_eq!(differing_keys(name, "imagenet_ffcv_16.yaml"), ["stages"]);
+    }
+}
+
 /// Colour JPEGs of 320 × 256 pixels, each with its own disc over a gradient.
 fn write_photographs(folder: &Path, samples: u32) {
     fs::create_dir_all(folder).unwrap();

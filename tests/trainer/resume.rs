@@ -5,9 +5,11 @@ use crate::common::{
     wait_until,
 };
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use tch::Tensor;
 
 /// A file of the latest checkpoint, where it has one.
 fn checkpoint_file(run: &Path, file: &str) -> Option<Vec<u8>> {
@@ -127,6 +129,78 @@ fn interrupted_run_with_a_teacher_equals_uninterrupted() {
     };
     rejected("data.classes=5", 2, &["distill.from", "its data.classes is 4, here it is 5"]);
     rejected("distill.from=lost", 4, &["distill.from lost", "no such run directory"]);
+}
+
+#[test]
+fn interrupted_run_with_lamb_equals_uninterrupted() {
+    let settings = [
+        "--set",
+        "optim={optimizer: lamb, weight_decay: 0.02, ema_decay: 0.9, lr_factors: {routers: 0.5, head: 2}}",
+        "--set",
+        "run.log_every=1",
+    ];
+    let sandbox = Sandbox::new();
+    let whole = train_with_stops(&sandbox, &settings);
+    for line in metrics(&whole, "train") {
+        let number = |name: &str| line[name].as_f64().unwrap();
+        let parts = ["routers", "head", "rest"].map(|part| number(&format!("grad_norm_{part}")));
+        let norm = parts.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
+        let frozen = line["stage"] == "hard";
+        assert!((norm / number("grad_norm") - 1.0).abs() < 1e-4, "{line}");
+        assert_eq!(parts[0] == 0.0, frozen, "{line}");
+    }
+    // The optimiser's state is the means of gradients and squares, and the counts of the updates.
+    let file = latest_checkpoint(&whole).join("optimizer.safetensors");
+    let state: HashMap<String, Tensor> = Tensor::read_safetensors(file).unwrap().into_iter().collect();
+    assert!(state.contains_key("exp_avg.conv1.weight") && state.contains_key("exp_avg_sq.fc.bias"));
+    assert_eq!(Vec::<f32>::try_from(&state["step"]).unwrap(), [72.0, 48.0], "routers are frozen in stage 2");
+}
+
+/// With mixed images, the binary cross entropy and stochastic depth.
+#[test]
+fn interrupted_static_run_with_adamw_equals_uninterrupted() {
+    let settings = [
+        "--set",
+        "optim={optimizer: adamw, weight_decay: 0.05, betas: [0.9, 0.98], clip_norm: 1.0}",
+        "--set",
+        "optim={loss: binary_cross_entropy, bce_threshold: 0.2, label_smoothing: 0.1}",
+        "--set",
+        "data.mix={mixup_alpha: 0.1, cutmix_alpha: 1.0}",
+        "--set",
+        "model={gates: none, drop_path: 0.2}",
+        "--set",
+        "stages.0.lr=0.002",
+        "--set",
+        "stages.1.lr=0.001",
+    ];
+    let sandbox = Sandbox::new();
+    let whole = train_with_stops(&sandbox, &settings);
+    let losses: Vec<f64> = metrics(&whole, "train").iter().map(|line| line["ce"].as_f64().unwrap()).collect();
+    // Four classes: ln 2 at the start, where all are as likely as not.
+    assert!(losses[0] < 1.0 && losses[losses.len() - 1] < 0.9 * losses[0], "{losses:?}");
+    let gated = ["--set", "model.drop_path=0.1"];
+    assert_rejected(&mut sandbox.train(1, &gated), 2, &["model.drop_path", "model.gates none"]);
+}
+
+#[test]
+fn checkpoint_of_another_optimizer_is_refused() {
+    let sandbox = Sandbox::new();
+    let run = sandbox.path("run");
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("stop"), "").unwrap();
+    assert_eq!(finish(&mut sandbox.train_into(&run, 1, &[])).status.code(), Some(75));
+    let resume = ["--resume", "auto", "--set", "optim.optimizer=adamw"];
+    let refusal =
+        "was trained with optim.optimizer sgd, here it is adamw; resume with sgd, or start a new run";
+    assert_rejected(&mut sandbox.train_into(&run, 1, &resume), 4, &[refusal]);
+    // A checkpoint of version 0.1 names no optimiser: it is SGD's.
+    let file = latest_checkpoint(&run).join("state.json");
+    let mut state = read_json(&file);
+    assert_eq!(state.as_object_mut().unwrap().remove("optimizer"), Some("sgd".into()));
+    fs::write(&file, state.to_string()).unwrap();
+    assert_rejected(&mut sandbox.train_into(&run, 1, &resume), 4, &[refusal]);
+    let stdout = succeed(&mut sandbox.train_into(&run, 1, &["--resume", "auto"]));
+    assert!(stdout.contains("resuming from"), "{stdout}");
 }
 
 /// Six epochs: several stops fall into them.

@@ -5,6 +5,8 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -136,7 +138,7 @@ bool codinet_parallel_for(size_t tasks, void (*task)(void *, size_t), void *data
     });
 }
 
-// --- sys/torch/sgd.rs ---------------------------------------------------------------------------------------------------------
+// --- sys/torch/fused.rs -------------------------------------------------------------------------------------------------------
 
 bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients, at::Tensor *const *momenta, size_t n,
                        double lr, double momentum, double weight_decay, bool nesterov, const at::Tensor *divisor,
@@ -153,6 +155,28 @@ bool codinet_fused_sgd(at::Tensor *const *weights, at::Tensor *const *gradients,
         if (divisor != nullptr) scale = *divisor;
         at::_fused_sgd_(w, g, m, weight_decay, momentum, lr, 0.0, nesterov, false, false, scale, *skip);
         return true;
+    });
+}
+
+bool codinet_fused_adamw(at::Tensor *weight, at::Tensor *gradient, at::Tensor *mean, at::Tensor *square, at::Tensor *step,
+                         double lr, double beta1, double beta2, double weight_decay, double eps, const at::Tensor *divisor,
+                         const at::Tensor *skip) noexcept {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        std::optional<at::Tensor> scale;
+        if (divisor != nullptr) scale = *divisor;
+        const std::vector<at::Tensor> w{weight->detach()}, g{*gradient}, m{*mean}, v{*square}, steps{*step};
+        at::_fused_adamw_(w, g, m, v, {}, steps, lr, beta1, beta2, weight_decay, eps, false, false, scale, *skip);
+        return true;
+    });
+}
+
+at::Tensor *codinet_norms(const at::Tensor *const *tensors, size_t n) noexcept {
+    return guarded([&] {
+        at::NoGradGuard no_grad;
+        std::vector<at::Tensor> list;
+        for (size_t i = 0; i < n; i++) list.push_back(*tensors[i]);
+        return new at::Tensor(at::stack(at::_foreach_norm(list)));
     });
 }
 

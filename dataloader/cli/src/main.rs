@@ -28,6 +28,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show where a published data set is, its checksums and its terms; with --output, download it.
+    Fetch(commands::fetch::Arguments),
     /// Convert a published data set to shards.
     Import(commands::import::Arguments),
     /// Time reading, decoding and resizing, stage by stage, and the loader as a whole.
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let result = match cli.command {
+        Some(Command::Fetch(arguments)) => commands::fetch::run(&arguments),
         Some(Command::Import(arguments)) => commands::import::run(&arguments),
         Some(Command::Bench(arguments)) => commands::bench::run(&arguments),
         Some(Command::Index(arguments)) => commands::index::run(&arguments),

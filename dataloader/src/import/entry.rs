@@ -17,8 +17,50 @@ pub struct Entry {
     pub about: &'static str,
     /// The help of `--src`.
     pub source: &'static str,
+    /// Where the authors publish the files; `None` for formats, and for sets that `fetch` does not have.
+    pub published: Option<&'static Published>,
     /// How the files are read.
     pub importer: Importer,
+}
+
+/// Where a data set is published.
+#[derive(Debug)]
+pub struct Published {
+    /// The authors' page.
+    pub page: &'static str,
+    /// Licence and terms, in a sentence.
+    pub terms: &'static str,
+    /// How the files are obtained.
+    pub access: Access,
+}
+
+/// How published files are obtained.
+#[derive(Debug)]
+pub enum Access {
+    /// By a download.
+    Download {
+        /// The URL of the files' folder.
+        base: &'static str,
+        /// The files.
+        files: &'static [PublishedFile],
+    },
+    /// By an account, whose terms its owner accepts: what to do, a line each.
+    Account(&'static [&'static str]),
+}
+
+/// A published file.
+#[derive(Debug)]
+pub struct PublishedFile {
+    /// Its name in the folder.
+    pub name: &'static str,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The MD5 of its contents, in hexadecimal, that users find elsewhere.
+    pub md5: &'static str,
+    /// The SHA-256, which downloads are checked against.
+    pub sha256: &'static str,
+    /// Whether an import does without it.
+    pub optional: bool,
 }
 
 /// How the files of a data set are read.

@@ -15,6 +15,7 @@ use crate::dataset::DatasetInfo;
 use crate::error::{Error, IoContext, Result};
 use crate::left_out::LeftOut;
 
+mod download;
 mod entry;
 mod formats;
 mod image_set;
@@ -27,7 +28,11 @@ mod record;
 mod sets;
 mod split_shards;
 
-pub use entry::{Entry, ImageImporter, ImageRequest, ImportOption, Importer, PixelImporter};
+pub use download::{FetchStatus, fetch};
+pub use entry::{
+    Access, Entry, ImageImporter, ImageRequest, ImportOption, Importer, PixelImporter, Published,
+    PublishedFile,
+};
 pub use images::{ImageImport, Progress};
 pub use pixels::{PIXEL_JPEG_QUALITY, PixelImport};
 pub use sets::ENTRIES;
@@ -62,7 +67,7 @@ fn lock_folder(folder: &Path) -> Result<File> {
     let lock = File::open(folder).context("open", folder)?;
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => {
-            Err(Error::malformed(folder, "another import is writing here; wait for it to end"))
+            Err(Error::malformed(folder, "another import or fetch is writing here; wait for it to end"))
         }
         _ => Ok(lock),
     }

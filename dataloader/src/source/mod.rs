@@ -105,6 +105,21 @@ impl Source {
         }
     }
 
+    /// Passes all bytes from `start` on to `write`, in order, with the offset of each part. A web server that does not answer
+    /// requests for parts sends all bytes from 0.
+    pub(crate) fn stream(&self, start: u64, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        const PART: u64 = 8 << 20;
+        match self {
+            Source::File(file) => (start..file.size()).step_by(PART as usize).try_for_each(|offset| {
+                let mut bytes = vec![0; PART.min(file.size() - offset) as usize];
+                file.read_in_place(&mut [], &mut bytes, offset)?;
+                write(offset, &bytes)
+            }),
+            #[cfg(feature = "remote")]
+            Source::Object(object) => object.stream(start, write),
+        }
+    }
+
     /// For an object: the contents of the object of this name with another extension, if it has at most `max_bytes`.
     #[cfg_attr(not(feature = "remote"), expect(unused_variables, reason = "only stores use it"))]
     pub(crate) fn read_sibling(&self, extension: &str, max_bytes: u64) -> Option<Vec<u8>> {

@@ -440,6 +440,37 @@ impl Object {
         Ok(())
     }
 
+    /// Passes all bytes from `start` on to `write`, in order, with the offset of each part; all bytes from 0 where the server
+    /// does not answer requests for parts.
+    pub(crate) fn stream(&self, start: u64, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        for start in (start..self.size()).step_by(PART as usize) {
+            let range = start..self.size().min(start + PART);
+            match self
+                .remote
+                .send(&self.location.url, || fetch_range(&self.location, &self.state, range.clone()))
+            {
+                Ok(bytes) => write(start, &bytes)?,
+                Err(Failure::Store(object_store::Error::NotSupported { .. })) => {
+                    return self.stream_whole(write);
+                }
+                Err(failure) => return Err(self.remote.describe("read", &self.location.url, failure)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes the whole object on to `write`, from one request, which may take longer than those for parts.
+    fn stream_whole(&self, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        const SLOWEST: u64 = 100_000; // bytes per second
+        let timeout = self.remote.timeout + Duration::from_secs(self.size() / SLOWEST);
+        let patient = Remote::start(&Options { timeout, ..Options::default() }, None)?;
+        match patient.read_small(&self.location.url, self.size())? {
+            SmallObject::Bytes(bytes) if bytes.len() as u64 == self.size() => write(0, &bytes),
+            SmallObject::Denied(error) => Err(error),
+            _ => Err(patient.describe("read", &self.location.url, Failure::Changed)),
+        }
+    }
+
     fn copy_path(&self, cache: &SharedFolder) -> PathBuf {
         cache.copy_path(&self.location.url, &self.state.version, self.size())
     }

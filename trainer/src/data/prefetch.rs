@@ -13,7 +13,7 @@
 use super::ahead::Ahead;
 use crate::config::{Config, Noise, Routing};
 use crate::loss::Labels;
-use crate::model::gumbel_noise;
+use crate::model::{drop_path_factors, gumbel_noise};
 use crate::sys::error::Result;
 use crate::sys::{Event, pin_memory, pin_slice, record_stream};
 use crate::sys::{Phase, range};
@@ -29,7 +29,8 @@ pub struct DeviceBatch {
     pub pixels: Tensor,
     /// Of L samples.
     pub labels: Labels,
-    /// g₁ − g₀ of every view and gate, f32 `[L·M, n]`.
+    /// g₁ − g₀ of every view and gate, f32 `[L·M, n]`. With stochastic depth what multiplies the branch of every view and block,
+    /// f32 `[L·M, blocks]`.
     pub noise: Tensor,
     /// M.
     pub views: usize,
@@ -115,24 +116,24 @@ pub struct StepIndex {
 }
 
 impl Prefetcher {
-    /// The batches of `loader`, from the one for the step `first` on, for a network of `gates` gates. A run resumed after an
+    /// The batches of `loader`, from the one for the step `first` on, whose noise has `columns` columns. A run resumed after an
     /// epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
     pub fn new(
         loader: Loader,
         config: &Config,
         device: Device,
-        gates: usize,
+        columns: usize,
         first: StepIndex,
         steps_per_epoch: u64,
     ) -> Self {
-        Self(Ahead::new(Self::uploads(loader, config, device, gates, first, steps_per_epoch), device))
+        Self(Ahead::new(Self::uploads(loader, config, device, columns, first, steps_per_epoch), device))
     }
 
     fn uploads(
         loader: Loader,
         config: &Config,
         device: Device,
-        gates: usize,
+        columns: usize,
         first: StepIndex,
         steps_per_epoch: u64,
     ) -> Uploads {
@@ -140,6 +141,7 @@ impl Prefetcher {
         let size = config.data.image_size;
         let seed = config.run.seed;
         let mix = config.data.mix.clone();
+        let rate = config.model.drop_path;
         let sharing = match config.model.routing {
             Routing::Random(_) => Noise::PerSample,
             Routing::Routers | Routing::Fixed(_) => config.model.router.noise,
@@ -148,7 +150,11 @@ impl Prefetcher {
             let step = next;
             next = StepIndex { in_epoch: (step.in_epoch + 1) % steps_per_epoch, global: step.global + 1 };
             let mix = mix.apply(batch, size, seed, step.in_epoch)?;
-            let noise = gumbel_noise(seed, step.global, &batch.samples, batch.views, gates, sharing);
+            let noise = if rate > 0.0 {
+                drop_path_factors(seed, step.global, &batch.samples, batch.views, columns, rate)
+            } else {
+                gumbel_noise(seed, step.global, &batch.samples, batch.views, columns, sharing)
+            };
             Ok(Additions { mix, noise })
         };
         Uploads { loader, device, shape: image_shape(config), add: Box::new(add) }

@@ -64,8 +64,12 @@ impl Reducer {
     /// Allocates the gradient of `params`, which autograd's are added to from now on; buckets are reduced over `world`.
     pub fn new(params: &Params, world: &World, options: &config::Collective) -> Self {
         let flat = params.flat().zeros_like();
-        let sizes: Vec<(Role, usize, i64)> =
-            params.parameters.iter().map(|p| (p.role, p.use_order, p.tensor.numel() as i64)).collect();
+        let bucket_role = |role: Role| Role { head: false, ..role }; // the head shares the others' buckets
+        let sizes: Vec<(Role, usize, i64)> = params
+            .parameters
+            .iter()
+            .map(|p| (bucket_role(p.role), p.use_order, p.tensor.numel() as i64))
+            .collect();
         let (buckets, bucket_of) = plan_buckets(&sizes, options);
         let queue = BucketQueue {
             collectives: world.queue().clone(),
@@ -234,7 +238,7 @@ mod tests {
     use crate::dist;
 
     const fn role(router: bool, norm_or_bias: bool) -> Role {
-        Role { router, norm_or_bias }
+        Role { router, norm_or_bias, head: false }
     }
 
     /// y = Σ a·b: both gradients are complete before backward ends. Their buckets are launched by then, unless overlap is

@@ -1,6 +1,7 @@
 //! L_cls of Eq. 12.
 
-use super::{Term, repeat_per_view};
+use super::{LossInputs, Term, repeat_per_view};
+use crate::config::LossKind;
 use tch::{Reduction, Tensor};
 
 pub(super) const TERM: Term = Term {
@@ -8,7 +9,14 @@ pub(super) const TERM: Term = Term {
     diagnostics: &[],
     weight: |config, _, _| 1.0 - config.distill.active_weight(),
     evaluate: |config, inputs| {
-        classification(inputs.logits, inputs.labels, inputs.views, config.optim.label_smoothing).into()
+        let LossInputs { logits, labels, views, .. } = *inputs;
+        let smoothing = config.optim.label_smoothing;
+        match config.optim.loss {
+            LossKind::CrossEntropy => classification(logits, labels, views, smoothing).into(),
+            LossKind::BinaryCrossEntropy => {
+                binary_cross_entropy(logits, labels, views, smoothing, config.optim.bce_threshold).into()
+            }
+        }
     },
 };
 
@@ -47,4 +55,30 @@ pub fn classification(logits: &Tensor, labels: &Labels, views: i64, smoothing: f
         None => ce(&labels.own),
         Some((partner, share)) => ce(&labels.own) * *share + ce(partner) * (1.0 - share),
     }
+}
+
+/// L_cls with `optim.loss: binary_cross_entropy`, as timm's `BinaryCrossEntropy`: the mean over inputs and classes of
+/// −t·ln σ(z) − (1 − t)·ln(1 − σ(z)), for `logits` z `[L·M, classes]`. With λ = 1 where nothing is mixed, the target t of a class is
+/// (1 − ε)·(λ·\[y\] + (1 − λ)·\[y'\]) + ε/classes, with a `threshold` 1 if that is above it, else 0.
+pub fn binary_cross_entropy(
+    logits: &Tensor,
+    labels: &Labels,
+    views: i64,
+    smoothing: f64,
+    threshold: Option<f64>,
+) -> Tensor {
+    let one_hot = |labels: &Tensor| {
+        let labels = repeat_per_view(labels, views).unsqueeze(1);
+        logits.zeros_like().scatter_value(1, &labels, 1.0)
+    };
+    let shares = match &labels.partner {
+        None => one_hot(&labels.own),
+        Some((partner, share)) => one_hot(&labels.own) * *share + one_hot(partner) * (1.0 - share),
+    };
+    let smoothed = shares * (1.0 - smoothing) + smoothing / logits.size()[1] as f64;
+    let targets = match threshold {
+        None => smoothed,
+        Some(threshold) => smoothed.gt(threshold).to_kind(logits.kind()),
+    };
+    logits.binary_cross_entropy_with_logits(&targets, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
 }

@@ -14,7 +14,7 @@ mod run_rate;
 mod target_rate;
 
 pub use budget::{Budget, budget};
-pub use classification::{Labels, classification};
+pub use classification::{Labels, binary_cross_entropy, classification};
 pub use consistency::consistency;
 pub use cost::{cost, gamma};
 pub use distillation::distillation;

@@ -4,8 +4,9 @@
 use super::HostCopy;
 use crate::dist::World;
 use crate::loss::{self, TERMS, TermValues};
-use crate::model::NetOutput;
+use crate::model::{NetOutput, Params, Role};
 use crate::sys::error::Result;
+use crate::sys::norms;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +19,7 @@ pub struct StepMetrics {
     pub step: u64,
     /// Whether the averaged gradient was finite; otherwise the step changed nothing.
     pub finite: bool,
-    /// By name: the L² norm of the averaged gradient (`grad_norm`), the objective's terms ([`TERMS`]), their weighted sum
+    /// By name: the L² norm of the averaged gradient (`grad_norm`) and those of its parts, the objective's terms ([`TERMS`]), their weighted sum
     /// (`loss`), the share of views whose most probable class was right (`top1`), the terms' diagnostics, and the share of
     /// decisions whose probability is below 1 % or above 99 % (`saturated`).
     pub scalars: Vec<(&'static str, f64)>,
@@ -35,14 +36,16 @@ impl StepMetrics {
     fn scalar_names() -> impl Iterator<Item = &'static str> {
         let terms = TERMS.iter().map(|term| term.name);
         let diagnostics = TERMS.iter().flat_map(|term| term.diagnostics).copied();
-        std::iter::once("grad_norm")
+        ["grad_norm"]
+            .into_iter()
+            .chain(NORMS_OF_PARTS)
             .chain(terms)
             .chain(["loss", "top1"])
             .chain(diagnostics)
             .chain(["saturated"])
     }
 
-    /// A micro-batch's part of the row: all but `finite` and `grad_norm`. `labels` is `[L]`, `hard_path` `[L·M, n]`.
+    /// A micro-batch's part of the row: all but `finite` and the gradient's norms. `labels` is `[L]`, `hard_path` `[L·M, n]`.
     pub fn pack_micro_batch(
         values: &TermValues,
         output: &NetOutput,
@@ -61,10 +64,17 @@ impl StepMetrics {
         Tensor::cat(&[Tensor::stack(&scalars, 0), rates(&output.path), rates(hard_path)], 0).detach()
     }
 
-    /// A rank's row: the mean over its micro-batches, with `finite` and the gradient's norm, `[]` each.
-    pub fn pack(finite: &Tensor, grad_norm: &Tensor, micro_batches: &[Tensor]) -> Tensor {
+    /// A rank's row: the mean over its micro-batches, with `finite` and the norm of the averaged gradient, `[]` each. `gradient` is
+    /// laid out as the flat buffer of `params`.
+    pub fn pack(
+        finite: &Tensor,
+        grad_norm: &Tensor,
+        gradient: &Tensor,
+        params: &Params,
+        micro_batches: &[Tensor],
+    ) -> Tensor {
         let mean = Tensor::stack(micro_batches, 0).mean_dim([0].as_slice(), false, None);
-        Tensor::cat(&[finite.view(1), grad_norm.view(1), mean], 0)
+        Tensor::cat(&[finite.view(1), grad_norm.view(1), norms_of_parts(gradient, params), mean], 0)
     }
 
     /// A step from all ranks' rows.
@@ -121,6 +131,26 @@ impl StepMetrics {
         let scalar = self.scalars.iter().find(|(known, _)| *known == name);
         scalar.unwrap_or_else(|| panic!("no metric is named {name}")).1
     }
+}
+
+/// The L² norms of the gradient's parts, by name: of the routers, of the head, and of the rest.
+const NORMS_OF_PARTS: [&str; 3] = ["grad_norm_routers", "grad_norm_head", "grad_norm_rest"];
+
+/// The numbers of [`NORMS_OF_PARTS`], `[3]`.
+fn norms_of_parts(gradient: &Tensor, params: &Params) -> Tensor {
+    let groups = params.groups();
+    let norm = |belongs: fn(&Role) -> bool| {
+        let groups = groups.iter().filter(|group| belongs(&group.role));
+        let parts: Vec<Tensor> = groups.map(|group| gradient.narrow(0, group.start, group.len)).collect();
+        if parts.is_empty() {
+            Tensor::zeros([], (Kind::Float, gradient.device()))
+        } else {
+            norms(&parts).norm()
+        }
+    };
+    let parts: [fn(&Role) -> bool; 3] =
+        [|role| role.router, |role| role.head, |role| !role.router && !role.head];
+    Tensor::stack(&parts.map(norm), 0)
 }
 
 /// The share of `gate_logits`, `[N, n]`, whose block runs with a probability below 1 % or above 99 %, `[]`: their gradient is
@@ -206,6 +236,38 @@ mod tests {
     use crate::dist;
 
     #[test]
+    fn gradient_norms_of_parts_are_theirs() {
+        let mut params = Params::default();
+        for (name, router, norm_or_bias, head) in [
+            ("conv", false, false, false),
+            ("bn", false, true, false),
+            ("router", true, false, false),
+            ("fc.weight", false, false, true),
+            ("fc.bias", false, true, true),
+        ] {
+            let role = Role { router, norm_or_bias, head };
+            let _ = params.register_parameter(name.into(), Tensor::from_slice(&[1.0f32]), role);
+        }
+        let norms = |params: &Params| {
+            let gradient = params.flat().zeros_like();
+            for (name, view) in params.named_views(&gradient) {
+                let values =
+                    [("conv", 3.0), ("bn", 4.0), ("router", 7.0), ("fc.weight", 5.0), ("fc.bias", 12.0)];
+                let value = values.iter().find(|(known, _)| *known == name).unwrap().1;
+                let _ = view.shallow_clone().fill_(value);
+            }
+            Vec::<f32>::try_from(norms_of_parts(&gradient, params)).unwrap()
+        };
+        params.flatten(Device::Cpu);
+        assert_eq!(norms(&params), [7.0, 13.0, 5.0]);
+        let mut without_routers = Params::default();
+        let role = Role { router: false, norm_or_bias: false, head: false };
+        let _ = without_routers.register_parameter("conv".into(), Tensor::from_slice(&[1.0f32]), role);
+        without_routers.flatten(Device::Cpu);
+        assert_eq!(norms(&without_routers), [0.0, 0.0, 3.0]);
+    }
+
+    #[test]
     fn rows_are_buffered_and_averaged_over_steps() {
         let world = dist::join().unwrap();
         let mut buffer = MetricsBuffer::default();
@@ -229,8 +291,9 @@ mod tests {
         let steps = buffer.gather(&world).unwrap();
         assert!(buffer.copy_loss().is_none());
         assert!(buffer.gather(&world).unwrap().is_empty());
-        let after_terms = 2 + TERMS.len();
-        assert_eq!(["grad_norm", "ce", "con", "div", "cost"].map(column), [1, 2, 3, 4, 5]);
+        let after_terms = 5 + TERMS.len();
+        assert_eq!(["grad_norm", "ce", "con", "div", "cost"].map(column), [1, 5, 6, 7, 8]);
+        assert_eq!(NORMS_OF_PARTS.map(column), [2, 3, 4]);
         assert_eq!([column("loss"), column("top1")], [after_terms, after_terms + 1]);
         let diagnostics = ["spread", "views_outside", "centre_distance", "pairs_inside", "saturated"];
         assert_eq!(diagnostics.map(column), [2, 3, 4, 5, 6].map(|place| after_terms + place));
@@ -242,12 +305,12 @@ mod tests {
         assert_eq!(steps[0].rates, [first, first + 1.0]);
         assert_eq!(steps[0].hard_rates, [first + 2.0, first + 3.0]);
         assert!(steps[1].nonfinite.is_none() && !steps[2].finite);
-        assert!(steps[2].nonfinite.as_ref().unwrap().starts_with("not finite: div of rank 0 (ce 5"));
+        assert!(steps[2].nonfinite.as_ref().unwrap().starts_with("not finite: div of rank 0 (ce 8"));
         steps.iter().for_each(|metrics| sum.add(metrics));
         let mean = sum.take_mean(3).unwrap();
         assert_eq!(
             (mean.step, mean.get("ce"), mean.get("grad_norm"), mean.hard_rates[1]),
-            (3, 3.5, 2.5, first + 3.5)
+            (3, 6.5, 2.5, first + 3.5)
         );
         assert!(sum.take_mean(4).is_none());
         // A checkpoint of a version with other terms.

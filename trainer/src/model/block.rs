@@ -203,7 +203,8 @@ impl Block<ConvNorm, Router> {
         Self { convs, shortcut, gate }
     }
 
-    /// The block's output for `x`, by the decisions of its gate, which is number `k` of the network.
+    /// The block's output for `x`, by the decisions of its gate, which is number `k` of the network. With stochastic depth, `k` is the
+    /// block's own number.
     pub(super) fn forward(
         &self,
         x: &Activation,
@@ -217,7 +218,13 @@ impl Block<ConvNorm, Router> {
         }
         let Some(gate) = &self.gate else {
             let shortcut = self.project(&x.values, mode);
-            return (self.run(&x.values, &shortcut, mode), None);
+            let output = match decisions {
+                Decisions::DropPath(factors) => {
+                    self.run_scaled(&x.values, &shortcut, &factors.select(1, k as i64), mode)
+                }
+                _ => self.run(&x.values, &shortcut, mode),
+            };
+            return (output, None);
         };
         if let Decisions::Skipping(_) = decisions {
             let decided = gate.decide(x, lstm, k, decisions);
@@ -272,6 +279,14 @@ impl Block<ConvNorm, Router> {
     fn run(&self, x: &Tensor, shortcut: &Tensor, mode: BnMode) -> Activation {
         let (h, norm) = self.convolve(x, mode);
         norm.forward_with(&h, mode, Epilogue::AddRelu { shortcut })
+    }
+
+    /// ReLU(s·`convs`(x) + shortcut), where stochastic depth scales each input's branch by s, f32 `[N]`.
+    fn run_scaled(&self, x: &Tensor, shortcut: &Tensor, scales: &Tensor, mode: BnMode) -> Activation {
+        let (h, norm) = self.convolve(x, mode);
+        let branch = norm.forward(&h, mode);
+        let scales = scales.view([-1, 1, 1, 1]).to_kind(branch.kind());
+        (branch * scales + shortcut).relu().into()
     }
 
     /// `convs`(x) before the last batch norm, and that norm.

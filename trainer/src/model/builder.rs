@@ -16,6 +16,8 @@ pub struct Builder {
     pub params: Params,
     /// Whether the layers made next belong to a router.
     pub in_router: bool,
+    /// Whether they belong to the head.
+    pub in_head: bool,
     seed: u64,
     draws: u64,
 }
@@ -34,7 +36,7 @@ pub struct ConvSpec {
 impl Builder {
     /// An empty network whose initial values depend only on `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { params: Params::default(), in_router: false, seed, draws: 0 }
+        Self { params: Params::default(), in_router: false, in_head: false, seed, draws: 0 }
     }
 
     /// A convolution of `inputs` channels. Initial values: normal with He et al.'s fan-out variance 2/(C'·k²)
@@ -106,7 +108,7 @@ impl Builder {
     }
 
     fn register(&mut self, layer: &str, name: &str, value: Tensor, norm_or_bias: bool) -> Tensor {
-        let role = Role { router: self.in_router, norm_or_bias };
+        let role = Role { router: self.in_router, norm_or_bias, head: self.in_head };
         self.params.register_parameter(format!("{layer}.{name}"), value, role)
     }
 

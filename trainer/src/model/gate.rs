@@ -24,6 +24,9 @@ pub enum Decisions<'a> {
     /// As `Sampled` or, without noise, as `Hard`, but each input computes only the branch that it takes: a batch norm has the
     /// statistics of the inputs that reach it.
     Skipping(Option<&'a Tensor>),
+    /// No gates: stochastic depth in the training of a static network. What multiplies each block's residual branch,
+    /// f32 `[N, blocks]` (see [`super::drop_path_factors`]).
+    DropPath(&'a Tensor),
 }
 
 impl<'a> Decisions<'a> {
@@ -54,7 +57,9 @@ impl<'a> Decisions<'a> {
             Self::Sampled(noise) | Self::Skipping(Some(noise)) | Self::Relaxed { noise: Some(noise), .. } => {
                 logit + noise.select(1, k as i64)
             }
-            Self::Hard | Self::Skipping(None) | Self::Relaxed { noise: None, .. } => logit.shallow_clone(),
+            Self::Hard | Self::Skipping(None) | Self::DropPath(_) | Self::Relaxed { noise: None, .. } => {
+                logit.shallow_clone()
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 mod block;
 mod builder;
 mod costs;
+mod drop_path;
 mod gate;
 mod kernels;
 mod layers;
@@ -16,6 +17,7 @@ mod tests;
 
 pub use block::{Block, Gate, Shortcut};
 pub use costs::{BlockCost, Costs};
+pub use drop_path::drop_path_factors;
 pub use gate::{Decisions, evaluation_noise, gumbel_noise, hard_decisions, relaxed_decisions};
 pub(crate) use kernels::{GpuKernels, normalise_pixels};
 pub use kernels::{LANES, Lanes, SampleSlices};

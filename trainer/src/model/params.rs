@@ -10,6 +10,9 @@ pub struct Role {
     pub router: bool,
     /// A norm's scale or a bias, which may be exempt from weight decay.
     pub norm_or_bias: bool,
+    /// Belongs to the head, which may have a learning rate of its own. It is used last, so that the order of the flat buffer would
+    /// be the same without this field.
+    pub head: bool,
 }
 
 /// A tensor that is trained.

@@ -171,6 +171,7 @@ impl Net {
                 blocks.push(block);
             }
         }
+        builder.in_head = true;
         let head = builder.linear("fc", shape.c, classes);
         let costs = Costs { stem: stem.macs(image), head: head.macs(), blocks: block_costs };
         let mut params = builder.params;
@@ -194,8 +195,10 @@ impl Net {
         let mut gate_logits = Vec::new();
         let mut path = Vec::new();
         let mut lstm: LstmState = None;
-        for block in &self.layers.blocks {
-            let (y, gate) = block.forward(&x, &mut lstm, path.len(), decisions, mode);
+        let drops = matches!(decisions, Decisions::DropPath(_));
+        for (index, block) in self.layers.blocks.iter().enumerate() {
+            let k = if drops { index } else { path.len() };
+            let (y, gate) = block.forward(&x, &mut lstm, k, decisions, mode);
             x = y;
             if let Some(gate) = gate {
                 gate_logits.push(gate.logit);

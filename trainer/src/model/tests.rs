@@ -128,6 +128,38 @@ fn shift_moves_all_gate_logits_equally() {
     }
 }
 
+/// With factor s for all blocks a static network is the one whose blocks' last norms have s·γ and s·β; each view has its own factors.
+#[test]
+fn drop_path_scales_the_residual_branches() {
+    let build = |arch| {
+        let model = config::Model { arch, gates: Gates::None, ..Default::default() };
+        Net::new(&model, 1, 32, 4, 0, Device::Cpu)
+    };
+    for (arch, blocks, last) in [(Arch::ResNet20, 9, ".bn2."), (Arch::ResNet50, 16, ".bn3.")] {
+        let net = build(arch);
+        let x = Tensor::randn([2, 1, 32, 32], CPU_FLOAT);
+        let logits =
+            |net: &Net, decisions| tch::no_grad(|| net.forward(&x, decisions, BnMode::Running).logits);
+        let scaled = |scale: f64| {
+            let net = build(arch);
+            tch::no_grad(|| {
+                for (name, mut tensor) in net.params.state_dict() {
+                    if name.contains(last) && !name.contains("running") {
+                        let _ = tensor.g_mul_scalar_(scale);
+                    }
+                }
+            });
+            logits(&net, Decisions::Hard)
+        };
+        let factors = Tensor::full([2, blocks], 2.0, CPU_FLOAT);
+        let _ = factors.get(1).fill_(0.0);
+        let found = logits(&net, Decisions::DropPath(&factors));
+        assert!(found.get(0).allclose(&scaled(2.0).get(0), 1e-4, 1e-4, false), "{arch}: twice");
+        assert!(found.get(1).allclose(&scaled(0.0).get(1), 1e-4, 1e-4, false), "{arch}: dropped");
+        assert!(!found.get(1).allclose(&scaled(1.0).get(1), 1e-3, 1e-3, false), "{arch}: it matters");
+    }
+}
+
 /// The bias of "run" over "skip" is added to each logit: by default blocks run with probability σ(2) = 0.88 at first, without it
 /// with about ½.
 #[test]

@@ -8,7 +8,7 @@ use std::f64::consts::PI;
 pub fn learning_rate(config: &Config, stage: &Stage, epoch: f64) -> f64 {
     let optim = &config.optim;
     let warmup = if epoch < stage.warmup_epochs { epoch / stage.warmup_epochs } else { 1.0 };
-    stage.lr * scale(optim) * warmup * factor(&stage.schedule, epoch, stage.epochs)
+    stage.lr * scale(optim) * warmup * factor(stage, epoch)
 }
 
 /// T of the gates at `epoch` of the stage number `stage`.
@@ -54,18 +54,21 @@ pub fn describe_lr_scale(config: &Config) -> Vec<String> {
     config.stages.iter().map(line).collect()
 }
 
-/// The schedule's factor at `epoch` of `epochs`.
-fn factor(schedule: &Schedule, epoch: f64, epochs: u64) -> f64 {
-    match schedule {
+/// The factor of the schedule of `stage` at `epoch`.
+fn factor(stage: &Stage, epoch: f64) -> f64 {
+    let epochs = stage.epochs as f64;
+    match &stage.schedule {
         Schedule::Constant => 1.0,
         Schedule::MultiStep { milestones, factor } => {
             let passed = milestones.iter().filter(|&&milestone| epoch >= milestone as f64).count();
             factor.powi(passed as i32)
         }
-        Schedule::Cosine => cosine(1.0, 0.0, epoch / epochs as f64),
+        Schedule::Cosine => cosine(1.0, 0.0, epoch / epochs),
+        Schedule::Linear if epoch < stage.warmup_epochs => 1.0,
+        Schedule::Linear => (epochs - epoch) / (epochs - stage.warmup_epochs).max(f64::MIN_POSITIVE),
         Schedule::OneCycle { rise } => {
             let start = 1.0 / 25.0;
-            let progress = epoch / epochs as f64;
+            let progress = epoch / epochs;
             if progress < *rise {
                 cosine(start, 1.0, progress / rise)
             } else {
@@ -137,6 +140,10 @@ mod tests {
         let steps = stage(MultiStep { milestones: vec![4, 8], factor: 0.1 }, 2.0);
         for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (3.9, 0.2), (4.0, 0.02), (9.0, 0.002)] {
             assert!((learning_rate(&config, &steps, epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+        let linear = stage(Linear, 2.0);
+        for (epoch, lr) in [(0.0, 0.0), (1.0, 0.1), (2.0, 0.2), (6.0, 0.1), (10.0, 0.0)] {
+            assert!((learning_rate(&config, &linear, epoch) - lr).abs() < 1e-12, "{epoch}");
         }
         // OneCycle: torch.optim.lr_scheduler.OneCycleLR(max_lr=0.2, total_steps=101, pct_start=0.3) at 0, 15, 30, 65, 100.
         for (schedule, rates) in [

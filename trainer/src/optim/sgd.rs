@@ -1,7 +1,11 @@
-//! SGD over the flat parameter buffer: a handful of kernels a step, however many tensors there are.
+//! SGD with momentum.
 
+use super::spans::{Span, spans};
+use super::{Gradient, Optimizer};
 use crate::config::{Optim, Routers};
+use crate::dist::World;
 use crate::model::Params;
+use crate::sys::error::Result;
 use crate::sys::{SgdUpdate, fused_sgd};
 use tch::Tensor;
 
@@ -11,52 +15,50 @@ use tch::Tensor;
 pub struct Sgd {
     /// b, laid out as [`Params::flat`].
     pub momentum: Tensor,
+    spans: Vec<Span>,
     options: Optim,
 }
 
 impl Sgd {
     /// An optimiser with zero momentum.
     pub fn new(params: &Params, options: &Optim) -> Self {
-        Self { momentum: params.flat().zeros_like(), options: options.clone() }
+        let momentum = params.flat().zeros_like();
+        Self { momentum, spans: spans(params, options), options: options.clone() }
     }
+}
 
-    /// One step along `gradient`, laid out as [`Params::flat`], with norm `norm`, `[]`. Nothing changes if `finite`,
-    /// f32 `[]`, is 0; the device decides, so the host does not wait. Frozen routers never change.
-    pub fn step(
+impl Optimizer for Sgd {
+    fn step(
         &mut self,
+        _world: &World,
         params: &Params,
-        gradient: &Tensor,
-        norm: &Tensor,
-        finite: &Tensor,
+        gradient: Gradient,
         lr: f64,
         routers: Routers,
-    ) {
-        let skip = 1.0 - finite;
-        let divisor = self.options.clip_norm.map(|limit| (norm / limit).clamp_min(1.0));
-        let frozen = |router: bool| router && routers == Routers::Freeze;
-        for norm_or_bias in [false, true] {
-            let groups = params
-                .groups()
-                .into_iter()
-                .filter(|group| group.role.norm_or_bias == norm_or_bias && !frozen(group.role.router));
-            let parts: Vec<_> = groups
-                .map(|group| {
-                    let part = |flat: &Tensor| flat.narrow(0, group.start, group.len);
-                    (part(params.flat()), part(gradient), part(&self.momentum))
-                })
-                .collect();
-            let decays = self.options.decay_norm_and_bias || !norm_or_bias;
+    ) -> Result<()> {
+        let skip = 1.0 - gradient.finite;
+        let divisor = gradient.divisor(&self.options);
+        for span in self.spans.iter().filter(|span| span.trains(routers)) {
             fused_sgd(
-                &parts,
+                &[(span.part(params.flat()), span.part(gradient.flat), span.part(&self.momentum))],
                 SgdUpdate {
-                    lr,
+                    lr: lr * span.lr_factor,
                     momentum: self.options.momentum,
-                    weight_decay: if decays { self.options.weight_decay } else { 0.0 },
+                    weight_decay: span.weight_decay,
                     nesterov: self.options.nesterov,
                     divisor: divisor.as_ref(),
                     skip: &skip,
                 },
             );
         }
+        Ok(())
+    }
+
+    fn state(&self) -> &Tensor {
+        &self.momentum
+    }
+
+    fn named_state(&self, params: &Params) -> Vec<(String, Tensor)> {
+        params.named_views(&self.momentum)
     }
 }

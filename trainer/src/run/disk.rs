@@ -1,7 +1,7 @@
 //! Whether a run directory can be written to, and whether its disk has space for the checkpoints.
 
-use crate::config::Config;
 use crate::config::probe::{CheckpointSpace, Space};
+use crate::config::{Config, OptimizerKind};
 use crate::host;
 use crate::model::Params;
 use crate::sys::error::{Error, Exit, Result};
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// What the checkpoints of a run of `config` take.
 pub(crate) fn checkpoint_space(config: &Config, params: &Params) -> CheckpointSpace {
-    let copies = 2 + i64::from(config.optim.ema_decay.is_some()); // weights, momenta, moving average
+    let means = if config.optim.optimizer == OptimizerKind::Sgd { 1 } else { 2 }; // momenta, or Adam's m and v
+    let copies = 1 + means + i64::from(config.optim.ema_decay.is_some()); // weights, and their moving average
     CheckpointSpace {
         bytes: (4 * params.count() * copies) as u64,
         checkpoints: (config.run.keep_last + usize::from(config.run.keep_best) + 1) as u64,

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::dist::{World, agree};
 use crate::metrics::classes::Confusion;
 use crate::model::Params;
-use crate::optim::Ema;
+use crate::optim::{Ema, Optimizer};
 use crate::run_dir;
 use crate::sys::error::{Error, Result};
 use codinet_dataloader::contact_sheet::ContactSheet;
@@ -34,10 +34,16 @@ pub(crate) struct RunLog {
 
 impl RunLog {
     /// All ranks: for the run in the directory `dir`, which is not touched yet.
-    pub fn new(world: &World, dir: &Path, config: &Config, params: &Params) -> Result<Self> {
+    pub fn new(
+        world: &World,
+        dir: &Path,
+        config: &Config,
+        params: &Params,
+        optimizer: &dyn Optimizer,
+    ) -> Result<Self> {
         Ok(Self {
             dir: dir.into(),
-            saver: Saver::new(world, dir, config, params)?,
+            saver: Saver::new(world, dir, config, params, optimizer)?,
             recorder: None,
             console: Console::new(world.rank()),
         })
@@ -145,13 +151,13 @@ impl RunLog {
     pub fn save(
         &mut self,
         params: &Params,
-        momentum: &Tensor,
+        optimizer_state: &Tensor,
         ema: Option<&Ema>,
         state: TrainState,
     ) -> Result<()> {
         let start = Instant::now();
         let step = state.step;
-        self.saver.save(params, momentum, ema, state)?;
+        self.saver.save(params, optimizer_state, ema, state)?;
         self.event(step, &Event::Checkpoint { blocked_s: start.elapsed().as_secs_f64() })
     }
 

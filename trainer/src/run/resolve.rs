@@ -112,7 +112,11 @@ fn newest_run(stem: &str, config: &Config) -> Option<PathBuf> {
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let equal = named.map(|entry| entry.path()).filter(|dir| {
         let text = fs::read_to_string(dir.join(CONFIG)).unwrap_or_default();
-        let Ok(other) = serde_saphyr::from_str::<Config>(&text) else { return false };
+        let Ok(mut other) = serde_saphyr::from_str::<Config>(&text) else { return false };
+        if other.optim.decays_norm_and_bias() == config.optim.decays_norm_and_bias() {
+            // Version 0.1 wrote `true` where the default is null now.
+            other.optim.decay_norm_and_bias = config.optim.decay_norm_and_bias;
+        }
         let run = Run { seed: other.run.seed, ..config.run.clone() };
         Config { run, ..other } == *config
     });

@@ -22,7 +22,8 @@ pub(super) struct Curve {
 const POSITIONS: [&str; 3] = ["epoch", "samples", "images"];
 
 /// Curves that start once they are not zero: zero is what a reader expects.
-const ABSENT_WHILE_ZERO: [&str; 4] = ["bad_images", "collective_wait", "collective_busy", "collective_bytes"];
+const ABSENT_WHILE_ZERO: [&str; 5] =
+    ["bad_images", "collective_wait", "collective_busy", "collective_bytes", "grad_norm_routers"];
 
 /// Kind of a line, name in it, tag, description.
 const CURVES: &[(&str, &str, &str, &str)] = &[
@@ -61,6 +62,24 @@ const CURVES: &[(&str, &str, &str, &str)] = &[
         "Distinct paths of the validation images with Gumbel noise on the gates. A count.",
     ),
     ("train", "grad_norm", "loss/grad_norm", "L2 norm of the averaged gradient. No unit."),
+    (
+        "train",
+        "grad_norm_routers",
+        "loss/grad_norm_routers",
+        "L2 norm of the routers' part of the averaged gradient. No unit.",
+    ),
+    (
+        "train",
+        "grad_norm_head",
+        "loss/grad_norm_head",
+        "L2 norm of the classifier's part of the averaged gradient. No unit.",
+    ),
+    (
+        "train",
+        "grad_norm_rest",
+        "loss/grad_norm_rest",
+        "L2 norm of the averaged gradient without routers and classifier. No unit.",
+    ),
     (
         "train",
         "top1",
@@ -234,6 +253,7 @@ pub(super) const MISTAKES_IMAGE: &str = "accuracy/mistakes";
 pub(super) const CHARTS: &[(&str, &str, &[&str])] = &[
     ("accuracy", "top-1: training, validation, averaged weights", &["accuracy/top1_.*"]),
     ("loss", "cross entropy: training and validation", &["loss/ce_.*"]),
+    ("loss", "norms of the gradient and its parts", &["loss/grad_norm.*"]),
     ("routing", "GMACs: training, validation, budget", &["routing/gmacs_.*"]),
     ("routing", "distinct paths", &["routing/paths_.*"]),
     ("routing", "path entropy in bits", &["routing/path_entropy_.*"]),

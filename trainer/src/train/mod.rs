@@ -99,7 +99,7 @@ impl<'a> Trainer<'a> {
             ],
         )?;
         let gathered = state.gathered_rates.as_deref().map(Gathered::of_rates);
-        let log = RunLog::new(world, &location.dir, config, &model.net.params)?;
+        let log = RunLog::new(world, &location.dir, config, &model.net.params, model.optimizer.as_ref())?;
         Ok(Self {
             world,
             config,
@@ -210,9 +210,11 @@ impl<'a> Trainer<'a> {
     /// All ranks: batches from step `first` of epoch `from` up to epoch `to`; epochs are counted over all stages.
     fn batches(&self, from: u64, first: StepIndex, to: u64) -> Result<Prefetcher> {
         let loader = self.data.training_loader(self.config, self.world, from, first.in_epoch, to)?;
-        let gates = self.model.costs.size()[0] as usize;
+        let costs = &self.model.net.costs;
+        let columns =
+            if self.config.model.drop_path > 0.0 { costs.blocks.len() } else { costs.gated().count() };
         let steps = self.data.steps_per_epoch(self.config);
-        Ok(Prefetcher::new(loader, self.config, self.device, gates, first, steps))
+        Ok(Prefetcher::new(loader, self.config, self.device, columns, first, steps))
     }
 
     /// All ranks, after an epoch's last step: the evaluation, when one is due, and a checkpoint at the start of what comes
@@ -287,8 +289,8 @@ impl<'a> Trainer<'a> {
         self.clock = Instant::now();
         let rates = self.gathered.as_ref().map(|gathered| gathered.wait().1);
         self.state.gathered_rates = rates.filter(|rates| rates.iter().all(|rate| rate.is_finite()));
-        let Model { net, sgd, ema, .. } = &self.model;
-        self.log.save(&net.params, &sgd.momentum, ema.as_ref(), self.state.clone())
+        let Model { net, optimizer, ema, .. } = &self.model;
+        self.log.save(&net.params, optimizer.state(), ema.as_ref(), self.state.clone())
     }
 
     /// All ranks, after a checkpoint: waits until it is on disk; returns the message that tells how to resume.

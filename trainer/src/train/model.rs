@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::dist::{Reducer, World};
 use crate::model::{BnMode, Net, RankMean};
-use crate::optim::{Ema, Sgd};
+use crate::optim::{self, Ema, Optimizer};
 use tch::{Device, Tensor};
 
 /// A network in training, on one rank: its weights, their gradient, the optimiser and the moving average.
@@ -11,7 +11,7 @@ pub(crate) struct Model {
     pub net: Net,
     /// Holds the gradient.
     pub reducer: Reducer,
-    pub sgd: Sgd,
+    pub optimizer: Box<dyn Optimizer>,
     pub ema: Option<Ema>,
     /// c_k of Eq. 11, `[n]`.
     pub costs: Tensor,
@@ -26,7 +26,7 @@ impl Model {
     pub fn new(world: &World, config: &Config, net: Net, device: Device) -> Self {
         Self {
             reducer: Reducer::new(&net.params, world, &config.collective),
-            sgd: Sgd::new(&net.params, &config.optim),
+            optimizer: optim::new_optimizer(&net.params, &config.optim),
             ema: config.optim.ema_decay.map(|decay| Ema::new(&net.params, decay)),
             costs: Tensor::from_slice(&net.costs.gate_costs(config.cost.unit)).to_device(device),
             cost_shares: Tensor::from_slice(&net.costs.gate_shares()).to_device(device),
@@ -43,7 +43,7 @@ impl Model {
     /// The tensors that must be bit-identical on all ranks.
     pub fn replicated(&self) -> Vec<&Tensor> {
         let ema = self.ema.as_ref().map(|ema| &ema.flat);
-        [self.net.params.flat(), &self.sgd.momentum].into_iter().chain(ema).collect()
+        [self.net.params.flat(), self.optimizer.state()].into_iter().chain(ema).collect()
     }
 
     /// Exchanges the weights and their moving average, if there is one; a second call undoes it.
@@ -57,6 +57,6 @@ impl Model {
     pub fn saved(&self) -> Vec<&Tensor> {
         let params = &self.net.params;
         let ema = self.ema.iter().flat_map(|ema| [&ema.flat, &ema.buffers]);
-        [params.flat(), params.flat_buffers(), &self.sgd.momentum].into_iter().chain(ema).collect()
+        [params.flat(), params.flat_buffers(), self.optimizer.state()].into_iter().chain(ema).collect()
     }
 }

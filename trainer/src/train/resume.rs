@@ -27,15 +27,21 @@ pub(super) fn load_state(
     let micro_batches = world.ranks() * config.optim.accumulate;
     let Some(folder) = &location.checkpoint else {
         return Ok((
-            TrainState { order: order(config, data), gamma: initial, micro_batches, ..TrainState::default() },
+            TrainState {
+                order: order(config, data),
+                gamma: initial,
+                micro_batches,
+                optimizer: config.optim.optimizer,
+                ..TrainState::default()
+            },
             Vec::new(),
         ));
     };
     // Rank 0 reads the files, so that a shared file system serves one reader.
     let mut state = on_rank_zero(world, || {
         let mut state = checkpoint::read_state(folder)?;
-        let Model { net, sgd, ema, .. } = model;
-        checkpoint::load(folder, &state, &net.params, &sgd.momentum, ema.as_mut())?;
+        let Model { net, optimizer, ema, .. } = model;
+        checkpoint::load(folder, &state, &net.params, optimizer.as_ref(), ema.as_mut())?;
         state.forget_lost_best(&location.dir);
         Ok(state)
     })?;
@@ -114,7 +120,8 @@ fn redistribute(state: &mut TrainState, ranks: usize, config: &Config) -> Option
     })
 }
 
-/// Checks that the checkpoint `folder` has the tensors of this network and, if there are data, that this config can continue it.
+/// Checks that the checkpoint `folder` is of this optimiser and has the tensors of this network and, if there are data, that this
+/// config can continue it.
 /// `params` become its weights.
 pub(super) fn check_checkpoint(
     folder: &Path,
@@ -123,6 +130,16 @@ pub(super) fn check_checkpoint(
     params: &Params,
 ) -> Result<()> {
     let state = checkpoint::read_state(folder)?;
+    let before = state.optimizer;
+    let now = config.optim.optimizer;
+    if before != now {
+        let what = format!(
+            "{}: was trained with optim.optimizer {before}, here it is {now}; resume with {before}, or start a new run \
+             with its weights by model.init_from",
+            folder.display()
+        );
+        return Err(Error::new(Exit::Checkpoint, what));
+    }
     checkpoint::load_model(folder, params)?;
     data.map_or(Ok(()), |data| check_compatible(&state, folder, &order(config, data), config))
 }

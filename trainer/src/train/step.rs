@@ -11,6 +11,7 @@ use crate::host;
 use crate::loss::{self, Budget, Labels, LossInputs, Objective};
 use crate::metrics::{HostCopy, StepMetrics};
 use crate::model::{BnMode, Decisions, Net, PathVectors, hard_decisions};
+use crate::optim::Gradient;
 use crate::run::Event;
 use crate::sys::error::{Error, Exit, Result};
 use crate::sys::{Phase, range};
@@ -35,11 +36,11 @@ impl Trainer<'_> {
         let output = self.forward_backward(&batch, stage, scheduled, step)?;
 
         // The update; the host does not wait for the device to know whether the gradient is finite.
-        if self.config.optim.clip_norm.is_some() {
+        if self.config.optim.norm_limit().is_some() {
             // Each rank sums its own norm, perhaps in another order; the clipped gradient must be bit-identical.
             self.world.broadcast(&output.grad_norm, 0)?;
         }
-        self.update(&output, &buffers_before, scheduled.lr, stage.routers);
+        self.update(&output, &buffers_before, scheduled.lr, stage.routers)?;
         self.metrics.push(step, output.metrics);
         self.hard_paths = Some(output.hard_paths);
         self.compare_replicas(step)?;
@@ -129,8 +130,11 @@ impl Trainer<'_> {
         })
     }
 
-    /// How gates decide in a step, for views with this Gumbel noise.
+    /// How gates decide in a step, for views with this noise ([`DeviceBatch::noise`]).
     fn decisions<'n>(&self, stage: &Stage, temperature: f64, noise: &'n Tensor) -> Decisions<'n> {
+        if self.config.model.drop_path > 0.0 {
+            return Decisions::DropPath(noise);
+        }
         if let Routing::Random(_) = self.config.model.routing {
             return Decisions::hard(Some(noise), stage.skip);
         }
@@ -143,19 +147,27 @@ impl Trainer<'_> {
         }
     }
 
-    /// Updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
+    /// All ranks: updates the weights along the gradient of `output`. If it is not finite, everything stays as it was before the step,
     /// batch norm's running statistics (`buffers_before`) included.
-    fn update(&mut self, output: &StepOutput, buffers_before: &Tensor, lr: f64, routers: Routers) {
+    fn update(
+        &mut self,
+        output: &StepOutput,
+        buffers_before: &Tensor,
+        lr: f64,
+        routers: Routers,
+    ) -> Result<()> {
         let _update = range(Phase::Optimizer);
         let StepOutput { grad_norm, finite, .. } = output;
-        let Model { net, reducer, sgd, ema, .. } = &mut self.model;
-        sgd.step(&net.params, reducer.flat(), grad_norm, finite, lr, routers);
+        let Model { net, reducer, optimizer, ema, .. } = &mut self.model;
+        let gradient = Gradient { flat: reducer.flat(), norm: grad_norm, finite };
+        optimizer.step(self.world, &net.params, gradient, lr, routers)?;
         let buffers = net.params.flat_buffers();
         let valid = buffers.where_self(&finite.to_kind(Kind::Bool), buffers_before);
         buffers.shallow_clone().copy_(&valid);
         if let Some(ema) = ema {
             ema.update(&net.params, finite);
         }
+        Ok(())
     }
 
     /// All ranks, every `collective.compare_every` steps: compares checksums of what must be bit-identical on all ranks.
@@ -395,7 +407,8 @@ impl TrainStep<'_> {
         self.reducer.finish()?;
         let grad_norm = self.reducer.flat().norm();
         let finite = grad_norm.isfinite().to_kind(Kind::Float);
-        let metrics = StepMetrics::pack(&finite, &grad_norm, &pass.metrics);
+        let metrics =
+            StepMetrics::pack(&finite, &grad_norm, self.reducer.flat(), &self.net.params, &pass.metrics);
         Ok(StepOutput {
             grad_norm,
             finite,

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use codinet_dataloader::{LeftOut, LeftOutKind};
 
 pub mod bench;
+pub mod fetch;
 pub mod import;
 pub mod index;
 pub mod inspect;

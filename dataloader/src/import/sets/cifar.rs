@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::decode::Channels;
 use crate::encode::Encoding;
 use crate::error::{Error, IoContext, Result};
-use crate::import::entry::{Entry, Importer, PixelImporter};
+use crate::import::entry::{Access, Entry, Importer, PixelImporter, Published, PublishedFile};
 use crate::import::pixel_source::{PixelSource, PixelSplit, SampleSink, check_label, interleave_planes};
 use crate::import::{broken_source, describe_unreadable, read_gzipped_member};
 
@@ -18,6 +18,20 @@ pub(super) const CIFAR10: Entry = Entry {
     name: LAYOUT_10.name,
     about: "CIFAR-10: 60,000 colour 32x32 photographs in 10 classes, from the binary version (or its .tar.gz)",
     source: SOURCE,
+    published: Some(&Published {
+        page: PAGE,
+        terms: TERMS,
+        access: Access::Download {
+            base: BASE,
+            files: &[PublishedFile {
+                name: LAYOUT_10.archive,
+                bytes: 170_052_171,
+                md5: "c32a1d4ab5d03f1284b67883e8d87530",
+                sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+                optional: false,
+            }],
+        },
+    }),
     importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_cifar10 }),
 };
 
@@ -25,10 +39,29 @@ pub(super) const CIFAR100: Entry = Entry {
     name: LAYOUT_100.name,
     about: "CIFAR-100: 60,000 colour 32x32 photographs in 100 classes, from the binary version (or its .tar.gz)",
     source: SOURCE,
+    published: Some(&Published {
+        page: PAGE,
+        terms: TERMS,
+        access: Access::Download {
+            base: BASE,
+            files: &[PublishedFile {
+                name: LAYOUT_100.archive,
+                bytes: 168_513_733,
+                md5: "03b5dce01913d631647c71ecec9e9cb8",
+                sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                optional: false,
+            }],
+        },
+    }),
     importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_cifar100 }),
 };
 
 const SOURCE: &str = "The .tar.gz, or the folder of the binary version's files; nothing in it is changed";
+
+const PAGE: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
+const BASE: &str = "https://www.cs.toronto.edu/~kriz/";
+const TERMS: &str = "the page states no licence; it asks to cite A. Krizhevsky, Learning Multiple Layers of Features from \
+                     Tiny Images, 2009";
 
 /// The published files of one of the two.
 struct Layout {

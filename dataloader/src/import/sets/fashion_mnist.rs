@@ -13,6 +13,7 @@ pub(super) const ENTRY: Entry = Entry {
     name: "fashion-mnist",
     about: "Fashion-MNIST: 70,000 grey 28x28 images of clothing in 10 classes",
     source: "Folder of the four IDX files, each plain or with .gz; nothing in it is changed",
+    published: None,
     importer: Importer::Pixels(PixelImporter {
         encoding: Encoding::Jpeg { quality: PIXEL_JPEG_QUALITY },
         open,

@@ -9,6 +9,7 @@ pub(super) const ENTRY: Entry = Entry {
     name: "imagefolder",
     about: "A folder of folders, one a class, of .jpg, .jpeg and .png files",
     source: "Folder that holds a folder for each class; nothing in it is changed. Classes are numbered by sorted names",
+    published: None,
     importer: Importer::Images(ImageImporter {
         several_sources: false,
         split_folders: false,

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
-use crate::import::entry::{Entry, ImageImporter, ImageRequest, ImportOption, Importer};
+use crate::import::entry::{Access, Entry, ImageImporter, ImageRequest, ImportOption, Importer, Published};
 use crate::import::formats::devkit::Devkit;
 use crate::import::image_set::{ImageSet, UniqueKeys, list_classes};
 use crate::import::inputs::{Input, InputLocation, Listing, find_first, list_class_folders};
@@ -20,6 +20,18 @@ pub(super) const ENTRY: Entry = Entry {
     about: "ImageNet (ILSVRC 2012): its archives as downloaded, read in place, or unpacked",
     source: "Folder of ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and, for the labels of \
              val, ILSVRC2012_devkit_t12.tar.gz; nothing in it is changed",
+    published: Some(&Published {
+        page: "https://image-net.org/download",
+        terms: "for non-commercial research and education only, as agreed with an account at image-net.org",
+        access: Access::Account(&[
+            "register at https://image-net.org with an academic address, and accept the terms of access",
+            "under Download, 2012, fetch into one folder (wget -c resumes):",
+            "  ILSVRC2012_img_train.tar      147,897,477,120 bytes   md5 1d675b47d978889d74fa0da5fadfb00e",
+            "  ILSVRC2012_img_val.tar          6,744,924,160 bytes   md5 29b22e2961454d5413ddabcf34fc5622",
+            "  ILSVRC2012_devkit_t12.tar.gz           2.5 MB         md5 fa75699e90414af021442c21a62c3abf",
+            "compare the sums with md5sum; do not unpack the archives",
+        ]),
+    }),
     importer: Importer::Images(ImageImporter {
         several_sources: false,
         split_folders: true,

@@ -8,7 +8,7 @@ use crate::decode::Channels;
 use crate::encode::Encoding;
 use crate::error::{Error, Result};
 use crate::import::broken_source;
-use crate::import::entry::{Entry, Importer, PixelImporter};
+use crate::import::entry::{Access, Entry, Importer, PixelImporter, Published, PublishedFile};
 use crate::import::formats::mat::Array;
 use crate::import::pixel_source::{PixelSource, PixelSplit, SampleSink, interleave_planes};
 
@@ -16,6 +16,37 @@ pub(super) const ENTRY: Entry = Entry {
     name: "svhn",
     about: "SVHN: 99,289 colour 32x32 digits (630,420 with extra_32x32.mat), from the .mat files of cropped digits",
     source: "Folder of train_32x32.mat, test_32x32.mat and, if wanted, extra_32x32.mat; nothing in it is changed",
+    published: Some(&Published {
+        page: "http://ufldl.stanford.edu/housenumbers/",
+        terms: "for non-commercial use only; cite Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature \
+                Learning, 2011",
+        access: Access::Download {
+            base: "http://ufldl.stanford.edu/housenumbers/",
+            files: &[
+                PublishedFile {
+                    name: "train_32x32.mat",
+                    bytes: 182_040_794,
+                    md5: "e26dedcc434d2e4c54c9b2d4a06d8373",
+                    sha256: "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+                    optional: false,
+                },
+                PublishedFile {
+                    name: "test_32x32.mat",
+                    bytes: 64_275_384,
+                    md5: "eb5a983be6a315427106f1b164d9cef3",
+                    sha256: "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+                    optional: false,
+                },
+                PublishedFile {
+                    name: "extra_32x32.mat",
+                    bytes: 1_329_278_602,
+                    md5: "a93ce644f1a588dc4d68dda5feec44a7",
+                    sha256: "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
+                    optional: true,
+                },
+            ],
+        },
+    }),
     importer: Importer::Pixels(PixelImporter { encoding: Encoding::Png, open: open_files }),
 };
 

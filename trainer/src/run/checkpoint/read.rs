@@ -3,7 +3,7 @@
 use super::state::{TrainState, VERSION};
 use super::{COMPLETE, EMA, MODEL, STATE, complete_steps, sha256};
 use crate::model::Params;
-use crate::optim::Ema;
+use crate::optim::{Ema, Optimizer};
 use crate::run_dir::{BEST, CHECKPOINTS, CONFIG, LATEST, step_of};
 use crate::sys::error::{Error, Exit, Result};
 use serde::Deserialize;
@@ -142,20 +142,20 @@ fn convert_advice(file: &Path) -> String {
 }
 
 /// Copies the tensors of the checkpoint of `state`, written by any number of ranks, into the parameters and buffers, the
-/// momenta, and the moving average if there is one. If the checkpoint has no moving average, it starts from the weights.
+/// optimiser's state, and the moving average if there is one. If the checkpoint has no moving average, it starts from the weights.
 pub(crate) fn load(
     checkpoint: &Path,
     state: &TrainState,
     params: &Params,
-    momentum: &Tensor,
+    optimizer: &dyn Optimizer,
     ema: Option<&mut Ema>,
 ) -> Result<()> {
     load_model(checkpoint, params)?;
-    let mut momenta = BTreeMap::new();
+    let mut saved = BTreeMap::new();
     for name in state.files.keys().filter(|name| name.starts_with("optimizer")) {
-        momenta.extend(read_tensors(&checkpoint.join(name))?);
+        saved.extend(read_tensors(&checkpoint.join(name))?);
     }
-    copy_all(checkpoint, momenta, &params.named_views(momentum))?;
+    copy_all(checkpoint, saved, &optimizer.named_state(params))?;
     let Some(ema) = ema else { return Ok(()) };
     let path = checkpoint.join(EMA);
     if path.exists() {

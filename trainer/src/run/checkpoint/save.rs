@@ -7,7 +7,7 @@ use super::write::Writer;
 use crate::config::Config;
 use crate::dist::{World, on_rank_zero};
 use crate::model::Params;
-use crate::optim::Ema;
+use crate::optim::{Ema, Optimizer};
 use crate::run_dir::CHECKPOINTS;
 use crate::sys::error::{Error, Result};
 use std::panic::resume_unwind;
@@ -31,15 +31,21 @@ pub(crate) struct Saver {
 
 impl Saver {
     /// All ranks: for the run in the directory `run`.
-    pub fn new(world: &World, run: &Path, config: &Config, params: &Params) -> Result<Self> {
+    pub fn new(
+        world: &World,
+        run: &Path,
+        config: &Config,
+        params: &Params,
+        optimizer: &dyn Optimizer,
+    ) -> Result<Self> {
         let start = on_rank_zero(world, || Ok(jiff::Timestamp::now().as_millisecond() as u64))?;
         let checkpoints = run.join(CHECKPOINTS);
         let rank = world.rank();
         let shards = if config.run.shard_optimizer { world.ranks() } else { 1 };
         // Half the watchdog's timeout: the missing shard is reported before the watchdog finds rank 0 late.
         let shard_timeout = Duration::from_secs(config.collective.timeout_s) / 2;
-        let writer =
-            (rank < shards).then(|| Writer::new(&checkpoints, config, params, rank, shards, shard_timeout));
+        let writer = (rank < shards)
+            .then(|| Writer::new(&checkpoints, config, params, optimizer, rank, shards, shard_timeout));
         Ok(Self { checkpoints, start, saves: 0, writer, thread: None })
     }
 
@@ -47,7 +53,7 @@ impl Saver {
     pub fn save(
         &mut self,
         params: &Params,
-        momentum: &Tensor,
+        optimizer_state: &Tensor,
         ema: Option<&Ema>,
         state: TrainState,
     ) -> Result<()> {
@@ -55,7 +61,7 @@ impl Saver {
         self.saves += 1;
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
         let partial = self.checkpoints.join(format!("{PARTIAL}{}-{}", self.start, self.saves));
-        writer.copy(params, momentum, ema, state, partial);
+        writer.copy(params, optimizer_state, ema, state, partial);
         let started = thread::Builder::new().name("checkpoint".into()).spawn(|| {
             let written = writer.write();
             (writer, written)
@@ -92,9 +98,10 @@ impl Drop for Saver {
 mod tests {
     use super::super::{Best, find_newest, load, read_state};
     use super::*;
+    use crate::config::OptimizerKind;
     use crate::config::{Optim, Run};
     use crate::model::Role;
-    use crate::optim::Sgd;
+    use crate::optim::new_optimizer;
     use std::fs;
     use tch::{Device, Kind, no_grad};
 
@@ -106,7 +113,7 @@ mod tests {
             (Tensor::arange(count, (Kind::Float, Device::Cpu)) + seed).sin().view(shape)
         };
         for (name, shape) in [("conv.weight", &[4, 3, 2, 2][..]), ("bn.weight", &[4]), ("bn.bias", &[40])] {
-            let role = Role { router: false, norm_or_bias: shape.len() == 1 };
+            let role = Role { router: false, norm_or_bias: shape.len() == 1, head: false };
             let _ = params.register_parameter(name.into(), values(shape), role);
         }
         let _ = params.register_buffer("bn.running_mean".into(), values(&[4]));
@@ -115,11 +122,19 @@ mod tests {
     }
 
     fn saver(run: &Path, rank: usize, shards: usize, options: Run) -> Saver {
+        saver_of(OptimizerKind::Sgd, run, rank, shards, options)
+    }
+
+    fn saver_of(optimizer: OptimizerKind, run: &Path, rank: usize, shards: usize, options: Run) -> Saver {
         let checkpoints = run.join(CHECKPOINTS);
         let shard_timeout = Duration::from_secs(2);
-        let optim = Optim { ema_decay: Some(0.9), ..Optim::default() };
+        let optim = Optim { optimizer, ema_decay: Some(0.9), ..Optim::default() };
         let config = Config { run: options, optim, ..Config::default() };
-        let writer = Some(Writer::new(&checkpoints, &config, &params(0.0), rank, shards, shard_timeout));
+        let params = params(0.0);
+        let optimizer = new_optimizer(&params, &config.optim);
+        let writer =
+            Writer::new(&checkpoints, &config, &params, optimizer.as_ref(), rank, shards, shard_timeout);
+        let writer = Some(writer);
         Saver { checkpoints, start: 1, saves: 0, writer, thread: None }
     }
 
@@ -132,17 +147,27 @@ mod tests {
 
     #[test]
     fn checkpoint_loads_alike_from_any_number_of_shards() {
+        for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW, OptimizerKind::Lamb] {
+            assert_loads_alike_from_any_number_of_shards(kind);
+        }
+    }
+
+    fn assert_loads_alike_from_any_number_of_shards(kind: OptimizerKind) {
         let saved = params(1.0);
-        let momentum = Sgd::new(&saved, &Optim::default()).momentum;
-        no_grad(|| momentum.shallow_clone().copy_(&(saved.flat() * 2.0)));
+        let optim = Optim { optimizer: kind, ..Optim::default() };
+        let optimizer = new_optimizer(&saved, &optim);
+        let state = optimizer.state();
+        let count = state.numel() as i64;
+        let values = (Tensor::arange(count, (Kind::Float, Device::Cpu)) + 0.5).sin();
+        no_grad(|| state.shallow_clone().copy_(&values));
         for shards in [1, 2, 5] {
             let run = tempfile::tempdir().unwrap();
             let mut savers: Vec<Saver> =
-                (0..shards).map(|rank| saver(run.path(), rank, shards, Run::default())).collect();
+                (0..shards).map(|rank| saver_of(kind, run.path(), rank, shards, Run::default())).collect();
             for saver in &mut savers {
                 let ema = Ema::new(&params(3.0), 0.9);
                 saver
-                    .save(&saved, &momentum, Some(&ema), TrainState { step: 7, ..TrainState::default() })
+                    .save(&saved, state, Some(&ema), TrainState { step: 7, ..TrainState::default() })
                     .unwrap();
             }
             drop(savers);
@@ -152,10 +177,10 @@ mod tests {
             assert_eq!(state.files.len(), 2 + shards, "a checksum each");
             let other = params(2.0);
             let mut ema = Ema::new(&other, 0.9);
-            let read = other.flat().zeros_like();
-            load(&folder, &state, &other, &read, Some(&mut ema)).unwrap();
+            let read = new_optimizer(&other, &optim);
+            load(&folder, &state, &other, read.as_ref(), Some(&mut ema)).unwrap();
             assert!(other.flat().equal(saved.flat()) && other.flat_buffers().equal(saved.flat_buffers()));
-            assert!(read.equal(&momentum));
+            assert!(read.state().equal(&values));
             assert!(ema.flat.equal(params(3.0).flat()) && ema.buffers.equal(params(3.0).flat_buffers()));
         }
     }

@@ -1,5 +1,6 @@
 //! `state.json`: what a checkpoint holds besides tensors.
 
+use crate::config::OptimizerKind;
 use crate::metrics::MetricsSum;
 use crate::optim::GammaController;
 use crate::run_dir::{CHECKPOINTS, step_name};
@@ -29,6 +30,9 @@ pub(crate) struct TrainState {
     pub seconds: f64,
     /// Those of them spent in training steps.
     pub training_seconds: f64,
+    /// What the optimiser's state is of. Checkpoints from before other optimisers came have SGD's.
+    #[serde(default)]
+    pub optimizer: OptimizerKind,
     /// The number of micro-batches in the global batch, over all ranks.
     pub micro_batches: usize,
     /// Updates skipped because something was not finite.

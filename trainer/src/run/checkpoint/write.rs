@@ -9,7 +9,7 @@ use super::state::{TrainState, VERSION};
 use super::{COMPLETE, EMA, MODEL, PARTIAL, STATE, complete_steps, optimizer_file, sha256};
 use crate::config::{Config, Run};
 use crate::model::Params;
-use crate::optim::Ema;
+use crate::optim::{Ema, Optimizer};
 use crate::run::write_atomically;
 use crate::run_dir::{BEST, LATEST, step_name};
 use crate::sys::error::{Error, Result};
@@ -40,11 +40,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// For the tensors of `params`, on a rank below `shards`.
+    /// For the tensors of `params` and of `optimizer`, on a rank below `shards`.
     pub fn new(
         checkpoints: &Path,
         config: &Config,
         params: &Params,
+        optimizer: &dyn Optimizer,
         rank: usize,
         shards: usize,
         shard_timeout: Duration,
@@ -53,8 +54,11 @@ impl Writer {
             params.parameters.iter().map(|p| TensorShape::new(&p.name, &p.tensor)).collect();
         let buffers: Vec<TensorShape> =
             params.buffers.iter().map(|(name, tensor)| TensorShape::new(name, tensor)).collect();
-        let momenta = vec![HostSnapshot::shard(&parameters, rank, shards)];
-        let mut files = vec![(optimizer_file(rank, shards), momenta)];
+        let state = optimizer.named_state(params);
+        let state: Vec<TensorShape> =
+            state.iter().map(|(name, tensor)| TensorShape::new(name, tensor)).collect();
+        let shard = vec![HostSnapshot::shard(&state, rank, shards)];
+        let mut files = vec![(optimizer_file(rank, shards), shard)];
         if rank == 0 {
             let names = [Some(MODEL), config.optim.ema_decay.and(Some(EMA))];
             let snapshots = || vec![HostSnapshot::whole(&parameters), HostSnapshot::whole(&buffers)];
@@ -76,12 +80,12 @@ impl Writer {
     pub fn copy(
         &mut self,
         params: &Params,
-        momentum: &Tensor,
+        optimizer_state: &Tensor,
         ema: Option<&Ema>,
         state: TrainState,
         partial: PathBuf,
     ) {
-        let mut sources = vec![momentum, params.flat(), params.flat_buffers()];
+        let mut sources = vec![optimizer_state, params.flat(), params.flat_buffers()];
         sources.extend(ema.into_iter().flat_map(|ema| [&ema.flat, &ema.buffers]));
         // In the order of the files; ranks other than 0 have only the first.
         let snapshots = self.files.iter_mut().flat_map(|(_, snapshots)| snapshots);

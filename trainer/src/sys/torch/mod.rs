@@ -4,14 +4,14 @@
 
 mod autograd;
 mod convolution;
-mod sgd;
+mod fused;
 mod stream;
 mod tensor;
 mod threads;
 
 pub(crate) use autograd::{attach_backward, hook_gradient};
 pub use convolution::PackedConv;
-pub(crate) use sgd::{SgdUpdate, fused_sgd};
+pub(crate) use fused::{AdamUpdate, SgdUpdate, fused_adamw, fused_sgd, norms};
 pub(crate) use stream::{Event, current_stream_handle, set_device, set_side_stream};
 pub use tensor::channels_last;
 pub(crate) use tensor::{add_all, pin_memory, pin_slice, record_stream};

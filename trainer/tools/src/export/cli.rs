@@ -36,9 +36,9 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// All tensors, by torchvision's names, and the architecture; examples/codinet.py reads it.
+    /// All tensors, by torchvision's names, and the architecture; the package in examples/python reads it.
     Safetensors,
-    /// Not written here: examples/codinet.py makes it from a safetensors export.
+    /// Not written here: the package in examples/python makes it from a safetensors export.
     Torchscript,
     /// ONNX, opset 17; every block is computed, and masked if it is skipped.
     Onnx,
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     let output = args.output.as_deref().expect("clap requires it");
     if format == Format::Torchscript {
         let what = "--format torchscript: TorchScript is deprecated since torch 2.11; export as safetensors, then run \
-                    examples/codinet.py FILE with --export OUT.pt2 (torch.export) or --torchscript OUT.pt";
+                    python -m codinet FILE (examples/python) with --export OUT.pt2 (torch.export) or --torchscript OUT.pt";
         return Err(Error::new(Exit::Config, what));
     }
     let network = args.network.load(Device::Cpu)?;

@@ -9,6 +9,7 @@ pub(super) const ENTRY: Entry = Entry {
     name: "parquet",
     about: "Parquet files of images as Hugging Face distributes them, with columns image.bytes and label",
     source: "Files of one split, or folders or quoted globs of them; nothing in them is changed",
+    published: None,
     importer: Importer::Images(ImageImporter {
         several_sources: true,
         split_folders: false,

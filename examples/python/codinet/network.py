@@ -1,23 +1,12 @@
-"""A trained CoDiNet in PyTorch, from a file of `codinet-export --format safetensors`.
+"""The network: the backbone, its routers, and what a trained one computes."""
 
-    from codinet import load, prepare
-    net = load("net.safetensors")
-    logits, gates, path = net(prepare(net, images))       # images u8 [N, C, H, W], at the network's size
-
-    python codinet.py net.safetensors --export net.pt2         # then torch.export.load("net.pt2").module()
-    python codinet.py net.safetensors --torchscript net.pt     # then torch.jit.load("net.pt"); deprecated since torch 2.11
-    python codinet.py net.safetensors a.png b.jpg              # class, path and MACs of each
-
-Needs torch and safetensors; Pillow for image files. The file's metadata describe the network, so no config is needed.
-"""
-
-import argparse
-import json
+from os import PathLike
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
 
 # Kind of block, and number of blocks per stage.
 PLANS = {
@@ -126,8 +115,28 @@ class Block(nn.Module):
         return F.relu(self.skip(x) if self.skip is not None else self.shortcut(x))
 
 
+class Prediction(NamedTuple):
+    """What a network predicts for N images. All tensors are on the CPU."""
+
+    classes: torch.Tensor
+    """The most probable class, i64 [N]."""
+    probabilities: torch.Tensor
+    """Its probability, f32 [N]."""
+    logits: torch.Tensor
+    """f32 [N, classes]."""
+    path: torch.Tensor
+    """Which gated blocks ran (Eq. 13), bool [N, n]."""
+    macs: torch.Tensor
+    """Multiply-accumulates of each image, routers and skip branches included, f64 [N]."""
+
+
 class CoDiNet(nn.Module):
-    """`meta` is the description of the network in the export's metadata."""
+    """The network, built from its description.
+
+    Args:
+        meta: The description, in an export's metadata under `codinet`. Without `macs`, they are counted.
+        tensors: The weights by their names. Their shapes say how wide the routers are; `load_state_dict` copies the weights.
+    """
 
     def __init__(self, meta, tensors):
         super().__init__()
@@ -155,12 +164,25 @@ class CoDiNet(nn.Module):
         self.fc = nn.Linear(cin, meta["classes"])
         self.meta = meta
 
-    def blocks(self):
+    def blocks(self) -> list[Block]:
+        """All blocks, gated or not, in the order of the network."""
         return [block for s in range(self.stages) for block in getattr(self, f"layer{s + 1}")]
 
-    def forward(self, x, skip: bool = False):
-        """x [N, C, H, W], normalised. Returns logits [N, classes], gates U[1] − U[0] [N, n] and path (Eq. 13: 1 where the block
-        runs) [N, n]. With skip, a block runs only on the images that take it; otherwise it runs on all, and a mask selects."""
+    def forward(self, x: torch.Tensor, skip: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Computes logits, gates and path.
+
+        Args:
+            x: f32 [N, C, H, W], normalised.
+            skip: Whether a block runs only on the images that take it. Otherwise it runs on all, and a mask selects.
+
+        Returns:
+            logits [N, classes], gates U[1] − U[0] [N, n], and path (Eq. 13: 1 where the block runs) [N, n].
+        """
+        features, gates, path = self.compute_features(x, skip)
+        return self.fc(features), gates, path
+
+    def compute_features(self, x: torch.Tensor, skip: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, with the features in place of the logits: the classifier's input, [N, F]."""
         x = self.pool(F.relu(self.bn1(self.conv1(x))))
         empty = x.new_zeros(x.shape[0], 0)  # for networks without gates
         gates = [empty]
@@ -170,10 +192,7 @@ class CoDiNet(nn.Module):
             if not block.gated:
                 x = block.run(x)
                 continue
-            if self.router is None:
-                u = block.router(x)
-            else:
-                u, state = self.router(x, state)
+            u, state = self.route(block, x, state)
             gate = u[:, 1] - u[:, 0]
             run = gate >= 0
             gates.append(gate[:, None])
@@ -188,10 +207,57 @@ class CoDiNet(nn.Module):
                 x = y
             else:
                 x = torch.where(run[:, None, None, None], block.run(x), block.bypass(x))
-        return self.fc(x.mean((2, 3))), torch.cat(gates, 1), torch.cat(path, 1)
+        return x.mean((2, 3)), torch.cat(gates, 1), torch.cat(path, 1)
 
-    def macs(self, path):
-        """Multiply-accumulates of each image, [N], from its path. Includes routers and skip branches."""
+    def route(self, block: Block, x: torch.Tensor, state):
+        """U [N, 2] of a block, and the state of a recurrent router for the next block."""
+        return (block.router(x), state) if self.router is None else self.router(x, state)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalises images as in training: u8 [N, C, H, W] of the network's size → f32, on the network's device.
+
+        Raises:
+            ValueError: The images have another type or shape.
+        """
+        expected = [self.meta["channels"], self.meta["image_size"], self.meta["image_size"]]
+        if images.dtype != torch.uint8 or images.dim() != 4 or list(images.shape[1:]) != expected:
+            found = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images are {found}; the network takes torch.uint8 [N, {', '.join(map(str, expected))}]")
+        x = images.to(self.fc.weight.device).float() / 255
+        mean, std = (x.new_tensor(self.meta[key]).expand(expected[0])[:, None, None] for key in ("mean", "std"))
+        return (x - mean) / std
+
+    def predict(self, images: torch.Tensor, batch: int = 256) -> Prediction:
+        """Classifies images; blocks run only on the images that take them.
+
+        Args:
+            images: u8 [N, C, H, W] of the network's size, N at least 1.
+            batch: How many images are computed at a time.
+
+        Raises:
+            ValueError: The images have another type or shape.
+        """
+        logits, _, path = self._compute(self.forward, images, batch)
+        probabilities, classes = logits.softmax(1).max(1)
+        return Prediction(classes, probabilities, logits, path.bool(), self.macs(path))
+
+    def paths(self, images: torch.Tensor, batch: int = 256) -> torch.Tensor:
+        """Which gated blocks run for each image, bool [N, n]. Arguments and errors are those of `predict`."""
+        return self._compute(self.forward, images, batch)[2].bool()
+
+    def features(self, images: torch.Tensor, batch: int = 256) -> torch.Tensor:
+        """The classifier's input for each image, f32 [N, F]. Arguments and errors are those of `predict`."""
+        return self._compute(self.compute_features, images, batch)[0]
+
+    @torch.no_grad()
+    def _compute(self, function, images, batch):
+        parts = [function(part, skip=True) for part in self.prepare(images).split(batch)]
+        return [torch.cat(tensors).cpu() for tensors in zip(*parts)]
+
+    def macs(self, path: torch.Tensor) -> torch.Tensor:
+        """Multiply-accumulates of each image, f64 [N], from its path [N, n]. Includes routers and skip branches."""
+        if "macs" not in self.meta:
+            self.meta["macs"] = self.count_macs()
         total = torch.full((len(path),), float(self.meta["macs"]["ends"]), dtype=torch.float64)
         k = 0
         for block in self.meta["macs"]["blocks"]:
@@ -203,71 +269,50 @@ class CoDiNet(nn.Module):
             k += 1
         return total
 
+    @torch.no_grad()
+    def count_macs(self) -> dict:
+        """MACs of one image as an export's metadata has them: `ends`, the convolution before the blocks and the classifier,
+        and for each block `run`, `skip` and `router`, which is None for a block without a gate."""
 
-def load(path):
-    """Loads the network of an exported file, in evaluation mode."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if "codinet" not in metadata:
-            raise ValueError(f"{path}: not a file of codinet-export --format safetensors")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    net = CoDiNet(json.loads(metadata["codinet"]), tensors)
-    missing, unexpected = net.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"{path}: missing {missing}, unexpected {unexpected}")
-    return net.eval()
+        def count(function, *args):
+            with FlopCounterMode(display=False) as counter:
+                output = function(*args)
+            return counter.get_total_flops() // 2, output
 
-
-def prepare(net, images):
-    """Normalises u8 [N, C, H, W] images, at the network's size, as in training."""
-    channels = net.meta["channels"]
-    mean, std = (torch.tensor(net.meta[key]).expand(channels)[:, None, None] for key in ("mean", "std"))
-    return (images.float() / 255 - mean) / std
-
-
-def read(net, path):
-    """Reads an image file as u8 [1, C, H, W]: resized (bilinear) and cropped from the centre. Resampling differs from
-    codinet-infer's in the last digits."""
-    import numpy
-    from PIL import Image
-
-    meta = net.meta
-    image = Image.open(path).convert("L" if meta["channels"] == 1 else "RGB")
-    size = meta["image_size"]
-    if meta["eval_resize"]:
-        scale = meta["eval_resize"] / min(image.size)
-        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
-    left, top = ((side - size) // 2 for side in image.size)
-    pixels = numpy.asarray(image.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(pixels.reshape(size, size, -1).transpose(2, 0, 1).copy())[None]
+        size = self.meta["image_size"]
+        stem, x = count(self.conv1, self.fc.weight.new_zeros(1, self.meta["channels"], size, size))
+        x = self.pool(x)
+        blocks = []
+        state = None
+        for block in self.blocks():
+            router = None
+            if block.gated:
+                router, (_, state) = count(self.route, block, x, state)
+            skip, _ = count(block.bypass, x) if block.gated else (0, None)
+            run, x = count(block.run, x)
+            blocks.append({"run": run, "skip": skip, "router": router})
+        head, _ = count(self.fc, x.mean((2, 3)))
+        return {"ends": stem + head, "blocks": blocks}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file")
-    parser.add_argument("images", nargs="*")
-    parser.add_argument("--export", metavar="OUT", help="write the network as a torch.export program (.pt2)")
-    parser.add_argument("--torchscript", metavar="OUT", help="write it as TorchScript, which is deprecated since torch 2.11")
-    args = parser.parse_args()
-    net = load(args.file)
+def example(net: CoDiNet) -> torch.Tensor:
+    """An input for tracing."""
     size = net.meta["image_size"]
-    example = torch.randn(2, net.meta["channels"], size, size)
-    # Without skip there is no control flow that depends on the data, so one traced pass is the whole network.
-    with torch.no_grad():
-        if args.export:
-            program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
-            torch.export.save(program, args.export)
-        if args.torchscript:
-            torch.jit.trace(net, example).save(args.torchscript)
-    for image in args.images:
-        with torch.no_grad():
-            logits, _, path = net(prepare(net, read(net, image)), skip=True)
-        names = net.meta["class_names"]
-        best = int(logits.argmax())
-        bits = "".join(str(int(bit)) for bit in path[0])
-        print(f"{image}: {names[best] if names else best}, {logits.softmax(1).max():.4f}, path {bits}, {int(net.macs(path))} MACs")
+    return net.fc.weight.new_zeros(2, net.meta["channels"], size, size)
 
 
-if __name__ == "__main__":
-    main()
+@torch.no_grad()
+def export(net: CoDiNet, file: str | PathLike) -> None:
+    """Writes a torch.export program: normalised f32 [N, C, H, W] with any N → logits, gates, path, as `forward` returns them.
+
+    Every block is computed, because a program has no control flow that depends on the data. Read it with
+    `torch.export.load(file).module()`.
+    """
+    program = torch.export.export(net, (example(net),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    torch.export.save(program, file)
+
+
+@torch.no_grad()
+def trace(net: CoDiNet) -> torch.jit.ScriptModule:
+    """The same as TorchScript, which is deprecated since torch 2.11; `.save(file)` writes it."""
+    return torch.jit.trace(net, example(net))
