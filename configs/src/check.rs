@@ -1,7 +1,7 @@
 //! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
 //! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Gates, LossKind, Optim, OptimizerKind, Routers, Routing, Schedule, Skip};
+use crate::{Config, Gates, LossKind, Optim, OptimizerKind, Routers, Routing, Schedule, Skip, TrainData};
 use codinet_dataloader::transform::{Augment, Transform};
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -119,6 +119,7 @@ impl Config {
         let data = &self.data;
         let batch_size = self.optim.batch_size;
         let one_or_each = |list: &[f64]| list.len() == 1 || list.len() == data.channels as usize;
+        let is_path = matches!(data.train, TrainData::Path(_));
         let rule = |key: &str, holds: bool, takes| Rule { holds, key: key.to_owned(), takes };
         let list = "a list of one number, or one a channel";
         let optim = &self.optim;
@@ -127,6 +128,13 @@ impl Config {
         let (beta_1, beta_2) = optim.betas;
         let below_one = |beta: f64| (0.0..1.0).contains(&beta);
         let mut rules = vec![
+            rule("data.train", data.train.weights_agree(), "a weight for each of its sets, or for none"),
+            rule(
+                "data.train_samples",
+                data.train_samples.is_none() || is_path,
+                "null, if data.train is a section, which has epoch_samples",
+            ),
+            rule("data.lanes", data.lanes.is_none() || is_path, "null, if data.train is a section"),
             rule("data.mean", one_or_each(&data.mean), list),
             rule("data.std", one_or_each(&data.std), list),
             rule("data.std", data.std.iter().all(|&std| std > 0.0), "above 0"),
@@ -238,6 +246,11 @@ mod tests {
             ("run.dir", json!("")),
             ("data.train", json!("")),
             ("data.val", json!("")),
+            ("data.train", json!({"sets": []})),
+            ("data.train", json!({"sets": [{"path": ""}]})),
+            ("data.train", json!({"sets": [{"path": "a", "weight": 0.0}]})),
+            ("data.train", json!({"sets": [{"path": "a", "weight": 1.0}, {"path": "b"}]})),
+            ("data.train", json!({"sets": [{"path": "a"}], "epoch_samples": 0})),
             ("data.cache", json!({"folder": "a", "limit_gb": 0.0})),
             ("data.classes", json!(1)),
             ("data.classes", json!(1_000_001)),

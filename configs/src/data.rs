@@ -16,14 +16,117 @@ pub struct Cache {
     pub limit_gb: f64,
 }
 
+/// The training images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum TrainData {
+    /// One set; an epoch has each of its samples once.
+    Path(
+        #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
+        String,
+    ),
+    /// Several sets with the same classes, drawn together.
+    Sets {
+        /// The sets. In an epoch a set's samples are drawn equally often, to within one.
+        #[schemars(length(min = 1), extend("x-takes" = "a list of at least one set"))]
+        sets: Vec<TrainSet>,
+        /// Whether the classes of each set are drawn equally often, to within one sample.
+        #[serde(default)]
+        balance_classes: bool,
+        /// Samples in an epoch; null: as many as the sets have together.
+        #[serde(default)]
+        #[schemars(range(min = 1))]
+        epoch_samples: Option<usize>,
+    },
+}
+
+/// A set among several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSet {
+    /// As `data.train`, if that is a path.
+    #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
+    pub path: String,
+    /// The share of an epoch's samples that are drawn from this set, relative to the other weights. Null, for all sets: their
+    /// numbers of samples, so that all samples are drawn equally often.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub weight: Option<f64>,
+}
+
+impl TrainData {
+    /// The path of each set.
+    pub fn paths(&self) -> Vec<&str> {
+        match self {
+            Self::Path(path) => vec![path],
+            Self::Sets { sets, .. } => sets.iter().map(|set| set.path.as_str()).collect(),
+        }
+    }
+
+    /// The path of each set with its key, such as `data.train.sets.0.path`.
+    pub(crate) fn paths_mut(&mut self) -> Vec<(String, &mut String)> {
+        match self {
+            Self::Path(path) => vec![("data.train".into(), path)],
+            Self::Sets { sets, .. } => sets
+                .iter_mut()
+                .enumerate()
+                .map(|(index, set)| (format!("data.train.sets.{index}.path"), &mut set.path))
+                .collect(),
+        }
+    }
+
+    /// The weight of each set; `None`: by their sizes.
+    pub fn weights(&self) -> Option<Vec<f64>> {
+        match self {
+            Self::Path(_) => None,
+            Self::Sets { sets, .. } => sets.iter().map(|set| set.weight).collect(),
+        }
+    }
+
+    /// Whether each class of a set is drawn equally often.
+    pub fn balances_classes(&self) -> bool {
+        matches!(self, Self::Sets { balance_classes: true, .. })
+    }
+
+    /// Samples in an epoch, if set.
+    pub fn epoch_samples(&self) -> Option<usize> {
+        match self {
+            Self::Path(_) => None,
+            Self::Sets { epoch_samples, .. } => *epoch_samples,
+        }
+    }
+
+    /// Whether either all sets have weights, or none has.
+    pub(crate) fn weights_agree(&self) -> bool {
+        match self {
+            Self::Path(_) => true,
+            Self::Sets { sets, .. } => {
+                sets.iter().all(|set| set.weight.is_some() == sets[0].weight.is_some())
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for TrainData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.paths().join(", "))
+    }
+}
+
+impl From<&str> for TrainData {
+    fn from(path: &str) -> Self {
+        Self::Path(path.into())
+    }
+}
+
 /// The images and how they are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Training images: a folder of shards or of class folders, a glob, or a range such as `x-{000000..000012}.tar`. With the
-    /// cargo feature `remote`, also in a store (`s3://`, `gs://`, `https://`).
-    #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
-    pub train: String,
+    /// cargo feature `remote`, also in a store (`s3://`, `gs://`, `https://`). Several sets, or classes drawn equally often,
+    /// are a section: `{sets: [{path: a, weight: 2}, {path: b, weight: 1}], balance_classes: true}`.
+    pub train: TrainData,
     /// Validation images, likewise.
     #[schemars(length(min = 1), extend("x-takes" = "a folder, glob or brace pattern of .tar shards"))]
     pub val: String,
@@ -88,7 +191,7 @@ pub struct Data {
 impl Default for Data {
     fn default() -> Self {
         Self {
-            train: String::new(),
+            train: "".into(),
             val: String::new(),
             cache: None,
             classes: 10,

@@ -32,7 +32,7 @@ mod yaml;
 pub use built_in::{BUILT_IN, built_in, list};
 pub use check::{Rule, SCHEMA, takes};
 pub use collective::{Backend, Collective, OnDivergence, Wire};
-pub use data::{Cache, Data};
+pub use data::{Cache, Data, TrainData, TrainSet};
 pub use load::{is_table, load, load_table, place_of, shipped};
 pub use model::{
     Arch, Gates, Hidden, HiddenActivation, Model, Noise, Relaxation, Router, RouterKind, Routing, SkipBranch,

@@ -243,6 +243,7 @@ mod tests {
             ("run.dir=\"a b\"", "a b"),
             ("data.train=*.tar", "*.tar"),
             ("data.train={000000..000003}.tar", "{000000..000003}.tar"),
+            ("data.train=a: b", "a: b"),
             ("data.val=a: b", "a: b"),
             ("stages.0.name=1", "1"),
             ("model.arch=resnet32", "resnet32"),
@@ -253,7 +254,53 @@ mod tests {
             [value("run.dir=null"), value("run.dir="), value("model.init_from=~")],
             [(); 3].map(|()| Value::Null)
         );
+        let sets =
+            value("data.train={sets: [{path: a, weight: 2}, {path: b, weight: 1}], balance_classes: true}");
+        assert_eq!((&sets["sets"][1]["path"], &sets["balance_classes"]), (&"b".into(), &true.into()));
+        assert_eq!((&sets["sets"][0]["weight"], &sets["epoch_samples"]), (&2.0.into(), &Value::Null));
         assert_eq!([value("run.seed=7"), value("optim.nesterov=true")], [Value::from(7), Value::from(true)]);
+    }
+
+    #[test]
+    fn several_training_sets_are_a_section_of_data_train() {
+        let several = FINE.replace("train: a", "train: {sets: [{path: ~/x}, {path: y}], epoch_samples: 50}");
+        let (_file, name) = file(&several);
+        let train = load(&name, &[]).unwrap().data.train;
+        let home = std::env::home_dir().unwrap().join("x").display().to_string();
+        assert_eq!((train.paths(), train.weights()), (vec![home.as_str(), "y"], None));
+        assert_eq!((train.epoch_samples(), train.balances_classes()), (Some(50), false));
+        let set = ["data.train.balance_classes=true".to_owned(), "data.train.sets.1.path=z".to_owned()];
+        let train = load(&name, &set).unwrap().data.train;
+        assert_eq!((train.paths()[1], train.balances_classes()), ("z", true));
+        assert_eq!(load(&name, &["data.train=a".into()]).unwrap().data.train, "a".into());
+        for (train, complaint_has) in [
+            (
+                "{sets: [{path: a, wieght: 2}]}",
+                "data.train.sets.0.wieght; did you mean data.train.sets.0.weight?",
+            ),
+            ("{sets: a}", "data.train.sets is \"a\"; it takes a list"),
+            ("{balance_classes: true}", "data.train lacks the key sets"),
+            (
+                "{sets: [{path: a, weight: 2}, {path: b}]}",
+                "data.train is out of range; it takes a weight for each",
+            ),
+            ("{sets: [{path: 'ftp://a'}]}", "data.train.sets.0.path is ftp://a"),
+        ] {
+            let said = complaint(&FINE.replace("train: a", &format!("train: {train}")), &[]);
+            assert!(said.contains(complaint_has), "{said}");
+        }
+        for (set, complaint_has) in [
+            (
+                "data.lanes={count: 1, window: 2}",
+                "data.lanes is out of range; it takes null, if data.train is a section",
+            ),
+            ("data.train_samples=8", "data.train_samples is out of range; it takes null, if"),
+        ] {
+            let said = complaint(&several, &[set]);
+            assert!(said.contains(complaint_has), "{said}");
+        }
+        let said = complaint(FINE, &["data.train.balance_classes=true"]);
+        assert!(said.contains("data.train is \"a\"; set all of it"), "{said}");
     }
 
     #[test]
@@ -303,7 +350,7 @@ mod tests {
         let (top, top_name) = file("optim:\n");
         std::fs::write(top.path(), format!("extends: {name}\ncost:\ndata:\n  # train: x\n")).unwrap();
         let config = load(&top_name, &[]).unwrap();
-        assert_eq!((config.cost.gamma, config.data.train.as_str()), (0.02, "a"));
+        assert_eq!((config.cost.gamma, config.data.train.to_string().as_str()), (0.02, "a"));
         let (_file, name) = file("stages:\n");
         assert!(load(&name, &[]).unwrap_err().message.contains("a list of at least one stage"));
     }
@@ -466,7 +513,7 @@ mod tests {
         let crop = "data: {crop: {random_resized: {scale: [0.5, 1.0], ratio: [1.0, 1.0]}}}";
         let top = write("mid/top.yaml", &format!("extends: mid.yaml\ncost: {{unit: gmacs}}\n{crop}\n"));
         let config = load(&top, &["cost={gamma: 3}".to_owned()]).unwrap();
-        assert_eq!((config.data.views, config.data.train.as_str(), config.run.seed), (3, "a", 4));
+        assert_eq!((config.data.views, config.data.train.to_string().as_str(), config.run.seed), (3, "a", 4));
         assert_eq!((config.cost.gamma, config.cost.unit), (3.0, crate::CostUnit::Gmacs));
         assert!(matches!(config.data.crop, codinet_dataloader::Crop::RandomResized { .. }));
         assert_eq!((config.stages.len(), config.extends), (2, None));

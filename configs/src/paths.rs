@@ -8,7 +8,7 @@ const STORES: [&str; 4] = ["s3", "gs", "https", "http"];
 
 /// A path in a config.
 struct ConfigPath<'a> {
-    key: &'static str,
+    key: String,
     path: &'a mut String,
     /// Whether it may be the URL of a store.
     in_store: bool,
@@ -26,8 +26,8 @@ impl Config {
         ];
         let local = local
             .into_iter()
-            .filter_map(|(key, path)| Some(ConfigPath { key, path: path?, in_store: false }));
-        let shards = [("data.train", &mut data.train), ("data.val", &mut data.val)];
+            .filter_map(|(key, path)| Some(ConfigPath { key: key.into(), path: path?, in_store: false }));
+        let shards = data.train.paths_mut().into_iter().chain([("data.val".into(), &mut data.val)]);
         let shards = shards.map(|(key, path)| ConfigPath { key, path, in_store: true });
         local.chain(shards).collect()
     }
@@ -46,9 +46,10 @@ impl Config {
     /// The paths that are refused: the key, and why.
     pub(crate) fn refused_paths(&self) -> Vec<(String, String)> {
         let mut config = self.clone();
-        let refused = config.paths().into_iter().filter_map(|ConfigPath { key, path, in_store }| {
-            Some((key.to_owned(), refusal(path, in_store)?))
-        });
+        let refused = config
+            .paths()
+            .into_iter()
+            .filter_map(|ConfigPath { key, path, in_store }| Some((key, refusal(path, in_store)?)));
         refused.collect()
     }
 }
@@ -102,7 +103,7 @@ mod tests {
         config.expand_home();
         let home = std::env::home_dir().unwrap().display().to_string();
         assert_eq!(config.run.dir, Some(format!("{home}/runs/x")));
-        assert_eq!(config.data.train, home);
+        assert_eq!(config.data.train.to_string(), home);
         assert_eq!(config.model.init_from.as_deref(), Some("a/~/b"));
 
         for (path, in_store, part) in [

@@ -1,7 +1,7 @@
 //! `--set KEY=VALUE`: the key's type decides how the text is read.
 
 use crate::exit::{Error, Exit, Result};
-use crate::types::{Extent, Mismatch, mismatch, schema_of, suggest, takes_null, takes_text};
+use crate::types::{Extent, Mismatch, mismatch, schema_of, suggest, takes_null, takes_section, takes_text};
 use crate::yaml;
 use serde_json::Value;
 
@@ -61,6 +61,13 @@ fn read(key: &str, text: &str) -> std::result::Result<Value, String> {
     let quoted =
         ['"', '\''].iter().any(|&quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote));
     if free_text && !quoted {
+        // Some keys that take text take a section, too.
+        if schema.is_some_and(takes_section)
+            && text.starts_with('{')
+            && let Ok(section @ Value::Object(_)) = yaml::parse::<Value>(text)
+        {
+            return Ok(section);
+        }
         let null = nullable && matches!(text, "" | "null" | "~");
         return Ok(if null { Value::Null } else { Value::String(text.to_owned()) });
     }

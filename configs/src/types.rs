@@ -40,9 +40,18 @@ pub(crate) fn schema_of(key: &str) -> Option<&'static Value> {
     })
 }
 
-/// Whether a key takes any text, not one of some names.
-pub(crate) fn takes_text(schema: &Value) -> bool {
-    schema["enum"].is_null() && schema["const"].is_null() && types(schema).contains(&"string")
+/// Whether a key takes any text, not only some names.
+pub(crate) fn takes_text(schema: &'static Value) -> bool {
+    alternatives(schema).into_iter().any(is_text)
+}
+
+/// Whether a key takes a section.
+pub(crate) fn takes_section(schema: &'static Value) -> bool {
+    alternatives(schema).into_iter().any(|form| types(form).contains(&"object"))
+}
+
+fn is_text(form: &Value) -> bool {
+    form["enum"].is_null() && form["const"].is_null() && types(form).contains(&"string")
 }
 
 /// Whether a key may be null.
@@ -223,7 +232,7 @@ fn expectation(forms: &[&Value], schema: &Value, value: &Value) -> String {
     let last = kinds.pop().unwrap_or_default();
     let list = if kinds.is_empty() { last } else { format!("{} or {last}", kinds.join(", ")) };
     let scalar = value.is_number() || value.is_boolean();
-    let quotes = if takes_text(schema) && scalar { ": put quotes around it" } else { "" };
+    let quotes = if scalar && forms.iter().copied().any(is_text) { ": put quotes around it" } else { "" };
     format!("it takes {list}{quotes}")
 }
 

@@ -41,8 +41,8 @@ pub use error::{BadImage, Error, Result};
 pub use files::sync_folder;
 pub use left_out::{LeftOut, LeftOutKind};
 pub use loader::{
-    BadSample, Batch, BatchPlan, EpochOrder, Lanes, Loader, LoaderMonitor, LoaderSpec, Mix, MixTargets,
-    OnBadSample, Replacements, Stall, describe_view_fit, eval_samples,
+    BadSample, Batch, BatchPlan, DrawGroup, EpochOrder, Lanes, Loader, LoaderMonitor, LoaderSpec, Mix,
+    MixTargets, OnBadSample, Replacements, Stall, apportion, describe_view_fit, eval_samples,
 };
 pub use region::Region;
 pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};

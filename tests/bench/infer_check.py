@@ -63,6 +63,8 @@ def check_torchvision(bin, folder):
     widths = [64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 2]  # input channels of each block
     names = [f"layer{s + 1}.{b}" for s, depth in enumerate([3, 4, 6, 3]) for b in range(depth)]
     hidden = {f"{name}.router.fc1.weight": torch.empty(64, width) for name, width in zip(names, widths)}
+    # A block has the convolutions that its file has.
+    hidden |= {f"{name}.{part}.weight": torch.empty(0) for name in names for part in ("conv1", "downsample.0")}
     net = codinet.CoDiNet(meta, hidden).eval()
     for block in net.blocks():
         block.router.fc2.bias.data.copy_(torch.tensor([0.0, 1e3]))

@@ -9,7 +9,7 @@ use codinet_dataloader::encode::{Encoder, Encoding};
 use codinet_dataloader::jpeg::tile;
 use codinet_dataloader::{
     Batch, BatchPlan, Channels, DEFAULT_MAX_PIXELS, Dataset, EpochOrder, Error, Loader, LoaderSpec,
-    OnBadSample, Replacements, ShardWriter, Transform,
+    OnBadSample, ShardWriter, Transform,
 };
 
 const SIZE: u32 = 32;
@@ -109,15 +109,7 @@ fn bad_images_are_replaced_by_the_slots_next_samples() {
     let is_bad = |sample: u32| (sample as usize) < bad.len();
     // Global batches of 8, by one rank and by two.
     let of_rank = |rank: usize, world: usize| {
-        let plans = (0..2).map(|step| BatchPlan {
-            epoch: 2,
-            samples: order.rank_samples(step, 8, rank, world).to_vec(),
-            replacements: Some(Replacements {
-                order: order.clone(),
-                first: 8 * step + rank * 8 / world,
-                global_batch: 8,
-            }),
-        });
+        let plans = (0..2).map(|step| order.rank_plan(2, step, 8, rank, world));
         serve(&dataset, OnBadSample::Replace, plans.collect()).unwrap()
     };
     let whole = of_rank(0, 1);
@@ -182,11 +174,7 @@ fn only_bad_samples_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = dataset(folder.path(), &vec![b"nothing".to_vec(); 5]);
     let order = Arc::new(EpochOrder::new(0, 0, 5));
-    let plan = BatchPlan {
-        epoch: 0,
-        samples: order.rank_samples(0, 4, 0, 1).to_vec(),
-        replacements: Some(Replacements { order, first: 0, global_batch: 4 }),
-    };
+    let plan = order.rank_plan(0, 0, 4, 0, 1);
     let error = serve(&dataset, OnBadSample::Replace, vec![plan]).unwrap_err().to_string();
     assert!(error.contains("64 samples one after another can't be used"), "{error}");
 }

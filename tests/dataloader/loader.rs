@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use codinet_dataloader::transform::{ColorJitter, Erase, Policy};
 use codinet_dataloader::{
-    Augment, Batch, BatchPlan, Crop, DEFAULT_MAX_PIXELS, Dataset, EpochOrder, Error, Loader, LoaderSpec,
-    Normalization, OnBadSample, ShardWriter, Transform, eval_samples,
+    Augment, Batch, BatchPlan, Crop, DEFAULT_MAX_PIXELS, Dataset, DrawGroup, EpochOrder, Error, Loader,
+    LoaderSpec, Normalization, OnBadSample, ShardWriter, Transform, eval_samples,
 };
 
 use crate::data::{SIZE, flat, open, png, write_flat, write_images};
@@ -69,6 +69,62 @@ fn batches_follow_the_plan() {
             plan.samples.iter().flat_map(|&n| vec![n as u8; 2 * (SIZE * SIZE) as usize]).collect();
         assert_eq!(batch.images, pixels);
         assert_eq!(batch.labels, plan.samples.iter().map(|n| i64::from(n % 10)).collect::<Vec<_>>());
+    }
+}
+
+/// A sample that an epoch draws again gets the views that follow those of its first draw.
+#[test]
+fn each_draw_of_a_sample_has_views_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = textured(folder.path());
+    let cut = Transform::Train { crop: Crop::Pad { pixels: 6 }, flip: 0.5, augment: Augment::NONE };
+    let group = DrawGroup { samples: vec![0], draws: 3 };
+    let order = Arc::new(EpochOrder::draw(&[group], 5, 0));
+    let plans: Vec<BatchPlan> = (0..3).map(|step| order.rank_plan(0, step, 1, 0, 1)).collect();
+    let repeats: Vec<u32> = plans.iter().map(|plan| plan.repeats[0]).collect();
+    let drawn = serve(&dataset, spec(cut.clone(), 2, 2), plans.into_iter());
+    let six = serve(&dataset, spec(cut, 6, 2), plan(&[&[0]]));
+    let views: Vec<&[u8]> = six[0].chunks(2 * (SIZE * SIZE) as usize).collect();
+    assert!(views[0] != views[1] && views[1] != views[2]);
+    for (draw, repeat) in drawn.iter().zip(repeats) {
+        assert_eq!(draw, views[repeat as usize], "draw {repeat}");
+    }
+}
+
+#[test]
+fn joined_sets_are_one_set_of_the_same_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |name: &str, count: u32, class_names: Option<Vec<&str>>| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        write_flat(&folder, count);
+        let mut info = open(&folder).unwrap().info().unwrap().clone();
+        info.classes = class_names.as_ref().map_or(10, Vec::len);
+        info.class_names = class_names.map(|names| names.into_iter().map(str::to_owned).collect());
+        info.save(&folder).unwrap();
+        folder
+    };
+    let names = || Some("a b c d e f g h i j".split(' ').collect::<Vec<_>>());
+    let first = set("first", 9, names());
+    let second = set("second", 6, None);
+    let open_all =
+        |folders: &[&Path]| Dataset::join(folders.iter().map(|folder| open(folder).unwrap()).collect());
+    let joined = Arc::new(open_all(&[&second, &first]).unwrap());
+    assert_eq!((joined.len(), joined.set_sizes()), (15, &[6, 9][..]));
+    let info = joined.info().unwrap();
+    assert_eq!((info.samples, info.shards, info.class_names.as_ref().unwrap().len()), (15, 5, 10));
+    let samples = serve(&joined, spec(PLAIN, 1, 2), plan(&[&[0, 5, 6, 14]]));
+    assert_eq!(samples.iter().map(|pixels| pixels[0]).collect::<Vec<_>>(), [0, 5, 0, 8]);
+    assert_eq!(joined.sample_name(14), format!("{}/x-000002.tar:k008", first.display()));
+    assert_eq!(open_all(&[&first]).unwrap().fingerprint(), open(&first).unwrap().fingerprint());
+    for (other, part) in [
+        (set("renamed", 4, Some("a x c d e f g h i j".split(' ').collect())), "class 1 is 'x', and 'b' in"),
+        (set("fewer", 4, Some("a b c d".split(' ').collect())), "class 4 is missing, and 'e' in"),
+    ] {
+        let message = open_all(&[&first, &other]).unwrap_err().to_string();
+        let places =
+            [other.join("x-000000.tar"), first.join("x-000000.tar")].map(|path| path.display().to_string());
+        assert!(message.contains(part) && places.iter().all(|place| message.contains(place)), "{message}");
     }
 }
 

@@ -216,19 +216,24 @@ impl<'a> Page<'a> {
             let names = choice["enum"].as_array().into_iter().flatten().chain(choice.get("const"));
             let names: Vec<String> =
                 names.filter(|name| name.is_string()).map(|name| format!("`{}`", shown(name))).collect();
+            let is_scalar = choice["type"] == "number" || choice["type"] == "string" && names.is_empty();
             if choice == schema || meaning.is_empty() {
                 lines.extend((!names.is_empty()).then(|| names.join(", ")));
             } else {
                 lines.extend(names.into_iter().map(|name| format!("{name}: {meaning}")));
             }
-            if choice["type"] == "number" && choice != schema {
+            if is_scalar && choice != schema {
                 lines.push(format!("{}: {meaning}", self.kind(choice)));
             }
             let variants = choice["properties"].as_object().filter(|_| choice != schema);
             for (name, inner) in variants.into_iter().flatten() {
                 let own = takes(inner).map(|takes| format!(" ({takes})")).unwrap_or_default();
-                lines.push(format!("`{name}:`{own} {meaning}"));
-                for (key, value) in self.resolved(inner)["properties"].as_object().into_iter().flatten() {
+                let default = inner.get("default").map(|value| format!(" Default `{}`.", shown(value)));
+                let is_only = variants.is_some_and(|variants| variants.len() == 1);
+                let meaning = if is_only { meaning.clone() } else { prose(inner) };
+                lines.push(format!("`{name}:`{own} {meaning}{}", default.unwrap_or_default()));
+                let section = if inner["type"] == "array" { &inner["items"] } else { inner };
+                for (key, value) in self.resolved(section)["properties"].as_object().into_iter().flatten() {
                     let default = value.get("default").map(|value| format!(", default `{}`", shown(value)));
                     let default = default.unwrap_or_default();
                     lines.push(format!("– `{key}` ({}{default}): {}", self.kind(value), prose(value)));

@@ -104,6 +104,17 @@ ONE_RANK = [
         says=ENDS,
     ),
     Case(
+        "adamw",
+        settings=(
+            "optim={optimizer: adamw, clip_norm: 1, lr_factors: {head: 2}, loss: binary_cross_entropy, bce_threshold: 0.2}",
+            "data.mix.cutmix_alpha=1",
+            "model={gates: none, drop_path: 0.2}",
+            "stages.0.lr=0.001",
+            "stages.1.lr=0.001",
+        ),
+        says=ENDS,
+    ),
+    Case(
         "losses",
         settings=(
             "data.mix.cutmix_alpha=1",
@@ -148,6 +159,7 @@ TWO_RANKS = [
         ),
         says="over NCCL",
     ),
+    Case("lamb", ranks=2, settings=(NCCL, "optim.optimizer=lamb", "collective.compare_every=2"), says="over NCCL"),
     Case("kernels-nccl", ranks=2, settings=(NCCL, KERNELS, FEW), says=USED_KERNELS),
     Case("sync-batch-norm", ranks=2, settings=(NCCL, "model.sync_batch_norm=true", "collective.overlap=false"), says="over NCCL"),
     Case("own-gpu", ranks=2, own_gpu=True, settings=(NCCL,), says="over NCCL", same_bits_as="nccl"),

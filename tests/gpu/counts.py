@@ -3,7 +3,7 @@
 import collections
 import re
 
-# The update ends a step; it takes one call for weights with decay and one for those without.
+# The update ends a step; it takes a call for each part of the weights with settings of its own.
 UPDATE = "operation aten::_fused_sgd_"
 # Two updates that are so many calls apart are those of different steps.
 GAP = 30

@@ -201,6 +201,11 @@ fn mismatched_class_names_are_rejected() {
     set_names("train", json!(["ant", "bee", "cat", "dog"]));
     set_names("val", json!(["ant", "cat", "dog", "elk"]));
     assert_rejected(&mut sandbox.train(2, &[]), 3, &["class 1 is 'bee' in data.train and 'cat' in data.val"]);
+    let sets = "data.train={sets: [{path: train}, {path: val}]}";
+    let differ = ["bars-000000.tar: class 1 is 'cat', and 'bee' in", "the same classes"];
+    assert_setting_rejected(&sandbox, sets, 3, &differ);
+    let lost = ["--set data.train={sets: [{path: train}, {path: lost}]}: data.train: no shards at", "/lost"];
+    assert_setting_rejected(&sandbox, "data.train={sets: [{path: train}, {path: lost}]}", 3, &lost);
     // Where only one set has names, the run keeps those.
     set_names("val", Value::Null);
     let run = sandbox.path("named");

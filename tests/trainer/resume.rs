@@ -2,7 +2,7 @@
 
 use crate::common::{
     Sandbox, assert_rejected, finish, latest_checkpoint, metrics, read_json, send_signal, succeed, text,
-    wait_until,
+    wait_until, weights,
 };
 use serde_json::Value;
 use std::collections::HashMap;
@@ -49,6 +49,41 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     // One block is a ninth of the cost, and nine images are held out: the calibrated bias comes that close.
     let error = summary["gmacs"].as_f64().unwrap() / 0.007 - 1.0;
     assert!(error.abs() < 0.11, "off by {error}");
+}
+
+/// Two sets of which an epoch draws one sample in three from the smaller, with its classes balanced: some samples several times
+/// an epoch, others in some epochs only.
+#[test]
+fn interrupted_run_on_weighted_sets_equals_uninterrupted() {
+    let sandbox = Sandbox::new();
+    let sets = "{sets: [{path: train, weight: 2}, {path: val, weight: 1}], balance_classes: true, epoch_samples: 120}";
+    let settings = ["--set", &format!("data.train={sets}")];
+    let whole = train_with_stops(&sandbox, &settings);
+    let steps = metrics(&whole, "train");
+    assert_eq!(steps[steps.len() - 1]["step"], 6 * 120 / 8, "six epochs of 120 samples");
+    // Other weights are another order.
+    let weight = ["--set", "data.train.sets.0.weight=3", "--resume", "auto"];
+    let mut other = sandbox.train_into(&whole, 2, &[&LONG[..], &settings, &weight].concat());
+    assert_rejected(&mut other, 4, &["drew the sets or classes of data.train by other weights"]);
+}
+
+/// Without weights, several sets are trained as one set of all their shards.
+#[test]
+fn sets_without_weights_equal_one_set() {
+    let sandbox = Sandbox::new();
+    // The shards of one set, in two folders.
+    for (folder, shard) in
+        [("first", "bars-000000.tar"), ("second", "bars-000001.tar"), ("second", "bars-000002.tar")]
+    {
+        fs::create_dir_all(sandbox.path(folder)).unwrap();
+        fs::copy(sandbox.path("train").join(shard), sandbox.path(folder).join(shard)).unwrap();
+    }
+    let one = sandbox.path("one");
+    succeed(&mut sandbox.train_into(&one, 1, &[]));
+    let sets = sandbox.path("sets");
+    let setting = "data.train={sets: [{path: first}, {path: second}]}";
+    succeed(&mut sandbox.train_into(&sets, 1, &["--set", setting]));
+    assert!(weights(&one) == weights(&sets), "the weights differ");
 }
 
 /// Hard gates whose temperature falls, path vectors that are not the gates' decisions, a penalty for missing a budget, and a second stage

@@ -60,6 +60,31 @@ impl DatasetInfo {
         Ok(info)
     }
 
+    /// How this set's classes differ from those of `other`, if they do: "class 1 is 'bee', and 'cat'".
+    pub(super) fn class_difference(&self, other: &DatasetInfo) -> Option<String> {
+        if let (Some(ours), Some(theirs)) = (&self.class_names, &other.class_names) {
+            let class =
+                (0..ours.len().max(theirs.len())).find(|&class| ours.get(class) != theirs.get(class))?;
+            let name =
+                |names: &[String]| names.get(class).map_or("missing".to_owned(), |name| format!("'{name}'"));
+            return Some(format!("class {class} is {}, and {}", name(ours), name(theirs)));
+        }
+        let Self { classes, .. } = self;
+        (*classes != other.classes).then(|| format!("there are {classes} classes, and {}", other.classes))
+    }
+
+    /// The description of both sets together, whose classes must be the same.
+    pub(super) fn join(self, other: DatasetInfo) -> DatasetInfo {
+        DatasetInfo {
+            name: format!("{}, {}", self.name, other.name),
+            image_size: self.image_size.filter(|_| self.image_size == other.image_size),
+            samples: self.samples + other.samples,
+            shards: self.shards + other.shards,
+            class_names: self.class_names.or(other.class_names),
+            ..self
+        }
+    }
+
     /// Writes it to `folder`, in one step.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(Self::FILE);

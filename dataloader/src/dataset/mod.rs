@@ -32,6 +32,8 @@ pub struct Dataset {
     shards: Vec<Shard>,
     len: usize,
     info: Option<DatasetInfo>,
+    /// Samples of each set that was joined.
+    set_sizes: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -120,7 +122,51 @@ impl Dataset {
                 "'{pattern}' holds {len} samples; use fewer than 2³²"
             )));
         }
-        Ok(Dataset { shards, len, info })
+        Ok(Dataset { shards, len, info, set_sizes: vec![len] })
+    }
+
+    /// One data set of the shards of several, whose samples are numbered one set after another. Facts that are known of only
+    /// some of them, as class names, hold for all.
+    ///
+    /// # Errors
+    /// Sets that number their classes differently, no set, or 2³² samples.
+    pub fn join(sets: Vec<Dataset>) -> Result<Dataset> {
+        let mut sets = sets.into_iter();
+        let no_set = || Error::InvalidArgument("no data set to read; name one".into());
+        let mut joined = sets.next().ok_or_else(no_set)?;
+        for set in sets {
+            if let (Some(first), Some(info)) = (&joined.info, &set.info)
+                && let Some(difference) = info.class_difference(first)
+            {
+                let first = joined.shards[0].path().display();
+                let what = format!(
+                    "{difference} in {first}; sets that are trained together must have the same classes"
+                );
+                return Err(Error::malformed(set.shards[0].path(), what));
+            }
+            let start = joined.len;
+            joined.len += set.len;
+            joined
+                .shards
+                .extend(set.shards.into_iter().map(|shard| Shard { start: start + shard.start, ..shard }));
+            joined.set_sizes.extend(set.set_sizes);
+            joined.info = match (joined.info, set.info) {
+                (Some(info), Some(other)) => Some(info.join(other)),
+                (info, other) => info.or(other),
+            };
+        }
+        if u32::try_from(joined.len).is_err() {
+            return Err(Error::InvalidArgument(format!(
+                "the sets hold {} samples; use fewer than 2³²",
+                joined.len
+            )));
+        }
+        Ok(joined)
+    }
+
+    /// Samples of each set that was [joined](Self::join), in their order; of one set, all samples.
+    pub fn set_sizes(&self) -> &[usize] {
+        &self.set_sizes
     }
 
     /// Opens images without labels (their label is 0): JPEG and PNG files, and those in folders at any depth, in the
@@ -133,7 +179,7 @@ impl Dataset {
         let len = index.len();
         let contents = Contents::Folder(PathBuf::new());
         let shards = vec![Shard { contents, start: 0, index, index_state: IndexState::NotNeeded }];
-        Ok(Dataset { shards, len, info: None })
+        Ok(Dataset { shards, len, info: None, set_sizes: vec![len] })
     }
 
     /// Whether [`open`](Self::open) would open `pattern` as shards, not as images: a tar, a list of shards, a range or

@@ -23,7 +23,7 @@ mod view_fit;
 
 pub use mix::{Mix, MixTargets};
 pub use monitor::{LoaderMonitor, Stall};
-pub use order::{BatchPlan, EpochOrder, Lanes, Replacements, eval_samples};
+pub use order::{BatchPlan, DrawGroup, EpochOrder, Lanes, Replacements, apportion, eval_samples};
 pub use view_fit::describe_view_fit;
 
 use monitor::Wait;
@@ -280,20 +280,28 @@ impl Worker {
     }
 
     /// Decodes a sample into `slot_buf` and returns its label.
-    fn decode_sample(&mut self, epoch: u64, sample: u32, slot_buf: &mut [u8]) -> Result<i64> {
+    fn decode_sample(&mut self, epoch: u64, sample: u32, repeat: u32, slot_buf: &mut [u8]) -> Result<i64> {
         let dataset = self.dataset.clone();
         let info = dataset.read(sample as usize, &mut self.encoded)?;
-        self.render_views(epoch, sample, slot_buf).map_err(|bad| bad.in_sample(info.shard, info.key))?;
+        self.render_views(epoch, sample, repeat, slot_buf)
+            .map_err(|bad| bad.in_sample(info.shard, info.key))?;
         Ok(info.label.into())
     }
 
     /// Renders all views of the encoded image, [M, H, W, C].
-    fn render_views(&mut self, epoch: u64, sample: u32, slot_buf: &mut [u8]) -> Result<(), BadImage> {
+    fn render_views(
+        &mut self,
+        epoch: u64,
+        sample: u32,
+        repeat: u32,
+        slot_buf: &mut [u8],
+    ) -> Result<(), BadImage> {
         let LoaderSpec { transform, image_size, views, seed, .. } = &self.spec;
         let header = self.decoder.header(&self.encoded)?;
         // Every view is drawn before the decode, so that only the regions of the views are decoded.
         self.views.clear();
-        for view in 0..*views as u64 {
+        let first = u64::from(repeat) * *views as u64;
+        for view in first..first + *views as u64 {
             let mut rng = random::stream(Domain::View, *seed, epoch, sample.into(), view);
             self.views.push(transform.draw_view(header.width, header.height, *image_size, &mut rng)?);
         }
@@ -344,8 +352,9 @@ impl SlotWorker for Worker {
     fn fill_slot(&mut self, plan: &BatchPlan, slot: usize, slot_buf: &mut [u8]) -> Result<SlotResult> {
         let mut bad = Vec::new();
         let mut sample = plan.samples[slot];
+        let mut repeat = plan.repeat(slot);
         loop {
-            let reason = match self.decode_sample(plan.epoch, sample, slot_buf) {
+            let reason = match self.decode_sample(plan.epoch, sample, repeat, slot_buf) {
                 Ok(label) => return Ok(SlotResult { sample: Some((sample, label)), bad }),
                 Err(error) if self.spec.on_bad == OnBadSample::Fail => return Err(error),
                 Err(Error::Undecodable { reason, .. }) => reason,
@@ -358,6 +367,7 @@ impl SlotWorker for Worker {
             sample = match &plan.replacements {
                 None => return Ok(SlotResult { sample: None, bad }),
                 Some(replacements) if bad.len() < Replacements::MAX_TRIES => {
+                    repeat = replacements.repeat(slot, bad.len());
                     replacements.pick(slot, bad.len())
                 }
                 Some(_) => {

@@ -13,10 +13,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::random::{self, Domain};
 
-/// The order of the samples of one epoch: each exactly once.
+/// The order of the samples of one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EpochOrder {
     samples: Vec<u32>,
+    /// How often the epoch has drawn each of them before; empty if it draws no sample twice.
+    repeats: Vec<u32>,
+}
+
+/// Samples that an epoch draws equally often: a set, or a class of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrawGroup {
+    /// The samples.
+    pub samples: Vec<u32>,
+    /// How many samples an epoch draws from them. Each is drawn ⌊draws/len⌋ times, and a random part of them, another one each
+    /// epoch, once more.
+    pub draws: usize,
+}
+
+/// Divides `total` in proportion to `shares`, to whole numbers that add up to it: each is rounded down, and those with the
+/// largest remainders, of equal ones the first, get one more.
+///
+/// # Panics
+/// Where the shares add up to 0.
+pub fn apportion(total: usize, shares: &[f64]) -> Vec<usize> {
+    let sum: f64 = shares.iter().sum();
+    assert!(sum > 0.0, "shares {shares:?}");
+    let exact: Vec<f64> = shares.iter().map(|share| total as f64 * share / sum).collect();
+    let mut parts: Vec<usize> = exact.iter().map(|&part| part as usize).collect();
+    let mut by_remainder: Vec<usize> = (0..shares.len()).collect();
+    by_remainder.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract())); // stable
+    let missing = total - parts.iter().sum::<usize>();
+    by_remainder.into_iter().take(missing).for_each(|part| parts[part] += 1);
+    parts
 }
 
 impl EpochOrder {
@@ -26,14 +55,38 @@ impl EpochOrder {
     /// Where `len` exceeds `u32::MAX`, which the length of a [`Dataset`](crate::Dataset) never does.
     pub fn new(seed: u64, epoch: u64, len: usize) -> EpochOrder {
         assert!(u32::try_from(len).is_ok(), "an order is of at most 2³² - 1 samples, not {len}");
-        EpochOrder::shuffle((0..len as u32).collect(), seed, epoch)
+        EpochOrder::draw(&[DrawGroup { samples: (0..len as u32).collect(), draws: len }], seed, epoch)
     }
 
-    /// Shuffles `samples` for this seed and epoch.
-    pub fn shuffle(mut samples: Vec<u32>, seed: u64, epoch: u64) -> EpochOrder {
+    /// Draws from each group, and shuffles all draws, for this seed and epoch.
+    ///
+    /// # Panics
+    /// Where a group without samples has draws.
+    pub fn draw(groups: &[DrawGroup], seed: u64, epoch: u64) -> EpochOrder {
+        let mut draws = Vec::with_capacity(groups.iter().map(|group| group.draws).sum());
+        for (number, DrawGroup { samples, draws: wanted }) in
+            groups.iter().enumerate().filter(|(_, g)| g.draws > 0)
+        {
+            let passes = wanted / samples.len();
+            for pass in 0..passes as u32 {
+                draws.extend(samples.iter().map(|&sample| (sample, pass)));
+            }
+            let rest = wanted % samples.len();
+            if rest > 0 {
+                let mut samples = samples.clone();
+                let mut rng = random::stream(Domain::Order, seed, epoch, 1 + number as u64, 0);
+                random::shuffle(&mut rng, &mut samples);
+                draws.extend(samples[..rest].iter().map(|&sample| (sample, passes as u32)));
+            }
+        }
         let mut rng = random::stream(Domain::Order, seed, epoch, 0, 0);
-        random::shuffle(&mut rng, &mut samples);
-        EpochOrder { samples }
+        random::shuffle(&mut rng, &mut draws);
+        let repeats = if draws.iter().any(|&(_, repeat)| repeat > 0) {
+            draws.iter().map(|&(_, repeat)| repeat).collect()
+        } else {
+            Vec::new()
+        };
+        EpochOrder { samples: draws.into_iter().map(|(sample, _)| sample).collect(), repeats }
     }
 
     /// Reads whole shards in lanes, shuffled within windows, see [`Lanes`]. `shards` has each shard's samples.
@@ -74,12 +127,17 @@ impl EpochOrder {
         let lanes: Vec<Vec<u32>> = (0..count).map(lane).collect();
         let steps = each / share;
         let of_step = |step: usize| lanes.iter().flat_map(move |lane| &lane[step * share..][..share]);
-        EpochOrder { samples: (0..steps).flat_map(of_step).copied().collect() }
+        EpochOrder { samples: (0..steps).flat_map(of_step).copied().collect(), repeats: Vec::new() }
     }
 
     /// All samples, in order.
     pub fn samples(&self) -> &[u32] {
         &self.samples
+    }
+
+    /// How often the epoch draws the sample at `position` before that position.
+    fn repeat_at(&self, position: usize) -> u32 {
+        self.repeats.get(position).copied().unwrap_or(0)
     }
 
     /// Whole global batches in the epoch. The remaining samples are left out of this epoch; every epoch is shuffled
@@ -97,10 +155,34 @@ impl EpochOrder {
     /// Where `step` is not below [`steps`](Self::steps), `rank` not below `world`, or `world` doesn't divide
     /// `global_batch`. Callers check these before a run starts.
     pub fn rank_samples(&self, step: usize, global_batch: usize, rank: usize, world: usize) -> &[u32] {
-        assert!(rank < world && global_batch.is_multiple_of(world), "{rank} of {world} for {global_batch}");
-        let local = global_batch / world;
-        &self.samples[step * global_batch + rank * local..][..local]
+        &self.samples[rank_slots(step, global_batch, rank, world)]
     }
+
+    /// The plan of the batch of [`rank_samples`](Self::rank_samples), with replacements of bad samples.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn rank_plan(
+        self: &Arc<Self>,
+        epoch: u64,
+        step: usize,
+        global_batch: usize,
+        rank: usize,
+        world: usize,
+    ) -> BatchPlan {
+        let slots = rank_slots(step, global_batch, rank, world);
+        let repeats = if self.repeats.is_empty() { Vec::new() } else { self.repeats[slots.clone()].to_vec() };
+        let replacements = Replacements { order: self.clone(), first: slots.start, global_batch };
+        BatchPlan { epoch, samples: self.samples[slots].to_vec(), repeats, replacements: Some(replacements) }
+    }
+}
+
+/// The positions in the order that `rank` loads of global batch `step`.
+fn rank_slots(step: usize, global_batch: usize, rank: usize, world: usize) -> Range<usize> {
+    assert!(rank < world && global_batch.is_multiple_of(world), "{rank} of {world} for {global_batch}");
+    let local = global_batch / world;
+    let first = step * global_batch + rank * local;
+    first..first + local
 }
 
 /// Sequential reading. The epoch's shards, in shuffled order, are split into `count` lanes of equal length. Each lane
@@ -124,6 +206,8 @@ pub struct BatchPlan {
     pub epoch: u64,
     /// Dataset indices.
     pub samples: Vec<u32>,
+    /// How often the epoch has drawn each of them before, which gives each draw other views; empty: never.
+    pub repeats: Vec<u32>,
     /// Replacements of bad samples; without them, bad samples leave their slots empty.
     pub replacements: Option<Replacements>,
 }
@@ -131,7 +215,12 @@ pub struct BatchPlan {
 impl BatchPlan {
     /// A batch without replacements.
     pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch, samples, replacements: None }
+        BatchPlan { epoch, samples, repeats: Vec::new(), replacements: None }
+    }
+
+    /// How often the epoch has drawn the sample in `slot` before.
+    pub(super) fn repeat(&self, slot: usize) -> u32 {
+        self.repeats.get(slot).copied().unwrap_or(0)
     }
 }
 
@@ -153,8 +242,16 @@ impl Replacements {
 
     /// The `attempt`-th replacement for `slot`, counted from 1.
     pub fn pick(&self, slot: usize, attempt: usize) -> u32 {
-        let samples = &self.order.samples;
-        samples[(self.first + slot + attempt * self.global_batch) % samples.len()]
+        self.order.samples[self.position(slot, attempt)]
+    }
+
+    /// How often the epoch draws that sample before its own position.
+    pub(super) fn repeat(&self, slot: usize, attempt: usize) -> u32 {
+        self.order.repeat_at(self.position(slot, attempt))
+    }
+
+    fn position(&self, slot: usize, attempt: usize) -> usize {
+        (self.first + slot + attempt * self.global_batch) % self.order.samples.len()
     }
 }
 
@@ -201,6 +298,71 @@ mod tests {
                 assert_eq!(union, order.samples()[step * 8..(step + 1) * 8]);
             }
         }
+    }
+
+    #[test]
+    fn totals_are_divided_by_largest_remainders() {
+        for (total, shares, parts) in [
+            (12, &[2.0, 1.0][..], &[8, 4][..]),
+            (10, &[1.0, 1.0, 1.0], &[4, 3, 3]),
+            (7, &[0.5, 0.3, 0.2], &[4, 2, 1]), // 3.5, 2.1, 1.4
+            (3, &[0.0, 5.0], &[0, 3]),
+            (2, &[1.0, 1.0, 1.0], &[1, 1, 0]),
+            (103, &[60.0, 43.0], &[60, 43]),
+        ] {
+            assert_eq!(apportion(total, shares), parts, "{total} by {shares:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_drawn_as_often_as_asked_and_each_draw_is_numbered() {
+        let groups = [
+            DrawGroup { samples: vec![0, 1, 2, 3], draws: 4 },
+            DrawGroup { samples: vec![4, 5, 6], draws: 8 }, // twice each, and two of them once more
+            DrawGroup { samples: vec![7, 8], draws: 1 },
+            DrawGroup { samples: vec![], draws: 0 },
+        ];
+        let mut extra = BTreeSet::new();
+        for epoch in 0..50 {
+            let order = EpochOrder::draw(&groups, 5, epoch);
+            assert_eq!(order.samples().len(), 13);
+            let count = |sample: u32| order.samples().iter().filter(|&&other| other == sample).count();
+            assert!((0..4).all(|sample| count(sample) == 1));
+            let twice: Vec<u32> = (4..7).filter(|&sample| count(sample) == 2).collect();
+            assert_eq!((twice.len(), (4..7).map(count).sum::<usize>()), (1, 8));
+            assert_eq!(count(7) + count(8), 1);
+            extra.insert((twice[0], count(7)));
+            for sample in 0..9 {
+                let mut repeats: Vec<u32> = (0..13)
+                    .filter(|&at| order.samples()[at] == sample)
+                    .map(|at| order.repeat_at(at))
+                    .collect();
+                repeats.sort_unstable();
+                assert_eq!(repeats, (0..count(sample) as u32).collect::<Vec<_>>(), "sample {sample}");
+            }
+        }
+        assert_eq!(extra.len(), 6, "epochs draw other samples: {extra:?}");
+    }
+
+    #[test]
+    fn draws_are_the_same_for_every_world_and_epoch_start() {
+        let groups = [
+            DrawGroup { samples: (0..40).collect(), draws: 20 },
+            DrawGroup { samples: (40..44).collect(), draws: 30 },
+        ];
+        let order = Arc::new(EpochOrder::draw(&groups, 3, 7));
+        assert_eq!(*order, EpochOrder::draw(&groups, 3, 7), "a resumed epoch has the same order");
+        for step in 0..order.steps(12) {
+            for world in [1, 2, 3] {
+                let plans: Vec<BatchPlan> =
+                    (0..world).map(|rank| order.rank_plan(7, step, 12, rank, world)).collect();
+                let samples: Vec<u32> = plans.iter().flat_map(|plan| plan.samples.clone()).collect();
+                let repeats: Vec<u32> = plans.iter().flat_map(|plan| plan.repeats.clone()).collect();
+                assert_eq!(samples, order.samples()[step * 12..][..12]);
+                assert_eq!(repeats, order.repeats[step * 12..][..12]);
+            }
+        }
+        assert!(order.repeats.contains(&7), "30 draws of 4 samples");
     }
 
     #[test]

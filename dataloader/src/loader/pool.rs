@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn plan(samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch: 0, samples, replacements: None }
+        BatchPlan::new(0, samples)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-// Operations without a CPU kernel of the same name: batch norm of cuDNN, and the LSTM cell of libtorch's own kernels.
+// Operations without a CPU kernel of the same name: batch norm of cuDNN, libtorch's own LSTM cell, and norms of many tensors.
 #include <ATen/ATen.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
@@ -87,6 +87,20 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const OptionalTensor &hidd
     return {results[0], results[1], results[2]};
 }
 
+std::vector<Tensor> foreach_norm(at::TensorList tensors, const at::Scalar &order, std::optional<at::ScalarType> kind) {
+    const Device device = tensors[0].device();
+    c10::OptionalDeviceGuard guard(device);
+    Accesses accesses;
+    std::vector<Tensor> norms;
+    for (const Tensor &x : tensors) {
+        accesses.add(x, false);
+        norms.push_back(at::linalg_vector_norm(on_cpu(x), order, {}, false, kind));
+    }
+    const auto results = written(accesses, device, norms);
+    accesses.run(device, "_foreach_norm");
+    return results;
+}
+
 }  // namespace
 
 void replace_cuda_operations(torch::Library &library) {
@@ -94,4 +108,5 @@ void replace_cuda_operations(torch::Library &library) {
     library.impl("cudnn_batch_norm_backward", TORCH_FN(cudnn_batch_norm_backward));
     library.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
     library.impl("_thnn_fused_lstm_cell_backward_impl", TORCH_FN(lstm_cell_backward));
+    library.impl("_foreach_norm.Scalar", TORCH_FN(foreach_norm));
 }

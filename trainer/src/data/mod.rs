@@ -5,6 +5,7 @@ mod bad_samples;
 mod missing;
 mod normalise;
 mod prefetch;
+mod sampling;
 mod validation;
 
 pub use normalise::Normalise;
@@ -13,12 +14,13 @@ pub use validation::Validation;
 
 use crate::config::Config;
 use crate::data::bad_samples::BadSamples;
+use crate::data::sampling::draw_groups;
 use crate::dist::World;
 use crate::sys::error::{Error, Exit, Problems, Result};
 use crate::text::counted;
 use codinet_dataloader::{
-    BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Replacements,
-    Transform, describe_view_fit,
+    BadSample, Batch, BatchPlan, Dataset, EpochOrder, Loader, LoaderSpec, Mix, OnBadSample, Transform,
+    describe_view_fit,
 };
 use std::cell::RefCell;
 use std::path::Path;
@@ -37,8 +39,10 @@ pub struct Datasets {
     pub train: Arc<Dataset>,
     /// The validation set.
     pub val: Validation,
-    /// How many training samples are trained on.
+    /// Samples in an epoch.
     pub samples: usize,
+    /// How many training samples are trained on.
+    trained: usize,
     /// The training samples that are held out for calibration.
     held_out: HeldOut,
     /// Training samples that could not be read or decoded.
@@ -52,7 +56,8 @@ impl Datasets {
         let data = &config.data;
         let mut problems = Problems::default();
         let val = problems.collect("data.val", Validation::open(config, device));
-        let train = problems.collect("data.train", open(TRAIN, &data.train, config, config.augmentation()));
+        let train =
+            problems.collect("data.train", open(TRAIN, &data.train.paths(), config, config.augmentation()));
         let (Some(train), Some(val)) = (train, val) else { return Err(problems) };
         problems.collect("data.val", check_classes(&train, &val));
         problems.collect("data.classes", check_labels(TRAIN, &train, config));
@@ -62,14 +67,15 @@ impl Datasets {
         let calibration = if config.calibrates() { config.cost.calibration_samples } else { 0 };
         let held_out = problems.collect("cost.calibration_samples", HeldOut::new(used, calibration));
         let Some(held_out) = held_out else { return Err(problems) };
-        let samples = used - held_out.count;
+        let trained = used - held_out.count;
+        let samples = data.train.epoch_samples().unwrap_or(trained);
         problems.collect("optim.batch_size", check_full_batch(config, samples));
         if !problems.is_empty() {
             return Err(problems);
         }
         let normalise = Normalise::new(data, config.run.precision, device);
         let bad = RefCell::new(BadSamples::new("train", train.len(), data.max_bad_fraction));
-        Ok(Self { train, val, samples, held_out, bad, normalise })
+        Ok(Self { train, val, samples, trained, held_out, bad, normalise })
     }
 
     /// One rank: prints what is not read of the sets, and whether views show only a small part of their images.
@@ -94,26 +100,22 @@ impl Datasets {
         first: u64,
         to: u64,
     ) -> Result<Loader> {
-        let Self { samples, held_out, .. } = *self;
+        let Self { samples, trained, held_out, .. } = *self;
         let seed = config.run.seed;
         let batch = config.optim.batch_size;
         let rank = world.rank();
         let ranks = world.ranks();
         let steps = self.steps_per_epoch(config);
-        let trained = move || (0..samples as u32).map(move |place| held_out.trained(place));
-        let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(trained())));
+        let places = (0..trained as u32).map(move |place| held_out.trained(place));
+        let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(places.clone())));
+        let groups = draw_groups(&config.data.train, &self.train, places, samples);
         let plan = (from..to).flat_map(move |epoch| {
             let order = Arc::new(match &lanes {
                 Some((lanes, shards)) => EpochOrder::in_lanes(shards, *lanes, batch, seed, epoch),
-                None => EpochOrder::shuffle(trained().collect(), seed, epoch),
+                None => EpochOrder::draw(&groups, seed, epoch),
             });
             let start = if epoch == from { first } else { 0 };
-            (start..steps).map(move |step| {
-                let samples = order.rank_samples(step as usize, batch, rank, ranks).to_vec();
-                let first = step as usize * batch + rank * (batch / ranks);
-                let replacements = Replacements { order: order.clone(), first, global_batch: batch };
-                BatchPlan { epoch, samples, replacements: Some(replacements) }
-            })
+            (start..steps).map(move |step| order.rank_plan(epoch, step as usize, batch, rank, ranks))
         });
         let spec = loader_spec(config, config.augmentation(), config.data.views);
         let loader = Loader::new(self.train.clone(), spec, plan)?;
@@ -288,17 +290,26 @@ impl HeldOut {
     }
 }
 
-/// Opens the data set of the key `key` and decodes its first image as the run will: settings that do not suit the images fail
-/// here.
-fn open(key: &str, shards: &str, config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
-    let open_and_decode = || {
-        let dataset = Arc::new(Dataset::open_with(shards, &config.dataset_options())?);
-        let first = std::iter::once(BatchPlan::new(0, vec![0]));
+/// Opens the sets of the key `key` as one and decodes the first image of each as the run will: settings that do not suit the
+/// images fail here.
+fn open(key: &str, sets: &[&str], config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
+    let options = config.dataset_options();
+    let open_set = |shards: &&str| {
+        Dataset::open_with(shards, &options).map_err(|error| missing::explain(key, shards, error))
+    };
+    let opened = sets.iter().map(open_set).collect::<Result<Vec<_>>>()?;
+    let join_and_decode = || {
+        let dataset = Arc::new(Dataset::join(opened)?);
+        let starts = dataset.set_sizes().iter().scan(0, |start, &size| {
+            *start += size as u32;
+            Some(*start - size as u32)
+        });
+        let first = std::iter::once(BatchPlan::new(0, starts.collect()));
         let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
         Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
         Ok(dataset)
     };
-    open_and_decode().map_err(|error| missing::explain(key, shards, error))
+    join_and_decode().map_err(|error| missing::explain(key, &sets.join(", "), error))
 }
 
 /// One rank: prints what is not read of the data set `name`, and whether `transform` shows only a small part of its images.

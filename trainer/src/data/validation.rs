@@ -24,7 +24,7 @@ pub struct Validation {
 impl Validation {
     /// Opens `data.val`; its labels are not checked yet.
     pub fn open(config: &Config, device: Device) -> Result<Self> {
-        let set = open(super::VAL, &config.data.val, config, config.evaluation())?;
+        let set = open(super::VAL, &[&config.data.val], config, config.evaluation())?;
         let bad = RefCell::new(BadSamples::new("val", set.len(), config.data.max_bad_fraction));
         let normalise = Normalise::new(&config.data, config.run.precision, device);
         Ok(Self { set, bad, normalise, device })

@@ -60,7 +60,14 @@ pub(super) fn load_state(
 
 /// The order of samples of a run of `config`.
 fn order(config: &Config, data: &Datasets) -> Order {
-    Order { seed: config.run.seed, samples: data.samples as u64, data: data.train.fingerprint() }
+    let mut set = data.train.fingerprint();
+    let train = &config.data.train;
+    if train.weights().is_some() || train.balances_classes() {
+        // Behind a blank: how often samples are drawn.
+        let sizes = data.train.set_sizes();
+        set += &format!(" {sizes:?}, {:?}, balance_classes {}", train.weights(), train.balances_classes());
+    }
+    Order { seed: config.run.seed, samples: data.samples as u64, data: set }
 }
 
 /// A line for the log if `config` changes the learning rate with which a run of the config `before` was to continue.
@@ -148,6 +155,12 @@ pub(super) fn check_checkpoint(
 fn check_compatible(state: &TrainState, folder: &Path, order: &Order, config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(Exit::Checkpoint, format!("{}: {what}", folder.display())));
     let Order { seed, samples, data } = &state.order;
+    let set = |data: &str| data.split(' ').next().map(str::to_owned);
+    if *data != order.data && set(data) == set(&order.data) {
+        let what = "drew the sets or classes of data.train by other weights; set the same weights and balance_classes, or \
+                    start a new run with model.init_from";
+        return refuse(what.into());
+    }
     if *data != order.data {
         return refuse("was trained on other samples than data.train holds now".into());
     }

@@ -71,11 +71,9 @@ impl TrainedNet {
         }
         let net = Net::from_config(&config, device);
         checkpoint::load_model(&file, &net.params)?;
-        let data = [&config.data.val, &config.data.train];
-        let class_names = run
-            .as_deref()
-            .and_then(read_class_names)
-            .or_else(|| data.into_iter().find_map(|data| dataset_class_names(data)));
+        let mut data = std::iter::once(config.data.val.as_str()).chain(config.data.train.paths());
+        let class_names =
+            run.as_deref().and_then(read_class_names).or_else(|| data.find_map(dataset_class_names));
         Ok(Self { file, run, config, net, class_names })
     }
 

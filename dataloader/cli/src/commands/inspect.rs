@@ -106,7 +106,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn open_config(name: &str, arguments: &Arguments) -> Result<Views> {
     let config =
         codinet_config::load(name, &[]).map_err(|error| Error::InvalidArgument(error.to_string()))?;
-    let pattern = arguments.shards.as_deref().unwrap_or(&config.data.train);
+    let patterns = arguments.shards.as_deref().map_or(config.data.train.paths(), |pattern| vec![pattern]);
     let spec = LoaderSpec {
         transform: config.augmentation(),
         image_size: config.data.image_size,
@@ -119,7 +119,9 @@ fn open_config(name: &str, arguments: &Arguments) -> Result<Views> {
         prefetch: 2,
         on_bad: OnBadSample::Fail,
     };
-    let dataset = Dataset::open_with(pattern, &config.dataset_options())?;
+    let options = config.dataset_options();
+    let sets = patterns.into_iter().map(|pattern| Dataset::open_with(pattern, &options));
+    let dataset = Dataset::join(sets.collect::<Result<_>>()?)?;
     dataset.check_labels(config.data.classes as usize)?;
     Ok(Views { dataset, spec })
 }
