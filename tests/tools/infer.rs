@@ -280,6 +280,29 @@ fn each_image_gets_a_line_with_the_networks_prediction() {
 }
 
 #[test]
+fn shipped_network_classifies_photographs() {
+    let folder = RUN.path("photographs");
+    fs::create_dir(&folder).unwrap();
+    let mut encoder = Encoder::new(Encoding::Png).unwrap();
+    for (name, width, height) in [("wide", 64, 48), ("tall", 40, 90)] {
+        let pixels: Vec<u8> = (0..width * height * 3).map(|at| (at * 7 % 251) as u8).collect();
+        fs::write(
+            folder.join(format!("{name}.png")),
+            encoder.encode(&pixels, width, height, Channels::Rgb).unwrap(),
+        )
+        .unwrap();
+    }
+    let network = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/cifar10_r20");
+    let found = lines(&succeed(&mut infer(&["--checkpoint", network, folder.to_str().unwrap()])));
+    assert_eq!(found.len(), 2);
+    let names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+    for line in found {
+        assert_eq!(line["name"], names[line["class"].as_u64().unwrap() as usize], "{line}");
+        assert_eq!(line["path"].as_str().unwrap().len(), 9, "{line}");
+    }
+}
+
+#[test]
 fn report_agrees_with_the_lines() {
     // The network may be right everywhere, so every fifth image has another label.
     let val = Dataset::open(RUN.path("val").to_str().unwrap()).unwrap();

@@ -231,6 +231,6 @@ fn check_case(case: &Case) {
 fn forward_losses_and_gradients_equal_pytorch() {
     tch::set_num_threads(1);
     let golden: Golden = serde_json::from_str(include_str!("../golden/golden.json")).unwrap();
-    assert_eq!(golden.cases.len(), 13);
+    assert_eq!(golden.cases.len(), 14);
     golden.cases.iter().for_each(check_case);
 }

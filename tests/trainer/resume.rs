@@ -51,7 +51,7 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     assert!(error.abs() < 0.11, "off by {error}");
 }
 
-/// Two sets of which an epoch draws one sample in three from the smaller, with its classes balanced: some samples several times
+/// Two sets; an epoch draws one sample in three from the smaller, with its classes balanced: some samples several times
 /// an epoch, others in some epochs only.
 #[test]
 fn interrupted_run_on_weighted_sets_equals_uninterrupted() {

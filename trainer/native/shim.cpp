@@ -290,13 +290,21 @@ at::Tensor *codinet_pin_memory(const at::Tensor *tensor) noexcept {
     return guarded([&] { return new at::Tensor(tensor->pin_memory()); });
 }
 
+// `tensor`, with the strides of `like` if they differ only where a dimension has one element: with others than its sums', one tensor
+// would make _foreach_add_ launch a kernel for each.
+static at::Tensor with_strides_of(const at::Tensor &like, const at::Tensor &tensor) {
+    for (int64_t i = 0; i < tensor.dim(); i++)
+        if (tensor.size(i) != 1 && tensor.stride(i) != like.stride(i)) return tensor;
+    return tensor.as_strided(like.sizes(), like.strides());
+}
+
 bool codinet_add_all(const at::Tensor *const *sums, const at::Tensor *const *terms, size_t n) noexcept {
     return guarded([&] {
         at::NoGradGuard no_grad;
         std::vector<at::Tensor> to, from;
         for (size_t i = 0; i < n; i++) {
             to.push_back(*sums[i]);
-            from.push_back(*terms[i]);
+            from.push_back(with_strides_of(*sums[i], *terms[i]));
         }
         at::_foreach_add_(to, from);
         return true;

@@ -87,6 +87,24 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const OptionalTensor &hidd
     return {results[0], results[1], results[2]};
 }
 
+// One launch, if all strides are equal: others take a launch for each tensor.
+void foreach_add(at::TensorList sums, at::TensorList terms, const at::Scalar &factor) {
+    const Device device = sums[0].device();
+    c10::OptionalDeviceGuard guard(device);
+    bool one_launch = true;
+    for (size_t i = 0; i < sums.size(); i++) one_launch &= sums[i].strides() == terms[i].strides();
+    Accesses all;
+    for (size_t i = 0; i < sums.size(); i++) {
+        Accesses each;
+        Accesses &accesses = one_launch ? all : each;
+        accesses.add(terms[i], false);
+        accesses.add(sums[i], true);
+        on_cpu(sums[i]).add_(on_cpu(terms[i]), factor);
+        if (!one_launch) each.run(device, "add_");
+    }
+    if (one_launch) all.run(device, "_foreach_add_");
+}
+
 std::vector<Tensor> foreach_norm(at::TensorList tensors, const at::Scalar &order, std::optional<at::ScalarType> kind) {
     const Device device = tensors[0].device();
     c10::OptionalDeviceGuard guard(device);
@@ -108,5 +126,6 @@ void replace_cuda_operations(torch::Library &library) {
     library.impl("cudnn_batch_norm_backward", TORCH_FN(cudnn_batch_norm_backward));
     library.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
     library.impl("_thnn_fused_lstm_cell_backward_impl", TORCH_FN(lstm_cell_backward));
+    library.impl("_foreach_add_.List", TORCH_FN(foreach_add));
     library.impl("_foreach_norm.Scalar", TORCH_FN(foreach_norm));
 }

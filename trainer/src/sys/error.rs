@@ -3,6 +3,7 @@
 pub use codinet_config::exit::{Exit, OF_TRAINED, OF_TRAINING};
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// An error that ends the program.
@@ -99,8 +100,11 @@ impl std::error::Error for Error {}
 
 impl From<codinet_dataloader::Error> for Error {
     fn from(error: codinet_dataloader::Error) -> Self {
-        let exit = match error {
+        let exit = match &error {
             codinet_dataloader::Error::InvalidArgument(_) => Exit::Config,
+            codinet_dataloader::Error::Io { cause, .. } if cause.kind() == io::ErrorKind::OutOfMemory => {
+                Exit::Memory
+            }
             _ => Exit::Data,
         };
         Self::new(exit, error.to_string())

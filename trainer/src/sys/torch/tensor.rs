@@ -38,8 +38,8 @@ pub fn pin_memory(tensor: &Tensor) -> Tensor {
 /// many tensors there are. No tensor is twice in `sums`.
 pub fn add_all(sums: &[&Tensor], terms: &[Tensor]) {
     assert_eq!(sums.len(), terms.len());
-    let to: Vec<_> = sums.iter().map(|sum| sum.as_ptr() as *const C_tensor).collect();
-    let from: Vec<_> = terms.iter().map(|term| term.as_ptr() as *const C_tensor).collect();
+    let to: Vec<_> = sums.iter().map(|sum| sum.as_ptr()).collect();
+    let from: Vec<_> = terms.iter().map(|term| term.as_ptr()).collect();
     // SAFETY: two arrays of as many living tensors.
     let added = unsafe { codinet_add_all(to.as_ptr(), from.as_ptr(), to.len()) };
     panic_on_error(added, "adding tensors");
