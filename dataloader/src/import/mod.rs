@@ -8,8 +8,6 @@ use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use flate2::read::MultiGzDecoder;
 
@@ -63,22 +61,16 @@ pub enum SplitStatus {
     AlreadyComplete,
 }
 
-/// How long a lock may be taken. A process that another thread has just started shares this one's locks until it runs its program.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-
 /// Creates `folder`, and locks it against other imports until this program ends. File systems without locks go without.
 fn lock_folder(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).context("create folder", folder)?;
     let lock = File::open(folder).context("open", folder)?;
-    let start = Instant::now();
-    while let Err(TryLockError::WouldBlock) = lock.try_lock() {
-        if start.elapsed() > LOCK_WAIT {
-            let what = "another import or fetch is writing here; wait for it to end";
-            return Err(Error::malformed(folder, what));
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::malformed(folder, "another import or fetch is writing here; wait for it to end"))
         }
-        thread::sleep(Duration::from_millis(20));
+        _ => Ok(lock),
     }
-    Ok(lock)
 }
 
 /// The error of a broken source file.
