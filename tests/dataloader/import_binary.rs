@@ -129,7 +129,7 @@ fn cifar100_has_its_fine_labels() {
     let lock = File::open(&train).unwrap();
     lock.lock().unwrap();
     let error = data_error(&import("cifar100", &folder, out.path(), &["--format", "jpeg"]));
-    assert!(error.contains("another import is writing here"), "{error}");
+    assert!(error.contains("another import or fetch is writing here"), "{error}");
     lock.unlock().unwrap(); // not just closed: a process that another test is starting has it open, too
 
     // JPEG where it is asked for.

@@ -91,7 +91,7 @@ fn other_settings_are_refused() {
     let lock = File::open(outs.path()).unwrap();
     lock.lock().unwrap();
     let error = data_error(&import("imagefolder", source.path(), outs.path(), &[]));
-    assert!(error.contains("another import is writing here"), "{error}");
+    assert!(error.contains("another import or fetch is writing here"), "{error}");
 }
 
 #[test]
