@@ -396,12 +396,11 @@ fn skipped_nonfinite_steps_leave_the_weights_unchanged() {
     let settings = ["--set", "diversity.margin=1e30", "--set", "optim.on_nonfinite=skip"];
     let stdout = succeed(&mut sandbox.train_into(&run, 2, &settings));
     assert!(stdout.contains("step 12: not finite: div of rank 0, div of rank 1 (ce "), "{stdout}");
-    // In the second stage, where the diversity loss has no weight, gradients are finite.
+    // In the second stage the diversity loss has no weight, so what it is does not matter.
     assert!(stdout.contains("skipped the update, 12 so far"), "{stdout}");
     assert!(!stdout.contains("skipped the update, 13 so far"), "{stdout}");
-    assert!(stdout.contains("updated, because its gradient is finite"), "{stdout}");
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().filter(|line| line.contains("step not finite")).count(), 24);
+    assert_eq!(metrics.lines().filter(|line| line.contains("step not finite")).count(), 12);
     // The first stage has moved nothing, not even the running statistics.
     let model = run.join("checkpoints/step-00000012/model.safetensors");
     let tensors = tch::Tensor::read_safetensors(model).unwrap();
