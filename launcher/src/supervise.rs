@@ -18,11 +18,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 /// The time for mpirun to end its ranks after SIGTERM.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time for mpirun to end after a rank has failed.
-const FAILURE_TIMEOUT: Duration = Duration::from_secs(2);
+const FAILURE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A second signal within this time is the same request: `timeout` and schedulers signal a program, then its group.
 const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 /// The time for the last lines after mpirun has ended; a process that outlives it may write for ever.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The signals that request a stop. One that was ignored when the program started, such as SIGHUP under nohup, stays ignored.
 pub struct Signals {
