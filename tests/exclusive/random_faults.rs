@@ -153,7 +153,7 @@ impl Fault {
             Self::Panicked => {
                 stderr.contains(&format!("a bug in codinet-train on rank {rank} at dataloader"))
             }
-            Self::LostNetwork => stderr.contains("rank 0 has waited 4 s in "),
+            Self::LostNetwork => stderr.contains("rank 0 has waited "),
             Self::FullDisk => stderr.contains("No space left on device"),
         }
     }
