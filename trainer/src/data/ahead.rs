@@ -48,11 +48,11 @@ where
         Self(Place::Thread { items: Some(receiver), thread: Some(thread), waited: Duration::ZERO })
     }
 
-    /// The iterator, if there is no thread; else how long [`Iterator::next`] has waited for the thread.
-    pub fn source(&self) -> Result<&I, Duration> {
+    /// How long [`Iterator::next`] has waited for the thread; without one, what `own` returns of the iterator.
+    pub fn waited(&self, own: impl FnOnce(&I) -> Duration) -> Duration {
         match &self.0 {
-            Place::Here(items) => Ok(items),
-            Place::Thread { waited, .. } => Err(*waited),
+            Place::Here(items) => own(items),
+            Place::Thread { waited, .. } => *waited,
         }
     }
 }

@@ -45,23 +45,23 @@ pub struct DeviceBatch {
 }
 
 /// What a batch is given on its way to the device.
-pub(super) struct Additions {
+struct Additions {
     /// Labels after mixing.
-    pub mix: MixTargets,
+    mix: MixTargets,
     /// [`DeviceBatch::noise`], on the host.
-    pub noise: Tensor,
+    noise: Tensor,
 }
 
 /// Mixes a batch and draws its noise.
 type Add = dyn FnMut(&mut Batch) -> Result<Additions> + Send;
 
 /// A loader's batches, copied to the device in order.
-pub(super) struct Uploads {
-    pub loader: Loader,
-    pub device: Device,
+pub struct Uploads {
+    loader: Loader,
+    device: Device,
     /// H, W, C.
-    pub shape: [i64; 3],
-    pub add: Box<Add>,
+    shape: [i64; 3],
+    add: Box<Add>,
 }
 
 impl Uploads {
@@ -115,10 +115,10 @@ pub struct StepIndex {
     pub global: u64,
 }
 
-impl Prefetcher {
-    /// The batches of `loader`, from the one for the step `first` on, whose noise has `columns` columns. A run resumed after an
+impl Uploads {
+    /// The batches of training from the one for the step `first` on, whose noise has `columns` columns. A run resumed after an
     /// epoch's last step has `first.in_epoch == steps_per_epoch`: its first batch is the next epoch's.
-    pub fn new(
+    pub fn of_training(
         loader: Loader,
         config: &Config,
         device: Device,
@@ -126,17 +126,6 @@ impl Prefetcher {
         first: StepIndex,
         steps_per_epoch: u64,
     ) -> Self {
-        Self(Ahead::new(Self::uploads(loader, config, device, columns, first, steps_per_epoch), device))
-    }
-
-    fn uploads(
-        loader: Loader,
-        config: &Config,
-        device: Device,
-        columns: usize,
-        first: StepIndex,
-        steps_per_epoch: u64,
-    ) -> Uploads {
         let mut next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
         let size = config.data.image_size;
         let seed = config.run.seed;
@@ -157,10 +146,10 @@ impl Prefetcher {
             };
             Ok(Additions { mix, noise })
         };
-        Uploads { loader, device, shape: image_shape(config), add: Box::new(add) }
+        Self { loader, device, shape: image_shape(config), add: Box::new(add) }
     }
 
-    /// The batches of `loader`, unmixed, with the noise that `noise` returns for their samples.
+    /// Unmixed batches, with the noise that `noise` returns for their samples.
     pub fn of_evaluation(
         loader: Loader,
         config: &Config,
@@ -171,12 +160,20 @@ impl Prefetcher {
             let mix = MixTargets { labels: Vec::new(), lambda: 1.0 };
             Ok(Additions { mix, noise: noise(&batch.samples) })
         };
-        Self(Ahead::new(Uploads { loader, device, shape: image_shape(config), add: Box::new(add) }, device))
+        Self { loader, device, shape: image_shape(config), add: Box::new(add) }
+    }
+}
+
+impl Prefetcher {
+    /// These batches.
+    pub fn new(uploads: Uploads) -> Self {
+        let device = uploads.device;
+        Self(Ahead::new(uploads, device))
     }
 
     /// The total time spent waiting for the loader, on a GPU for what its thread does with a batch too.
     pub fn stall_time(&self) -> Duration {
-        self.0.source().map_or_else(|waited| waited, |uploads| uploads.loader.stall_time())
+        self.0.waited(|uploads| uploads.loader.stall_time())
     }
 }
 
@@ -237,7 +234,7 @@ mod tests {
         spec.on_bad = on_bad;
         spec.threads = 2;
         let first = StepIndex { in_epoch: from, global: 30 + from };
-        Prefetcher::uploads(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
+        Uploads::of_training(Loader::new(data, spec, plan).unwrap(), config, Device::Cpu, 5, first, 3)
     }
 
     fn batches(folder: &Path, config: &Config, on_bad: OnBadSample) -> Uploads {

@@ -1,6 +1,6 @@
 //! The validation set.
 
-use super::{Normalise, Prefetcher, loader_spec, open};
+use super::{Normalise, Prefetcher, Uploads, loader_spec, open};
 use crate::config::Config;
 use crate::data::bad_samples::BadSamples;
 use crate::dist::World;
@@ -54,7 +54,7 @@ impl Validation {
         noise: impl FnMut(&[u32]) -> Tensor + Send + 'static,
     ) -> Result<Prefetcher> {
         let loader = self.loader(config, world)?;
-        Ok(Prefetcher::of_evaluation(loader, config, self.device, noise))
+        Ok(Prefetcher::new(Uploads::of_evaluation(loader, config, self.device, noise)))
     }
 
     /// As [`Normalise::images`].

@@ -14,7 +14,7 @@ pub use benchmark::BenchmarkRun;
 pub(crate) use start::{Checked, Directory, Start, Started, describe_shares};
 
 use crate::config::{Config, Stage};
-use crate::data::{Datasets, Prefetcher, StepIndex};
+use crate::data::{Datasets, Prefetcher, StepIndex, Uploads};
 use crate::dist::{self, World, replicas};
 use crate::metrics::MetricsBuffer;
 use crate::model::Net;
@@ -214,7 +214,8 @@ impl<'a> Trainer<'a> {
         let columns =
             if self.config.model.drop_path > 0.0 { costs.blocks.len() } else { costs.gated().count() };
         let steps = self.data.steps_per_epoch(self.config);
-        Ok(Prefetcher::new(loader, self.config, self.device, columns, first, steps))
+        let uploads = Uploads::of_training(loader, self.config, self.device, columns, first, steps);
+        Ok(Prefetcher::new(uploads))
     }
 
     /// All ranks, after an epoch's last step: the evaluation, when one is due, and a checkpoint at the start of what comes

@@ -55,8 +55,8 @@ impl Trainer<'_> {
         Ok(stop)
     }
 
-    /// All ranks: acts on what was gathered in the last step, unless that was done: adjusts γ, and
-    /// returns whether a rank was asked to stop.
+    /// All ranks: acts on what was gathered in the last step, unless that was done: adjusts γ, and returns whether a rank was asked to
+    /// stop.
     pub(super) fn act_on_gathered(&mut self, stage: &Stage) -> bool {
         let Some(gathered) = self.gathered.take() else { return false };
         let (stop, hard_rates) = gathered.wait();

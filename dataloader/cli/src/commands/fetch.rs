@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::{chosen_set, with_subcommands};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use codinet_config::text::{counted, print, shell_quote};
@@ -49,11 +50,7 @@ impl Args for Arguments {
             };
             Some(command.about(entry.about)) // in place of the description of the arguments' type
         };
-        command
-            .subcommands(ENTRIES.iter().filter_map(subcommand))
-            .subcommand_required(true)
-            .arg_required_else_help(true)
-            .after_help(EXAMPLES)
+        with_subcommands(command, ENTRIES.iter().filter_map(subcommand), EXAMPLES)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -63,10 +60,8 @@ impl Args for Arguments {
 
 impl FromArgMatches for Arguments {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Arguments, clap::Error> {
-        let missing = || clap::Error::new(ErrorKind::MissingSubcommand);
-        let (name, matches) = matches.subcommand().ok_or_else(missing)?;
-        let entry = ENTRIES.iter().find(|entry| entry.name == name).ok_or_else(missing)?;
-        let published = entry.published.ok_or_else(missing)?;
+        let (entry, matches) = chosen_set(matches)?;
+        let published = entry.published.ok_or_else(|| clap::Error::new(ErrorKind::MissingSubcommand))?;
         let download = match published.access {
             Access::Download { .. } => Some(DownloadArguments::from_arg_matches(matches)?),
             Access::Account(_) => None,

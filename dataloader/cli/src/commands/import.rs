@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use codinet_dataloader::Result;
 use codinet_dataloader::encode::Encoding;
@@ -14,7 +13,7 @@ use codinet_dataloader::import::{
 };
 
 use super::progress::ProgressMeter;
-use super::{ImageLimit, count_cores};
+use super::{ImageLimit, chosen_set, count_cores, with_subcommands};
 use codinet_config::text::print;
 
 const EXAMPLES: &str = "\
@@ -100,11 +99,7 @@ enum Format {
 
 impl Args for Arguments {
     fn augment_args(command: Command) -> Command {
-        command
-            .subcommands(ENTRIES.iter().map(define_subcommand))
-            .subcommand_required(true)
-            .arg_required_else_help(true)
-            .after_help(EXAMPLES)
+        with_subcommands(command, ENTRIES.iter().map(define_subcommand), EXAMPLES)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -114,9 +109,7 @@ impl Args for Arguments {
 
 impl FromArgMatches for Arguments {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Arguments, clap::Error> {
-        let missing = || clap::Error::new(ErrorKind::MissingSubcommand);
-        let (name, matches) = matches.subcommand().ok_or_else(missing)?;
-        let entry = ENTRIES.iter().find(|entry| entry.name == name).ok_or_else(missing)?;
+        let (entry, matches) = chosen_set(matches)?;
         let sources = matches.get_many::<String>(SRC).unwrap_or_default().cloned().collect();
         let settings = match &entry.importer {
             Importer::Pixels(importer) => {

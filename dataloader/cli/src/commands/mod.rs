@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Command};
+use codinet_dataloader::import::{ENTRIES, Entry};
 use codinet_dataloader::{LeftOut, LeftOutKind};
 
 pub mod bench;
@@ -11,6 +14,23 @@ pub mod index;
 pub mod inspect;
 mod progress;
 pub mod verify;
+
+/// `command` with a subcommand for each of some data sets.
+fn with_subcommands(
+    command: Command,
+    sets: impl Iterator<Item = Command>,
+    examples: &'static str,
+) -> Command {
+    command.subcommands(sets).subcommand_required(true).arg_required_else_help(true).after_help(examples)
+}
+
+/// The data set that a subcommand of [`with_subcommands`] names, and its arguments.
+fn chosen_set(matches: &ArgMatches) -> Result<(&'static Entry, &ArgMatches), clap::Error> {
+    let chosen = matches
+        .subcommand()
+        .and_then(|(name, matches)| Some((ENTRIES.iter().find(|entry| entry.name == name)?, matches)));
+    chosen.ok_or_else(|| clap::Error::new(ErrorKind::MissingSubcommand))
+}
 
 /// The data that a command reads.
 #[derive(clap::Args)]
