@@ -5,6 +5,7 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -291,24 +292,34 @@ at::Tensor *codinet_pin_memory(const at::Tensor *tensor) noexcept {
 }
 
 // `tensor`, with the strides of `like` if they differ only where a dimension has one element: with others than its sums', one tensor
-// would make _foreach_add_ launch a kernel for each.
+// would make _foreach_add_ and _foreach_copy_ launch a kernel for each.
 static at::Tensor with_strides_of(const at::Tensor &like, const at::Tensor &tensor) {
     for (int64_t i = 0; i < tensor.dim(); i++)
         if (tensor.size(i) != 1 && tensor.stride(i) != like.stride(i)) return tensor;
     return tensor.as_strided(like.sizes(), like.strides());
 }
 
-bool codinet_add_all(const at::Tensor *const *sums, const at::Tensor *const *terms, size_t n) noexcept {
+using ForEach = void (*)(at::TensorList to, at::TensorList from);
+
+static bool for_each_pair(ForEach operation, const at::Tensor *const *to, const at::Tensor *const *from, size_t n) noexcept {
     return guarded([&] {
         at::NoGradGuard no_grad;
-        std::vector<at::Tensor> to, from;
+        std::vector<at::Tensor> targets, sources;
         for (size_t i = 0; i < n; i++) {
-            to.push_back(*sums[i]);
-            from.push_back(with_strides_of(*sums[i], *terms[i]));
+            targets.push_back(*to[i]);
+            sources.push_back(with_strides_of(*to[i], *from[i]));
         }
-        at::_foreach_add_(to, from);
+        operation(targets, sources);
         return true;
     });
+}
+
+bool codinet_add_all(const at::Tensor *const *sums, const at::Tensor *const *terms, size_t n) noexcept {
+    return for_each_pair([](auto to, auto from) { at::_foreach_add_(to, from); }, sums, terms, n);
+}
+
+bool codinet_copy_all(const at::Tensor *const *to, const at::Tensor *const *from, size_t n) noexcept {
+    return for_each_pair([](auto to, auto from) { at::_foreach_copy_(to, from); }, to, from, n);
 }
 
 bool codinet_record_stream(at::Tensor *tensor) noexcept {

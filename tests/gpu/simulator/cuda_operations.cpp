@@ -5,6 +5,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <functional>
+
 #include "operations.h"
 
 namespace {
@@ -87,22 +89,33 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const OptionalTensor &hidd
     return {results[0], results[1], results[2]};
 }
 
-// One launch, if all strides are equal: others take a launch for each tensor.
-void foreach_add(at::TensorList sums, at::TensorList terms, const at::Scalar &factor) {
-    const Device device = sums[0].device();
+// `operation` on every pair: one launch named `name` if strides are equal and the kinds are those of the first pair, which for sums are
+// equal, too. Others take a launch named `single` for each pair.
+void foreach_pair(at::TensorList to, at::TensorList from, bool kinds_may_differ, const char *name, const char *single,
+                  const std::function<void(Tensor, Tensor)> &operation) {
+    const Device device = to[0].device();
     c10::OptionalDeviceGuard guard(device);
-    bool one_launch = true;
-    for (size_t i = 0; i < sums.size(); i++) one_launch &= sums[i].strides() == terms[i].strides();
+    bool one_launch = kinds_may_differ || to[0].dtype() == from[0].dtype();
+    for (size_t i = 0; i < to.size(); i++)
+        one_launch &= to[i].strides() == from[i].strides() && to[i].dtype() == to[0].dtype() && from[i].dtype() == from[0].dtype();
     Accesses all;
-    for (size_t i = 0; i < sums.size(); i++) {
+    for (size_t i = 0; i < to.size(); i++) {
         Accesses each;
         Accesses &accesses = one_launch ? all : each;
-        accesses.add(terms[i], false);
-        accesses.add(sums[i], true);
-        on_cpu(sums[i]).add_(on_cpu(terms[i]), factor);
-        if (!one_launch) each.run(device, "add_");
+        accesses.add(from[i], false);
+        accesses.add(to[i], true);
+        operation(on_cpu(to[i]), on_cpu(from[i]));
+        if (!one_launch) each.run(device, single);
     }
-    if (one_launch) all.run(device, "_foreach_add_");
+    if (one_launch) all.run(device, name);
+}
+
+void foreach_add(at::TensorList sums, at::TensorList terms, const at::Scalar &factor) {
+    foreach_pair(sums, terms, false, "_foreach_add_", "add_", [&](Tensor sum, Tensor term) { sum.add_(term, factor); });
+}
+
+void foreach_copy(at::TensorList to, at::TensorList from, bool) {
+    foreach_pair(to, from, true, "_foreach_copy_", "copy_", [](Tensor to, Tensor from) { to.copy_(from); });
 }
 
 std::vector<Tensor> foreach_norm(at::TensorList tensors, const at::Scalar &order, std::optional<at::ScalarType> kind) {
@@ -127,5 +140,6 @@ void replace_cuda_operations(torch::Library &library) {
     library.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
     library.impl("_thnn_fused_lstm_cell_backward_impl", TORCH_FN(lstm_cell_backward));
     library.impl("_foreach_add_.List", TORCH_FN(foreach_add));
+    library.impl("_foreach_copy_", TORCH_FN(foreach_copy));
     library.impl("_foreach_norm.Scalar", TORCH_FN(foreach_norm));
 }

@@ -5,7 +5,7 @@ use super::world::{CollectiveQueue, Pending, World};
 use crate::config::{self, Routers, Wire};
 use crate::model::{Params, Role};
 use crate::sys::error::Result;
-use crate::sys::{add_all, hook_gradient};
+use crate::sys::{add_all, copy_all, hook_gradient};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch::{Kind, Tensor, no_grad};
@@ -35,6 +35,8 @@ struct BucketQueue {
     last_backward: bool,
     /// Whether the routers' buckets are reduced.
     routers: Routers,
+    /// The buckets that have a part of this step's gradient.
+    begun: Vec<bool>,
     /// For each bucket, gradients of this backward pass that are not yet added to the flat one, and their tensors' numbers.
     received: Vec<Vec<(usize, Tensor)>>,
     /// How many gradients of this backward pass each bucket still lacks.
@@ -76,6 +78,7 @@ impl Reducer {
             wire: options.wire,
             flat: flat.shallow_clone(),
             views: params.named_views(&flat).into_iter().map(|(_, view)| view).collect(),
+            begun: vec![false; buckets.len()],
             received: buckets.iter().map(|_| Vec::new()).collect(),
             missing: vec![0; buckets.len()],
             buckets,
@@ -87,7 +90,9 @@ impl Reducer {
         };
         let reducer = Self { flat, buckets: Arc::new(Mutex::new(queue)), overlap: options.overlap };
         for (index, parameter) in params.parameters.iter().enumerate() {
-            hook_gradient(&parameter.tensor, reducer.receiver(index));
+            for leaf in std::iter::once(&parameter.tensor).chain(&parameter.bf16) {
+                hook_gradient(leaf, reducer.receiver(index));
+            }
         }
         reducer
     }
@@ -106,6 +111,7 @@ impl Reducer {
     /// Clears the last step's gradient.
     pub fn zero(&self) {
         let _ = self.flat.shallow_clone().zero_();
+        lock(&self.buckets).begun.fill(false);
     }
 
     /// All ranks, before each micro-batch's backward pass: with `overlap`, for the last one, and if the config wants it, buckets
@@ -167,10 +173,15 @@ impl BucketQueue {
         if self.received[bucket].is_empty() {
             return;
         }
-        let (tensors, gradients): (Vec<usize>, Vec<Tensor>) =
-            std::mem::take(&mut self.received[bucket]).into_iter().unzip();
-        let views: Vec<&Tensor> = tensors.iter().map(|&tensor| &self.views[tensor]).collect();
-        add_all(&views, &gradients);
+        let add_to_flat = if std::mem::replace(&mut self.begun[bucket], true) { add_all } else { copy_all };
+        let received = std::mem::take(&mut self.received[bucket]);
+        let (of_fp32, of_bf16): (Vec<_>, Vec<_>) =
+            received.into_iter().partition(|(_, gradient)| gradient.kind() == Kind::Float);
+        for same_kind in [of_fp32, of_bf16] {
+            let (tensors, gradients): (Vec<usize>, Vec<Tensor>) = same_kind.into_iter().unzip();
+            let views: Vec<&Tensor> = tensors.iter().map(|&tensor| &self.views[tensor]).collect();
+            add_to_flat(&views, &gradients);
+        }
     }
 
     /// Launches buckets in their order, up to the first that still lacks a gradient.

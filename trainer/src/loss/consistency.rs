@@ -12,8 +12,8 @@ pub(super) const TERM: Term = Term {
         let margin = config.consistency.margin;
         let loss = squared_hinge(&distances, margin);
         let distances = distances.detach();
-        let outside = distances.gt(margin).to_kind(distances.kind());
-        TermValue { loss, diagnostics: vec![distances.mean(None), outside.mean(None)] }
+        let outside = distances.gt(margin).mean(distances.kind());
+        TermValue { loss, diagnostics: vec![distances.mean(None), outside] }
     },
 };
 
@@ -35,7 +35,6 @@ fn distances_to_centre(paths: &Tensor, centres: &Tensor, views: i64) -> Tensor {
 fn row_norm(x: &Tensor) -> Tensor {
     let squared = x.square().sum_dim_intlist([-1].as_slice(), false, None);
     let positive = squared.gt(0.0);
-    let one = Tensor::ones_like(&squared);
     // The inner `where` keeps √0, whose derivative is infinite, out of the graph.
-    squared.where_self(&positive, &one).sqrt() * positive.to_kind(x.kind())
+    squared.where_scalarother(&positive, 1.0).sqrt() * positive.to_kind(x.kind())
 }

@@ -43,23 +43,20 @@ fn compare_pairs(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64) -> 
     let constant = centres.detach();
     let peers_f64 = peers.to_kind(Kind::Double);
     let rows = (PAIRS_PER_BLOCK / all).clamp(1, own);
-    let columns = Tensor::arange(all, (Kind::Int64, centres.device()));
-    let mut loss = Tensor::zeros([], (centres.kind(), centres.device()));
-    let mut distance = loss.zeros_like();
-    let mut inside = loss.zeros_like();
+    let mut sums: Option<[Tensor; 3]> = None; // of squared hinges, of distances, and of pairs within the margin
     let mut gradients = Vec::new();
     for start in (0..own).step_by(rows as usize) {
         let block = constant.narrow(0, start, rows.min(own - start));
         let distances = Tensor::cdist(&block, peers, 2.0, DIRECT_DIFFERENCES); // [R, G]
-        distance += distances.sum(None);
-        let self_column = Tensor::arange(block.size()[0], (Kind::Int64, centres.device())) + (offset + start);
-        let others = self_column.unsqueeze(1).not_equal_tensor(&columns.unsqueeze(0)).to_kind(centres.kind());
-        let hinge = (-&distances + margin).relu() * others;
-        loss += hinge.square().sum(None);
-        inside += hinge.gt(0.0).to_kind(centres.kind()).sum(None);
+        let hinge = (margin - &distances).relu();
+        let _ = hinge.diagonal(offset + start, 0, 1).zero_(); // a sample and itself
+        let of_block = [hinge.square().sum(None), distances.sum(None), hinge.gt(0.0).sum(centres.kind())];
+        sums = Some(match sums {
+            None => of_block,
+            Some(sums) => std::array::from_fn(|i| &sums[i] + &of_block[i]),
+        });
         // ∂[m − d]₊²/∂c_i = −2 [m − d]₊ (c_i − c_j)/d; 0 where d = 0.
-        let one = Tensor::ones_like(&distances);
-        let slope = hinge * -2.0 / distances.where_self(&distances.gt(0.0), &one);
+        let slope = hinge * -2.0 / distances.where_scalarother(&distances.gt(0.0), 1.0);
         // Σ_j s_ij (c_i − c_j) as matrix products, in f64 because it is a difference of large sums.
         let block = block.to_kind(Kind::Double);
         let slope = slope.to_kind(Kind::Double);
@@ -69,6 +66,7 @@ fn compare_pairs(centres: &Tensor, peers: &Tensor, offset: i64, margin: f64) -> 
     let pairs = (all * (all - 1)) as f64;
     let shares = all as f64 / own as f64;
     let gradient = Tensor::cat(&gradients, 0) / pairs * (2.0 * shares);
+    let [loss, distance, inside] = sums.expect("at least one block");
     // The second term is 0; it gives the loss its gradient.
     let loss = loss / pairs * shares + (gradient * (centres - constant)).sum(None);
     TermValue { loss, diagnostics: vec![distance / pairs * shares, inside / pairs * shares] }

@@ -157,8 +157,7 @@ fn norms_of_parts(gradient: &Tensor, params: &Params) -> Tensor {
 /// almost 0.
 fn saturated_share(gate_logits: &Tensor) -> Tensor {
     let count = gate_logits.numel().max(1) as f64;
-    let saturated = gate_logits.abs().gt(99f64.ln()).to_kind(Kind::Float);
-    saturated.sum(Kind::Float) / count
+    gate_logits.abs().gt(99f64.ln()).sum(Kind::Float) / count
 }
 
 /// Rows of steps that are still on the device. They are gathered when a log line or a checkpoint needs them: one

@@ -50,7 +50,8 @@ impl Builder {
         });
         let value = Tensor::from_slice(&values).view([channels, inputs, kernel, kernel]);
         let weight = self.register(name, "weight", value, false);
-        Conv { weight, bias: None, stride, padding: kernel / 2 }
+        let bf16 = Some(self.params.register_bf16());
+        Conv { weight, bf16, bias: None, stride, padding: kernel / 2 }
     }
 
     /// A convolution with a bias, which starts at 0.

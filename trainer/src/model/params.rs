@@ -26,6 +26,8 @@ pub struct Parameter {
     pub role: Role,
     /// Its index in the order in which a forward pass uses parameters.
     pub use_order: usize,
+    /// Of a convolution's weight: the leaf that a bf16 forward pass uses in its place (see [`Params::keep_bf16_copy`]).
+    pub bf16: Option<Tensor>,
 }
 
 /// All tensors of a network.
@@ -37,6 +39,8 @@ pub struct Params {
     pub buffers: Vec<(String, Tensor)>,
     flat: Option<Tensor>,
     flat_buffers: Option<Tensor>,
+    /// bf16, of the first parameters of `flat`.
+    bf16_copy: Option<Tensor>,
 }
 
 /// The part of the flat buffer that holds the parameters of one role.
@@ -56,7 +60,15 @@ impl Params {
         let tensor = value.set_requires_grad(true);
         let handle = tensor.shallow_clone();
         let use_order = self.parameters.len();
-        self.parameters.push(Parameter { name, tensor, role, use_order });
+        self.parameters.push(Parameter { name, tensor, role, use_order, bf16: None });
+        handle
+    }
+
+    /// Gives the last parameter a leaf for its bf16 copy, empty until [`Params::keep_bf16_copy`], and returns a handle on it.
+    pub fn register_bf16(&mut self) -> Tensor {
+        let bf16 = Tensor::empty([0], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
+        let handle = bf16.shallow_clone();
+        self.parameters.last_mut().expect("a parameter").bf16 = Some(bf16);
         handle
     }
 
@@ -74,6 +86,27 @@ impl Params {
         self.flat = Some(flatten_into(parameters.collect(), device));
         let buffers = self.buffers.iter_mut().map(|(_, buffer)| buffer);
         self.flat_buffers = Some(flatten_into(buffers.collect(), device));
+    }
+
+    /// Keeps bf16 copies of the convolutions' weights, in one buffer, so that a forward pass casts all of them at once. Their
+    /// gradients are bf16.
+    pub fn keep_bf16_copy(&mut self) {
+        // By role, the weights of convolutions outside routers come first.
+        let weights = self.parameters.iter().map_while(|p| Some((p.tensor.size(), p.bf16.as_ref()?)));
+        let (shapes, leaves): (Vec<Vec<i64>>, Vec<&Tensor>) = weights.unzip();
+        let len = shapes.iter().map(|shape| shape.iter().product::<i64>()).sum::<i64>();
+        let copy = Tensor::zeros([len], (Kind::BFloat16, self.flat().device()));
+        for (leaf, view) in leaves.into_iter().zip(split_views(&copy, shapes.into_iter())) {
+            leaf.shallow_clone().set_data(&view);
+        }
+        self.bf16_copy = Some(copy);
+    }
+
+    /// Before a forward pass in bf16: brings the copies of [`Params::keep_bf16_copy`] up to date.
+    pub fn update_bf16_copy(&self) {
+        if let Some(copy) = &self.bf16_copy {
+            no_grad(|| copy.shallow_clone().copy_(&self.flat().narrow(0, 0, copy.size()[0])));
+        }
     }
 
     /// All parameters, `[elements]`.

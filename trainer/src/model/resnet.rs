@@ -9,7 +9,7 @@ use super::kernels::Epilogue;
 use super::layers::{BnMode, ConvNorm, Linear, Shape};
 use super::params::Params;
 use super::router::{LstmState, Router, RouterBuilder};
-use crate::config::{self, Arch, Routing, StrideIn};
+use crate::config::{self, Arch, Precision, Routing, StrideIn};
 use tch::{Device, Kind, Tensor};
 
 /// A ResNet's layers, `[N, C, H, W]` → `[N, classes]`. `C` is a convolution and `R` a router, as in [`Block`].
@@ -183,11 +183,19 @@ impl Net {
     /// The network that a run of `config` trains, with its initial values.
     pub fn from_config(config: &config::Config, device: Device) -> Self {
         let config::Config { data, model, run, .. } = config;
-        Self::new(model, data.channels.into(), data.image_size.into(), data.classes, run.seed, device)
+        let mut net =
+            Self::new(model, data.channels.into(), data.image_size.into(), data.classes, run.seed, device);
+        if run.precision == Precision::Bf16 {
+            net.params.keep_bf16_copy();
+        }
+        net
     }
 
     /// `x` `[N, C, H, W]` is normalised. Convolutions and activations have its kind; gates and logits are fp32.
     pub fn forward(&self, x: &Tensor, decisions: Decisions, mode: BnMode) -> NetOutput {
+        if x.kind() == Kind::BFloat16 {
+            self.params.update_bf16_copy();
+        }
         let mut x = self.layers.stem.forward_with(x, mode, Epilogue::Relu);
         if self.layers.pool {
             x = x.values.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).into();

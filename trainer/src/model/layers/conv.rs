@@ -1,13 +1,15 @@
 //! Convolutions.
 
 use super::activation::Shape;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A convolution. Its weight is cast to the kind of its input.
 #[derive(Debug)]
 pub struct Conv {
     /// `[C', C, k, k]`.
     pub weight: Tensor,
+    /// The weight in bf16, empty where it is not kept (see [`crate::model::Params::keep_bf16_copy`]).
+    pub bf16: Option<Tensor>,
     /// `[C']`.
     pub bias: Option<Tensor>,
     /// Of height and width.
@@ -20,7 +22,8 @@ impl Conv {
     /// `[N, C, H, W]` → `[N, C', H', W']`, of the kind of `x`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
-        let weight = self.weight.to_kind(kind);
+        let kept = self.bf16.as_ref().filter(|bf16| kind == Kind::BFloat16 && bf16.numel() > 0);
+        let weight = kept.map_or_else(|| self.weight.to_kind(kind), Tensor::shallow_clone);
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         x.conv2d(&weight, bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }

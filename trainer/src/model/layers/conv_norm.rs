@@ -32,6 +32,7 @@ impl ConvNorm {
         let weight = self.conv.weight.detach().to_kind(Kind::Double) * scale.view([-1, 1, 1, 1]);
         Conv {
             weight: weight.to_kind(Kind::Float),
+            bf16: None,
             bias: Some(shift.to_kind(Kind::Float)),
             stride: self.conv.stride,
             padding: self.conv.padding,

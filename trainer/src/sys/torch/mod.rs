@@ -14,7 +14,7 @@ pub use convolution::PackedConv;
 pub(crate) use fused::{AdamUpdate, SgdUpdate, fused_adamw, fused_sgd, norms};
 pub(crate) use stream::{Event, current_stream_handle, set_device, set_side_stream};
 pub use tensor::channels_last;
-pub(crate) use tensor::{add_all, pin_memory, pin_slice, record_stream};
+pub(crate) use tensor::{add_all, copy_all, pin_memory, pin_slice, record_stream};
 pub use threads::parallel_for;
 
 use std::ffi::{CStr, c_char};

@@ -8,6 +8,7 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn codinet_add_all(sums: *const *const C_tensor, terms: *const *const C_tensor, n: usize) -> bool;
+    fn codinet_copy_all(to: *const *const C_tensor, from: *const *const C_tensor, n: usize) -> bool;
     fn codinet_pin_memory(tensor: *const C_tensor) -> *mut C_tensor;
     fn codinet_record_stream(tensor: *mut C_tensor) -> bool;
 }
@@ -37,12 +38,26 @@ pub fn pin_memory(tensor: &Tensor) -> Tensor {
 /// Adds to each tensor of `sums` the one at its place in `terms`, of the same shape, in one call: on a GPU a few launches, however
 /// many tensors there are. No tensor is twice in `sums`.
 pub fn add_all(sums: &[&Tensor], terms: &[Tensor]) {
-    assert_eq!(sums.len(), terms.len());
-    let to: Vec<_> = sums.iter().map(|sum| sum.as_ptr()).collect();
-    let from: Vec<_> = terms.iter().map(|term| term.as_ptr()).collect();
+    for_each_pair(codinet_add_all, sums, terms, "adding tensors");
+}
+
+/// Copies to each tensor of `to` the one at its place in `from`, of the same shape, in the same way. The kinds may differ.
+pub fn copy_all(to: &[&Tensor], from: &[Tensor]) {
+    for_each_pair(codinet_copy_all, to, from, "copying tensors");
+}
+
+type ForEachPair = unsafe extern "C" fn(*const *const C_tensor, *const *const C_tensor, usize) -> bool;
+
+fn for_each_pair(operation: ForEachPair, to: &[&Tensor], from: &[Tensor], what: &str) {
+    assert_eq!(to.len(), from.len());
+    if to.is_empty() {
+        return;
+    }
+    let to: Vec<_> = to.iter().map(|tensor| tensor.as_ptr()).collect();
+    let from: Vec<_> = from.iter().map(|tensor| tensor.as_ptr()).collect();
     // SAFETY: two arrays of as many living tensors.
-    let added = unsafe { codinet_add_all(to.as_ptr(), from.as_ptr(), to.len()) };
-    panic_on_error(added, "adding tensors");
+    let done = unsafe { operation(to.as_ptr().cast(), from.as_ptr().cast(), to.len()) };
+    panic_on_error(done, what);
 }
 
 /// Tells libtorch's allocator that this thread's current stream uses `tensor`, which was allocated on another stream: after

@@ -40,7 +40,7 @@ impl Layer {
     }
 
     fn packed(&self, x: &Tensor) -> Option<&PackedConv> {
-        let Conv { weight, bias, stride, padding } = &self.conv;
+        let Conv { weight, bias, stride, padding, .. } = &self.conv;
         let pack = || {
             let bias = bias.as_ref().expect("a folded convolution has one");
             (x.device() == Device::Cpu).then(|| PackedConv::new(weight, bias, *stride, *padding, x))?
