@@ -178,7 +178,6 @@ COUNTS = [
     Case("counts-bf16", settings=(QUIET, BF16), counted=True),
     Case("counts-kernels", settings=(QUIET, BF16, KERNELS), counted=True),
     Case("counts-resnet50", settings=(QUIET, BF16, *RESNET50, "optim.batch_size=4"), counted=True),
-    Case("counts-resnet50-kernels", settings=(QUIET, BF16, KERNELS, *RESNET50, "optim.batch_size=4"), counted=True),
 ]
 
 OTHER_PROGRAMS = [

@@ -13,5 +13,4 @@ PER_STEP = {
     "counts-bf16": step(operations=665, own_kernels=0, events_recorded=26, stream_waits=11),
     "counts-kernels": step(operations=395, own_kernels=136, events_recorded=26, stream_waits=11),
     "counts-resnet50": step(operations=1130, own_kernels=0, events_recorded=35, stream_waits=17),
-    "counts-resnet50-kernels": step(operations=598, own_kernels=335, events_recorded=35, stream_waits=17),
 }

@@ -235,7 +235,9 @@ impl Block<ConvNorm, Router> {
         let (h, norm) = self.convolve(&x.values, mode);
         let decided = gate.decide(x, lstm, k, decisions);
         let skip = match (&gate.skip, &self.shortcut) {
-            (Some(projection), _) => Some(projection.forward_with(&x.values, mode, Epilogue::Relu).values),
+            (Some(projection), _) => {
+                Some(projection.forward_with(&x.values, mode, Epilogue::Relu { pool: false }).values)
+            }
             (None, Shortcut::Identity) => None,
             (None, _) => Some(shortcut.relu()),
         };
@@ -256,7 +258,7 @@ impl Block<ConvNorm, Router> {
         let [run, skipped] = partition.split(x);
         let (shortcut, skip) = match (&gate.skip, &self.shortcut) {
             (Some(projection), _) => {
-                let skip = projection.forward_with(&skipped.values, mode, Epilogue::Relu);
+                let skip = projection.forward_with(&skipped.values, mode, Epilogue::Relu { pool: true });
                 (self.project(&run.values, mode), skip)
             }
             (None, Shortcut::Identity) => (run.values.shallow_clone(), skipped),
@@ -294,7 +296,7 @@ impl Block<ConvNorm, Router> {
         let (last, others) = self.convs.split_last().expect("a block that runs has convolutions");
         let mut h = x.shallow_clone();
         for conv in others {
-            h = conv.forward_with(&h, mode, Epilogue::Relu).values;
+            h = conv.forward_with(&h, mode, Epilogue::Relu { pool: false }).values;
         }
         (last.conv.forward(&h), &last.norm)
     }

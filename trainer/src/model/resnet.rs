@@ -196,7 +196,7 @@ impl Net {
         if x.kind() == Kind::BFloat16 {
             self.params.update_bf16_copy();
         }
-        let mut x = self.layers.stem.forward_with(x, mode, Epilogue::Relu);
+        let mut x = self.layers.stem.forward_with(x, mode, Epilogue::Relu { pool: !self.layers.pool });
         if self.layers.pool {
             x = x.values.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false).into();
         }

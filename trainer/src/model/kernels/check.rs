@@ -23,7 +23,7 @@ pub fn reference(h: &Tensor, norm: &NormTensors, epilogue: Epilogue) -> (Tensor,
         false,
     );
     let out = match epilogue {
-        Epilogue::Relu => y.relu(),
+        Epilogue::Relu { .. } => y.relu(),
         Epilogue::AddRelu { shortcut } => (y + shortcut).relu(),
         Epilogue::Blend { shortcut, skip, v } => {
             let skip = skip.unwrap_or(shortcut);
@@ -95,7 +95,7 @@ pub fn evaluate(
     let running_mean = parameter(&inputs.running_mean);
     let running_var = parameter(&inputs.running_var);
     let epilogue = match epilogue {
-        EpilogueKind::Relu => Epilogue::Relu,
+        EpilogueKind::Relu => Epilogue::Relu { pool: true },
         EpilogueKind::AddRelu => Epilogue::AddRelu { shortcut: &shortcut },
         EpilogueKind::Blend => Epilogue::Blend { shortcut: &shortcut, skip: None, v: &v },
         EpilogueKind::BlendWithSkip => Epilogue::Blend { shortcut: &shortcut, skip: Some(&skip), v: &v },

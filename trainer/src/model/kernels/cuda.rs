@@ -96,12 +96,17 @@ impl Nvrtc {
         // SAFETY: room for the numbers that are written.
         self.check(unsafe { (self.get_version)(major, minor) }, "nvrtcVersion")?;
         let key = [source, &format!("{version:?}"), &capability.to_string()];
-        code_cache::get_or_compile(cache, &key, || self.compile(source, capability))
+        code_cache::get_or_compile(cache, &key, || Ok(self.compile(source, capability, &[])?.0))
     }
 
     /// Compiles for a GPU of compute capability `capability`, such as 90: to its machine code, or with an NVRTC older than the
-    /// GPU to the newest PTX that this NVRTC knows, which the driver compiles.
-    fn compile(&self, source: &str, capability: c_int) -> Result<Vec<u8>, String> {
+    /// GPU to the newest PTX that this NVRTC knows, which the driver compiles. Also returns the compiler's remarks.
+    fn compile(
+        &self,
+        source: &str,
+        capability: c_int,
+        more_options: &[&str],
+    ) -> Result<(Vec<u8>, String), String> {
         let mut count = 0;
         // SAFETY: room for the number that is written.
         self.check(unsafe { (self.count_archs)(&mut count) }, "nvrtcGetNumSupportedArchs")?;
@@ -121,18 +126,17 @@ impl Nvrtc {
             (self.create_program)(&mut program, source.as_ptr(), name, 0, null(), null())
         };
         self.check(created, "nvrtcCreateProgram")?;
-        let options = [format!("--gpu-architecture={arch}_{nearest}"), "--std=c++17".into()];
-        let options = options.map(|option| CString::new(option).expect("no NUL"));
-        let pointers = options.each_ref().map(|option| option.as_ptr());
+        let arch = format!("--gpu-architecture={arch}_{nearest}");
+        let options = ["--std=c++17", &arch].into_iter().chain(more_options.iter().copied());
+        let options: Vec<CString> = options.map(|option| CString::new(option).expect("no NUL")).collect();
+        let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
         // SAFETY: a living program; an array of NUL-terminated strings of the length given.
         let compiled = unsafe { (self.compile_program)(program, pointers.len() as c_int, pointers.as_ptr()) };
+        let log = self.get_bytes(self.log, program).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_owned();
         let result = match self.check(compiled, "nvrtcCompileProgram") {
-            Ok(()) => self.get_bytes(code, program),
-            Err(error) => {
-                let log = self.get_bytes(self.log, program).unwrap_or_default();
-                let log = String::from_utf8_lossy(&log);
-                Err(format!("{error}: {}", log.trim_end_matches('\0').trim()))
-            }
+            Ok(()) => self.get_bytes(code, program).map(|code| (code, log)),
+            Err(error) => Err(format!("{error}: {log}")),
         };
         // SAFETY: destroyed once, and not used again.
         let destroyed = unsafe { (self.destroy_program)(&mut program) };
@@ -273,21 +277,29 @@ mod tests {
 
     /// To machine code for three generations, and to PTX for one that does not exist yet. An error names its line.
     #[test]
-    fn nvrtc_compiles_all_kernels() {
+    fn nvrtc_compiles_all_kernels_without_spilled_registers() {
         let nvrtc = match Nvrtc::open() {
             Ok(nvrtc) => nvrtc,
             Err(reason) => return println!("skipped: {reason}"),
         };
         for capability in [80, 90, 100, 9999] {
-            let code = nvrtc.compile(SOURCE, capability).unwrap();
+            let (code, remarks) = nvrtc.compile(SOURCE, capability, &["--ptxas-options=-v"]).unwrap();
             let text = String::from_utf8_lossy(&code);
             assert_eq!(code.starts_with(b"\x7fELF"), capability != 9999, "{capability}");
             for name in gpu::kernel_names() {
                 assert!(text.contains(&name), "{name} for {capability}");
             }
-            println!("compute capability {capability}: {} bytes", code.len());
+            println!("compute capability {capability}: {} bytes\n{remarks}", code.len());
+            let stacks: Vec<&str> = remarks.lines().filter(|line| line.contains("stack frame")).collect();
+            assert_eq!(stacks.len(), if capability == 9999 { 0 } else { gpu::kernel_names().len() });
+            for stack in stacks {
+                assert!(
+                    stack.ends_with(" 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"),
+                    "{stack}"
+                );
+            }
         }
-        let error = nvrtc.compile("\nint x = y;", 90).unwrap_err();
+        let error = nvrtc.compile("\nint x = y;", 90, &[]).unwrap_err();
         assert!(error.contains("kernels.cu(2)"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 /// Threads of every block; equal to THREADS of `kernels.cu`.
 pub const THREADS: i64 = 256;
 /// Channels of a block that sums over slabs; equal to CHANNELS of `kernels.cu`.
-const CHANNELS: i64 = 8;
+const CHANNELS: i64 = 2;
 /// At most this many threads share a pixel's channels: 512 neighbouring bytes.
 const COLUMNS: i64 = 32;
 /// The number of blocks to aim at: enough for any GPU, and the same on all GPUs, so that results are too.
@@ -144,7 +144,7 @@ fn align(x: Tensor) -> Tensor {
 
 impl GpuKernel {
     pub fn new(kernels: &'static dyn Launch, operands: Operands) -> Self {
-        let Operands { h, shortcut, skip, v, epilogue } = operands;
+        let Operands { h, shortcut, skip, v, epilogue, pool } = operands;
         let [h, shortcut, skip] = [h, shortcut, skip].map(align);
         for operand in [&shortcut, &skip] {
             assert!(
@@ -155,7 +155,7 @@ impl GpuKernel {
         let (samples, channels, height, width) = h.size4().expect("[N, C, H, W]");
         let element = element(h.kind());
         let suffix = format!("{element}_{}", epilogue_name(epilogue));
-        let operands = Operands { h, shortcut, skip, v, epilogue };
+        let operands = Operands { h, shortcut, skip, v, epilogue, pool };
         Self { kernels, operands, element, suffix, samples, pixels: height * width, channels }
     }
 
@@ -222,10 +222,12 @@ impl Kernel for GpuKernel {
 
         let out = self.operands.h.empty_like();
         let task = self.task(n, self.pixels);
-        let pooled = self.empty_f32([n, task.slabs, c]);
+        let slabs = if self.operands.pool { task.slabs } else { 0 };
+        let pooled = self.empty_f32([n, slabs, c]);
         let task = Task { affine: address(&affine), out: address(&out), partials: address(&pooled), ..task };
         self.launch(&format!("forward_{}", self.suffix), task.blocks(), &task);
-        let mean = match task.slabs {
+        let mean = match slabs {
+            0 => pooled,
             1 => pooled.view([n, c]),
             slabs => self.fold(task.partials, [n, slabs, c]),
         };

@@ -195,9 +195,11 @@ template <typename T> __device__ void moments(const Task &task) {
     }
 }
 
-constexpr int CHANNELS = 8;  // of a block that sums over slabs; THREADS / CHANNELS threads per channel
+// Of a block that sums over slabs; THREADS / CHANNELS threads per channel. Few, so that 64 channels already occupy 32 multiprocessors;
+// the sums were just written and are read from the L2 cache.
+constexpr int CHANNELS = 2;
 
-// Computes `affine` from the output of `moments`, and updates the running statistics. Block b has channels 8·b to 8·b + 7.
+// Computes `affine` from the output of `moments`, and updates the running statistics. Block b has channels 2·b and 2·b + 1.
 extern "C" __global__ void statistics(const Task task) {
     const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
     const double origin = task.partials[c];
@@ -241,7 +243,8 @@ template <int LANES> struct Affine {
 // max(z, 0); NaN for NaN.
 __device__ float relu(float z) { return z <= 0.0f ? 0.0f : z; }
 
-// The output, and for each slab the sum over its pixels divided by the number of the sample's pixels, [N·slabs, C].
+// The output and, unless `partials` is null, for each slab the sum over its pixels divided by the number of the sample's pixels,
+// [N·slabs, C].
 template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void forward(const Task &task) {
     constexpr int LANES = Chunk<T>::LANES;
     const ThreadSlice slice = thread_slice<T>(task);
@@ -265,6 +268,7 @@ template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void forwa
             store<T>(task.out, chunk, h);
         }
     }
+    if (!task.partials) return;
     sum_rows<LANES>(pooled, static_cast<int>(task.columns));
     if (slice.writes) {
         for (int i = 0; i < LANES; i++) pooled[i] /= static_cast<float>(task.pixels);
@@ -341,7 +345,7 @@ template <typename T, bool ADD, bool BLEND, bool HAS_SKIP> __device__ void reduc
     }
 }
 
-// Computes `slopes` from the output of `reduce` for all samples' slabs. Block b has channels 8·b to 8·b + 7.
+// Computes `slopes` from the output of `reduce` for all samples' slabs. Block b has channels 2·b and 2·b + 1.
 extern "C" __global__ void gradients(const Task task) {
     const i64 c = static_cast<i64>(blockIdx.x) * CHANNELS + threadIdx.x % CHANNELS;
     double sums[2] = {0.0, 0.0};

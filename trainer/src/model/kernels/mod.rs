@@ -30,7 +30,10 @@ use tch::{Device, Kind, Tensor};
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue<'a> {
     /// max(y, 0).
-    Relu,
+    Relu {
+        /// Whether its mean over H and W is needed, too.
+        pool: bool,
+    },
     /// F = max(y + shortcut, 0): the end of a block.
     AddRelu {
         /// The residual connection.
@@ -92,6 +95,8 @@ struct Operands {
     skip: Tensor,
     v: Tensor,
     epilogue: EpilogueKind,
+    /// Whether the output's mean is needed.
+    pool: bool,
 }
 
 /// Forward and backward pass of [`fused_norm`] on one kind of device.
@@ -99,7 +104,7 @@ trait Kernel: Send + 'static {
     /// What the backward pass needs besides the operands.
     type SavedForBackward: Send + 'static;
 
-    /// What is saved for the backward pass, the output, and its mean over H and W, f32 `[N, C]`.
+    /// What is saved for the backward pass, the output, and its mean over H and W, f32 `[N, C]`; it may be empty if it is not needed.
     fn forward(&self, norm: &NormTensors) -> (Self::SavedForBackward, Tensor, Tensor);
 
     /// The gradients of h, γ, β, shortcut, skip and v from those of the output and its mean.
@@ -159,7 +164,7 @@ pub fn has_kernel(h: &Tensor) -> bool {
 }
 
 /// Normalises `h` `[N, C, H, W]` by its own statistics and applies `epilogue`. Returns the result and its mean over H and W,
-/// f32 `[N, C]`, which the next router needs and which costs nothing here.
+/// f32 `[N, C]`, which the next router needs; it is empty where that is not needed and would cost something.
 pub fn fused_norm(h: &Tensor, norm: &NormTensors, epilogue: Epilogue) -> (Tensor, Tensor) {
     match enabled_on(h.device()) {
         Some(kernels) => fused_norm_on_gpu(kernels, h, norm, epilogue),
@@ -190,7 +195,7 @@ fn fused_norm_by<K: Kernel>(
     epilogue: Epilogue,
 ) -> (Tensor, Tensor) {
     let (kind, shortcut, skip, v) = match epilogue {
-        Epilogue::Relu => (EpilogueKind::Relu, None, None, None),
+        Epilogue::Relu { .. } => (EpilogueKind::Relu, None, None, None),
         Epilogue::AddRelu { shortcut } => (EpilogueKind::AddRelu, Some(shortcut), None, None),
         Epilogue::Blend { shortcut, skip: None, v } => (EpilogueKind::Blend, Some(shortcut), None, Some(v)),
         Epilogue::Blend { shortcut, skip, v } => (EpilogueKind::BlendWithSkip, Some(shortcut), skip, Some(v)),
@@ -208,6 +213,7 @@ fn fused_norm_by<K: Kernel>(
         skip: skip.detach(),
         v: v.detach(),
         epilogue: kind,
+        pool: !matches!(epilogue, Epilogue::Relu { pool: false }),
     });
     let (saved, out, mean) = tch::no_grad(|| kernel.forward(norm));
     attach_backward(

@@ -62,6 +62,24 @@ fn results_are_bit_identical_for_any_order_of_execution() {
     }
 }
 
+#[test]
+fn mean_is_computed_only_where_it_is_needed() {
+    let ones = Tensor::ones([16], CPU_FLOAT);
+    let zeros = Tensor::zeros([16], CPU_FLOAT);
+    let norm = identity(&ones, &zeros);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let [with, without] = [true, false].map(|pool| {
+            let h = Tensor::arange(2 * 16 * 63, (Kind::Float, Device::Cpu)).sin().view([2, 16, 7, 9]);
+            let h = channels_last(&h).to_kind(kind).set_requires_grad(true);
+            let (out, mean) = emulated(&h, &norm, Epilogue::Relu { pool });
+            assert_eq!(mean.numel() > 0, pool);
+            out.square().sum(Kind::Float).backward();
+            (out, h.grad())
+        });
+        assert!(with.0.equal(&without.0) && with.1.equal(&without.1));
+    }
+}
+
 /// So that the step is skipped.
 #[test]
 fn nan_passes_through_relu() {
@@ -71,7 +89,7 @@ fn nan_passes_through_relu() {
     let zeros = Tensor::zeros([16], CPU_FLOAT);
     for operation in BOTH {
         for h in [h.shallow_clone(), h.to_kind(Kind::BFloat16)] {
-            let (out, mean) = operation(&h, &identity(&ones, &zeros), Epilogue::Relu);
+            let (out, mean) = operation(&h, &identity(&ones, &zeros), Epilogue::Relu { pool: true });
             for channel in [out.select(1, 4), mean.select(1, 4)] {
                 assert_eq!(channel.isnan().all().int64_value(&[]), 1);
             }
@@ -89,9 +107,9 @@ fn gradients_of_outputs_may_be_undefined() {
     let h = channels_last(&Tensor::randn([2, 16, 3, 3], CPU_FLOAT));
     let gradients = |operation: &dyn Fn(&Tensor, &NormTensors, Epilogue) -> (Tensor, Tensor)| {
         let both = [h.copy(), h.copy()].map(|h| h.set_requires_grad(true));
-        operation(&both[0], &norm, Epilogue::Relu).0.square().sum(Kind::Float).backward();
-        operation(&both[1], &norm, Epilogue::Relu).1.square().sum(Kind::Float).backward();
-        let without_grad = tch::no_grad(|| operation(&both[0], &norm, Epilogue::Relu).0);
+        operation(&both[0], &norm, Epilogue::Relu { pool: true }).0.square().sum(Kind::Float).backward();
+        operation(&both[1], &norm, Epilogue::Relu { pool: true }).1.square().sum(Kind::Float).backward();
+        let without_grad = tch::no_grad(|| operation(&both[0], &norm, Epilogue::Relu { pool: true }).0);
         assert!(!without_grad.requires_grad());
         both.map(|h| h.grad())
     };
@@ -110,6 +128,7 @@ fn operands_may_start_at_unaligned_addresses() {
     let norm = identity(&ones, &zeros);
     let memory = Tensor::randn([2 * 3 * 3 * 16 + 1], CPU_FLOAT);
     let h = memory.narrow(0, 1, 2 * 3 * 3 * 16).view([2, 3, 3, 16]).permute([0, 3, 1, 2]);
-    let [ours, theirs] = [emulated, check::reference].map(|operation| operation(&h, &norm, Epilogue::Relu).0);
+    let [ours, theirs] =
+        [emulated, check::reference].map(|operation| operation(&h, &norm, Epilogue::Relu { pool: true }).0);
     assert!(ours.allclose(&theirs, 1e-5, 1e-5, false));
 }

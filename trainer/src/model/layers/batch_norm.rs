@@ -85,11 +85,11 @@ impl BatchNorm {
                 epsilon: EPSILON,
             };
             let (out, mean) = kernels::fused_norm(x, &norm, epilogue);
-            return Activation::with_mean(out, mean);
+            return if mean.numel() > 0 { Activation::with_mean(out, mean) } else { out.into() };
         }
         let mut y = self.forward(x, mode);
         let out = match epilogue {
-            Epilogue::Relu => y.relu_(),
+            Epilogue::Relu { .. } => y.relu_(),
             Epilogue::AddRelu { shortcut } => y.g_add_(shortcut).relu_(),
             Epilogue::Blend { shortcut, skip, v } => {
                 let run = y.g_add_(shortcut).relu_();
@@ -226,14 +226,17 @@ mod tests {
                 let _ = tch::no_grad(|| norm.running_mean.shallow_clone().fill_(2.0));
                 let x = Tensor::full([1, channels, 1, 1], 5.0, (Kind::Float, Device::Cpu));
                 let mode = BnMode::Batch { update_running: true, sync };
-                let y = norm.forward_with(&x, mode, Epilogue::Relu).values;
+                let y = norm.forward_with(&x, mode, Epilogue::Relu { pool: true }).values;
                 assert!(y.allclose(&norm.forward(&x, BnMode::Running), 1e-5, 1e-6, false));
                 assert!(y.allclose(&Tensor::from(3f32), 1e-4, 0.0, false));
                 assert!(norm.running_mean.eq(2.0).all().int64_value(&[]) == 1);
                 assert!(norm.running_var.eq(1.0).all().int64_value(&[]) == 1);
                 // No value at all has gradients of 0.
                 let none = Tensor::zeros([0, channels, 4, 4], (Kind::Float, Device::Cpu));
-                norm.forward_with(&none, mode, Epilogue::Relu).values.sum(Kind::Float).backward();
+                norm.forward_with(&none, mode, Epilogue::Relu { pool: true })
+                    .values
+                    .sum(Kind::Float)
+                    .backward();
                 assert!(norm.weight.grad().eq(0.0).all().int64_value(&[]) == 1);
                 assert!(norm.running_mean.eq(2.0).all().int64_value(&[]) == 1);
             }
