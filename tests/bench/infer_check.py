@@ -97,8 +97,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
 
-        def export(form, name):
-            command = [f"{args.bin}/codinet-export", "--checkpoint", args.run, "--format", form]
+        def export(form, name, *words):
+            command = [f"{args.bin}/codinet-export", "--checkpoint", args.run, "--format", form, *words]
             subprocess.run([*command, "--output", folder / name], check=True, stdout=subprocess.DEVNULL)
             return folder / name
 
@@ -128,9 +128,16 @@ def main():
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = args.threads
-            session = onnxruntime.InferenceSession(str(export("onnx", "net.onnx")), options, providers=["CPUExecutionProvider"])
-            logits, gates, path = map(torch.from_numpy, session.run(["logits", "gates", "path"], {"images": few.numpy()}))
-            equal &= compare("onnxruntime", infer[: args.onnx], logits, path, gates)
+
+            def run(name, batches, *words):
+                file = export("onnx", name, *words)
+                session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+                outputs = [session.run(["logits", "gates", "path"], {"images": batch.numpy()}) for batch in batches]
+                logits, gates, path = (torch.from_numpy(numpy.concatenate(parts)) for parts in zip(*outputs))
+                return compare(f"onnxruntime{''.join(' ' + word for word in words)}", infer[: args.onnx], logits, path, gates)
+
+            equal &= run("net.onnx", [few])
+            equal &= run("one.onnx", few.split(1), "--skip")
         except ImportError:
             print("onnxruntime: not installed")
         try:

@@ -3,6 +3,7 @@
 use super::weights;
 use crate::trained::NetworkArgs;
 use clap::{Parser, ValueEnum};
+use codinet_trainer::config::Skip;
 use codinet_trainer::run::write_atomically;
 use codinet_trainer::sys::error::{Error, Exit, OF_TRAINED, Result};
 use codinet_trainer::text::print_line;
@@ -12,7 +13,8 @@ use tch::Device;
 const EXAMPLES: &str = "\
 Examples:
   codinet-export --checkpoint runs/a --format safetensors --output a.safetensors
-  codinet-export --checkpoint runs/a --format onnx --output a.onnx";
+  codinet-export --checkpoint runs/a --format onnx --output a.onnx
+  codinet-export --checkpoint runs/a --format onnx --skip --output one.onnx";
 
 /// Write a trained network for other programs.
 #[derive(Debug, Parser)]
@@ -24,6 +26,10 @@ pub struct Args {
     /// The file format.
     #[arg(long, required = true)]
     format: Option<Format>,
+
+    /// With onnx: a file for one image at a time, in which a block that is skipped is not computed: an `If` around each block.
+    #[arg(long)]
+    skip: bool,
 
     /// The file to write.
     #[arg(long, short, value_name = "FILE", required = true)]
@@ -40,7 +46,7 @@ enum Format {
     Safetensors,
     /// Not written here: the package in examples/python makes it from a safetensors export.
     Torchscript,
-    /// ONNX, opset 17; every block is computed, and masked if it is skipped.
+    /// ONNX, opset 17; every block is computed, and masked if it is skipped, unless --skip is given.
     Onnx,
     /// The static backbone for torchvision's own models.
     Torchvision,
@@ -55,9 +61,13 @@ pub fn run(args: &Args) -> Result<()> {
                     python -m codinet FILE (examples/python) with --export OUT.pt2 (torch.export) or --torchscript OUT.pt";
         return Err(Error::new(Exit::Config, what));
     }
+    if args.skip && format != Format::Onnx {
+        return Err(Error::new(Exit::Config, "--skip is for --format onnx"));
+    }
+    let skip = if args.skip { Skip::Real } else { Skip::Masked };
     let network = args.network.load(Device::Cpu)?;
     let bytes = match format {
-        Format::Onnx => super::onnx(&network),
+        Format::Onnx => super::onnx(&network, skip),
         Format::Torchvision => super::torchvision(&network)?,
         Format::Safetensors | Format::Torchscript => super::safetensors(&network),
     };

@@ -1,12 +1,12 @@
-//! ONNX: the network with batch norm folded in; each gate is a `Where` between a block and its skip branch. Every block is
-//! computed for every image, so logits and paths are the network's, but skipping saves no time.
+//! ONNX: the network with batch norm folded in. Each gate is a `Where` between a block and its skip branch, both of them computed for
+//! every image, or for one image at a time an `If`, which computes one of them.
 
 use super::proto::{
     Attribute, Dimension, Entry, Graph, Initializer, Model, Node, Opset, Shape, Size, TensorType, Type, Value,
 };
 use super::weights::{bytes_of, description};
 use crate::trained::TrainedNet;
-use codinet_trainer::config::HiddenActivation;
+use codinet_trainer::config::{HiddenActivation, Skip};
 use codinet_trainer::model::{Block, Conv, ConvNorm, Linear, Recurrent, ResNet, Router, Shortcut};
 use prost::Message;
 use tch::Tensor;
@@ -17,13 +17,22 @@ const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
 
 /// An ONNX file: `images` f32 `[N, C, H, W]`, normalised → `logits` `[N, classes]`, and for a gated network `gates`
-/// (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`.
-pub fn onnx(network: &TrainedNet) -> Vec<u8> {
+/// (U[1] − U[0]) and `path` (1: the block runs), both f32 `[N, n]`. If skipped blocks are not computed, N is 1.
+pub fn onnx(network: &TrainedNet, skip: Skip) -> Vec<u8> {
     let net = network.net.layers.map(ConvNorm::fold, |router| router);
     let data = &network.config.data;
-    let mut writer = Writer::default();
+    let mut writer = Writer { skip, nodes: Vec::new(), names: 0, initializers: Vec::new(), lstm_state: None };
     let gates = writer.network(&net);
     let size = i64::from(data.image_size);
+    let value = |name: &str, sizes: &[i64]| {
+        let images = match skip {
+            Skip::Masked => Size::Named("N".into()),
+            Skip::Real => Size::Fixed(1),
+        };
+        let sizes = std::iter::once(images).chain(sizes.iter().map(|&size| Size::Fixed(size)));
+        let dim = sizes.map(|size| Dimension { size: Some(size) }).collect();
+        float_tensor(name, Some(Shape { dim }))
+    };
     let mut output = vec![value("logits", &[data.classes])];
     if gates > 0 {
         output.extend([value("gates", &[gates]), value("path", &[gates])]);
@@ -41,35 +50,38 @@ pub fn onnx(network: &TrainedNet) -> Vec<u8> {
         opset_import: vec![Opset { domain: String::new(), version: OPSET }],
         producer_name: "codinet-export".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
-        doc_string: "Every block is computed for every image; path says which count.".into(),
+        doc_string: match skip {
+            Skip::Masked => "Every block is computed for every image; path says which count.".into(),
+            Skip::Real => "For one image at a time; path says which blocks were computed.".into(),
+        },
         graph: Some(graph),
         metadata_props: vec![entry("codinet", description(network).to_string())],
     };
     model.encode_to_vec()
 }
 
-/// An f32 tensor, `[N, sizes…]`.
-fn value(name: &str, sizes: &[i64]) -> Value {
-    let fixed = sizes.iter().map(|&size| Size::Fixed(size));
-    let sizes = std::iter::once(Size::Named("N".into())).chain(fixed);
-    let dim = sizes.map(|size| Dimension { size: Some(size) }).collect();
-    let tensor = TensorType { element: 1, shape: Some(Shape { dim }) };
-    Value { name: name.into(), kind: Some(Type { tensor: Some(tensor) }) }
+/// An f32 tensor of this shape, if it is known.
+fn float_tensor(name: &str, shape: Option<Shape>) -> Value {
+    Value { name: name.into(), kind: Some(Type { tensor: Some(TensorType { element: 1, shape }) }) }
 }
 
 /// The name and value of an operation's attribute.
 enum Attr<'a> {
     Int(&'a str, i64),
     Ints(&'a str, &'a [i64]),
+    Branch(&'a str, &'a Graph),
 }
-use Attr::{Int, Ints};
+use Attr::{Branch, Int, Ints};
 
 /// The name of a value in the graph.
 type Name = String;
 
-#[derive(Default)]
 struct Writer {
+    skip: Skip,
+    /// Of the graph or branch that is being written.
     nodes: Vec<Node>,
+    /// How many names were given.
+    names: usize,
     initializers: Vec<Initializer>,
     /// h and c of `rnn` routers.
     lstm_state: Option<(Name, Name)>,
@@ -109,36 +121,69 @@ impl Writer {
         gates: &mut Vec<Name>,
         path: &mut Vec<Name>,
     ) -> Name {
-        let mut h = x.to_owned();
-        for (i, conv) in block.convs.iter().enumerate() {
-            h = self.conv(conv, &h);
-            if i + 1 < block.convs.len() {
-                h = self.op("Relu", &[&h], &[]);
-            }
-        }
-        let shortcut = self.shortcut(&block.shortcut, x);
-        if block.convs.is_empty() {
-            return self.op("Relu", &[&shortcut], &[]);
-        }
-        let sum = self.op("Add", &[&h, &shortcut], &[]);
-        let run = self.op("Relu", &[&sum], &[]);
-        let Some(gate) = &block.gate else { return run };
+        let Some(gate) = &block.gate else {
+            let shortcut = self.shortcut(&block.shortcut, x);
+            return self.run(block, x, &shortcut);
+        };
         let logit = self.router(gate.router, x); // [N, 1]
         let zero = self.floats(&Tensor::from_slice(&[0f32]));
         let runs = self.op("GreaterOrEqual", &[&logit, &zero], &[]); // Eq. 13
-        let skip = match (&gate.skip, &block.shortcut) {
-            (Some(conv), _) => {
-                let projected = self.conv(conv, x);
-                self.op("Relu", &[&projected], &[])
-            }
-            (None, Shortcut::Identity) => x.to_owned(),
-            (None, _) => self.op("Relu", &[&shortcut], &[]),
-        };
         path.push(self.op("Cast", &[&runs], &[Int("to", 1)]));
         gates.push(logit);
-        let shape = self.integers(&[-1, 1, 1, 1]);
-        let mask = self.op("Reshape", &[&runs, &shape], &[]);
-        self.op("Where", &[&mask, &run, &skip], &[])
+        // Without a projection of its own, the skip branch needs the shortcut, too.
+        let shared = gate.skip.is_none().then(|| self.shortcut(&block.shortcut, x));
+        let run = |writer: &mut Self| {
+            let shortcut = shared.clone().unwrap_or_else(|| writer.shortcut(&block.shortcut, x));
+            writer.run(block, x, &shortcut)
+        };
+        let skip = |writer: &mut Self| match (&gate.skip, &block.shortcut, &shared) {
+            (None, Shortcut::Identity, _) => x.to_owned(),
+            (None, _, Some(shortcut)) => writer.op("Relu", &[shortcut], &[]),
+            (projection, _, _) => {
+                let projected = writer.conv(projection.as_ref().expect("no shortcut is shared"), x);
+                writer.op("Relu", &[&projected], &[])
+            }
+        };
+        match self.skip {
+            Skip::Masked => {
+                let branches = [run(self), skip(self)];
+                let shape = self.integers(&[-1, 1, 1, 1]);
+                let mask = self.op("Reshape", &[&runs, &shape], &[]);
+                self.op("Where", &[&mask, &branches[0], &branches[1]], &[])
+            }
+            Skip::Real => {
+                let shape = self.integers(&[1]);
+                let condition = self.op("Reshape", &[&runs, &shape], &[]);
+                let run = self.branch(run);
+                let skip = self.branch(skip);
+                self.op("If", &[&condition], &[Branch("then_branch", &run), Branch("else_branch", &skip)])
+            }
+        }
+    }
+
+    /// F(x), for the residual connection of x.
+    fn run(&mut self, block: &Block<Conv, &Router>, x: &str, shortcut: &str) -> Name {
+        let Some((last, others)) = block.convs.split_last() else {
+            return self.op("Relu", &[shortcut], &[]);
+        };
+        let mut h = x.to_owned();
+        for conv in others {
+            h = self.conv(conv, &h);
+            h = self.op("Relu", &[&h], &[]);
+        }
+        h = self.conv(last, &h);
+        let sum = self.op("Add", &[&h, shortcut], &[]);
+        self.op("Relu", &[&sum], &[])
+    }
+
+    /// A branch of an `If`, which reads the values and constants around it.
+    fn branch(&mut self, write: impl FnOnce(&mut Self) -> Name) -> Graph {
+        let around = std::mem::take(&mut self.nodes);
+        let result = write(self);
+        let output = self.op("Identity", &[&result], &[]); // a value of the branch's own
+        let node = std::mem::replace(&mut self.nodes, around);
+        let name = format!("branch_{output}");
+        Graph { node, name, output: vec![float_tensor(&output, None)], ..Graph::default() }
     }
 
     fn shortcut(&mut self, shortcut: &Shortcut<Conv>, x: &str) -> Name {
@@ -264,9 +309,14 @@ impl Writer {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let attribute = attributes
             .iter()
-            .map(|attribute| match attribute {
-                Int(name, i) => Attribute { name: (*name).into(), i: *i, ints: Vec::new(), kind: 2 },
-                Ints(name, ints) => Attribute { name: (*name).into(), i: 0, ints: ints.to_vec(), kind: 7 },
+            .map(|attribute| match *attribute {
+                Int(name, i) => Attribute { name: name.into(), i, kind: 2, ..Attribute::default() },
+                Ints(name, ints) => {
+                    Attribute { name: name.into(), ints: ints.to_vec(), kind: 7, ..Attribute::default() }
+                }
+                Branch(name, graph) => {
+                    Attribute { name: name.into(), g: Some(graph.clone()), kind: 5, ..Attribute::default() }
+                }
             })
             .collect();
         let name = format!("{op}_{}", outputs[0]);
@@ -291,7 +341,8 @@ impl Writer {
     }
 
     /// A name that no value has yet.
-    fn fresh(&self, stem: &str) -> Name {
-        format!("{stem}{}", self.nodes.len() + self.initializers.len())
+    fn fresh(&mut self, stem: &str) -> Name {
+        self.names += 1;
+        format!("{stem}{}", self.names)
     }
 }

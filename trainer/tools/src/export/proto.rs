@@ -77,9 +77,11 @@ pub struct Attribute {
     pub name: String,
     #[prost(int64, tag = "3")]
     pub i: i64,
+    #[prost(message, optional, tag = "6")]
+    pub g: Option<Graph>,
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
-    /// 2: `i`; 7: `ints`.
+    /// 2: `i`; 5: `g`; 7: `ints`.
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
