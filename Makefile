@@ -42,6 +42,7 @@ data/fashion-mnist/test/dataset.json: | build
 test: setup
 	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked --workspace
 	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked -p codinet-data --features parquet,store-tests --test dataloader -- stores:: import_images::
+	@$(DEFAULT_SIGNALS) $(CARGO) test --release --locked -p codinet-trainer --features store-tests --test stores
 
 test-gpu: build
 	@tests/gpu/run.py $(ARGS)

@@ -4,14 +4,16 @@ use crate::Config;
 use std::path::Path;
 
 /// Stores that shards may be in, with the cargo feature `remote`.
-const STORES: [&str; 4] = ["s3", "gs", "https", "http"];
+const SHARD_STORES: &[&str] = &["s3", "gs", "https", "http"];
+/// Stores that a run may be copied to.
+const COPY_STORES: &[&str] = &["s3", "gs"];
 
 /// A path in a config.
 struct ConfigPath<'a> {
     key: String,
     path: &'a mut String,
-    /// Whether it may be the URL of a store.
-    in_store: bool,
+    /// The schemes of stores that it may be the URL of.
+    stores: &'static [&'static str],
 }
 
 impl Config {
@@ -26,10 +28,12 @@ impl Config {
         ];
         let local = local
             .into_iter()
-            .filter_map(|(key, path)| Some(ConfigPath { key: key.into(), path: path?, in_store: false }));
+            .filter_map(|(key, path)| Some(ConfigPath { key: key.into(), path: path?, stores: &[] }));
         let shards = data.train.paths_mut().into_iter().chain([("data.val".into(), &mut data.val)]);
-        let shards = shards.map(|(key, path)| ConfigPath { key, path, in_store: true });
-        local.chain(shards).collect()
+        let shards = shards.map(|(key, path)| ConfigPath { key, path, stores: SHARD_STORES });
+        let copies = run.copy_to.as_mut();
+        let copies = copies.map(|path| ConfigPath { key: "run.copy_to".into(), path, stores: COPY_STORES });
+        local.chain(shards).chain(copies).collect()
     }
 
     /// Replaces a `~` at the start of each path by the home folder.
@@ -49,26 +53,26 @@ impl Config {
         let refused = config
             .paths()
             .into_iter()
-            .filter_map(|ConfigPath { key, path, in_store }| Some((key, refusal(path, in_store)?)));
+            .filter_map(|ConfigPath { key, path, stores }| Some((key, refusal(path, stores)?)));
         refused.collect()
     }
 }
 
 /// Why `path` cannot be used; none if it can.
-fn refusal(path: &str, in_store: bool) -> Option<String> {
+fn refusal(path: &str, stores: &[&str]) -> Option<String> {
     if let Some((scheme, rest)) = path.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) {
         return match scheme {
             "file" => {
                 Some(format!("is {path}; write the path only: {}", Path::new("/").join(rest).display()))
             }
-            _ if !in_store => {
+            _ if stores.is_empty() => {
                 Some(format!("is {path}; it takes a folder or file of this machine, not a store's"))
             }
-            _ if STORES.contains(&scheme) => None,
-            _ => Some(format!(
-                "is {path}; the stores are {}",
-                STORES.map(|name| format!("{name}://")).join(", ")
-            )),
+            _ if stores.contains(&scheme) => None,
+            _ => {
+                let stores: Vec<String> = stores.iter().map(|name| format!("{name}://")).collect();
+                Some(format!("is {path}; the stores are {}", stores.join(", ")))
+            }
         };
     }
     let variable = path
@@ -106,19 +110,20 @@ mod tests {
         assert_eq!(config.data.train.to_string(), home);
         assert_eq!(config.model.init_from.as_deref(), Some("a/~/b"));
 
-        for (path, in_store, part) in [
-            ("$SCRATCH/x", true, Some("$SCRATCH's value")),
-            ("a/${HOME}x", false, Some("$HOME's value")),
-            ("s3://b/x", false, Some("of this machine")),
-            ("hdfs://b/x", true, Some("the stores are s3://")),
-            ("file:///a/b", true, Some("the path only: /a/b")),
-            ("s3://b/x-{000000..000012}.tar", true, None),
-            ("a$/b", false, None),
-            ("a $1", false, None),
-            ("C://x y", false, Some("of this machine")),
-            ("a/b c://x", false, None),
+        for (path, stores, part) in [
+            ("https://b/x", COPY_STORES, Some("the stores are s3://, gs://")),
+            ("$SCRATCH/x", SHARD_STORES, Some("$SCRATCH's value")),
+            ("a/${HOME}x", &[], Some("$HOME's value")),
+            ("s3://b/x", &[], Some("of this machine")),
+            ("hdfs://b/x", SHARD_STORES, Some("the stores are s3://")),
+            ("file:///a/b", SHARD_STORES, Some("the path only: /a/b")),
+            ("s3://b/x-{000000..000012}.tar", SHARD_STORES, None),
+            ("a$/b", &[], None),
+            ("a $1", &[], None),
+            ("C://x y", &[], Some("of this machine")),
+            ("a/b c://x", &[], None),
         ] {
-            let refused = refusal(path, in_store);
+            let refused = refusal(path, stores);
             assert_eq!(refused.is_some(), part.is_some(), "{path}: {refused:?}");
             assert!(part.is_none_or(|part| refused.unwrap().contains(part)), "{path}");
         }

@@ -10,6 +10,11 @@ pub struct Run {
     /// The run directory; null: `runs/<config name>-<time>`.
     #[schemars(length(min = 1), extend("x-takes" = "a folder"))]
     pub dir: Option<String>,
+    /// A folder in a store (`s3://` or `gs://`, with the cargo feature `remote`) or on another disk, to which each checkpoint is
+    /// copied in the background, with the records of the run. `--resume auto` fetches the newest one where the run directory lacks
+    /// it, so a run can go on on another machine; null: no copies.
+    #[schemars(length(min = 1), extend("x-takes" = "a folder, or the URL of one in a store"))]
+    pub copy_to: Option<String>,
     /// The seed of everything random.
     pub seed: u64,
     /// The device: `auto` is the GPU of the rank's number on its host, or else the CPU.
@@ -83,6 +88,7 @@ impl Default for Run {
     fn default() -> Self {
         Self {
             dir: None,
+            copy_to: None,
             seed: 1,
             device: DeviceChoice::Auto,
             precision: Precision::Fp32,

@@ -45,6 +45,17 @@ pub fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
+/// The step of a copied checkpoint with this name (`run.copy_to`): that of its folder, and 8 digits of a checksum.
+pub fn copied_step_of(name: &str) -> Option<u64> {
+    step_of(name.rsplit_once('-')?.0)
+}
+
+/// Whether a path leads to a copied run (`run.copy_to`), not to a run directory. A URL always does.
+pub fn is_copy(path: &Path) -> bool {
+    let latest = || fs::read_to_string(path.join(CHECKPOINTS).join(LATEST)).ok();
+    path.to_string_lossy().contains("://") || latest().is_some_and(|name| copied_step_of(&name).is_some())
+}
+
 /// The run directory of a checkpoint folder, `RUN/checkpoints/step-…`; none if the folder is elsewhere.
 pub fn run_of(step_folder: &Path) -> Option<PathBuf> {
     let run = |folder: &Path| {
@@ -100,5 +111,11 @@ mod tests {
         fs::create_dir_all(&step).unwrap();
         assert_eq!(run_of(&step), Some(folder.path().into()));
         assert_eq!(step_of(step.file_name().unwrap().to_str().unwrap()), Some(7));
+        assert_eq!(copied_step_of("step-00000007-0a1b2c3d"), Some(7));
+        assert_eq!(copied_step_of("step-00000007"), None);
+        assert_eq!(step_of("step-00000007-0a1b2c3d"), None);
+        assert!(is_copy(Path::new("s3://bucket/run")) && !is_copy(folder.path()));
+        fs::write(folder.path().join("checkpoints/latest"), "step-00000007-0a1b2c3d").unwrap();
+        assert!(is_copy(folder.path()));
     }
 }

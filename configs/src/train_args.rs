@@ -38,7 +38,8 @@ pub struct TrainArgs {
     pub set: Vec<String>,
 
     /// `never` starts a new run. `auto` resumes the run in run.dir, or else the newest run of an equal config; if there is
-    /// none, it starts a new run. A run directory or checkpoint folder is resumed from there. The last --resume counts.
+    /// none, it starts a new run. A run directory or checkpoint folder is resumed from there; a copied run, such as
+    /// s3://bucket/run, is fetched into run.dir first. The last --resume counts.
     #[arg(long, value_name = "auto|never|PATH", default_value = "never", overrides_with = "resume")]
     pub resume: Resume,
 
@@ -127,7 +128,7 @@ pub enum Resume {
     /// Resume the run in `run.dir`, or else the newest `runs/<config name>-*` of an equal config; if there is none, start a
     /// new run.
     Auto,
-    /// Resume from this run directory or `step-…` folder.
+    /// Resume from this run directory, `step-…` folder, or copied run (`run.copy_to`).
     From(PathBuf),
 }
 

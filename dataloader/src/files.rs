@@ -11,14 +11,25 @@ use crate::error::{IoContext, Result};
 /// Replaces the file at `path` by `contents` in one step: a reader sees the old file or the new one.
 /// Several processes, on several machines, may do so at once; the last one wins.
 pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
+    replace_file_by(path, |file| file.write_all(contents))
+}
+
+/// As [`replace_file`], by what `write` writes.
+pub(crate) fn replace_file_by(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let temporary = unique_sibling(path);
     let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|mut file| write(&mut file).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(&temporary); // the first error is the one to report
     }
     written.context("write", path)
+}
+
+/// Creates the folder of the file at `path`, if it is missing.
+pub(crate) fn create_parent(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).context("create", folder)
 }
 
 /// Removes the file at `path`; a missing one is no error.

@@ -46,5 +46,5 @@ pub use loader::{
 };
 pub use region::Region;
 pub use shard::{IndexState, IndexedSample, ShardIndex, ShardWriter};
-pub use source::{Cache, Options};
+pub use source::{Cache, CopyFolder, Options};
 pub use transform::{Augment, Crop, Normalization, Transform};

@@ -41,6 +41,8 @@ impl Commands {
             _ if dir_is_set => {}
             // The newest run of this config: the one that the first start has resumed or made.
             Resume::Auto => {}
+            // A copied run is fetched into the config's run.dir.
+            Resume::From(path) if run_dir::is_copy(&path) => {}
             Resume::From(path) => restart.extend(set_dir(&run_dir::run_of(&path).unwrap_or(path))),
             Resume::Never => {
                 let config = args.config.unwrap_or_default();
@@ -95,6 +97,7 @@ mod tests {
             ("my.yaml --resume runs/a", "--set run.dir=runs/a --resume auto"),
             ("my.yaml --resume runs/a/checkpoints/step-1", "--set run.dir=runs/a --resume auto"),
             ("my.yaml --resume runs/b --set run.dir=x", "--resume auto"),
+            ("my.yaml --resume s3://bucket/run", "--resume auto"),
         ] {
             let args = TrainArgs::try_parse_from(words(&format!("codinet-train {first}"))).unwrap();
             let commands = Commands::new(&words(first), args).unwrap();

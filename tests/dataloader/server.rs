@@ -1,5 +1,6 @@
 //! Servers on loopback for the tests of stores: files over HTTP, and S3's protocol, by the libraries that serve
-//! them elsewhere. The first can be told to misbehave as servers do.
+//! them elsewhere. They can be told to misbehave as servers do.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part")]
 
 use std::convert::Infallible;
 use std::io;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Frame, Incoming};
-use hyper::service::{HttpService, service_fn};
+use hyper::service::{HttpService, Service, service_fn};
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tower_http::services::ServeDir;
@@ -26,7 +27,7 @@ pub struct Server {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-/// Faults of the file server, and the requests that it has received.
+/// Faults of a server, of which S3's has only `delay`, and the requests that it has received.
 #[derive(Default)]
 pub struct Behaviour {
     /// Next requests that are answered by 503.
@@ -90,7 +91,16 @@ pub fn s3(root: &Path, key: &str, secret: &str) -> Server {
     let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
     builder.set_auth(s3s::auth::SimpleAuth::from_single(key, secret));
     let service = builder.build();
-    serve(Behaviour::default(), |_| service)
+    serve(Behaviour::default(), |behaviour| {
+        service_fn(move |request: Request<Incoming>| {
+            let delay = Duration::from_millis(behaviour.delay.load(Ordering::Relaxed));
+            let answer = Service::call(&service, request);
+            async move {
+                tokio::time::sleep(delay).await;
+                answer.await
+            }
+        })
+    })
 }
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;

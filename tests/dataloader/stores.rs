@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use codinet_dataloader::{Cache, Dataset, IndexState, Options, ShardWriter};
+use codinet_dataloader::{Cache, CopyFolder, Dataset, IndexState, Options, ShardWriter};
 
 use crate::data::{flat, open, write_flat, write_images};
 use crate::program::{codinet_data, data_error, stdout};
@@ -220,6 +220,53 @@ fn s3_is_read_with_keys_from_the_environment() {
     // One shard more than dataset.json counts, which a folder must not have.
     fs::copy(folder.join("x-000000.tar"), folder.join("x-000003.tar")).unwrap();
     assert!(data_error(&inspect("s3://bucket/data/train")).contains("expected 3 shards, found 4"));
+}
+
+/// 20 MB are three parts of an object.
+#[test]
+fn files_of_any_size_are_copied_to_s3() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("bucket")).unwrap();
+    let server = s3(root.path(), "the-key", "the-secret");
+    let noise: Vec<u8> = (0..20_000_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    fs::write(root.path().join("large"), &noise).unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "stores::copying_process"])
+        .env(PATTERN, "s3://bucket/copies/")
+        .env(CACHE, root.path())
+        .env("AWS_ENDPOINT_URL", format!("http://{}", server.address))
+        .env("AWS_ACCESS_KEY_ID", "the-key")
+        .env("AWS_SECRET_ACCESS_KEY", "the-secret")
+        .env("AWS_REGION", "us-east-1")
+        .status();
+    assert!(status.unwrap().success());
+    assert!(fs::read(root.path().join("bucket/copies/a/large")).unwrap() == noise);
+    assert!(fs::read(root.path().join("fetched")).unwrap() == noise);
+}
+
+#[test]
+#[ignore = "run by the test of copies, as another process"]
+fn copying_process() {
+    let [url, local] = [PATTERN, CACHE].map(|name| std::env::var(name).unwrap());
+    let folder = CopyFolder::open(&url, Duration::from_secs(20)).unwrap();
+    assert_eq!(folder.read("a/small").unwrap(), None);
+    assert!(folder.list("a").unwrap().is_empty());
+    let file = fs::File::open(Path::new(&local).join("large")).unwrap();
+    for name in ["a/large", "a/large", "b/large"] {
+        folder.upload(name, &file).unwrap();
+    }
+    folder.write("a/small", b"small").unwrap();
+    assert_eq!(folder.read("a/small").unwrap().unwrap(), b"small");
+    assert_eq!(folder.read_start("a/small", 3).unwrap().unwrap(), b"sma");
+    assert_eq!(folder.list("a").unwrap(), ["large", "small"]);
+    assert_eq!(folder.list("").unwrap(), ["a", "b"]);
+    folder.download("a/large", &Path::new(&local).join("fetched")).unwrap();
+    folder.remove_folder("b").unwrap();
+    folder.remove("b/large").unwrap();
+    assert_eq!(folder.list("").unwrap(), ["a"]);
+    let error =
+        CopyFolder::open("s3://other/a", Duration::from_secs(5)).unwrap().write("b", b"").unwrap_err();
+    assert!(error.to_string().starts_with("cannot write s3://other/a/b: not found"), "{error}");
 }
 
 /// The client is real; the server only has Google's paths.

@@ -14,7 +14,7 @@ Read by libraries, or while the programs are built:
 
 | Variable | By | What |
 |---|---|---|
-| `AWS_…`, `GOOGLE_…` | object_store | credentials for shards in stores (cargo feature `remote`) |
+| `AWS_…`, `GOOGLE_…` | object_store | credentials, region and endpoint of stores: `data` in them, `run.copy_to` (cargo feature `remote`) |
 | `LD_LIBRARY_PATH` | the loader | where `libnccl.so.2` and, for `run.cuda_kernels`, `libnvrtc.so.13` may be |
 | `LIBTORCH` | the build | a libtorch to use in place of `.libtorch/torch` |
 | `LIBCLANG_PATH` | the build | where libclang is, for MPI's bindings |

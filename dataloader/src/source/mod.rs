@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, IoContext, Result};
 
 mod cache;
+mod copies;
 mod local;
 mod open_files;
 mod options;
@@ -19,6 +20,7 @@ mod remote;
 mod scan;
 
 use cache::SharedFolder;
+pub use copies::CopyFolder;
 pub(crate) use local::LocalFile;
 pub(crate) use open_files::reserve_open_files;
 pub use options::{Cache, Options};

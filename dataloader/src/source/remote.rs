@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::{
     BackoffConfig, ClientConfigKey, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
+    WriteMultipart,
 };
 use tokio::runtime::Runtime;
 
@@ -27,11 +30,14 @@ use super::{Location, is_url, local};
 use crate::error::{Error, IoContext, Result};
 use crate::left_out::is_foreign;
 
-/// Bytes of one request while scanning or fetching a shard.
+/// Bytes of one request while scanning or fetching a shard, or writing a large object.
 const PART: u64 = 8 << 20;
 
-/// Simultaneous requests for parts of one shard.
+/// Simultaneous requests for parts of one shard or object.
 const PARTS_AT_ONCE: usize = 4;
+
+/// The most parts that S3 allows an object.
+const MAX_PARTS: u64 = 10_000;
 
 /// The stores of a dataset's shards, and the threads that send requests to them.
 #[derive(Debug)]
@@ -172,6 +178,71 @@ impl Remote {
         Ok(shards)
     }
 
+    /// Writes an object in one request.
+    pub(crate) fn write(&self, url: &str, bytes: Bytes) -> Result<()> {
+        let location = self.locate(url)?;
+        let written =
+            self.send(url, || async { Ok(location.store.put(&location.path, bytes.clone().into()).await?) });
+        written.map(drop).map_err(|failure| self.describe("write", url, failure))
+    }
+
+    /// Writes a file as an object: a large one in parts, several at a time, each within the time limit. The object appears
+    /// once it is whole.
+    pub(crate) fn upload(&self, url: &str, file: &File) -> Result<()> {
+        let size = file.metadata().context("read the file for", Path::new(url))?.len();
+        let part = PART.max(size.div_ceil(MAX_PARTS));
+        let read = |start: u64| -> Result<Bytes> {
+            let mut bytes = vec![0; part.min(size - start) as usize];
+            file.read_exact_at(&mut bytes, start).context("read the file for", Path::new(url))?;
+            Ok(bytes.into())
+        };
+        if size <= part {
+            return self.write(url, read(0)?);
+        }
+        let location = self.locate(url)?;
+        let failed = |failure| self.describe("write", url, failure);
+        let begun = self.send(url, || async { Ok(location.store.put_multipart(&location.path).await?) });
+        let mut upload = WriteMultipart::new_with_chunk_size(begun.map_err(failed)?, part as usize);
+        for start in (0..size).step_by(part as usize) {
+            let sent = read(start).and_then(|bytes| {
+                let sent = self.within_timeout(url, async {
+                    upload.wait_for_capacity(PARTS_AT_ONCE).await?;
+                    upload.put(bytes);
+                    Ok(())
+                });
+                sent.map_err(failed)
+            });
+            if let Err(error) = sent {
+                // The first error is the one to report.
+                let _ = self.within_timeout(url, async { Ok(upload.abort().await?) });
+                return Err(error);
+            }
+        }
+        self.within_timeout(url, async { Ok(upload.finish().await?) }).map(drop).map_err(failed)
+    }
+
+    /// Removes an object; a missing one is no error.
+    pub(crate) fn remove(&self, url: &str) -> Result<()> {
+        let location = self.locate(url)?;
+        match self.send(url, || async { Ok(location.store.delete(&location.path).await?) }) {
+            Err(Failure::Store(object_store::Error::NotFound { .. })) => Ok(()),
+            removed => removed.map_err(|failure| self.describe("remove", url, failure)),
+        }
+    }
+
+    /// The names of the objects and folders directly in a folder, sorted.
+    pub(crate) fn list_names(&self, folder: &str) -> Result<Vec<String>> {
+        let location = self.locate(folder)?;
+        let listed = self
+            .send(folder, || async { Ok(location.store.list_with_delimiter(Some(&location.path)).await?) });
+        let listed = listed.map_err(|failure| self.describe("list", folder, failure))?;
+        let objects = listed.objects.iter().map(|object| &object.location);
+        let names = objects.chain(&listed.common_prefixes).filter_map(|path| path.filename());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
     fn locate(&self, url: &str) -> Result<ObjectLocation> {
         let wrong = |what: &str| Error::InvalidArgument(format!("'{}': {what}", hide_password(url)));
         let (scheme, rest) =
@@ -274,7 +345,15 @@ impl Remote {
                 }
             }
         };
-        let timed = async { tokio::time::timeout(self.timeout, until_answered).await };
+        self.within_timeout(url, until_answered)
+    }
+
+    fn within_timeout<T>(
+        &self,
+        url: &str,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let timed = async { tokio::time::timeout(self.timeout, request).await };
         self.runtime.block_on(timed).unwrap_or_else(|_| {
             let what = format!("no answer from {url} in {:?}", self.timeout);
             Err(Failure::Store(object_store::Error::Generic { store: "", source: what.into() }))
@@ -283,13 +362,18 @@ impl Remote {
 
     fn describe(&self, action: &'static str, url: &str, failure: Failure) -> Error {
         let url = hide_password(url);
+        let access = if matches!(action, "write" | "remove") { "write to" } else { "read" };
         let credentials = match url.split(':').next() {
-            Some("s3") => {
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an account that may read it \
+            Some("s3") => format!(
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an account that may {access} it \
                  (AWS_SKIP_SIGNATURE=true where no account is needed)"
+            ),
+            Some("gs") => {
+                format!(
+                    "set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may {access} it"
+                )
             }
-            Some("gs") => "set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may read it",
-            _ => "the server must give it to anyone who asks",
+            _ => "the server must give it to anyone who asks".to_owned(),
         };
         use object_store::Error as E;
         let what = match &failure {

@@ -1,12 +1,13 @@
 //! [`RunLog`]: everything that the training loop prints, records and saves.
 
 use super::checkpoint::{Saver, TrainState, remove_unfinished};
+use super::copy::Copier;
 use super::recorder::Recorder;
 use super::records::{EvaluationRecord, Event, Summary, TrainRecord};
 use super::scalars::{MISTAKES_IMAGE, Names};
 use super::{Console, name_classes, write_atomically, write_class_names};
 use crate::config::Config;
-use crate::dist::{World, agree};
+use crate::dist::{World, agree, on_rank_zero};
 use crate::metrics::classes::Confusion;
 use crate::model::Params;
 use crate::optim::{Ema, Optimizer};
@@ -17,6 +18,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tch::Tensor;
+
+/// The time between two answers of rank 0 to the ranks that wait for its copy.
+const COPY_POLL: Duration = Duration::from_secs(1);
 
 /// A run's output: the terminal and `log.txt`, `metrics.jsonl`, TensorBoard's files, `summary.json` and the checkpoints.
 ///
@@ -29,6 +33,10 @@ pub(crate) struct RunLog {
     saver: Saver,
     /// Present on rank 0 of an open run.
     recorder: Option<Recorder>,
+    /// Present there too, with `run.copy_to`.
+    copier: Option<Copier>,
+    /// Where the run is copied to.
+    copy_to: Option<String>,
     console: Console,
 }
 
@@ -45,6 +53,8 @@ impl RunLog {
             dir: dir.into(),
             saver: Saver::new(world, dir, config, params, optimizer)?,
             recorder: None,
+            copier: None,
+            copy_to: config.run.copy_to.clone(),
             console: Console::new(world.rank()),
         })
     }
@@ -62,10 +72,16 @@ impl RunLog {
         command: &str,
     ) -> Result<()> {
         let opened = match world.rank() {
-            0 => open_recorder(&self.dir, config, state, class_names, blocks, command).map(Some),
+            0 => open_recorder(&self.dir, config, state, class_names, blocks, command).and_then(|recorder| {
+                self.copier = Copier::start(config, &self.dir, state.step)?;
+                Ok(Some(recorder))
+            }),
             _ => Ok(None),
         };
         self.recorder = agree(world, opened)?;
+        if let Some(copier) = &self.copier {
+            self.saver.copy_with(copier.newest());
+        }
         self.console.open_log(&self.dir);
         Ok(())
     }
@@ -169,6 +185,25 @@ impl RunLog {
     /// Any rank: waits for the save in progress. Afterwards rank 0's checkpoint, or this rank's shard of it, is on disk.
     pub fn wait_for_save(&mut self) -> Result<()> {
         self.saver.wait()
+    }
+
+    /// All ranks, after the last save: waits until the newest checkpoint and the records are copied (`run.copy_to`). The time is
+    /// limited by that of requests to the store; meanwhile no collective takes longer than a second.
+    pub fn finish_copy(&mut self, world: &World) -> Result<()> {
+        let Some(url) = self.copy_to.clone() else { return Ok(()) };
+        let mut announced = false;
+        loop {
+            let copier = &mut self.copier;
+            let finished =
+                on_rank_zero(world, || copier.as_mut().map_or(Ok(true), |copier| copier.finish(COPY_POLL)))?;
+            if finished {
+                self.say(&format!("copied to {url}"));
+                return Ok(());
+            }
+            if !std::mem::replace(&mut announced, true) {
+                self.say(&format!("copying to {url}"));
+            }
+        }
     }
 
     /// Whether a user asks the run to stop by a file named `stop` in its directory.

@@ -1,6 +1,7 @@
 //! Which directory a run writes to, and which checkpoint it resumes from.
 
 use super::checkpoint;
+use super::copy::CopiedCheckpoint;
 use crate::config::{Config, Resume, Run};
 use crate::run_dir::{self, CHECKPOINTS, CONFIG, RUNS};
 use crate::sys::error::{Error, Exit, Result};
@@ -9,12 +10,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A run's directory and starting point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunLocation {
     /// The run directory.
     pub dir: PathBuf,
     /// The `step-…` folder to resume from.
     pub checkpoint: Option<PathBuf>,
+    /// The copied checkpoint to fetch and resume from.
+    pub(crate) copied: Option<CopiedCheckpoint>,
+}
+
+impl RunLocation {
+    /// Whether the run continues an earlier one.
+    pub(crate) fn resumes(&self) -> bool {
+        self.checkpoint.is_some() || self.copied.is_some()
+    }
 }
 
 /// Rank 0: the location of a run of `config`, as `resume` asks for; none if a new directory is to be made under [`RUNS`],
@@ -22,6 +32,9 @@ pub struct RunLocation {
 pub(crate) fn resolve_run_dir(stem: &str, config: &Config, resume: &Resume) -> Result<Option<RunLocation>> {
     let configured = config.run.dir.as_ref().map(PathBuf::from);
     let dir = match resume {
+        Resume::From(path) if run_dir::is_copy(path) => {
+            return resolve_copied(&path.to_string_lossy(), configured, config).map(Some);
+        }
         Resume::From(path) => return resolve_resumed(path, configured).map(Some),
         Resume::Auto => configured.or_else(|| newest_run(stem, config)),
         Resume::Never => configured,
@@ -29,7 +42,12 @@ pub(crate) fn resolve_run_dir(stem: &str, config: &Config, resume: &Resume) -> R
     match dir {
         None => Ok(None),
         Some(dir) if *resume == Resume::Auto => {
-            Ok(Some(RunLocation { checkpoint: newest_checkpoint(&dir)?, dir }))
+            let checkpoint = newest_checkpoint(&dir)?;
+            let copied = match &config.run.copy_to {
+                Some(url) => CopiedCheckpoint::find(url, config)?,
+                None => None,
+            };
+            Ok(Some(newer(dir, checkpoint, copied)))
         }
         Some(dir) => new_run(dir, None).map(Some),
     }
@@ -74,7 +92,37 @@ fn resolve_resumed(path: &Path, configured: Option<PathBuf>) -> Result<RunLocati
             "its run has later checkpoints; set run.dir to a new folder to branch off from this one",
         );
     }
-    Ok(RunLocation { dir: run, checkpoint: Some(checkpoint) })
+    Ok(RunLocation { dir: run, checkpoint: Some(checkpoint), copied: None })
+}
+
+/// `--resume URL`: resumes the run whose copy is at `url`, in the directory `configured`.
+fn resolve_copied(url: &str, configured: Option<PathBuf>, config: &Config) -> Result<RunLocation> {
+    let dir = configured.ok_or_else(|| {
+        let what = format!("{url}: set run.dir to the folder of this machine where the copied run goes on");
+        Error::new(Exit::Config, what)
+    })?;
+    let checkpoint = newest_checkpoint(&dir)?;
+    let copied = CopiedCheckpoint::find(url, config)?.ok_or_else(|| {
+        let what = format!("{url}: holds no copied run: checkpoints/latest is missing; check the URL");
+        Error::new(Exit::Checkpoint, what)
+    })?;
+    let location = newer(dir, checkpoint, Some(copied));
+    if let Some(folder) = &location.checkpoint {
+        crate::eprint_line!(
+            "note: {} is not older than the copy at {url}, so it is resumed",
+            folder.display()
+        );
+    }
+    Ok(location)
+}
+
+/// The location of a run whose newest checkpoint in `dir` is `checkpoint`, and elsewhere `copied`: it resumes from the copy only if
+/// that is of a later step.
+fn newer(dir: PathBuf, checkpoint: Option<PathBuf>, copied: Option<CopiedCheckpoint>) -> RunLocation {
+    let step = |folder: &PathBuf| run_dir::step_of(folder.file_name()?.to_str()?);
+    let local = checkpoint.as_ref().and_then(step);
+    let copied = copied.filter(|copied| local.is_none() || copied.step() > local);
+    RunLocation { dir, checkpoint: checkpoint.filter(|_| copied.is_none()), copied }
 }
 
 fn is_same_folder(a: &Path, b: &Path) -> bool {
@@ -88,7 +136,7 @@ fn new_run(dir: PathBuf, checkpoint: Option<PathBuf>) -> Result<RunLocation> {
         let what = format!("{dir} holds a run; --resume auto resumes it, another run.dir starts a new one");
         return Err(Error::new(Exit::Config, what));
     }
-    Ok(RunLocation { dir, checkpoint })
+    Ok(RunLocation { dir, checkpoint, copied: None })
 }
 
 /// The newest undamaged checkpoint of a run, if it has any checkpoint.

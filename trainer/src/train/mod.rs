@@ -149,6 +149,7 @@ impl<'a> Trainer<'a> {
         self.log.wait_for_save()?;
         self.log.end_progress();
         self.report_end(&evaluation)?;
+        self.log.finish_copy(self.world)?;
         Ok(evaluation)
     }
 
@@ -303,6 +304,12 @@ impl<'a> Trainer<'a> {
         self.stop.store(false, Ordering::Relaxed);
         self.log.end_progress();
         self.log.remove_stop_file();
+        // The checkpoint in the run directory is complete: a run that was stopped can be resumed from there.
+        if let Err(error) = self.log.finish_copy(self.world)
+            && self.world.rank() == 0
+        {
+            crate::eprint_line!("warning: {error}");
+        }
         let message = format!(
             "stopped on request after step {}; to resume: {}",
             self.state.step,

@@ -8,11 +8,14 @@ use crate::dist::device::choose_local_device;
 use crate::dist::{World, agree, on_rank_zero, replicas};
 use crate::model::Net;
 use crate::optim::calibration::check_budget;
-use crate::run::{RunLocation, check_run_dir, checkpoint, checkpoint_space, resolve_run_dir};
+use crate::run::{
+    RunLocation, check_copy_is_own, check_copy_is_writable, check_run_dir, checkpoint, checkpoint_space,
+    resolve_run_dir,
+};
 use crate::run_dir::{self, RUNS};
 use crate::sys::error::{Error, Exit, Problems, Result};
 use crate::text::counted;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::Device;
 
 /// Fewer images than this in a batch of batch norm make its statistics noisy (Wu & He, arXiv 1803.08494, Fig. 1).
@@ -65,7 +68,7 @@ pub(crate) struct Started {
 
 impl Start<'_> {
     /// This rank: opens the data; rank 0 also finds the run directory and copies the tensors of `model.init_from` into `net`.
-    /// Nothing is written.
+    /// Nothing is written, except a file for a moment where the run is copied to.
     pub fn check(&self, net: &Net) -> Checked {
         let config = self.config;
         let mut checked = Checked::default();
@@ -98,16 +101,22 @@ impl Start<'_> {
                 problems.collect("data.train", data.print_notes(config));
             }
             let key = if matches!(resume, Resume::From(_)) { "" } else { "run.dir" };
-            let location = problems.collect(key, resolve_run_dir(stem, config, resume));
+            let writable = problems.collect("run.copy_to", check_copy_is_writable(config));
+            let location =
+                writable.and_then(|()| problems.collect(key, resolve_run_dir(stem, config, resume)));
             if let Some(location) = location {
-                let dir = location.as_ref().map_or(Path::new(RUNS), |location| &location.dir);
-                resumes = location.as_ref().is_some_and(|location| location.checkpoint.is_some());
+                let run = location.as_ref().map(|location| location.dir.as_path());
+                let copied = location.as_ref().and_then(|location| location.copied.as_ref());
+                let dir = run.unwrap_or(Path::new(RUNS));
+                resumes = location.as_ref().is_some_and(RunLocation::resumes);
                 let space = checkpoint_space(config, &net.params);
-                problems.collect("run.dir", check_run_dir(dir, &space, resumes));
+                let has_checkpoint = location.as_ref().is_some_and(|location| location.checkpoint.is_some());
+                problems.collect("run.dir", check_run_dir(dir, &space, has_checkpoint));
                 if let Some(folder) = location.as_ref().and_then(|location| location.checkpoint.as_ref()) {
                     let fits = check_checkpoint(folder, config, checked.data.as_ref(), &net.params);
                     problems.collect("", fits);
                 }
+                problems.collect("run.copy_to", check_copy_is_own(config, run, copied));
                 checked.location = location;
             }
         }
@@ -119,16 +128,22 @@ impl Start<'_> {
         checked
     }
 
-    /// All ranks: checks, makes a new run directory if there is none to use, and gives all ranks the first weights.
+    /// All ranks: checks, makes a new run directory if there is none to use, fetches a copied checkpoint, and gives all ranks the
+    /// first weights.
     pub fn start(&self, world: &World, net: &Net) -> Result<Started> {
         let Checked { data, location, notes, problems } = self.check(net);
         agree(world, problems.into_result(self.place))?;
         let data = data.expect("a run that starts has data");
         let location = match self.directory {
-            None => RunLocation { dir: PathBuf::new(), checkpoint: None },
+            None => RunLocation::default(),
             Some(Directory { stem, .. }) => on_rank_zero(world, || match location {
+                Some(RunLocation { dir, copied: Some(copied), .. }) => {
+                    let folder = copied.fetch(&dir, self.config)?;
+                    check_checkpoint(&folder, self.config, Some(&data), &net.params)?;
+                    Ok(RunLocation { dir, checkpoint: Some(folder), copied: None })
+                }
                 Some(location) => Ok(location),
-                None => Ok(RunLocation { dir: run_dir::create_unique(stem)?, checkpoint: None }),
+                None => Ok(RunLocation { dir: run_dir::create_unique(stem)?, ..RunLocation::default() }),
             })?,
         };
         if self.config.model.init_from.is_some() && location.checkpoint.is_none() {

@@ -3,11 +3,13 @@
 //! an empty `COMPLETE`, which is written last. `checkpoints/latest` and `checkpoints/best` name one of them.
 
 mod host_snapshot;
+mod newest;
 mod read;
 mod save;
 mod state;
 mod write;
 
+pub(crate) use newest::{NewestCheckpoint, OpenCheckpoint, copy_name};
 pub(crate) use read::{find_newest, initialise_from, load, read_state};
 pub use read::{find_weights, is_complete, load_model};
 pub(super) use save::Saver;
@@ -22,7 +24,7 @@ use std::path::{Path, PathBuf};
 const MODEL: &str = "model.safetensors";
 const EMA: &str = "ema.safetensors";
 const STATE: &str = "state.json";
-const COMPLETE: &str = "COMPLETE";
+pub(super) const COMPLETE: &str = "COMPLETE";
 /// How the name of an unfinished checkpoint's folder starts.
 const PARTIAL: &str = ".partial-";
 

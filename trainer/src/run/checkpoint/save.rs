@@ -2,6 +2,7 @@
 //! save is in progress at a time.
 
 use super::PARTIAL;
+use super::newest::NewestCheckpoint;
 use super::state::TrainState;
 use super::write::Writer;
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::run_dir::CHECKPOINTS;
 use crate::sys::error::{Error, Result};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tch::Tensor;
@@ -47,6 +49,13 @@ impl Saver {
         let writer = (rank < shards)
             .then(|| Writer::new(&checkpoints, config, params, optimizer, rank, shards, shard_timeout));
         Ok(Self { checkpoints, start, saves: 0, writer, thread: None })
+    }
+
+    /// Rank 0, before the first save: passes complete checkpoints on to `copier`.
+    pub fn copy_with(&mut self, copier: Arc<NewestCheckpoint>) {
+        if let Some(writer) = &mut self.writer {
+            writer.copier = Some(copier);
+        }
     }
 
     /// All ranks: waits for the save before, copies the tensors to the host, and starts to write them.

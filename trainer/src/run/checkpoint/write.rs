@@ -5,6 +5,7 @@
 //! folder, and next to it a marker with the shard's SHA-256. Rank 0 waits for the markers: these threads call no collectives.
 
 use super::host_snapshot::{HostSnapshot, TensorShape};
+use super::newest::NewestCheckpoint;
 use super::state::{TrainState, VERSION};
 use super::{COMPLETE, EMA, MODEL, PARTIAL, STATE, complete_steps, optimizer_file, sha256};
 use crate::config::{Config, Run};
@@ -18,6 +19,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -37,6 +39,8 @@ pub(super) struct Writer {
     state: TrainState,
     /// The folder of the checkpoint until it is complete.
     partial: PathBuf,
+    /// Rank 0, with `run.copy_to`: where complete checkpoints are passed on.
+    pub copier: Option<Arc<NewestCheckpoint>>,
 }
 
 impl Writer {
@@ -73,6 +77,7 @@ impl Writer {
             files,
             state: TrainState::default(),
             partial: PathBuf::new(),
+            copier: None,
         }
     }
 
@@ -177,7 +182,7 @@ impl Writer {
         }
     }
 
-    /// Rank 0: updates `latest` and `best`, and removes checkpoints that need not be kept.
+    /// Rank 0: updates `latest` and `best`, removes checkpoints that need not be kept, and passes this one on to be copied.
     fn point_and_prune(&self, folder: &Path) -> Result<()> {
         let name = |path: &Path| path.file_name().expect("a name").as_encoded_bytes().to_vec();
         write_atomically(&self.checkpoints.join(LATEST), &name(folder))?;
@@ -191,6 +196,9 @@ impl Writer {
             if Some(*step) != best && (every == 0 || !step.is_multiple_of(every)) {
                 self.discard(old);
             }
+        }
+        if let Some(copier) = &self.copier {
+            copier.offer(folder);
         }
         Ok(())
     }
