@@ -98,7 +98,7 @@ ONE_RANK = [
         settings=(
             "optim={clip_norm: 1, ema_decay: 0.9, nesterov: true, label_smoothing: 0.1, decay_norm_and_bias: false, on_nonfinite: skip}",
             "data.mix.mixup_alpha=1",
-            "cost={budget_gmacs: 0.02, calibrate: true, calibration_samples: 16}",
+            "cost={budget_gmacs: 0.02, control: price, calibrate: true, calibration_samples: 16}",
             "run.evaluate_with_noise=true",
         ),
         says=ENDS,
@@ -117,6 +117,7 @@ ONE_RANK = [
     Case(
         "losses",
         settings=(
+            "cost.budget_gmacs=0.02",
             "data.mix.cutmix_alpha=1",
             "model.router={kind: cnn, relaxation: straight_through, noise: per_sample, temperature: {linear: {from: 2, to: 0.5}}}",
             "paths.outputs=both",

@@ -72,8 +72,8 @@ class Bench:
         self.table = Table()
         self.results = {}
 
-    def run(self, case, check=None):
-        """Runs a case after those that it needs. `check` then returns a remark, and whether it holds."""
+    def run(self, case):
+        """Runs a case after those that it needs, and checks it."""
         if case.name in self.results:
             return
         for name in {*case.needs, *case.near, *filter(None, [case.same_bits_as])}:
@@ -87,14 +87,14 @@ class Bench:
         self.results[case.name] = result
         problem = problem_of(case, result)
         remark = ""
-        check = check or self.check_of(case)
+        check = self.check_of(case)
         if check and not problem:
             remark, holds = check()
             problem = None if holds else remark
         self.table.add(case.name, problem, result, remark)
 
     def check_of(self, case):
-        """What else a case has to show."""
+        """What else a case has to show: a function of a remark and whether it holds."""
         if case.same_bits_as:
             return lambda: self.has_same_bits(case)
         if case.near:
@@ -118,12 +118,9 @@ class Bench:
     def run_sensitivity(self):
         """Every kind of wait, taken out, is noticed."""
         nccl = next(case for case in cases.TWO_RANKS if case.name == "nccl")
-        like = next(case for case in cases.ONE_RANK if case.name == "optimiser")
         self.run(nccl)
-        self.run(like)
         for case in sensitivity.cases(sensitivity.waits_of(self.results["nccl"].counts)):
             self.run(case)
-        self.run(sensitivity.host_wait_case(like), lambda: sensitivity.is_noticed(self.runs, like))
 
 
 def main():

@@ -1,6 +1,5 @@
 """Cases that take one wait out of the program and must therefore fail: without them, a test that finds nothing shows nothing."""
 
-import comparisons
 from cases import NCCL, QUIET, Case
 
 WAITS = "stream waits "
@@ -12,18 +11,8 @@ def waits_of(counts):
 
 
 def cases(waits):
-    """A case for each kind of wait between streams, and one for the allocator's."""
+    """A case for each kind of wait between streams, one for the allocator's, and one for the host's."""
     settings = (NCCL, QUIET)
     without = [Case(f"no-wait {wait}", settings=settings, ranks=2, variables={"SIM_IGNORE_WAITS": wait}, finds="race") for wait in waits]
-    return [*without, Case("no-record-stream", settings=(QUIET,), variables={"SIM_IGNORE_RECORD_STREAM": "1"}, finds="race")]
-
-
-def host_wait_case(like):
-    """`like` without the host's waits for events: it reads copies before they have arrived, and γ follows wrong rates."""
-    return Case("no-host-wait", settings=(*like.settings, QUIET), variables={"SIM_IGNORE_HOST_WAITS": "1"})
-
-
-def is_noticed(runs, like):
-    """Whether the run without the host's waits has other results."""
-    different = comparisons.equal_bits(runs, "no-host-wait", like.name)
-    return ("noticed by other results" if different else "not noticed: the same results"), bool(different)
+    others = {"no-record-stream": "SIM_IGNORE_RECORD_STREAM", "no-host-wait": "SIM_IGNORE_HOST_WAITS"}
+    return [*without, *(Case(name, settings=(QUIET,), variables={variable: "1"}, finds="race") for name, variable in others.items())]

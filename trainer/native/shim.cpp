@@ -16,8 +16,11 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "guarded.h"
 
@@ -277,10 +280,16 @@ bool codinet_set_device(int device) noexcept {
     });
 }
 
-bool codinet_set_side_stream(int device) noexcept {
+bool codinet_set_side_stream(int device, int purpose) noexcept {
     return guarded([&] {
+        static std::mutex mutex;
+        static std::map<std::pair<int, int>, c10::Stream> streams;
+        std::lock_guard<std::mutex> lock(mutex);
         cuda().setDevice(gpu(device));
-        cuda().exchangeStream(cuda().getStreamFromGlobalPool(gpu(device), true));
+        auto found = streams.find({device, purpose});
+        if (found == streams.end())
+            found = streams.emplace(std::pair(device, purpose), cuda().getStreamFromGlobalPool(gpu(device), true)).first;
+        cuda().exchangeStream(found->second);
         return true;
     });
 }

@@ -1,6 +1,6 @@
 //! Items that a thread prepares ahead of their use.
 
-use crate::sys::{set_device, set_side_stream};
+use crate::sys::{SideStream, set_device, set_side_stream};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -37,7 +37,7 @@ where
         let (sender, receiver) = sync_channel(0);
         let work = move || {
             set_device(device);
-            set_side_stream(device);
+            set_side_stream(device, SideStream::Uploads);
             for item in items {
                 if sender.send(item).is_err() {
                     break;

@@ -5,7 +5,7 @@ use super::nccl::{Comm, ID_BYTES, Nccl, NcclWorld};
 use super::world::{Backend, World};
 use crate::config;
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::{Driver, set_side_stream};
+use crate::sys::{Driver, SideStream, set_side_stream};
 use std::collections::HashSet;
 use tch::Device;
 
@@ -19,7 +19,7 @@ pub fn use_device(world: &mut World, device: Device, wanted: config::Backend) ->
     let rank = world.rank();
     let ranks = world.ranks();
     let start_nccl = move |_: &mut Backend| {
-        set_side_stream(device);
+        set_side_stream(device, SideStream::Collectives);
         match (nccl, device) {
             (Some((nccl, id)), Device::Cuda(index)) => Comm::join(nccl, id, index, rank, ranks).map(Some),
             _ => Ok(None),

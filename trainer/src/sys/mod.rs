@@ -15,9 +15,9 @@ pub(crate) use memory::{PeakMemory, available_memory, format_gib, held_memory, p
 pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};
 pub use startup::restart_with_settings;
 pub(crate) use torch::{
-    AdamUpdate, Event, SgdUpdate, add_all, allow_tf32, attach_backward, copy_all, current_stream_handle,
-    fused_adamw, fused_sgd, hook_gradient, norms, pin_memory, pin_slice, record_stream, set_device,
-    set_side_stream,
+    AdamUpdate, Event, SgdUpdate, SideStream, add_all, allow_tf32, attach_backward, copy_all,
+    current_stream_handle, fused_adamw, fused_sgd, hook_gradient, norms, pin_memory, pin_slice,
+    record_stream, set_device, set_side_stream,
 };
 pub use torch::{PackedConv, channels_last, parallel_for};
 pub use torch_message::OOM_ADVICE;

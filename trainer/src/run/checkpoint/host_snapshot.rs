@@ -1,7 +1,7 @@
 //! Copies of flat buffers on the host, and the named tensors in them as a `.safetensors` file holds them. The thread that
 //! writes a checkpoint computes nothing with torch, so it starts no compute threads; from a GPU it copies.
 
-use crate::sys::{Event, set_device, set_side_stream};
+use crate::sys::{Event, SideStream, set_device, set_side_stream};
 use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
 use tch::{Device, Kind, Tensor};
@@ -76,7 +76,7 @@ impl HostSnapshot {
         if let Some((copy, copied)) = self.on_device.take() {
             let device = copy.device();
             set_device(device);
-            set_side_stream(device);
+            set_side_stream(device, SideStream::Checkpoints);
             copied.block();
             let pinned = copy.internal_to_copy((Kind::Float, Device::Cpu), true);
             Event::record(device).expect("a GPU's event").synchronize();

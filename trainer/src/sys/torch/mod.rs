@@ -12,7 +12,7 @@ mod threads;
 pub(crate) use autograd::{attach_backward, hook_gradient};
 pub use convolution::PackedConv;
 pub(crate) use fused::{AdamUpdate, SgdUpdate, fused_adamw, fused_sgd, norms};
-pub(crate) use stream::{Event, current_stream_handle, set_device, set_side_stream};
+pub(crate) use stream::{Event, SideStream, current_stream_handle, set_device, set_side_stream};
 pub use tensor::channels_last;
 pub(crate) use tensor::{add_all, copy_all, pin_memory, pin_slice, record_stream};
 pub use threads::parallel_for;

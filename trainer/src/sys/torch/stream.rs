@@ -13,7 +13,7 @@ unsafe extern "C" {
     fn codinet_event_elapsed(earlier: *mut c_void, later: *mut c_void, milliseconds: *mut f64) -> bool;
     fn codinet_event_free(event: *mut c_void);
     fn codinet_set_device(device: c_int) -> bool;
-    fn codinet_set_side_stream(device: c_int) -> bool;
+    fn codinet_set_side_stream(device: c_int, purpose: c_int) -> bool;
     fn codinet_current_stream_handle(device: c_int, handle: *mut *mut c_void) -> bool;
 }
 
@@ -91,11 +91,23 @@ pub fn set_device(device: Device) {
     }
 }
 
-/// Makes a stream from libtorch's pool of high-priority streams this thread's current one on `device`.
-pub fn set_side_stream(device: Device) {
+/// What a stream next to the default one is for.
+#[derive(Clone, Copy, Debug)]
+pub enum SideStream {
+    /// Collectives.
+    Collectives,
+    /// The next batch.
+    Uploads,
+    /// What a checkpoint saves.
+    Checkpoints,
+}
+
+/// Makes the high-priority stream of `purpose` this thread's current one on `device`. It is the same for all threads: libtorch's
+/// allocator reuses memory in one stream only, and its pool has 32 streams, after which two purposes would share one.
+pub fn set_side_stream(device: Device, purpose: SideStream) {
     if let Device::Cuda(index) = device {
-        // SAFETY: a number; the result is checked.
-        let set = unsafe { codinet_set_side_stream(index as c_int) };
+        // SAFETY: two numbers; the result is checked.
+        let set = unsafe { codinet_set_side_stream(index as c_int, purpose as c_int) };
         panic_on_error(set, "setting a thread's stream");
     }
 }
