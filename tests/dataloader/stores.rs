@@ -264,9 +264,8 @@ fn copying_process() {
     folder.remove_folder("b").unwrap();
     folder.remove("b/large").unwrap();
     assert_eq!(folder.list("").unwrap(), ["a"]);
-    let error =
-        CopyFolder::open("s3://other/a", Duration::from_secs(5)).unwrap().write("b", b"").unwrap_err();
-    assert!(error.to_string().starts_with("cannot write s3://other/a/b: not found"), "{error}");
+    let error = folder.download("b/large", &Path::new(&local).join("none")).unwrap_err().to_string();
+    assert!(error.contains("s3://bucket/copies/b/large: not found"), "{error}");
 }
 
 /// The client is real; the server only has Google's paths.
