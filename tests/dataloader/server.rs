@@ -27,7 +27,7 @@ pub struct Server {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-/// Faults of a server, of which S3's has only `delay`, and the requests that it has received.
+/// Faults of a server (S3's has only `delay`), and the requests that it has received.
 #[derive(Default)]
 pub struct Behaviour {
     /// Next requests that are answered by 503.

@@ -136,13 +136,13 @@ impl Writer {
             let shortcut = shared.clone().unwrap_or_else(|| writer.shortcut(&block.shortcut, x));
             writer.run(block, x, &shortcut)
         };
-        let skip = |writer: &mut Self| match (&gate.skip, &block.shortcut, &shared) {
-            (None, Shortcut::Identity, _) => x.to_owned(),
-            (None, _, Some(shortcut)) => writer.op("Relu", &[shortcut], &[]),
-            (projection, _, _) => {
-                let projected = writer.conv(projection.as_ref().expect("no shortcut is shared"), x);
+        let skip = |writer: &mut Self| match (&gate.skip, &block.shortcut) {
+            (Some(conv), _) => {
+                let projected = writer.conv(conv, x);
                 writer.op("Relu", &[&projected], &[])
             }
+            (None, Shortcut::Identity) => x.to_owned(),
+            (None, _) => writer.op("Relu", &[shared.as_deref().expect("the shortcut is shared")], &[]),
         };
         match self.skip {
             Skip::Masked => {
