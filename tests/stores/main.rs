@@ -153,8 +153,9 @@ fn run_killed_while_copying_resumes_bit_identical_from_the_store() {
     let mut whole = store.sandbox.train_into(&store.sandbox.path("whole"), 1, &["--set", "run.log_every=1"]);
     succeed(whole.args(["--set", "run.checkpoint_every=2"]));
     let mut resumed = 0;
+    let mut stderr = String::new();
     for attempt in 0.. {
-        assert!(attempt < 40, "the run does not end");
+        assert!(attempt < 40, "the run does not end: {stderr}");
         // Each attempt starts in an empty directory, as on another machine.
         let name = format!("run{attempt}");
         let run = store.sandbox.path(&name);
@@ -163,18 +164,19 @@ fn run_killed_while_copying_resumes_bit_identical_from_the_store() {
         resumed += usize::from(before.is_some());
         store.set_delay(10 + random(20));
         let mut job = store.train(&name, 1, &["--resume", "auto"]);
-        let mut job = job.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut job = job.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let is_new = || fs::read_to_string(&latest).ok() != before;
         wait_until(60, || "no copy".into(), || is_new() || job.try_wait().unwrap().is_some());
         if attempt < 6 {
             std::thread::sleep(Duration::from_millis(random(300)));
             let _ = job.kill(); // it may have ended
         }
-        let status = job.wait().unwrap();
+        let output = job.wait_with_output().unwrap();
+        stderr = text(&output.stderr);
         // Whatever moment it was, the store names a complete checkpoint.
         let named = store.copy().join("checkpoints").join(fs::read_to_string(&latest).unwrap());
         assert!(named.join("COMPLETE").exists(), "{}", named.display());
-        if status.success() {
+        if output.status.success() {
             assert_equal_runs(&run, &store.sandbox.path("whole"));
             break;
         }

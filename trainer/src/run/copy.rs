@@ -180,6 +180,7 @@ impl Copier {
             folder: open(url, config)?,
             dir: dir.into(),
             found: None,
+            best: None,
             newest: newest.clone(),
             last: None,
         };
@@ -218,6 +219,8 @@ struct Copy {
     /// The checkpoints in the copy that are this run's, by their names, and whether they are complete; none until the first request
     /// has been answered.
     found: Option<BTreeMap<String, bool>>,
+    /// What `best` in the copy names, if it is known.
+    best: Option<String>,
     /// The step of the last copy, and when it was complete.
     last: Option<(u64, Instant)>,
 }
@@ -344,7 +347,9 @@ impl Copy {
         // A better one may replace it just now; that one follows.
         let Ok(checkpoint) = OpenCheckpoint::open(&checkpoints.join(best.trim())) else { return Ok(()) };
         self.upload(&checkpoint, &mut 0)?;
-        self.folder.write(&in_checkpoints(BEST), checkpoint.name.as_bytes())
+        self.folder.write(&in_checkpoints(BEST), checkpoint.name.as_bytes())?;
+        self.best = Some(checkpoint.name);
+        Ok(())
     }
 
     fn copy_records(&self) -> Result<(), codinet_dataloader::Error> {
@@ -356,12 +361,20 @@ impl Copy {
         Ok(())
     }
 
-    /// Removes the copies of this run's checkpoints, other than `latest`, that the run directory has no more.
+    /// Removes the copies of this run's checkpoints that the run directory has no more and that neither `latest` nor `best` names.
     fn prune(&mut self, latest: &str) -> Result<(), codinet_dataloader::Error> {
+        // While a better one replaces it, `best` in the copy names a checkpoint that the run directory has no more.
+        if self.best.is_none() {
+            let best = self.folder.read(&in_checkpoints(BEST))?;
+            self.best = best.map(|name| String::from_utf8_lossy(&name).trim().to_owned());
+        }
         let local = complete_steps(&self.dir.join(CHECKPOINTS));
         let kept: BTreeSet<String> = local.values().filter_map(|folder| copy_name(folder).ok()).collect();
         let found: Vec<String> = self.found()?.keys().cloned().collect();
-        for name in found.iter().filter(|name| *name != latest && !kept.contains(*name)) {
+        let is_named = |name: &str| name == latest || self.best.as_deref() == Some(name);
+        let removed: Vec<String> =
+            found.into_iter().filter(|name| !is_named(name) && !kept.contains(name)).collect();
+        for name in &removed {
             self.folder.remove_folder(&in_checkpoints(name))?;
             self.found()?.remove(name);
         }
