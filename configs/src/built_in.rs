@@ -17,7 +17,7 @@ pub const BUILT_IN: &[(&str, &str)] = built_in! {
     }
     "svhn" { "svhn_r110.yaml" "svhn_table4.yaml" }
     "imagenet" {
-        "imagenet_r50.yaml" "imagenet_r101.yaml" "imagenet_table7.yaml" "imagenet_rsb_a3.yaml"
+        "imagenet_r50.yaml" "imagenet_r101.yaml" "imagenet_table7.yaml" "imagenet_rsb_a3.yaml" "imagenet_codinet_a3.yaml"
         "imagenet_ffcv_16.yaml" "imagenet_ffcv_40.yaml" "imagenet_ffcv_88.yaml"
     }
     "fashion" { "fashion_r20.yaml" "fashion_quick.yaml" "fashion_ablation.yaml" "fashion_budgets.yaml" }

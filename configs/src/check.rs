@@ -1,7 +1,10 @@
 //! What values a config takes. Each key's range stands on its field, as an attribute that schemars makes a part of the JSON
 //! schema; values are checked against that schema. Rules between keys are listed here.
 
-use crate::{Config, Gates, LossKind, Optim, OptimizerKind, Routers, Routing, Schedule, Skip, TrainData};
+use crate::{
+    Config, Gates, ImageSize, LossKind, Optim, OptimizerKind, ProgressiveSize, Routers, Routing, Schedule,
+    Skip, TrainData,
+};
 use codinet_dataloader::transform::{Augment, Transform};
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -104,13 +107,13 @@ impl Config {
     fn refused_by_loader(&self) -> Vec<(String, String)> {
         let data = &self.data;
         let crop = Transform::Train { crop: data.crop.clone(), flip: 0.0, augment: Augment::default() };
-        let checks = [
-            ("data.crop", crop.check(data.image_size)),
+        let of_size = self.image_sizes().into_iter().map(|size| ("data.crop", crop.check(size)));
+        let checks = of_size.chain([
             ("data.augment", data.augment.check()),
             ("data.mix", data.mix.check()),
-            ("data.eval_resize", self.evaluation().check(data.image_size)),
-        ];
-        let refused = checks.into_iter().filter_map(|(key, checked)| Some((key, checked.err()?)));
+            ("data.eval_resize", self.evaluation().check(data.eval_size())),
+        ]);
+        let refused = checks.filter_map(|(key, checked)| Some((key, checked.err()?)));
         refused.map(|(key, error)| (key.to_owned(), format!("is refused: {error}"))).collect()
     }
 
@@ -200,6 +203,17 @@ impl Config {
                 _ => true,
             };
             rules.push(rule(&key("schedule"), sorted, "milestones in rising order"));
+            if let Some(ImageSize::Progressive(size)) = &stage.image_size {
+                let ProgressiveSize { from, to, from_epoch, to_epoch, multiple } = *size;
+                let last = to_epoch.unwrap_or(stage.epochs.saturating_sub(1));
+                let multiples = multiple > 0 && from.is_multiple_of(multiple) && to.is_multiple_of(multiple);
+                let takes = "from and to that are multiples of multiple, and a from_epoch before to_epoch and the stage's last epoch";
+                rules.push(rule(
+                    &key("image_size"),
+                    multiples && from_epoch < last && last < stage.epochs,
+                    takes,
+                ));
+            }
             let trains = stage.routers == Routers::Train && self.gated();
             rules.push(rule(
                 &key("skip"),

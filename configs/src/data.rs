@@ -139,9 +139,12 @@ pub struct Data {
     /// Colour channels: 3, or 1 for grey.
     #[schemars(extend("enum" = [1, 3]))]
     pub channels: u32,
-    /// Height and width of a view, in pixels.
+    /// Height and width of a view, in pixels; a stage may train with others (`stages.N.image_size`).
     #[schemars(range(min = 8, max = 2048), extend("x-takes" = "8 to 2048 pixels"))]
     pub image_size: u32,
+    /// Height and width of an evaluated image, which are those of the compute budget and of all GMACs; null: `image_size`.
+    #[schemars(range(min = 8, max = 2048), extend("x-takes" = "8 to 2048 pixels"))]
+    pub eval_size: Option<u32>,
     /// Mean of each channel, for pixels from 0 to 1; one number is for all channels.
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, likewise.
@@ -197,6 +200,7 @@ impl Default for Data {
             classes: 10,
             channels: 3,
             image_size: 32,
+            eval_size: None,
             mean: vec![0.5],
             std: vec![0.25],
             views: 2,
@@ -213,5 +217,12 @@ impl Default for Data {
             on_bad_sample: OnBadSample::Fail,
             max_bad_fraction: 0.001,
         }
+    }
+}
+
+impl Data {
+    /// Height and width of an evaluated image, in pixels.
+    pub fn eval_size(&self) -> u32 {
+        self.eval_size.unwrap_or(self.image_size)
     }
 }

@@ -44,7 +44,7 @@ pub use objective::{
 };
 pub use optim::{LossKind, LrFactors, OnNonfinite, Optim, OptimizerKind};
 pub use run::{DeviceChoice, Precision, Run};
-pub use stage::{Routers, Schedule, Skip, Stage};
+pub use stage::{ImageSize, ProgressiveSize, Routers, Schedule, Skip, Stage};
 pub use table::{Figures, Row, Table};
 pub use train_args::{DryRunFormat, MemorySize, Resume, TrainArgs, key_as_option};
 
@@ -52,6 +52,7 @@ use codinet_dataloader::Options;
 use codinet_dataloader::transform::Transform;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeSet;
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -125,6 +126,31 @@ impl Config {
     pub fn augmentation(&self) -> Transform {
         let data = &self.data;
         Transform::Train { crop: data.crop.clone(), flip: data.flip, augment: data.augment.clone() }
+    }
+
+    /// All sizes of training views, the largest last.
+    pub fn image_sizes(&self) -> BTreeSet<u32> {
+        self.stages.iter().flat_map(|stage| stage.image_sizes(self.data.image_size)).collect()
+    }
+
+    /// The smallest size of training views: it shows the smallest part of an image.
+    pub fn smallest_view(&self) -> u32 {
+        self.image_sizes().first().copied().unwrap_or(self.data.image_size)
+    }
+
+    /// Height and width of views as a function of the epoch, which is counted over all stages.
+    pub fn image_size_by_epoch(&self) -> impl Fn(u64) -> u32 + Send + 'static {
+        let default = self.data.image_size;
+        let stages = self.stages.clone();
+        move |mut epoch| {
+            for stage in &stages {
+                if epoch < stage.epochs {
+                    return stage.image_size_at(epoch, default);
+                }
+                epoch -= stage.epochs;
+            }
+            default
+        }
     }
 
     /// The transform of evaluation images.

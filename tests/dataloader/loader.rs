@@ -51,6 +51,33 @@ fn textured(folder: &Path) -> Arc<Dataset> {
     Arc::new(open(folder).unwrap())
 }
 
+/// Views of a size are those of a loader of that size; buffers are reused for smaller and larger ones.
+#[test]
+fn batches_have_the_size_of_their_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = textured(folder.path());
+    let crop = Crop::RandomResized { scale: (0.3, 1.0), ratio: (0.75, 1.25) };
+    let transform = Transform::Train { crop, flip: 0.5, augment: Augment::NONE };
+    let spec =
+        |image_size, normalization| LoaderSpec { image_size, normalization, ..spec(transform.clone(), 2, 2) };
+    let sizes = [4, 8, 6, 8, 4];
+    let floats = Normalization { mean: [0.4; 3], std: [0.3; 3] };
+    for normalization in [None, Some(floats)] {
+        let plans = sizes.map(|size| BatchPlan::new(3, vec![0, 0, 0]).with_image_size(size));
+        let mut loader = Loader::new(dataset.clone(), spec(8, normalization), plans.into_iter()).unwrap();
+        for size in sizes {
+            let batch = loader.next().unwrap().unwrap();
+            let alone = spec(size, normalization);
+            let mut alone =
+                Loader::new(dataset.clone(), alone, std::iter::once(BatchPlan::new(3, vec![0, 0, 0])))
+                    .unwrap();
+            let expected = alone.next().unwrap().unwrap();
+            assert_eq!((batch.image_size, &batch.images), (size, &expected.images));
+            loader.recycle(batch);
+        }
+    }
+}
+
 #[test]
 fn batches_follow_the_plan() {
     let folder = tempfile::tempdir().unwrap();
@@ -343,6 +370,7 @@ fn dropped_loader_stops_its_threads() {
             labels: vec![],
             bad: vec![],
             views: 1,
+            image_size: SIZE,
             images: Default::default(),
         });
         drop(loader);

@@ -160,7 +160,7 @@ fn python_predicts_as_codinet_infer_on_a_trained_run() {
     let found = read(&folder.path().join("python.safetensors"));
 
     let dataset = Arc::new(Dataset::open(RUN.path("val").to_str().unwrap()).unwrap());
-    let spec = loader_spec(&network.config, network.config.evaluation(), 1);
+    let spec = loader_spec(&network.config, network.config.evaluation(), network.config.data.eval_size(), 1);
     let plan = [BatchPlan::new(0, (0..37).collect())].into_iter();
     let batch = Loader::new(dataset, spec, plan).unwrap().next().unwrap().unwrap();
     let (images, _) = Normalise::new(&network.config.data, Precision::Fp32, Device::Cpu).tensors(&batch);

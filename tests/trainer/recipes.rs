@@ -104,11 +104,11 @@ fn recipes_from_elsewhere_train_on_two_ranks() {
             &run_dir(&run),
             "data.train=train",
             "data.val=val",
-            "data.image_size=64",
-            "data.eval_resize=64",
+            "data={image_size: 64, eval_size: 96, eval_resize: 96}",
             "run={log_every: 1, threads: 1, device: cpu}",
             "optim={batch_size: 4, eval_batch_size: 4}",
             "stages.0.epochs=2",
+            "stages.0.image_size={from: 64, to: 96, from_epoch: 0, to_epoch: 1}",
             "stages.0.warmup_epochs=1",
         ] {
             command.args(["--set", setting]);

@@ -51,6 +51,35 @@ fn interrupted_run_on_a_budget_equals_uninterrupted() {
     assert!(error.abs() < 0.11, "off by {error}");
 }
 
+/// Views of 16, then 32 pixels within the first stage, of 24 in the second, mixed; evaluation at 40.
+#[test]
+fn interrupted_run_with_image_sizes_equals_uninterrupted() {
+    let sandbox = Sandbox::new();
+    let settings = [
+        "--set",
+        "data.eval_size=40",
+        "--set",
+        "data.eval_resize=40",
+        "--set",
+        "data.crop={random_resized: {scale: [0.3, 1.0], ratio: [0.75, 1.3333333]}}",
+        "--set",
+        "stages.0.image_size={from: 16, to: 32, from_epoch: 0, to_epoch: 3, multiple: 8}",
+        "--set",
+        "stages.1.image_size=24",
+        "--set",
+        "data.mix.cutmix_alpha=1",
+    ];
+    let whole = train_with_stops(&sandbox, &settings);
+    // MACs are those of evaluation.
+    let summary = read_json(&whole.join("summary.json"));
+    let gmacs = format!("{:.6} GMACs static", summary["gmacs_static"].as_f64().unwrap());
+    for (setting, same) in [("data.image_size=40", true), ("data.image_size=16", false)] {
+        let output = sandbox.train(1, &["--set", setting, "--dry-run"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.contains(&gmacs), same, "{gmacs}, {setting}: {text}");
+    }
+}
+
 /// Two sets; an epoch draws one sample in three from the smaller, with its classes balanced: some samples several times
 /// an epoch, others in some epochs only.
 #[test]

@@ -55,20 +55,20 @@ impl Mix {
         Ok(())
     }
 
-    /// Mixes the pixels of `batch`, a rank's part of global batch `step`, in views of `image_size`² pixels. `step`
-    /// counts in the epoch or in the run, equally on every rank.
+    /// Mixes the pixels of `batch`, a rank's part of global batch `step`. `step` counts in the epoch or in the run, equally on
+    /// every rank.
     ///
     /// Mixup rounds to the nearest u8: off by 1/510 at most, in pixels of 0 to 1. CutMix is exact.
     ///
     /// # Errors
-    /// A batch of an odd number of samples, or of views of another size.
-    pub fn apply(&self, batch: &mut Batch, image_size: u32, seed: u64, step: u64) -> Result<MixTargets> {
+    /// A batch of an odd number of samples, or of other bytes than its views have.
+    pub fn apply(&self, batch: &mut Batch, seed: u64, step: u64) -> Result<MixTargets> {
         let mut labels = batch.labels.clone();
-        let Some(draw) = self.draw(image_size, seed, batch.epoch, step) else {
+        let Some(draw) = self.draw(batch.image_size, seed, batch.epoch, step) else {
             return Ok(MixTargets { labels, lambda: 1.0 });
         };
         let samples = labels.len();
-        let side = image_size as usize;
+        let side = batch.image_size as usize;
         if !samples.is_multiple_of(2) {
             return Err(Error::InvalidArgument(format!(
                 "neighbours in a batch are mixed, so each rank's part must be of even length, not {samples}"
@@ -191,6 +191,7 @@ mod tests {
             labels,
             bad: vec![],
             views: VIEWS,
+            image_size: SIDE,
             images: images.into(),
         }
     }
@@ -241,7 +242,7 @@ mod tests {
         let black_and_white = [vec![0; sample_bytes()], vec![255; sample_bytes()]].concat();
         for step in 0..200 {
             let mut batch = batch(&[5, 9], &black_and_white);
-            let MixTargets { labels, lambda } = MIXUP.apply(&mut batch, SIDE, 1, step).unwrap();
+            let MixTargets { labels, lambda } = MIXUP.apply(&mut batch, 1, step).unwrap();
             assert_eq!((labels, &batch.labels[..]), (vec![109, 105], &[105, 109][..]));
             let mixed_in = (255.0 * (1.0 - lambda)).round() as u8;
             let kept = (255.0 * lambda).round() as u8;
@@ -253,7 +254,7 @@ mod tests {
         }
         for step in 0..200 {
             let mut batch = batch(&[5, 9], &black_and_white);
-            let lambda = CUTMIX.apply(&mut batch, SIDE, 1, step).unwrap().lambda;
+            let lambda = CUTMIX.apply(&mut batch, 1, step).unwrap().lambda;
             for view in batch.images[..sample_bytes()].chunks(sample_bytes() / VIEWS) {
                 let white = view.iter().filter(|&&value| value == 255).count();
                 assert!(
@@ -272,7 +273,7 @@ mod tests {
         let images = textured(4);
         let mut mixed = batch(&[0, 1, 2, 3], &images);
         let step = (0..).find(|&step| CUTMIX.draw(SIDE, 1, 4, step).unwrap().lambda < 0.7).unwrap();
-        CUTMIX.apply(&mut mixed, SIDE, 1, step).unwrap();
+        CUTMIX.apply(&mut mixed, 1, step).unwrap();
         let own = images.chunks(sample_bytes());
         let found = mixed.images.chunks(sample_bytes());
         let mut exchanged = 0;
@@ -294,12 +295,12 @@ mod tests {
         let mut changed = [0, 0]; // by mixup, by CutMix
         for step in 0..40 {
             let mut whole = batch(&samples, &images);
-            let expected = BOTH.apply(&mut whole, SIDE, 3, step).unwrap();
+            let expected = BOTH.apply(&mut whole, 3, step).unwrap();
             for local in [2, 4] {
                 let mut union = (Vec::new(), Vec::new());
                 for (samples, images) in samples.chunks(local).zip(images.chunks(local * sample_bytes())) {
                     let mut part = batch(samples, images);
-                    let MixTargets { labels, lambda } = BOTH.apply(&mut part, SIDE, 3, step).unwrap();
+                    let MixTargets { labels, lambda } = BOTH.apply(&mut part, 3, step).unwrap();
                     assert_eq!(lambda, expected.lambda);
                     union.0.extend(part.images);
                     union.1.extend(labels);
@@ -324,14 +325,15 @@ mod tests {
 
     #[test]
     fn odd_batches_and_other_sizes_are_refused() {
-        let error = MIXUP.apply(&mut batch(&[1, 2, 3], &textured(3)), SIDE, 0, 0).unwrap_err().to_string();
+        let error = MIXUP.apply(&mut batch(&[1, 2, 3], &textured(3)), 0, 0).unwrap_err().to_string();
         assert!(error.contains("even length, not 3"), "{error}");
         for other in [SIDE + 1, SIDE / 2] {
-            let error = MIXUP.apply(&mut batch(&[1, 2], &textured(2)), other, 0, 0).unwrap_err().to_string();
+            let mut batch = Batch { image_size: other, ..batch(&[1, 2], &textured(2)) };
+            let error = MIXUP.apply(&mut batch, 0, 0).unwrap_err().to_string();
             assert!(error.contains(&format!("aren't of {other}x{other} pixels")), "{error}");
         }
         let mut plain = batch(&[1, 2, 3], &textured(3));
-        let mixed = Mix::default().apply(&mut plain, SIDE, 0, 0).unwrap();
+        let mixed = Mix::default().apply(&mut plain, 0, 0).unwrap();
         assert_eq!((mixed.lambda, &mixed.labels), (1.0, &plain.labels));
         assert_eq!(plain.images, textured(3));
     }

@@ -34,7 +34,7 @@ use pool::{PendingBatch, SlotWorker, WorkerPool};
 pub struct LoaderSpec {
     /// The transform from images to network inputs.
     pub transform: Transform,
-    /// Width and height of a view in pixels.
+    /// Width and height of a view in pixels, unless a batch's plan has others.
     pub image_size: u32,
     /// Colour channels of a view: 1 (grey) or 3 (RGB).
     pub channels: usize,
@@ -93,6 +93,8 @@ pub struct Batch {
     pub bad: Vec<BadSample>,
     /// M.
     pub views: usize,
+    /// H and W.
+    pub image_size: u32,
     /// Pixels, contiguous u8 `[L, M, H, W, C]`; with a [`Normalization`], the bytes of f32 in the processor's order.
     pub images: BytesMut,
 }
@@ -108,7 +110,9 @@ pub struct Loader {
     in_flight: VecDeque<Arc<PendingBatch<SlotResult>>>,
     prefetch: usize,
     views: usize,
-    sample_bytes: usize,
+    image_size: u32,
+    /// Of a pixel of all views of a sample.
+    pixel_bytes: usize,
     free_buffers: Vec<BytesMut>,
     stall_time: Duration,
     wait: Arc<Wait>,
@@ -132,8 +136,8 @@ impl Loader {
             }
         }
         let value_bytes = if spec.normalization.is_some() { size_of::<f32>() } else { 1 };
-        let view_bytes = spec.image_size as usize * spec.image_size as usize * channels.count() * value_bytes;
-        let worker = |_| Worker::new(dataset.clone(), spec.clone(), channels, view_bytes);
+        let pixel_bytes = channels.count() * value_bytes;
+        let worker = |_| Worker::new(dataset.clone(), spec.clone(), channels);
         let workers = (0..spec.threads).map(worker).collect();
         let mut loader = Loader {
             pool: Some(WorkerPool::new(workers)?),
@@ -141,7 +145,8 @@ impl Loader {
             in_flight: VecDeque::with_capacity(spec.prefetch),
             prefetch: spec.prefetch,
             views: spec.views,
-            sample_bytes: spec.views * view_bytes,
+            image_size: spec.image_size,
+            pixel_bytes: spec.views * pixel_bytes,
             free_buffers: Vec::new(),
             stall_time: Duration::ZERO,
             wait: Arc::new(Wait::new(&dataset)),
@@ -172,8 +177,8 @@ impl Loader {
         let Some(pool) = &self.pool else { return };
         while self.in_flight.len() < self.prefetch {
             let Some(plan) = self.plan.next() else { return };
-            let bytes = plan.samples.len() * self.sample_bytes;
-            // An epoch's or an evaluation's last batch may be smaller.
+            let bytes = plan.samples.len() * self.sample_bytes(self.size_of(&plan));
+            // An epoch's or an evaluation's last batch may be smaller, and so may its views.
             let free = self.free_buffers.pop().filter(|buffer| buffer.capacity() >= bytes);
             let mut buffer = free.unwrap_or_else(|| BytesMut::zeroed(bytes));
             buffer.resize(bytes, 0);
@@ -181,28 +186,41 @@ impl Loader {
         }
     }
 
+    /// Width and height of a batch's views.
+    fn size_of(&self, plan: &BatchPlan) -> u32 {
+        plan.image_size.unwrap_or(self.image_size)
+    }
+
+    /// Bytes of a sample's views.
+    fn sample_bytes(&self, image_size: u32) -> usize {
+        image_size as usize * image_size as usize * self.pixel_bytes
+    }
+
     /// Assembles a batch; slots without a sample are removed.
-    fn assemble_batch(&self, epoch: u64, mut images: BytesMut, slots: Vec<SlotResult>) -> Batch {
+    fn assemble_batch(&self, plan: &BatchPlan, mut images: BytesMut, slots: Vec<SlotResult>) -> Batch {
+        let image_size = self.size_of(plan);
+        let sample_bytes = self.sample_bytes(image_size);
         let mut batch = Batch {
-            epoch,
+            epoch: plan.epoch,
             samples: Vec::with_capacity(slots.len()),
             labels: Vec::with_capacity(slots.len()),
             bad: Vec::new(),
             views: self.views,
+            image_size,
             images: BytesMut::new(),
         };
         for (slot, SlotResult { sample, bad }) in slots.into_iter().enumerate() {
             batch.bad.extend(bad);
             let Some((sample, label)) = sample else { continue };
-            let from = slot * self.sample_bytes;
-            let to = batch.samples.len() * self.sample_bytes;
+            let from = slot * sample_bytes;
+            let to = batch.samples.len() * sample_bytes;
             if from != to {
-                images.copy_within(from..from + self.sample_bytes, to);
+                images.copy_within(from..from + sample_bytes, to);
             }
             batch.samples.push(sample);
             batch.labels.push(label);
         }
-        images.truncate(batch.samples.len() * self.sample_bytes);
+        images.truncate(batch.samples.len() * sample_bytes);
         batch.images = images;
         batch
     }
@@ -223,7 +241,7 @@ impl Iterator for Loader {
             self.pool = None; // no batch follows an error
         }
         self.wait.end();
-        Some(finished.map(|(images, slots)| self.assemble_batch(front.plan.epoch, images, slots)))
+        Some(finished.map(|(images, slots)| self.assemble_batch(&front.plan, images, slots)))
     }
 }
 
@@ -239,7 +257,6 @@ struct Worker {
     dataset: Arc<Dataset>,
     spec: LoaderSpec,
     channels: Channels,
-    view_bytes: usize,
     decoder: Decoder,
     renderer: Renderer,
     augmenter: Augmenter,
@@ -256,20 +273,18 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels, view_bytes: usize) -> Worker {
+    fn new(dataset: Arc<Dataset>, spec: LoaderSpec, channels: Channels) -> Worker {
         let max_pixels = spec.max_pixels;
         let normalizer = spec.normalization.as_ref().map(|factors| Normalizer::new(factors, channels));
-        let view = vec![0; if normalizer.is_some() { view_bytes / size_of::<f32>() } else { 0 }];
         Worker {
             dataset,
             spec,
             channels,
-            view_bytes,
             decoder: Decoder::with_max_pixels(max_pixels),
             renderer: Renderer::new(),
             augmenter: Augmenter::new(),
             normalizer,
-            view,
+            view: Vec::new(),
             encoded: Vec::new(),
             pixels: Vec::new(),
             views: Vec::new(),
@@ -279,11 +294,17 @@ impl Worker {
         }
     }
 
-    /// Decodes a sample into `slot_buf` and returns its label.
-    fn decode_sample(&mut self, epoch: u64, sample: u32, repeat: u32, slot_buf: &mut [u8]) -> Result<i64> {
+    /// Decodes a sample of the batch into `slot_buf` and returns its label.
+    fn decode_sample(
+        &mut self,
+        plan: &BatchPlan,
+        sample: u32,
+        repeat: u32,
+        slot_buf: &mut [u8],
+    ) -> Result<i64> {
         let dataset = self.dataset.clone();
         let info = dataset.read(sample as usize, &mut self.encoded)?;
-        self.render_views(epoch, sample, repeat, slot_buf)
+        self.render_views(plan, sample, repeat, slot_buf)
             .map_err(|bad| bad.in_sample(info.shard, info.key))?;
         Ok(info.label.into())
     }
@@ -291,19 +312,21 @@ impl Worker {
     /// Renders all views of the encoded image, [M, H, W, C].
     fn render_views(
         &mut self,
-        epoch: u64,
+        plan: &BatchPlan,
         sample: u32,
         repeat: u32,
         slot_buf: &mut [u8],
     ) -> Result<(), BadImage> {
-        let LoaderSpec { transform, image_size, views, seed, .. } = &self.spec;
+        let LoaderSpec { transform, views, seed, .. } = &self.spec;
+        let image_size = plan.image_size.unwrap_or(self.spec.image_size);
+        let view_bytes = slot_buf.len() / *views;
         let header = self.decoder.header(&self.encoded)?;
         // Every view is drawn before the decode, so that only the regions of the views are decoded.
         self.views.clear();
         let first = u64::from(repeat) * *views as u64;
         for view in first..first + *views as u64 {
-            let mut rng = random::stream(Domain::View, *seed, epoch, sample.into(), view);
-            self.views.push(transform.draw_view(header.width, header.height, *image_size, &mut rng)?);
+            let mut rng = random::stream(Domain::View, *seed, plan.epoch, sample.into(), view);
+            self.views.push(transform.draw_view(header.width, header.height, image_size, &mut rng)?);
         }
         self.regions.clear();
         self.regions.extend(self.views.iter().map(|view| view.region));
@@ -316,15 +339,16 @@ impl Worker {
                 region,
                 &mut self.pixels,
             )?;
-            let view_bufs = slot_buf.chunks_exact_mut(self.view_bytes);
+            let view_bufs = slot_buf.chunks_exact_mut(view_bytes);
             for ((view, out), _) in
                 self.views.iter().zip(view_bufs).zip(&self.group_of).filter(|(_, of)| **of == group)
             {
                 let Some(normalizer) = &self.normalizer else {
-                    self.renderer.render(&self.pixels, shown, self.channels, view, *image_size, out)?;
-                    self.augmenter.apply(&view.ops, out, *image_size, self.channels);
+                    self.renderer.render(&self.pixels, shown, self.channels, view, image_size, out)?;
+                    self.augmenter.apply(&view.ops, out, image_size, self.channels);
                     continue;
                 };
+                self.view.resize(view_bytes / size_of::<f32>(), 0);
                 // Without operations, which see the mirrored view, the flip takes no pass of its own.
                 let flips_last = view.flip && view.ops.is_empty();
                 let View { region, scaled, corner, flip, .. } = *view;
@@ -334,11 +358,11 @@ impl Worker {
                     shown,
                     self.channels,
                     &drawn,
-                    *image_size,
+                    image_size,
                     &mut self.view,
                 )?;
-                self.augmenter.apply(&view.ops, &mut self.view, *image_size, self.channels);
-                normalizer.normalize(&self.view, *image_size as usize, flips_last, out);
+                self.augmenter.apply(&view.ops, &mut self.view, image_size, self.channels);
+                normalizer.normalize(&self.view, image_size as usize, flips_last, out);
             }
         }
         Ok(())
@@ -354,7 +378,7 @@ impl SlotWorker for Worker {
         let mut sample = plan.samples[slot];
         let mut repeat = plan.repeat(slot);
         loop {
-            let reason = match self.decode_sample(plan.epoch, sample, repeat, slot_buf) {
+            let reason = match self.decode_sample(plan, sample, repeat, slot_buf) {
                 Ok(label) => return Ok(SlotResult { sample: Some((sample, label)), bad }),
                 Err(error) if self.spec.on_bad == OnBadSample::Fail => return Err(error),
                 Err(Error::Undecodable { reason, .. }) => reason,

@@ -173,7 +173,8 @@ impl EpochOrder {
         let slots = rank_slots(step, global_batch, rank, world);
         let repeats = if self.repeats.is_empty() { Vec::new() } else { self.repeats[slots.clone()].to_vec() };
         let replacements = Replacements { order: self.clone(), first: slots.start, global_batch };
-        BatchPlan { epoch, samples: self.samples[slots].to_vec(), repeats, replacements: Some(replacements) }
+        let samples = self.samples[slots].to_vec();
+        BatchPlan { epoch, samples, repeats, replacements: Some(replacements), image_size: None }
     }
 }
 
@@ -210,12 +211,19 @@ pub struct BatchPlan {
     pub repeats: Vec<u32>,
     /// Replacements of bad samples; without them, bad samples leave their slots empty.
     pub replacements: Option<Replacements>,
+    /// Width and height of its views in pixels; `None`: those of the loader's settings.
+    pub image_size: Option<u32>,
 }
 
 impl BatchPlan {
     /// A batch without replacements.
     pub fn new(epoch: u64, samples: Vec<u32>) -> BatchPlan {
-        BatchPlan { epoch, samples, repeats: Vec::new(), replacements: None }
+        BatchPlan { epoch, samples, repeats: Vec::new(), replacements: None, image_size: None }
+    }
+
+    /// The same batch with views of another size, which must pass [`Transform::check`](crate::transform::Transform::check).
+    pub fn with_image_size(self, image_size: u32) -> BatchPlan {
+        BatchPlan { image_size: Some(image_size), ..self }
     }
 
     /// How often the epoch has drawn the sample in `slot` before.

@@ -21,10 +21,12 @@ pub fn describe_view_fit(
     transform: &Transform,
     image_size: u32,
 ) -> Result<Option<String>> {
-    let (resize, fix) = match transform {
+    let (resize, fix, key) = match transform {
         Transform::Train { crop: Crop::RandomResized { .. }, .. } => return Ok(None),
-        Transform::Train { .. } => (None, "set data.crop to random_resized"),
-        Transform::Eval { resize } => (*resize, "set data.eval_resize to a little more than data.image_size"),
+        Transform::Train { .. } => (None, "set data.crop to random_resized", "data.image_size"),
+        Transform::Eval { resize } => {
+            (*resize, "set data.eval_resize to a little more than the image size", "data.eval_size")
+        }
     };
     let mut sizes = read_sizes(dataset)?;
     let share = |&(width, height): &(u32, u32)| {
@@ -39,7 +41,7 @@ pub fn describe_view_fit(
     Ok((shown < MIN_SHARE).then(|| {
         format!(
             "views of {image_size}x{image_size} pixels show {:.1} % of a typical image ({width}x{height}); {fix}, or \
-             raise data.image_size",
+             raise {key}",
             100.0 * shown
         )
     }))

@@ -52,7 +52,7 @@ fn first_difference(a: &Config, b: &Config) -> Option<&'static str> {
     let network = |model: &Model| Model { init_from: None, ..model.clone() };
     let settings = [
         ("model", network(&a.model) != network(&b.model)),
-        ("data.image_size", a.data.image_size != b.data.image_size),
+        ("data.image_size", a.image_sizes() != b.image_sizes()),
         ("data.views", a.data.views != b.data.views),
         ("run.precision", a.run.precision != b.run.precision),
     ];

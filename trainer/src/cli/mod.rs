@@ -128,7 +128,7 @@ fn evaluate_weights(
     let val = Validation::open(config, device).and_then(|val| {
         val.set.check_labels(config.data.classes as usize)?;
         if world.rank() == 0 {
-            print_data_notes("data.val", &val.set, &config.evaluation(), config)?;
+            print_data_notes("data.val", &val.set, &config.evaluation(), config.data.eval_size())?;
         }
         Ok(val)
     });

@@ -56,8 +56,10 @@ impl Datasets {
         let data = &config.data;
         let mut problems = Problems::default();
         let val = problems.collect("data.val", Validation::open(config, device));
-        let train =
-            problems.collect("data.train", open(TRAIN, &data.train.paths(), config, config.augmentation()));
+        let train = problems.collect(
+            "data.train",
+            open(TRAIN, &data.train.paths(), config, config.augmentation(), config.smallest_view()),
+        );
         let (Some(train), Some(val)) = (train, val) else { return Err(problems) };
         problems.collect("data.val", check_classes(&train, &val));
         problems.collect("data.classes", check_labels(TRAIN, &train, config));
@@ -80,8 +82,8 @@ impl Datasets {
 
     /// One rank: prints what is not read of the sets, and whether views show only a small part of their images.
     pub fn print_notes(&self, config: &Config) -> Result<()> {
-        print_data_notes(TRAIN, &self.train, &config.augmentation(), config)?;
-        print_data_notes(VAL, &self.val.set, &config.evaluation(), config)
+        print_data_notes(TRAIN, &self.train, &config.augmentation(), config.smallest_view())?;
+        print_data_notes(VAL, &self.val.set, &config.evaluation(), config.data.eval_size())
     }
 
     /// Steps of one epoch. A tail smaller than a batch is left out, a different one each epoch.
@@ -109,15 +111,19 @@ impl Datasets {
         let places = (0..trained as u32).map(move |place| held_out.trained(place));
         let lanes = config.data.lanes.map(|lanes| (lanes, self.by_shard(places.clone())));
         let groups = draw_groups(&config.data.train, &self.train, places, samples);
+        let image_size_at = config.image_size_by_epoch();
         let plan = (from..to).flat_map(move |epoch| {
             let order = Arc::new(match &lanes {
                 Some((lanes, shards)) => EpochOrder::in_lanes(shards, *lanes, batch, seed, epoch),
                 None => EpochOrder::draw(&groups, seed, epoch),
             });
             let start = if epoch == from { first } else { 0 };
-            (start..steps).map(move |step| order.rank_plan(epoch, step as usize, batch, rank, ranks))
+            let image_size = image_size_at(epoch);
+            (start..steps).map(move |step| {
+                order.rank_plan(epoch, step as usize, batch, rank, ranks).with_image_size(image_size)
+            })
         });
-        let spec = loader_spec(config, config.augmentation(), config.data.views);
+        let spec = loader_spec(config, config.augmentation(), config.data.image_size, config.data.views);
         let loader = Loader::new(self.train.clone(), spec, plan)?;
         world.watch_loader(&loader);
         Ok(loader)
@@ -292,7 +298,13 @@ impl HeldOut {
 
 /// Opens the sets of the key `key` as one and decodes the first image of each as the run will: settings that do not suit the
 /// images fail here.
-fn open(key: &str, sets: &[&str], config: &Config, transform: Transform) -> Result<Arc<Dataset>> {
+fn open(
+    key: &str,
+    sets: &[&str],
+    config: &Config,
+    transform: Transform,
+    image_size: u32,
+) -> Result<Arc<Dataset>> {
     let options = config.dataset_options();
     let open_set = |shards: &&str| {
         Dataset::open_with(shards, &options).map_err(|error| missing::explain(key, shards, error))
@@ -305,30 +317,30 @@ fn open(key: &str, sets: &[&str], config: &Config, transform: Transform) -> Resu
             Some(*start - size as u32)
         });
         let first = std::iter::once(BatchPlan::new(0, starts.collect()));
-        let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, 1) };
+        let spec = LoaderSpec { on_bad: OnBadSample::Fail, ..loader_spec(config, transform, image_size, 1) };
         Loader::new(dataset.clone(), spec, first)?.try_for_each(|batch| batch.map(drop))?;
         Ok(dataset)
     };
     join_and_decode().map_err(|error| missing::explain(key, &sets.join(", "), error))
 }
 
-/// One rank: prints what is not read of the data set `name`, and whether `transform` shows only a small part of its images.
-pub fn print_data_notes(name: &str, dataset: &Dataset, transform: &Transform, config: &Config) -> Result<()> {
+/// One rank: prints what is not read of the data set `name`, and whether views of `image_size` show only a small part of its images.
+pub fn print_data_notes(name: &str, dataset: &Dataset, transform: &Transform, image_size: u32) -> Result<()> {
     let left_out = dataset.left_out();
     if !left_out.is_empty() {
         crate::eprint_line!("note: left out of {name}: {left_out}");
     }
-    if let Some(warning) = describe_view_fit(dataset, transform, config.data.image_size)? {
+    if let Some(warning) = describe_view_fit(dataset, transform, image_size)? {
         crate::eprint_line!("warning: {name}: {warning}");
     }
     Ok(())
 }
 
-/// The loader's settings for the config's views.
-pub fn loader_spec(config: &Config, transform: Transform, views: usize) -> LoaderSpec {
+/// The loader's settings for views of `image_size`.
+pub fn loader_spec(config: &Config, transform: Transform, image_size: u32, views: usize) -> LoaderSpec {
     LoaderSpec {
         transform,
-        image_size: config.data.image_size,
+        image_size,
         channels: config.data.channels as usize,
         views,
         normalization: None,

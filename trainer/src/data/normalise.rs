@@ -9,7 +9,6 @@ use tch::{Device, Kind, Tensor};
 /// Converts pixels to the network's input.
 #[derive(Debug)]
 pub struct Normalise {
-    size: i64,
     mean: Tensor,
     std: Tensor,
     kind: Kind,
@@ -17,7 +16,7 @@ pub struct Normalise {
 }
 
 impl Normalise {
-    /// For images of `data`'s size, mean and standard deviation; returns tensors of `precision` on `device`.
+    /// For images of `data`'s mean and standard deviation; returns tensors of `precision` on `device`.
     pub fn new(data: &Data, precision: Precision, device: Device) -> Self {
         let per_channel = |values: &[f64]| {
             let values: Vec<f32> =
@@ -28,15 +27,15 @@ impl Normalise {
             Precision::Fp32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
-        let size = data.image_size.into();
-        Self { size, mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
+        Self { mean: per_channel(&data.mean), std: per_channel(&data.std), kind, device }
     }
 
     /// u8 `[L, M, H, W, C]` → normalised `[L·M, C, H, W]` channels last, and the labels
     /// `[L]`, both on the device.
     pub fn tensors(&self, batch: &Batch) -> (Tensor, Tensor) {
         let images = (batch.samples.len() * batch.views) as i64;
-        let shape = [images, self.size, self.size, self.mean.size()[1]];
+        let size = i64::from(batch.image_size);
+        let shape = [images, size, size, self.mean.size()[1]];
         let bytes = copy_to_device(&batch.images, self.device).view(shape);
         (self.images(&bytes), copy_to_device(&batch.labels, self.device))
     }

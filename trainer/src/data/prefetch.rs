@@ -59,19 +59,19 @@ type Add = dyn FnMut(&mut Batch) -> Result<Additions> + Send;
 pub struct Uploads {
     loader: Loader,
     device: Device,
-    /// H, W, C.
-    shape: [i64; 3],
+    channels: i64,
     add: Box<Add>,
 }
 
 impl Uploads {
     /// Starts the copies.
     fn upload(&self, batch: &mut Batch, additions: Additions) -> DeviceBatch {
-        let Self { device, shape: [height, width, channels], .. } = *self;
+        let Self { device, channels, .. } = *self;
+        let size = i64::from(batch.image_size);
         let Additions { mix: MixTargets { labels: partners, lambda }, noise } = additions;
         let partner = || (copy_to_device(&partners, device), lambda);
         DeviceBatch {
-            pixels: copy_to_device(&batch.images, device).view([-1, height, width, channels]),
+            pixels: copy_to_device(&batch.images, device).view([-1, size, size, channels]),
             labels: Labels {
                 own: copy_to_device(&batch.labels, device),
                 partner: (lambda < 1.0).then(partner),
@@ -127,7 +127,6 @@ impl Uploads {
         steps_per_epoch: u64,
     ) -> Self {
         let mut next = StepIndex { in_epoch: first.in_epoch % steps_per_epoch, ..first };
-        let size = config.data.image_size;
         let seed = config.run.seed;
         let mix = config.data.mix.clone();
         let rate = config.model.drop_path;
@@ -138,7 +137,7 @@ impl Uploads {
         let add = move |batch: &mut Batch| {
             let step = next;
             next = StepIndex { in_epoch: (step.in_epoch + 1) % steps_per_epoch, global: step.global + 1 };
-            let mix = mix.apply(batch, size, seed, step.in_epoch)?;
+            let mix = mix.apply(batch, seed, step.in_epoch)?;
             let noise = if rate > 0.0 {
                 drop_path_factors(seed, step.global, &batch.samples, batch.views, columns, rate)
             } else {
@@ -146,7 +145,7 @@ impl Uploads {
             };
             Ok(Additions { mix, noise })
         };
-        Self { loader, device, shape: image_shape(config), add: Box::new(add) }
+        Self { loader, device, channels: config.data.channels.into(), add: Box::new(add) }
     }
 
     /// Unmixed batches, with the noise that `noise` returns for their samples.
@@ -160,7 +159,7 @@ impl Uploads {
             let mix = MixTargets { labels: Vec::new(), lambda: 1.0 };
             Ok(Additions { mix, noise: noise(&batch.samples) })
         };
-        Self { loader, device, shape: image_shape(config), add: Box::new(add) }
+        Self { loader, device, channels: config.data.channels.into(), add: Box::new(add) }
     }
 }
 
@@ -175,12 +174,6 @@ impl Prefetcher {
     pub fn stall_time(&self) -> Duration {
         self.0.waited(|uploads| uploads.loader.stall_time())
     }
-}
-
-/// H, W, C.
-fn image_shape(config: &Config) -> [i64; 3] {
-    let size = config.data.image_size.into();
-    [size, size, config.data.channels.into()]
 }
 
 impl Iterator for Prefetcher {
@@ -230,7 +223,7 @@ mod tests {
             let first = 4 * (step % 3) as u32;
             BatchPlan::new(step / 3, (first..first + 4).collect())
         });
-        let mut spec = data::loader_spec(config, config.augmentation(), 2);
+        let mut spec = data::loader_spec(config, config.augmentation(), config.data.image_size, 2);
         spec.on_bad = on_bad;
         spec.threads = 2;
         let first = StepIndex { in_epoch: from, global: 30 + from };

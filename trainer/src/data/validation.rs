@@ -24,7 +24,8 @@ pub struct Validation {
 impl Validation {
     /// Opens `data.val`; its labels are not checked yet.
     pub fn open(config: &Config, device: Device) -> Result<Self> {
-        let set = open(super::VAL, &[&config.data.val], config, config.evaluation())?;
+        let set =
+            open(super::VAL, &[&config.data.val], config, config.evaluation(), config.data.eval_size())?;
         let bad = RefCell::new(BadSamples::new("val", set.len(), config.data.max_bad_fraction));
         let normalise = Normalise::new(&config.data, config.run.precision, device);
         Ok(Self { set, bad, normalise, device })
@@ -80,7 +81,7 @@ pub(super) fn share_loader(
     let mine = samples[mine.start as usize..mine.end as usize].to_vec();
     let plans: Vec<BatchPlan> =
         mine.chunks(batch).map(|samples| BatchPlan::new(0, samples.to_vec())).collect();
-    let spec = loader_spec(config, config.evaluation(), 1);
+    let spec = loader_spec(config, config.evaluation(), config.data.eval_size(), 1);
     let loader = Loader::new(dataset.clone(), spec, plans.into_iter())?;
     world.watch_loader(&loader);
     Ok(loader)

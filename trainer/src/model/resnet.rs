@@ -184,7 +184,7 @@ impl Net {
     pub fn from_config(config: &config::Config, device: Device) -> Self {
         let config::Config { data, model, run, .. } = config;
         let mut net =
-            Self::new(model, data.channels.into(), data.image_size.into(), data.classes, run.seed, device);
+            Self::new(model, data.channels.into(), data.eval_size().into(), data.classes, run.seed, device);
         if run.precision == Precision::Bf16 {
             net.params.keep_bf16_copy();
         }

@@ -52,6 +52,11 @@ pub fn run(
     let own = limit.map_or_else(|| available_memory(device, world.local_rank().count), |limit| limit.0);
     let limit = all_gather_objects(world, &own)?.into_iter().min().expect("a number per rank") as f64;
     let unit = batch_size_unit(config, world.ranks());
+    let mut largest_views = config.clone();
+    largest_views.data.image_size = config.image_sizes().last().copied().unwrap_or(config.data.image_size);
+    largest_views.data.eval_size = Some(config.data.eval_size());
+    largest_views.stages.iter_mut().for_each(|stage| stage.image_size = None);
+    let config = &largest_views;
     let mut smallest = config.clone();
     smallest.optim.batch_size = unit;
     let data = Datasets::open(&smallest, device).or_else(|problems| {

@@ -319,7 +319,8 @@ impl Trainer<'_> {
             let image_name = |sample: u32| set.sample_name(sample as usize);
             write_class_tables(self.log.dir(), &confusion, &mistakes, &names, image_name)?;
             if !mistakes.is_empty() {
-                let spec = loader_spec(self.config, self.config.evaluation(), 1);
+                let spec =
+                    loader_spec(self.config, self.config.evaluation(), self.config.data.eval_size(), 1);
                 picture = draw_mistakes(set, &spec, &mistakes, &names).ok(); // a run does not fail for it
             }
         }

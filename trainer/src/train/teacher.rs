@@ -52,7 +52,7 @@ fn find_teacher(config: &Config, from: &str) -> Result<(PathBuf, Config)> {
     for (key, theirs, ours) in [
         ("classes", theirs.classes.to_string(), ours.classes.to_string()),
         ("channels", theirs.channels.to_string(), ours.channels.to_string()),
-        ("image_size", theirs.image_size.to_string(), ours.image_size.to_string()),
+        ("eval_size", theirs.eval_size().to_string(), ours.eval_size().to_string()),
         ("mean", format!("{:?}", theirs.mean), format!("{:?}", ours.mean)),
         ("std", format!("{:?}", theirs.std), format!("{:?}", ours.std)),
     ] {

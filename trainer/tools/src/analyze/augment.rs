@@ -37,7 +37,7 @@ impl Augmentation {
 /// The random crop without training's other augmentations.
 pub fn crop(data: &Data) -> Transform {
     let crop = match &data.crop {
-        Crop::None => Crop::Pad { pixels: data.image_size / 8 },
+        Crop::None => Crop::Pad { pixels: data.eval_size() / 8 },
         crop => crop.clone(),
     };
     Transform::Train { crop, flip: 0.0, augment: Augment::default() }

@@ -181,7 +181,7 @@ impl Subject<'_> {
     }
 
     fn loader(&self, transform: Transform, views: usize, seed: u64, plan: Vec<BatchPlan>) -> Result<Loader> {
-        let spec = data::loader_spec(self.config, transform, views);
+        let spec = data::loader_spec(self.config, transform, self.config.data.eval_size(), views);
         let spec = LoaderSpec { seed, on_bad: OnBadSample::Replace, ..spec };
         Ok(Loader::new(self.data.clone(), spec, plan.into_iter())?)
     }

@@ -223,7 +223,7 @@ fn add_accuracy(page: &mut Page, results: &Results, folder: &mut OutputFolder) -
     let samples = mistakes.iter().map(|image| image.sample).collect();
     let mut gallery = Vec::new();
     for (image, png) in mistakes.iter().zip(encode_images(subject, samples)?) {
-        gallery.push(Figure { caption: caption(image), png, width: subject.config.data.image_size });
+        gallery.push(Figure { caption: caption(image), png, width: subject.config.data.eval_size() });
     }
     page.gallery(&gallery);
     Ok(())
@@ -231,7 +231,8 @@ fn add_accuracy(page: &mut Page, results: &Results, folder: &mut OutputFolder) -
 
 /// The images of `samples`, as evaluation sees them, as PNG files.
 fn encode_images(subject: &Subject, samples: Vec<u32>) -> Result<Vec<Vec<u8>>> {
-    let spec = data::loader_spec(subject.config, subject.config.evaluation(), 1);
+    let spec =
+        data::loader_spec(subject.config, subject.config.evaluation(), subject.config.data.eval_size(), 1);
     let side = spec.image_size;
     let channels = Channels::new(spec.channels)?;
     let mut encoder = Encoder::new(Encoding::Png)?;
@@ -394,7 +395,8 @@ fn contact_sheet(results: &Results, folder: &mut OutputFolder) -> Result<Figure>
         (format!("{}  {count} images", text(path)), samples.into_iter().step_by(stride).collect())
     };
     let rows: Vec<(String, Vec<u32>)> = histogram.by_frequency().iter().take(paths).map(row).collect();
-    let spec = data::loader_spec(subject.config, subject.config.evaluation(), 1);
+    let spec =
+        data::loader_spec(subject.config, subject.config.evaluation(), subject.config.data.eval_size(), 1);
     let sheet = ContactSheet::draw_rows(subject.data, &spec, &rows)?;
     let size = (sheet.width, sheet.height);
     folder.png("same_path", sheet.png()?, size, 0.8, "Images that share a path, evenly spaced in the set.")

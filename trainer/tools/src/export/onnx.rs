@@ -23,7 +23,7 @@ pub fn onnx(network: &TrainedNet, skip: Skip) -> Vec<u8> {
     let data = &network.config.data;
     let mut writer = Writer { skip, nodes: Vec::new(), names: 0, initializers: Vec::new(), lstm_state: None };
     let gates = writer.network(&net);
-    let size = i64::from(data.image_size);
+    let size = i64::from(data.eval_size());
     let value = |name: &str, sizes: &[i64]| {
         let images = match skip {
             Skip::Masked => Size::Named("N".into()),

@@ -62,7 +62,7 @@ pub fn description(network: &TrainedNet) -> Value {
         "version": 1,
         "arch": model.arch, "gates": model.gates, "skip": model.skip, "stride_in": model.stride_in,
         "routing": model.routing, "router": model.router.kind, "activation": model.router.activation,
-        "classes": data.classes, "channels": data.channels, "image_size": data.image_size,
+        "classes": data.classes, "channels": data.channels, "image_size": data.eval_size(),
         "mean": data.mean, "std": data.std, "eval_resize": data.eval_resize,
         "class_names": network.class_names,
         "macs": {

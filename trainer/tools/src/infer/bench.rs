@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn random_inputs(config: &Config, batch: usize, device: Device) -> Vec<Tensor> {
-    let size = i64::from(config.data.image_size);
+    let size = i64::from(config.data.eval_size());
     let shape = [batch as i64, config.data.channels.into(), size, size];
     let inputs = if batch == 1 { SINGLE_IMAGES } else { 1 };
     (0..inputs).map(|_| Tensor::randn(shape, (Kind::Float, device))).collect()

@@ -104,9 +104,9 @@ impl Source {
             });
         }
         for Labelled { dataset, .. } in &datasets {
-            data::print_data_notes("the images", dataset, &config.evaluation(), config)?;
+            data::print_data_notes("the images", dataset, &config.evaluation(), config.data.eval_size())?;
         }
-        let spec = data::loader_spec(config, config.evaluation(), 1);
+        let spec = data::loader_spec(config, config.evaluation(), config.data.eval_size(), 1);
         let spec = LoaderSpec { threads, on_bad: OnBadSample::Fail, ..spec };
         let normalise = Normalise::new(&config.data, Precision::Fp32, device);
         Ok(Self { datasets, spec, normalise, batch })
