@@ -20,7 +20,7 @@ pub const BUILT_IN: &[(&str, &str)] = built_in! {
         "imagenet_r50.yaml" "imagenet_r101.yaml" "imagenet_table7.yaml" "imagenet_rsb_a3.yaml" "imagenet_codinet_a3.yaml"
         "imagenet_ffcv_16.yaml" "imagenet_ffcv_40.yaml" "imagenet_ffcv_88.yaml"
     }
-    "fashion" { "fashion_r20.yaml" "fashion_quick.yaml" "fashion_ablation.yaml" "fashion_budgets.yaml" }
+    "fashion" { "fashion_r20.yaml" "fashion_quick.yaml" "fashion_ablation.yaml" "fashion_budgets.yaml" "fashion_recipes.yaml" }
 };
 
 /// The text of the shipped file with this name.
