@@ -232,6 +232,9 @@ fn python_loads_checkpoints_and_rejects_what_is_none() {
     fs::copy(&weights, path("other/model.safetensors")).unwrap();
     let config = fs::read_to_string(run.join("config.yaml")).unwrap();
     fs::write(path("other/config.yaml"), config.replace("arch: resnet20", "arch: resnet32")).unwrap();
+    fs::create_dir(path("larger")).unwrap();
+    fs::copy(path("bundle/model.safetensors"), path("larger/model.safetensors")).unwrap();
+    fs::write(path("larger/config.yaml"), config.replace("eval_size: null", "eval_size: 24")).unwrap();
     fs::create_dir(path("empty")).unwrap();
     let same =
         [run.clone(), step.clone(), run.join("checkpoints/latest"), weights, path("bundle"), path("damaged")];
@@ -240,6 +243,7 @@ fn python_loads_checkpoints_and_rejects_what_is_none() {
         "bare.safetensors",
         "cut.safetensors",
         "other",
+        "larger",
         "empty",
         "nowhere",
         same[0].to_str().unwrap(),
@@ -255,17 +259,18 @@ fn python_loads_checkpoints_and_rejects_what_is_none() {
         printed[5]
     );
     assert_ne!(sum(printed[6]), sum(printed[0]), "the mean of the weights is another network");
-    for (line, parts) in printed[7..13].iter().zip([
+    for (line, parts) in printed[7..14].iter().zip([
         ["ValueError", "is damaged"],
         ["ValueError", "is in no run directory"],
         ["ValueError", "cut short"],
         ["ValueError", "belongs to another network"],
+        ["ValueError", "takes torch.uint8 [N, 1, 24, 24]"],
         ["FileNotFoundError", "no complete checkpoint"],
         ["FileNotFoundError", "nowhere: no such run directory"],
     ]) {
         assert!(parts.iter().all(|part| line.contains(part)), "{line}");
     }
-    let wrong = &printed[14..];
+    let wrong = &printed[15..];
     assert_eq!(wrong.len(), 4, "{wrong:?}");
     assert!(
         wrong.iter().all(|line| line.contains("the network takes torch.uint8 [N, 1, 16, 16]")),

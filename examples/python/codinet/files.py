@@ -92,7 +92,8 @@ def describe(file: Path) -> dict:
         raise ValueError(f"{file}: has random paths (model.routing) and no routers")
     names = runs[0] / "class_names.json"
     meta = {key: model[key] for key in ("arch", "gates", "skip", "stride_in")}
-    meta |= {key: config["data"][key] for key in ("classes", "channels", "image_size", "mean", "std", "eval_resize")}
+    meta |= {key: config["data"][key] for key in ("classes", "channels", "mean", "std", "eval_resize")}
+    meta["image_size"] = config["data"].get("eval_size") or config["data"]["image_size"]
     meta |= {"routing": model.get("routing", "routers"), "router": model["router"]["kind"]}
     meta |= {"activation": model["router"].get("activation", "relu")}
     return meta | {"class_names": json.loads(names.read_text()) if names.is_file() else None}

@@ -2,6 +2,11 @@
 
 use codinet_tools::infer::cli::{self, Args};
 use codinet_trainer::cli::program::Program;
+use mimalloc::MiMalloc;
+
+/// Every layer allocates its output anew. The feature `override` exports malloc and free, so that libtorch uses it, too.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() {
     let completions = |args: &Args| args.completions;

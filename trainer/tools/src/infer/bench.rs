@@ -17,6 +17,9 @@ use tch::{Device, Kind, Tensor};
 /// Batches of one image are timed on this many images or forced paths.
 const SINGLE_IMAGES: usize = 16;
 
+const HEADER: &str = "\
+network      batch    blocks   static ms        ms    p50 ms    p99 ms   images/s   by MACs  by time  time/MACs";
+
 pub const EXAMPLES: &str = "\
 Examples:
   codinet-infer bench                           shipped networks, untrained
@@ -59,12 +62,15 @@ struct Case {
     forced: Option<Vec<Vec<bool>>>,
     /// Mean of one image.
     macs: f64,
+    /// Of each round.
     seconds: Vec<f64>,
+    /// Of each batch.
+    latencies: Vec<f64>,
 }
 
 impl Case {
     fn new(label: String, forced: Option<Vec<Vec<bool>>>) -> Self {
-        Self { label, forced, macs: 0.0, seconds: Vec::new() }
+        Self { label, forced, macs: 0.0, seconds: Vec::new(), latencies: Vec::new() }
     }
 }
 
@@ -74,10 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         "{threads} threads, {device:?}, fp32, median of {} rounds that take turns",
         args.rounds
     ));
-    print_line(&format!(
-        "{:<12} {:>5} {:>9}  {:>10} {:>9} {:>10}  {:>8} {:>8} {:>10}",
-        "network", "batch", "blocks", "static ms", "ms", "images/s", "by MACs", "by time", "time/MACs"
-    ));
+    print_line(HEADER);
     let batches = || args.batch.iter().map(|&batch| batch as usize);
     if let Some(checkpoint) = &args.checkpoint {
         if args.config.len() > 1 {
@@ -99,14 +102,16 @@ pub fn run(args: &Args) -> Result<()> {
         let config = config::load(name, &[])?;
         let net = Net::from_config(&config, device);
         let engine = Engine::new(&net);
-        engine.require_gates()?;
         for batch in batches() {
             let inputs = random_inputs(&config, batch, device);
             let case = |&share: &u32| {
                 let paths = |input| random_paths(engine.gates(), share, batch, input);
                 Case::new(format!("{share} %"), Some((0..inputs.len()).map(paths).collect()))
             };
-            let cases = args.share.iter().map(case).collect();
+            let cases = match engine.gates() {
+                0 => vec![case(&100)],
+                _ => args.share.iter().map(case).collect(),
+            };
             measure(&config, &engine, batch, &inputs, cases, args.rounds);
         }
     }
@@ -148,15 +153,20 @@ fn measure(
         inputs.iter().for_each(|x| drop(forward(engine, x, Paths::All)));
         static_seconds.push(start.elapsed().as_secs_f64());
         for case in &mut cases {
-            let start = Instant::now();
             let mut path = Vec::new();
+            let mut latencies = Vec::new();
             for (i, x) in inputs.iter().enumerate() {
                 let paths = case.forced.as_ref().map_or(Paths::Routed, |forced| Paths::Forced(&forced[i]));
+                let start = Instant::now();
                 path.extend(forward(engine, x, paths));
+                latencies.push(start.elapsed().as_secs_f64());
             }
-            case.seconds.push(start.elapsed().as_secs_f64());
-            if round == 0 {
-                let macs = path.chunks(engine.gates()).map(|path| engine.macs(path));
+            if round > 0 {
+                case.seconds.push(latencies.iter().sum());
+                case.latencies.extend(latencies);
+            } else {
+                let gates = engine.gates();
+                let macs = (0..images as usize).map(|n| engine.macs(&path[n * gates..][..gates]));
                 case.macs = macs.sum::<f64>() / images;
                 if case.forced.is_none() {
                     let runs = path.iter().filter(|&&run| run).count() as f64;
@@ -166,17 +176,19 @@ fn measure(
         }
     }
     let calls = inputs.len() as f64;
-    let static_time = median(&static_seconds[1..]);
+    let static_time = quantile(&static_seconds[1..], 0.5);
     for case in &cases {
-        let time = median(&case.seconds[1..]);
+        let time = quantile(&case.seconds, 0.5);
         let by_macs = engine.costs.static_macs() as f64 / case.macs;
         let by_time = static_time / time;
         print_line(&format!(
-            "{:<12} {batch:>5} {:>9}  {:>10.3} {:>9.3} {:>10.1}  {by_macs:>8.3} {by_time:>8.3} {:>8.1} %",
+            "{:<12} {batch:>5} {:>9}  {:>10.3} {:>9.3} {:>9.3} {:>9.3} {:>10.1}  {by_macs:>8.3} {by_time:>8.3} {:>8.1} %",
             config.model.arch.to_string(),
             case.label,
             1e3 * static_time / calls,
             1e3 * time / calls,
+            1e3 * quantile(&case.latencies, 0.5),
+            1e3 * quantile(&case.latencies, 0.99),
             images / time,
             100.0 * by_time / by_macs,
         ));
@@ -190,8 +202,9 @@ fn forward(engine: &Engine, x: &Tensor, paths: Paths) -> Vec<bool> {
     output.path
 }
 
-fn median(seconds: &[f64]) -> f64 {
+/// The smallest of `seconds` that is not less than this share of them.
+fn quantile(seconds: &[f64], share: f64) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+    sorted[((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1)]
 }
