@@ -36,6 +36,9 @@ variables! {
     GOMP_CPU_AFFINITY { "codinet-train" "as OMP_PROC_BIND" }
     HOME { "codinet-train" "the user's folder: .cache/codinet in it keeps compiled kernels (run.cuda_kernels)" }
     LD_LIBRARY_PATH { "codinet-launch" "named where codinet-train cannot be loaded: it may lead to another libtorch" }
+    MIMALLOC_PURGE_DELAY {
+        "codinet-infer" "of its allocator; if it is not set, codinet-infer sets it to -1 (keeps freed memory) and restarts itself"
+    }
     MPI_LOCALRANKID { "codinet-train" "as OMPI_COMM_WORLD_LOCAL_RANK, under MPICH and Intel MPI" }
     OMPI_COMM_WORLD_LOCAL_RANK { "codinet-train" "compared with the local rank that MPI reports" }
     OMPI_COMM_WORLD_RANK { "codinet-train" "compared with the rank that MPI reports; decides who prints before MPI is initialised" }

@@ -45,6 +45,10 @@ class Case:
     near: tuple = ()
     # A step's counts are those of held.py.
     counted: bool = False
+    # Classes, paths and MACs of NAME.jsonl are those of this case.
+    same_lines_as: str = None
+    # A case with fewer forward passes, and how many fewer: counts of a pass are those of held.py.
+    more_passes_than: tuple = ()
 
     def command(self):
         if self.words and not self.words[0].startswith("-"):
@@ -77,6 +81,18 @@ def of_checkpoint(*words):
     """The arguments of a program for a trained network."""
     program, *rest = words
     return [program, *rest, "--checkpoint", "runs/fp32", "--device", "cuda"]
+
+
+def classify(name, device, *words):
+    """The arguments that classify the test images into NAME.jsonl."""
+    checkpoint = ["--checkpoint", "runs/fp32", "--batch", "16", "--device", device]
+    return ["codinet-infer", "data/test", "-o", f"{name}.jsonl", *checkpoint, *words]
+
+
+def bench_infer(name, rounds, **checks):
+    """Passes of the static backbone and of a forced path, whose images are gathered, in turn."""
+    words = ["codinet-infer", "bench", "--config", "fashion_r20.yaml", "--batch", "16", "--share", "40", "--device", "cuda"]
+    return Case(name, words=[*words, "--gather", "100", "--rounds", str(rounds)], **checks)
 
 
 ONE_RANK = [
@@ -186,7 +202,12 @@ OTHER_PROGRAMS = [
     Case("doctor", ranks=2, words=["codinet-train", "--probe"], says=r'"gpu_all_reduce":{"Ok":.*"gpu":{"Ok":"Simulated GPU 0"}'),
     Case("profile", words=["--profile", "4"], says="peak memory"),
     Case("find-batch", words=["--find-batch"], variables={"SIM_GPU_MB": "300"}, says="largest batch that fits"),
-    Case("infer", words=of_checkpoint("codinet-infer", "data/test", "-o", "infer.jsonl"), says="of 48 with a label", needs=("fp32",)),
+    Case("infer-cpu", words=classify("infer-cpu", "cpu"), needs=("fp32",), simulated=False),
+    # Of three batches, the first one is masked.
+    Case("infer", words=classify("infer", "cuda", "--gather", "100"), says="of 48 with a label", needs=("fp32",), same_lines_as="infer-cpu"),
+    Case("infer-bf16", words=classify("infer-bf16", "cuda", "--precision", "bf16"), says="of 48 with a label", needs=("fp32",)),
+    bench_infer("infer-passes-2", rounds=1),
+    bench_infer("infer-passes-6", rounds=3, more_passes_than=("infer-passes-2", 4)),
     Case("infer-curve", words=of_checkpoint("codinet-infer", "curve", "--found-on", "24"), needs=("fp32",)),
     Case("infer-bench", words=of_checkpoint("codinet-infer", "bench"), needs=("fp32",)),
     Case("analyze", words=["codinet-analyze", "runs/fp32", "--device", "cuda", "--output", "analysis"], says="report.html", needs=("fp32",)),

@@ -38,3 +38,11 @@ def within_cpu_spread(runs, gpu, cpu, other_cpu, factor=10.0, rounding=1e-5):
         largest = max(largest, difference)
         worst = max(worst, difference / (factor * spread + rounding))
     return f"losses differ by up to {largest:.1e}, two CPU thread counts by {spread:.1e}", worst <= 1
+
+
+def equal_predictions(folder, name, other):
+    """A message, and whether classes, paths and MACs in NAME.jsonl are those of the other case."""
+    keys = ("image", "class", "path", "macs")
+    ours, theirs = ([[json.loads(line)[key] for key in keys] for line in open(folder / f"{case}.jsonl")] for case in (name, other))
+    different = sum(a != b for a, b in zip(ours, theirs, strict=True))
+    return f"{different} of {len(ours)} images differ from {other}", different == 0 and len(ours) > 0

@@ -76,7 +76,7 @@ class Bench:
         """Runs a case after those that it needs, and checks it."""
         if case.name in self.results:
             return
-        for name in {*case.needs, *case.near, *filter(None, [case.same_bits_as])}:
+        for name in {*case.needs, *case.near, *case.more_passes_than[:1], *filter(None, [case.same_bits_as, case.same_lines_as])}:
             self.run(next(other for other in cases.all_cases() if other.name == name))
         for folder in (self.runs / case.name, self.programs.folder / "analysis"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -101,6 +101,10 @@ class Bench:
             return lambda: comparisons.within_cpu_spread(self.runs, case.name, *case.near)
         if case.counted:
             return lambda: self.has_held_counts(case.name)
+        if case.same_lines_as:
+            return lambda: comparisons.equal_predictions(self.programs.folder, case.name, case.same_lines_as)
+        if case.more_passes_than:
+            return lambda: self.has_held_counts_of_passes(case)
         return None
 
     def has_same_bits(self, case):
@@ -114,6 +118,15 @@ class Bench:
             return "a step: " + ", ".join(f"{number:g} {kind}" for kind, number in found.items()), True
         changed = [f"{kind} {expected.get(kind)} → {number:g}" for kind, number in found.items() if number != expected.get(kind)]
         return f"a step's counts changed: {', '.join(changed)}; if this is meant, change tests/gpu/held.py", False
+
+    def has_held_counts_of_passes(self, case):
+        other, passes = case.more_passes_than
+        totals = [
+            {"host waits": result.total("wait: "), "operations": result.counts["operations"]}
+            for result in (self.results[case.name], self.results[other])
+        ]
+        found = {kind: (totals[0][kind] - totals[1][kind]) / passes for kind in held.PER_PASS}
+        return f"a pass: {found}; held: {held.PER_PASS}", found == held.PER_PASS
 
     def run_sensitivity(self):
         """Every kind of wait, taken out, is noticed."""

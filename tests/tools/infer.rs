@@ -139,9 +139,16 @@ fn skipping_equals_masking() {
             let scale = expected.abs().max().double_value(&[]);
             assert!(off < 1e-4 * scale.max(1.0), "{arch} {kind:?}: off by {off} of {scale}");
         };
-        let output = engine.forward(&x, Paths::Routed);
-        assert_eq!(output.path, path, "{arch} {kind:?} {skip:?}");
-        close(&output.logits, &masked.logits);
+        let engines = [
+            Engine::new(&net),
+            Engine::on_gpu(&net, Kind::Float, 0.0),
+            Engine::on_gpu(&net, Kind::Float, 1.0),
+        ];
+        // On a GPU the first batch is masked, and suggests capacities for the second.
+        for output in engines.iter().flat_map(|engine| [0, 1].map(|_| engine.forward(&x, Paths::Routed))) {
+            assert_eq!(output.path, path, "{arch} {kind:?} {skip:?}");
+            close(&output.logits, &masked.logits);
+        }
         for image in 0..9 {
             let one = engine.forward(&x.narrow(0, image, 1), Paths::Routed);
             assert_eq!(one.path, path[image as usize * n..][..n], "{arch} {kind:?}, image {image}");
@@ -154,11 +161,11 @@ fn skipping_equals_masking() {
     assert!(some_but_not_all > 10, "images take different paths: {some_but_not_all}");
 }
 
-/// No block, all blocks, and some.
+/// No block, all blocks, and some: on a GPU, more images than the capacity that the batch before suggests.
 #[test]
 fn forced_path_equals_forced_decisions() {
     let net = net(&Model::default(), 16);
-    let engine = Engine::new(&net);
+    let engines = [Engine::new(&net), Engine::on_gpu(&net, Kind::Float, 1.0)];
     let x = images(4, 16);
     let noise = |path: &[bool]| {
         let values: Vec<f32> = path.iter().map(|&run| if run { 1e9 } else { -1e9 }).collect();
@@ -170,11 +177,13 @@ fn forced_path_equals_forced_decisions() {
         let relaxation = codinet_trainer::config::Relaxation::Gumbel;
         let forced = Decisions::Relaxed { noise: Some(&noise), temperature: 1.0, relaxation };
         let expected = tch::no_grad(|| net.forward(&x, forced, BnMode::Running)).logits;
-        let output = engine.forward(&x, Paths::Forced(&path));
-        assert_eq!(output.path, path);
-        assert!(output.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");
-        if path.iter().all(|&run| run) {
-            assert!(engine.forward(&x, Paths::All).logits.allclose(&expected, 1e-4, 1e-4, false));
+        for engine in &engines {
+            let output = engine.forward(&x, Paths::Forced(&path));
+            assert_eq!(output.path, path);
+            assert!(output.logits.allclose(&expected, 1e-4, 1e-4, false), "{path:?}");
+            if path.iter().all(|&run| run) {
+                assert!(engine.forward(&x, Paths::All).logits.allclose(&expected, 1e-4, 1e-4, false));
+            }
         }
     }
 }
@@ -192,6 +201,18 @@ fn bias_equals_a_shift_of_all_gates() {
     let shifted = Engine::new(&net).forward(&x, Paths::Routed);
     assert_eq!(shifted.path, biased.path);
     assert!(shifted.logits.equal(&biased.logits));
+}
+
+/// bf16 has a mantissa of 8 bits.
+#[test]
+fn bf16_is_close_to_fp32() {
+    let net = net(&Model::default(), 16);
+    let x = images(6, 16);
+    let path = vec![true; 54];
+    let [fp32, bf16] = [Kind::Float, Kind::BFloat16]
+        .map(|kind| Engine::on_gpu(&net, kind, 1.0).forward(&x, Paths::Forced(&path)).logits);
+    let off = (&bf16 - &fp32).abs().max().double_value(&[]) / fp32.abs().max().double_value(&[]);
+    assert!(off > 1e-6 && off < 0.05, "{off}");
 }
 
 /// A short run, which the tests share.

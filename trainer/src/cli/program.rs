@@ -4,7 +4,7 @@
 use crate::config::key_as_option;
 use crate::dist::{self, World};
 use crate::sys::error::{Error, Exit, Result};
-use crate::sys::{is_gpu_error, is_out_of_memory, restart_with_settings, shorten};
+use crate::sys::{Allocator, is_gpu_error, is_out_of_memory, restart_with_settings, shorten};
 use crate::text::error_lines;
 use clap::Parser;
 use clap_complete::Shell;
@@ -19,6 +19,8 @@ const GPU_ADVICE: &str = "`dmesg | grep Xid` on that host shows whether the GPU 
 pub struct Program<A> {
     /// The program's name.
     pub name: &'static str,
+    /// The allocator that it is linked with.
+    pub allocator: Allocator,
     /// What a user can do when memory runs out.
     pub oom_advice: &'static str,
     /// The shell for which the command line asks for a completion script, instead of a run.
@@ -28,7 +30,7 @@ pub struct Program<A> {
 impl<A: Parser> Program<A> {
     /// Runs `work` in one process.
     pub fn run_single(self, work: impl FnOnce(&A) -> Result<()>) {
-        restart_with_settings();
+        restart_with_settings(self.allocator);
         let Some(args) = self.parse(0) else { return };
         self.install_panic_hook(String::new());
         work(&args).unwrap_or_else(|error| exit_with(&error, 0));
@@ -40,7 +42,7 @@ impl<A: Parser> Program<A> {
         prepare: impl FnOnce() -> Result<P>,
         work: impl FnOnce(&A, &mut World, P) -> Result<()>,
     ) {
-        restart_with_settings();
+        restart_with_settings(self.allocator);
         let launched_rank = dist::launched_rank();
         let Some(args) = self.parse(launched_rank) else { return };
         self.install_panic_hook(format!(" on rank {launched_rank}"));

@@ -9,7 +9,7 @@ mod sampling;
 mod validation;
 
 pub use normalise::Normalise;
-pub use prefetch::{DeviceBatch, Prefetcher, StepIndex, Uploads};
+pub use prefetch::{DeviceBatch, Prefetcher, StepIndex, Uploads, copy_to_device};
 pub use validation::Validation;
 
 use crate::config::Config;

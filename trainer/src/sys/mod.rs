@@ -13,7 +13,7 @@ pub use cuda::{configure_cuda, load_cuda, no_gpu_reason};
 pub(crate) use driver::{Driver, Handle, library_error, load_function, open_library};
 pub(crate) use memory::{PeakMemory, available_memory, format_gib, held_memory, peak_memory, release_memory};
 pub(crate) use span::{Phase, Span, range, save_trace, start_recording, start_trace, stop_recording};
-pub use startup::restart_with_settings;
+pub use startup::{Allocator, restart_with_settings};
 pub(crate) use torch::{
     AdamUpdate, Event, SgdUpdate, SideStream, add_all, allow_tf32, attach_backward, copy_all,
     current_stream_handle, fused_adamw, fused_sgd, hook_gradient, norms, pin_memory, pin_slice,

@@ -9,29 +9,46 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// glibc's allocator, tuned for tensors. By default it maps each large tensor newly and unmaps it at once, and the page faults
+/// Settings of glibc's allocator for tensors. By default it maps each large tensor newly and unmaps it at once, and the page faults
 /// take a sixth of a training step on a CPU. With these, freed memory stays with the process, which therefore does not
 /// shrink, and huge pages are used where the system has them.
 const TUNABLES: &str = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776:\
                         glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1";
 
+/// A program's allocator, which reads its settings before `main`.
+#[derive(Clone, Copy, Debug)]
+pub enum Allocator {
+    /// glibc's malloc.
+    Glibc,
+    /// mimalloc, linked in its place.
+    Mimalloc,
+}
+
+impl Allocator {
+    /// The variable that makes it keep freed memory, with its value; `None` if the user has set it.
+    fn setting(self) -> Option<(Variable, String)> {
+        match self {
+            Self::Glibc => {
+                let set = env::raw(env::GLIBC_TUNABLES).unwrap_or_default().into_string().ok()?;
+                let value = if set.is_empty() { TUNABLES.to_owned() } else { format!("{set}:{TUNABLES}") };
+                (!set.contains("glibc.malloc.")).then_some((env::GLIBC_TUNABLES, value))
+            }
+            Self::Mimalloc if env::is_set(env::MIMALLOC_PURGE_DELAY) => None,
+            Self::Mimalloc => Some((env::MIMALLOC_PURGE_DELAY, "-1".to_owned())),
+        }
+    }
+}
+
 /// Variables by which OpenMP binds threads. It binds the first one before `main`, and every thread started from it, such as a
 /// decoder, inherits that one core.
 const OPENMP_BINDING: [Variable; 3] = [env::OMP_PROC_BIND, env::OMP_PLACES, env::GOMP_CPU_AFFINITY];
 
-/// Restarts this program once, in the same process, if the allocator needs [`TUNABLES`] (unless the user has set any of
-/// malloc's) or if OpenMP has bound this thread; it may then use all cores again that it was given.
-pub fn restart_with_settings() {
-    let Ok(set) = env::raw(env::GLIBC_TUNABLES).unwrap_or_default().into_string() else { return };
-    let tunables = if set.contains("glibc.malloc.") {
-        None
-    } else if set.is_empty() {
-        Some(TUNABLES.to_owned())
-    } else {
-        Some(format!("{set}:{TUNABLES}"))
-    };
+/// Restarts this program once, in the same process, if its allocator needs a setting (unless the user has set it) or if OpenMP has
+/// bound this thread; it may then use all cores again that it was given.
+pub fn restart_with_settings(allocator: Allocator) {
+    let setting = allocator.setting();
     let is_bound = OPENMP_BINDING.into_iter().any(env::is_set);
-    if tunables.is_none() && !is_bound {
+    if setting.is_none() && !is_bound {
         return;
     }
     let mut args = std::env::args_os();
@@ -41,7 +58,7 @@ pub fn restart_with_settings() {
     }
     let mut command = Command::new(program);
     command.arg0(name).args(args);
-    command.envs(tunables.map(|tunables| (env::GLIBC_TUNABLES.name, tunables)));
+    command.envs(setting.map(|(variable, value)| (variable.name, value)));
     if is_bound {
         OPENMP_BINDING.iter().for_each(|variable| _ = command.env_remove(variable.name));
         if let Some(cpus) = openmp_cpus() {

@@ -28,6 +28,12 @@ impl Conv {
         x.conv2d(&weight, bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 
+    /// A copy without bf16 weights of its own, whose weight and bias are of this kind.
+    pub fn to_kind(&self, kind: Kind) -> Self {
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
+        Self { weight: self.weight.to_kind(kind), bf16: None, bias, ..*self }
+    }
+
     /// The output's shape: H' = ⌊(H + 2·padding − k) / stride⌋ + 1, W' likewise.
     pub fn output_shape(&self, input: Shape) -> Shape {
         let (channels, _, k, _) = self.weight.size4().expect("[C', C, k, k]");

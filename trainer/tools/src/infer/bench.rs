@@ -1,8 +1,8 @@
 //! `codinet-infer bench`: the time that skipping saves, next to the MACs that it saves.
 
+use super::compute::ComputeArgs;
 use super::source::Source;
 use super::{Engine, Paths};
-use crate::hardware::Hardware;
 use crate::trained::TrainedNet;
 use codinet_dataloader::random::{self, Domain};
 use codinet_trainer::config::{self, Config};
@@ -52,7 +52,7 @@ pub struct Args {
     rounds: u32,
 
     #[command(flatten)]
-    hardware: Hardware,
+    compute: ComputeArgs,
 }
 
 /// One row of the table.
@@ -75,10 +75,10 @@ impl Case {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (threads, device) = args.hardware.prepare()?;
+    let (threads, device) = args.compute.prepare()?;
     print_line(&format!(
-        "{threads} threads, {device:?}, fp32, median of {} rounds that take turns",
-        args.rounds
+        "{threads} threads, {device:?}, {:?}, median of {} rounds that take turns",
+        args.compute.precision, args.rounds
     ));
     print_line(HEADER);
     let batches = || args.batch.iter().map(|&batch| batch as usize);
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::new(Exit::Config, "--checkpoint takes one --config at most"));
         }
         let network = TrainedNet::load(checkpoint, args.config.first().map(String::as_str), device)?;
-        let engine = Engine::new(&network.net);
+        let engine = args.compute.engine(&network.net, device);
         engine.require_gates()?;
         for batch in batches() {
             let images = if batch == 1 { SINGLE_IMAGES } else { batch };
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
     for name in if args.config.is_empty() { &shipped[..] } else { &args.config } {
         let config = config::load(name, &[])?;
         let net = Net::from_config(&config, device);
-        let engine = Engine::new(&net);
+        let engine = args.compute.engine(&net, device);
         for batch in batches() {
             let inputs = random_inputs(&config, batch, device);
             let case = |&share: &u32| {

@@ -1,4 +1,4 @@
-//! A block in inference: computed for the images that run it, replaced by its skip branch for the others.
+//! A block in inference on a CPU: computed for the images that run it, replaced by its skip branch for the others.
 
 use super::activation::CachedActivation;
 use super::layer::Layer;
@@ -6,13 +6,13 @@ use super::router::FastRouter;
 use super::rows;
 use codinet_trainer::model::{Block, Shortcut};
 use codinet_trainer::sys::channels_last;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Batch norm is folded into the convolutions.
 pub type InferenceBlock<'a> = Block<Layer, FastRouter<'a>>;
 
-/// Elements of one image's activation, per thread of a CPU, above which moving images together costs more than computing
-/// convolutions one image at a time. A GPU gains more from a larger batch than from not moving images.
+/// Elements of one image's activation, per thread, above which moving images together costs more than computing convolutions
+/// one image at a time.
 const LARGE: usize = 1 << 18;
 
 /// Replaces `x` by the block's output for images whose `run` is true, and by the skip branch's for the others.
@@ -21,8 +21,7 @@ pub fn step(block: &InferenceBlock, x: &mut CachedActivation, run: &[bool]) {
     let rows = rows_with(true);
     let others = rows_with(false);
     let keeps_shape = matches!(block.shortcut, Shortcut::Identity);
-    let moves_cheaply =
-        x.x().device() != Device::Cpu || x.x().numel() / run.len() < LARGE * tch::get_num_threads() as usize;
+    let moves_cheaply = x.x().numel() / run.len() < LARGE * tch::get_num_threads() as usize;
     if others.is_empty() && keeps_shape {
         let _ = forward(block, x.x()); // in place
         x.mark_changed(&rows);
@@ -53,7 +52,7 @@ pub fn step(block: &InferenceBlock, x: &mut CachedActivation, run: &[bool]) {
 }
 
 /// F(x); in the memory of `x` if the block keeps the shape.
-fn forward(block: &InferenceBlock, x: &Tensor) -> Tensor {
+pub fn forward(block: &InferenceBlock, x: &Tensor) -> Tensor {
     let Some((last, others)) = block.convs.split_last() else { return skip(block, x) };
     let mut h = x.shallow_clone();
     for conv in others {
@@ -68,7 +67,7 @@ fn forward(block: &InferenceBlock, x: &Tensor) -> Tensor {
 }
 
 /// The convolutions of `x`, with a ReLU between every two.
-fn convolve(convs: &[Layer], x: &Tensor) -> Tensor {
+pub fn convolve(convs: &[Layer], x: &Tensor) -> Tensor {
     let last = convs.len() - 1;
     let mut h = x.shallow_clone();
     for (i, conv) in convs.iter().enumerate() {
@@ -78,7 +77,7 @@ fn convolve(convs: &[Layer], x: &Tensor) -> Tensor {
 }
 
 /// skip(x), where the block changes the shape.
-fn skip(block: &InferenceBlock, x: &Tensor) -> Tensor {
+pub fn skip(block: &InferenceBlock, x: &Tensor) -> Tensor {
     let projection = block.gate.as_ref().and_then(|gate| gate.skip.as_ref());
     let y = match (projection, &block.shortcut) {
         (Some(conv), _) | (None, Shortcut::Conv(conv)) => conv.forward(x, true),

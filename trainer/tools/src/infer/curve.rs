@@ -65,9 +65,9 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     let plot_file = args.plot_file()?;
     let input = &args.input;
-    let (threads, device) = input.hardware.prepare()?;
+    let (threads, device) = input.compute.prepare()?;
     let network = input.network.load(device)?;
-    let mut engine = Engine::new(&network.net);
+    let mut engine = input.compute.engine(&network.net, device);
     engine.require_gates()?;
     let source = Source::open(&input.images, &network, args.batch as usize, threads, device)?;
     let fit_inputs = fit_inputs(&source, args.fit_images)?;

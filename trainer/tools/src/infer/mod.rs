@@ -5,7 +5,9 @@ mod activation;
 mod bench;
 mod block;
 pub mod cli;
+mod compute;
 mod curve;
+mod gpu;
 mod layer;
 mod output;
 mod path;
@@ -19,9 +21,10 @@ use codinet_trainer::model::{ConvNorm, Costs, LstmState, Net, ResNet};
 use codinet_trainer::optim::calibration::fit_bias;
 use codinet_trainer::sys::channels_last;
 use codinet_trainer::sys::error::{Error, Exit, Result};
+use gpu::Capacities;
 use layer::Layer;
 use router::FastRouter;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A network ready for inference.
 #[derive(Debug)]
@@ -31,6 +34,10 @@ pub struct Engine<'a> {
     /// Added to every gate's logit: above 0, more blocks run.
     pub bias: f64,
     layers: ResNet<Layer, FastRouter<'a>>,
+    /// Of convolutions and activations.
+    kind: Kind,
+    /// For the pass on a GPU; `None`: on a CPU.
+    capacities: Option<Capacities>,
 }
 
 /// Which blocks run.
@@ -57,7 +64,15 @@ impl<'a> Engine<'a> {
     /// Takes `net`'s present weights.
     pub fn new(net: &'a Net) -> Self {
         let layers = net.layers.map(|conv: &ConvNorm| Layer::new(conv.fold()), FastRouter::new);
-        Self { costs: &net.costs, bias: 0.0, layers }
+        Self { costs: &net.costs, bias: 0.0, layers, kind: Kind::Float, capacities: None }
+    }
+
+    /// The same for a GPU, in f32 or bf16. A block that is expected to run for at most this share of a batch's images is computed for
+    /// them only.
+    pub fn on_gpu(net: &'a Net, kind: Kind, gather: f64) -> Self {
+        let layer = |conv: &ConvNorm| Layer::new(conv.fold().to_kind(kind));
+        let layers = net.layers.map(layer, FastRouter::new);
+        Self { costs: &net.costs, bias: 0.0, layers, kind, capacities: Some(Capacities::new(gather)) }
     }
 
     /// How many gates there are: n.
@@ -73,7 +88,10 @@ impl<'a> Engine<'a> {
 
     /// `x` is f32 `[N, C, H, W]`, normalised; N is at least 1.
     pub fn forward(&self, x: &Tensor, paths: Paths) -> InferenceOutput {
-        tch::no_grad(|| self.pass(x, paths))
+        tch::no_grad(|| match &self.capacities {
+            Some(capacities) => gpu::pass(self, capacities, x, paths),
+            None => self.pass(x, paths),
+        })
     }
 
     /// Sets the bias with which the mean GMACs on `batches` are closest to `budget`; returns those GMACs.

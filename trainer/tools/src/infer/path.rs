@@ -38,9 +38,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let input = &args.input;
-    let (threads, device) = input.hardware.prepare()?;
+    let (threads, device) = input.compute.prepare()?;
     let network = input.network.load(device)?;
-    let engine = Engine::new(&network.net);
+    let engine = input.compute.engine(&network.net, device);
     engine.require_gates()?;
     let count = engine.gates();
     if args.gates > count {

@@ -67,9 +67,9 @@ struct Summary<'a> {
 
 pub fn run(args: &Args) -> Result<()> {
     let input = &args.input;
-    let (threads, device) = input.hardware.prepare()?;
+    let (threads, device) = input.compute.prepare()?;
     let network = input.network.load(device)?;
-    let mut engine = Engine::new(&network.net);
+    let mut engine = input.compute.engine(&network.net, device);
     if input.images.is_empty() {
         return Err(Error::new(Exit::Config, "no images given: add files, folders or shards"));
     }

@@ -50,7 +50,12 @@ impl<'a> FastRouter<'a> {
             Router::Cnn(..) => x.x().shallow_clone().into(),
             _ => Activation::with_mean(x.x().shallow_clone(), x.mean_tensor()),
         };
-        Vec::try_from(&self.router.logit(&activation, lstm)).expect("a logit for each image")
+        Vec::try_from(&self.logit(&activation, lstm)).expect("a logit for each image")
+    }
+
+    /// The same as a tensor, f32 `[N]`, by libtorch's operations.
+    pub fn logit(&self, x: &Activation, lstm: &mut LstmState) -> Tensor {
+        self.router.logit(x, lstm)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The images on a command line: files, folders of them, data sets.
 
-use crate::hardware::Hardware;
+use super::compute::ComputeArgs;
 use crate::trained::{NetworkArgs, TrainedNet};
 use codinet_dataloader::{BadSample, Batch, BatchPlan, Dataset, Loader, LoaderSpec, OnBadSample};
 use codinet_trainer::config::Precision;
@@ -17,7 +17,7 @@ pub struct InputArgs {
     pub network: NetworkArgs,
 
     #[command(flatten)]
-    pub hardware: Hardware,
+    pub compute: ComputeArgs,
 
     /// JPEG and PNG files, folders of them, shards as in `data.val`, or a folder with a subfolder for each of the run's classes.
     #[arg(value_name = "IMAGES")]
