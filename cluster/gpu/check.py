@@ -21,9 +21,12 @@ resized to the network's size, so that its loader has little to do; the remainin
 The floors are the least time that the device needs for the step's arithmetic, and for its bytes (twin.py: `count_work`). They
 use the peaks of NVIDIA's data sheets or, for other devices, those measured for a matrix product and a copy.
 
+Inference: milliseconds per batch of codinet-infer in bf16, the static backbone against 60 % of the blocks, drawn at random for each image:
+blocks computed for all images (--gather 0), and for those that run them (--gather 100).
+
 Each measurement is kept in --output. A second call with the same program, device and folder measures what the first one skipped for
-lack of time; --fresh starts again. The most important measurements come first: numerics, this program, with own kernels, PyTorch
-eager, other batch sizes, torch.compile.
+lack of time; --fresh starts again. The most important measurements come first: numerics, inference (a minute), this program, with own
+kernels, PyTorch eager, other batch sizes, torch.compile.
 """
 
 import argparse
@@ -31,6 +34,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -324,6 +328,40 @@ def check_speed(options, data, clock):
     return cells
 
 
+# Inference.
+
+
+def time_infer(options, net, batch, words):
+    """Milliseconds per batch of the static backbone and of the gated network, and the ratio of their MACs; or the error."""
+    command = [options.codinet_train.with_name("codinet-infer"), "bench", "--config", f"{CONFIGS[net]}.yaml", "--device", options.device]
+    command += ["--batch", str(batch), "--share", "60", "--rounds", "3" if options.quick else "9", *words]
+    try:
+        done = subprocess.run(command, env=environment(options, True), capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)[:200]
+    if done.returncode:
+        return error_line(done.stderr)
+    row = done.stdout.splitlines()[-1].split(maxsplit=1)[1]
+    _, _, static, gated, _, _, _, by_macs, *_ = map(float, re.findall(r"[\d.]+", row))
+    return {"static": static, "gated": gated, "by_macs": by_macs}
+
+
+def check_inference(options, clock):
+    """The rows of the table of inference."""
+    on_gpu = options.device == "cuda"
+    net, batches = ("r20", [16]) if options.quick else ("r50", [1, 256])
+    variants = [["--precision", "bf16", "--gather", gather] for gather in ("0", "100")] if on_gpu else [[]]
+    rows = []
+    for batch in batches:
+        for words in variants:
+            what = f"ResNet-{net[1:]}, {batch} images{', ' if words else ''}{' '.join(words)}"
+            result = clock.run(f"inference, {what}", "inference", 20, lambda: time_infer(options, net, batch, words))  # noqa: B023
+            if result is not None:
+                rows.append({"what": what, **({"failed": result} if isinstance(result, str) else result)})
+                log(f"inference, {what}:", result)
+    return rows
+
+
 def driver_version():
     path = pathlib.Path("/proc/driver/nvidia/version")
     words = path.read_text().split("\n")[0].split() if path.exists() else []
@@ -384,6 +422,7 @@ def main():
             "tolerances": TOLERANCES,
             "spreads": SPREADS,
             "right": check_numerics(options, folder, clock),
+            "inference": check_inference(options, clock),
         }
         fed, result["fed"] = loader_source(options, folder)
         synthetic = folder / ("grey" if options.quick else "coloured")

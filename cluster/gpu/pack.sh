@@ -9,7 +9,7 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 archive=${1:-codinet-gpu-check.tar.gz}
 most=31457280 # bytes: 30 MB, so that it can be sent by mail
-programs="codinet-train codinet-data"
+programs="codinet-train codinet-data codinet-infer"
 
 for program in $programs; do
     [ -x "$root/target/release/$program" ] || { echo "pack.sh: run make build first" >&2; exit 1; }
