@@ -31,6 +31,9 @@ fn gpu_check_runs_on_a_cpu() {
     let table = std::fs::read_to_string(results.path().join("gpu-check.md")).unwrap();
     assert!(table.contains("ResNet-20, gated") && output.contains(table.trim()), "{output}");
     let result = read_json(&results.path().join("gpu-check.json"));
+    for row in result["inference"].as_array().unwrap() {
+        assert!(row["gated"].as_f64().unwrap() > 0.0, "{row}");
+    }
     for row in result["fast"].as_array().unwrap() {
         for (program, cell) in row["programs"].as_object().unwrap() {
             let speeds = cell["images_per_second"].as_array().unwrap();
