@@ -43,7 +43,7 @@ import tempfile
 import time
 
 from images import loader_source, shards
-from report import COMPILED, EAGER, KERNELS, OURS, PROGRAMS, floors, goals, median, table
+from report import COMPILED, EAGER, KERNELS, OURS, PROGRAMS, floors, goals, median, table, verdict
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -142,6 +142,8 @@ def train(options, net, gated, settings, lines, tf32=True, limit=300):
             if exited:
                 break
             time.sleep(0.05)
+        else:
+            exited = False
         process.kill()
         error = process.communicate()[1].strip()
     note = next((line for line in error.splitlines() if line.startswith("note: run.cuda_kernels")), None)
@@ -149,7 +151,7 @@ def train(options, net, gated, settings, lines, tf32=True, limit=300):
         return note
     if len(train_lines) >= lines:
         return train_lines[:lines]
-    return error_line(error) if error else f"{len(train_lines)} of {lines} lines in {limit} s"
+    return error_line(error) if exited else f"{len(train_lines)} of {lines} log lines in {limit:.0f} s"
 
 
 def error_line(text):
@@ -174,7 +176,7 @@ def run_twin(what, plan, limit=300):
 # Numerics.
 
 
-def train_steps(options, data, net, gated, device, precision, threads, extra=()):
+def train_steps(options, data, net, gated, device, precision, threads, limit, extra=()):
     """(loss, gradient norm) of each step."""
     size = 28 if net == "r20" else 64
     folder = data / ("grey" if net == "r20" else "coloured")
@@ -186,7 +188,7 @@ def train_steps(options, data, net, gated, device, precision, threads, extra=())
         "stages=[{name: check, epochs: 1000, lr: 0.00001}]",
         *extra,
     ]
-    lines = train(options, net, gated, settings, STEPS, tf32=False)
+    lines = train(options, net, gated, settings, STEPS, tf32=False, limit=limit)
     if isinstance(lines, str):
         return lines
     return [(line["loss"], line["grad_norm"]) for line in lines]
@@ -224,7 +226,8 @@ def check_numerics(options, data, clock):
 
         def run(device, precision, threads, settings, name=name, net=net, gated=gated, extra=extra):
             what = f"{name}, {precision}, {' '.join([device, *settings])}, {threads} threads"
-            measure = lambda: train_steps(options, data, net, gated, device, precision, threads, [*extra, *settings])  # noqa: E731
+            limit = max(min(clock.remaining(), 300), 1)
+            measure = lambda: train_steps(options, data, net, gated, device, precision, threads, limit, [*extra, *settings])  # noqa: E731
             return clock.run(what, f"numerics {net} {device}", 20, measure)
 
         references = [run("cpu", "fp32", count, ()) for count in threads]
@@ -236,7 +239,7 @@ def check_numerics(options, data, clock):
                 continue
             row = {"what": ", ".join([name, *settings]), "precision": precision, **compare(steps, references, precision)}
             rows.append(row)
-            log(f"{row['what']}, {precision}:", "right" if row["right"] else "WRONG", row.get("off", row.get("failed")))
+            log(f"{row['what']}, {precision}:", verdict(row), row.get("off", row.get("failed")))
     return rows
 
 
@@ -337,8 +340,10 @@ def time_infer(options, net, batch, words):
     command += ["--batch", str(batch), "--share", "60", "--rounds", "3" if options.quick else "9", *words]
     try:
         done = subprocess.run(command, env=environment(options, True), capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)[:200]
+    except subprocess.TimeoutExpired:
+        return "not done in 120 s"
+    except OSError as error:
+        return str(error)
     if done.returncode:
         return error_line(done.stderr)
     row = done.stdout.splitlines()[-1].split(maxsplit=1)[1]
@@ -439,8 +444,10 @@ def main():
     print(text)
     if not result["right"]:
         fail("the time was too short for a comparison of GPU and CPU; the same command continues")
-    if not all(row["right"] for row in result["right"]):
+    if any(verdict(row) == "wrong" for row in result["right"]):
         fail("the GPU and the CPU disagree; see the first table")
+    if not all(row["right"] for row in result["right"]):
+        fail("a comparison of GPU and CPU did not run; see the first table")
 
 
 if __name__ == "__main__":

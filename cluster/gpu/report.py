@@ -18,6 +18,11 @@ def median(cell):
     return statistics.median(cell["images_per_second"]) if cell and cell["images_per_second"] else None
 
 
+def verdict(row):
+    """Of a comparison of GPU and CPU."""
+    return "failed" if "failed" in row else "right" if row["right"] else "wrong"
+
+
 def table(result):
     facts = result["device"]
     out = [f"{facts['name']}, driver {facts['driver']}, {facts['cores']} cores, torch {facts['torch']}, {result['date']}, {result['version']}", ""]
@@ -31,7 +36,7 @@ def table(result):
             cells += [f"{norm:.1e} ({norm_limit:.1e}), {most_norm:.1e} ({most_norm_limit:.1e})"]
         else:
             cells = [row["failed"], ""]
-        cells = [row["what"], row["precision"], *cells, "right" if row["right"] else "**wrong**"]
+        cells = [row["what"], row["precision"], *cells, verdict(row) if row["right"] else f"**{verdict(row)}**"]
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "| network | images per step | fed by | " + " | ".join(PROGRAMS) + " | best of ours to eager | to compile | loader wait | floor, FLOPs | floor, bytes |"]
     out.append("|---" * (8 + len(PROGRAMS)) + "|")
