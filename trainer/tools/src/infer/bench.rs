@@ -76,9 +76,10 @@ impl Case {
 
 pub fn run(args: &Args) -> Result<()> {
     let (threads, device) = args.compute.prepare()?;
+    let precision = format!("{:?}", args.compute.precision).to_lowercase();
     print_line(&format!(
-        "{threads} threads, {device:?}, {:?}, median of {} rounds that take turns",
-        args.compute.precision, args.rounds
+        "{threads} threads, {device:?}, {precision}, median of {} rounds that take turns",
+        args.rounds
     ));
     print_line(HEADER);
     let batches = || args.batch.iter().map(|&batch| batch as usize);
