@@ -9,7 +9,7 @@ macro_rules! built_in {
 /// The names and texts of the shipped files.
 pub const BUILT_IN: &[(&str, &str)] = built_in! {
     "cifar10" {
-        "cifar10_r32.yaml" "cifar10_r74.yaml" "cifar10_r110.yaml" "cifar10_authors.yaml" "cifar10_recipes.yaml"
+        "cifar10_r32.yaml" "cifar10_r74.yaml" "cifar10_r110.yaml" "cifar10_authors.yaml" "cifar10_best.yaml" "cifar10_recipes.yaml"
         "cifar10_table2.yaml" "cifar10_table3.yaml" "cifar10_table5.yaml" "cifar10_table8.yaml" "cifar10_appendix.yaml"
     }
     "cifar100" {
